@@ -1,0 +1,289 @@
+"""A run as one file: every setting, its default, and one error that lists all mistakes.
+
+Key names follow `transformers.TrainingArguments` where that has the setting.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from narrowtune.core.errors import UsageError
+from narrowtune.core.recipes import get_recipe
+
+MetricName = Literal[
+    "exact_match",
+    "contains",
+    "number",
+    "relaxed_number",
+    "option_letter",
+    "anls",
+    "edit_distance",
+]
+
+
+class Settings(BaseModel):
+    """Base of all settings: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(Settings):
+    """One set of rows.
+
+    Attributes:
+        path: a .json, .jsonl, .csv or .parquet file, a folder saved by `datasets`, or a hub id.
+        name: what reports call it; the file's stem unless given.
+        split: which split of a `datasets` folder or hub id; all rows of a file.
+        metric: how answers are scored.
+        mode: `generate` decodes greedily; `options` compares the log-likelihood of each option.
+        max_new_tokens: decode limit of `generate`.
+        image_root: folder that picture paths must stay under; the file's own folder unless given.
+        limit: use only this many rows, drawn with `seed`; all rows unless given.
+        max_refused: how many unusable rows are tolerated.
+    """
+
+    path: str
+    name: str = ""
+    split: str | None = None
+    metric: MetricName = "exact_match"
+    mode: Literal["generate", "options"] = "generate"
+    max_new_tokens: int = Field(32, ge=1)
+    image_root: str | None = None
+    limit: int | None = Field(None, ge=1)
+    max_refused: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @property
+    def label(self) -> str:
+        """The name that reports use."""
+        return self.name or Path(self.path).stem
+
+
+class SkillSettings(DataSettings):
+    """The skill's rows and how they are split.
+
+    Attributes:
+        validation: share of the rows kept for choosing checkpoints, 0 to 1.
+        test: share kept for the final score. Ignored where `test_path` is given.
+        test_path: rows of their own for the final score.
+    """
+
+    validation: float = Field(0.1, ge=0, lt=1)
+    test: float = Field(0.2, ge=0, lt=1)
+    test_path: str | None = None
+
+
+class MixSettings(Settings):
+    """General rows mixed into training: `path:share`, share of the skill's rows."""
+
+    path: str
+    share: float = Field(gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        path, _, share = value.rpartition(":")
+        return {"path": path, "share": share} if path else {"path": value}
+
+
+class AnchorSettings(Settings):
+    """A KL pull towards the base on the base's own answers to general, unlabelled prompts.
+
+    Attributes:
+        prompts: file of prompts; those that ship with the package unless given.
+        weight: of the KL term, beside cross-entropy at weight 1.
+        rows_per_step: anchor rows in every optimiser step.
+        max_new_tokens: length of the base's answers.
+    """
+
+    prompts: str | None = None
+    weight: float = Field(1.0, gt=0)
+    rows_per_step: int = Field(4, ge=1)
+    max_new_tokens: int = Field(28, ge=1)
+
+
+class TrainingSettings(Settings):
+    """Optimisation, with the names of `transformers.TrainingArguments`.
+
+    Attributes:
+        global_batch_size: samples per optimiser step over all devices; accumulation is derived
+            from it, so that every recipe and every machine takes the same steps.
+        compute_dtype: `auto` measures which arithmetic is fastest here and records it.
+    """
+
+    learning_rate: float = Field(3e-5, gt=0)
+    num_train_epochs: float = Field(1.0, ge=0)
+    max_steps: int = Field(-1, ge=-1)
+    global_batch_size: int = Field(16, ge=1)
+    per_device_train_batch_size: int = Field(16, ge=1)
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optim: str = "adamw_torch"
+    gradient_checkpointing: bool = False
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    save_steps: int = Field(0, ge=0, description="0 saves no checkpoints in between")
+    save_total_limit: int = Field(2, ge=1)
+    eval_steps: int = Field(0, ge=0, description="0 never evaluates on validation rows")
+    load_best_model_at_end: bool = False
+    logging_steps: int = Field(1, ge=1)
+    report_to: list[str] = Field(default_factory=list)
+    deepspeed: str | None = None
+    fsdp: str | None = None
+
+
+class DriftSettings(Settings):
+    """The drift probe.
+
+    Attributes:
+        prompts: file of free prompts; the keep sets' prompts unless given.
+        max_prompts: how many of them.
+        max_new_tokens: length of the answers.
+    """
+
+    prompts: str | None = None
+    max_prompts: int = Field(200, ge=1)
+    max_new_tokens: int = Field(32, ge=1)
+
+
+class CostSettings(Settings):
+    """Factors for energy, emissions and money; what is not given is not reported."""
+
+    power_watts: float | None = Field(None, gt=0)
+    co2_kg_per_kwh: float | None = Field(None, ge=0)
+    price_per_hour: float | None = Field(None, ge=0)
+    price_per_kwh: float | None = Field(None, ge=0)
+    currency: str = "EUR"
+
+
+class RunConfig(Settings):
+    """One run: what to teach to which model, what to keep, and how much may be lost.
+
+    Attributes:
+        model: folder or hub id of a Hugging Face model.
+        recipe: name of a recipe (`narrowtune plan --help` lists them).
+        skill: the rows to learn from and be tested on.
+        keep: the rows that must not get worse.
+        budget: accepted mean held-out loss, percentage points.
+        budget_task: accepted loss of the worst single task, percentage points.
+        min_learning: what the lower bound of learning must exceed, percentage points.
+        max_length: most tokens per row; a row that is longer is an error, never cut.
+        chat_template_kwargs: passed to the chat template, in training and in evaluation.
+        gallery: whether the report shows the items whose answers changed.
+        allow_overlap: accept rows that are both taught and kept (the record says so).
+    """
+
+    model: str
+    recipe: str = "sa_proj"
+    skill: SkillSettings
+    keep: list[DataSettings] = Field(default_factory=list)
+    mix: list[MixSettings] = Field(default_factory=list)
+    anchor: AnchorSettings | None = None
+    drift: DriftSettings = DriftSettings()
+    training: TrainingSettings = TrainingSettings()
+    cost: CostSettings = CostSettings()
+    budget: float = Field(1.0, ge=0)
+    budget_task: float | None = Field(None, ge=0)
+    min_learning: float = 0.0
+    output_dir: str = "runs/run"
+    revision: str | None = None
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    device: str = "auto"
+    eval_batch_size: int = Field(32, ge=1)
+    max_length: int | None = Field(None, ge=1)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    gallery: bool = True
+    allow_overlap: bool = False
+    seed: int = 42
+
+    @field_validator("recipe")
+    @classmethod
+    def _known_recipe(cls, value: str) -> str:
+        try:
+            return get_recipe(value).name
+        except UsageError as error:
+            raise ValueError(f"{error.found}; {error.do}") from None
+
+    @field_validator("anchor", mode="before")
+    @classmethod
+    def _anchor_flag(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        names = [self.skill.label, *(k.label for k in self.keep)]
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        if repeated:
+            raise ValueError(f"two data sets are called {', '.join(repeated)}: give each a name")
+        if self.training.load_best_model_at_end and not self.training.eval_steps:
+            raise ValueError("training.load_best_model_at_end needs training.eval_steps")
+        return self
+
+
+def parse_config(values: dict[str, Any], source: str) -> RunConfig:
+    """Validate `values` and report every mistake at once.
+
+    Raises:
+        UsageError: one line per wrong or unknown key.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'run'}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise UsageError(
+            asked=f"a run described by {source}",
+            found="\n  ".join(["", *lines]),
+            do="correct these keys; docs/configuration.md lists them all",
+        ) from None
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a YAML file; `overrides` (dotted keys) win over it.
+
+    Raises:
+        UsageError: the file is missing, is not YAML, or has wrong keys.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(
+            asked=f"a run described by {path}",
+            found=str(error),
+            do="give a YAML file; examples/ has some to start from",
+        ) from None
+    if not isinstance(values, dict):
+        raise UsageError(
+            asked=f"a run described by {path}",
+            found=f"{type(values).__name__} instead of keys and values",
+            do="give a YAML file; examples/ has some to start from",
+        )
+    return parse_config(override(values, overrides or {}), str(path))
+
+
+def override(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of `values` in which each dotted key of `overrides` is replaced."""
+    result = dict(values)
+    for key, value in overrides.items():
+        head, _, rest = key.partition(".")
+        if not rest:
+            result[head] = value
+            continue
+        inner = result.get(head)
+        if isinstance(inner, str):
+            inner = {"path": inner}
+        result[head] = override(inner if isinstance(inner, dict) else {}, {rest: value})
+    return result
