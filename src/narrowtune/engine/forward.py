@@ -1,0 +1,113 @@
+"""One forward pass for training, evaluation and probes: logits only where they are needed.
+
+Owns where the language-model head is computed and how labels become a loss. Every family goes
+through its own `forward`, so that its scalings and soft caps hold; only the rows that reach the
+head are chosen here.
+
+Shapes: B batch, T tokens, N chosen positions, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from narrowtune.core.errors import ModelError
+from narrowtune.data.collate import IGNORE_INDEX
+
+
+def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tensor:
+    """Run `model` on `batch` and return the logits at the positions where `mask` is true.
+
+    The head sees the chosen positions only. At a vocabulary of 150,000 and one label in fifty
+    tokens, that saves most of the logits' memory and, in a small model, most of the time.
+
+    Args:
+        model: a Hugging Face causal model, plain or wrapped for distributed training.
+        batch: its inputs; `labels` is left out, so that the model computes no loss of its own.
+        mask: [B, T] bool, over the positions of `input_ids`.
+
+    Returns:
+        [N, V], in the dtype in which the model computes, in row-major order of `mask`.
+
+    Raises:
+        ModelError: the model has no head, or never calls it, or calls it with another shape.
+    """
+    inner = extract_model_from_parallel(model, keep_torch_compile=False)
+    head = inner.get_output_embeddings()
+    if head is None:
+        raise ModelError(
+            asked=f"logits of {type(inner).__name__}",
+            found="get_output_embeddings() returns no language-model head",
+            do="load the checkpoint with its causal class (…ForCausalLM or "
+            "…ForConditionalGeneration)",
+        )
+    num_calls = 0
+
+    def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal num_calls
+        num_calls += 1
+        hidden_BTH = args[0]
+        if hidden_BTH.shape[:2] != mask.shape:
+            raise ModelError(
+                asked=f"logits of {type(inner).__name__} at {tuple(mask.shape)} positions",
+                found=f"its head is given hidden states of shape {tuple(hidden_BTH.shape)}",
+                do="check that this family expands image tokens in `input_ids`, not inside",
+            )
+        return (hidden_BTH[mask.to(hidden_BTH.device)].unsqueeze(0), *args[1:])
+
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        logits_1NV = model(**inputs, use_cache=False).logits
+    finally:
+        handle.remove()
+    if num_calls != 1:
+        raise ModelError(
+            asked=f"logits of {type(inner).__name__} at chosen positions",
+            found=f"its forward called the language-model head {num_calls} times",
+            do="this architecture is not supported; report it with the model's class",
+        )
+    return logits_1NV[0]
+
+
+def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where a label is predicted, and the labels.
+
+    Args:
+        labels: [B, T], `IGNORE_INDEX` where there is none.
+
+    Returns:
+        mask [B, T]: true at t where the token at t + 1 is labelled; targets [N]: those tokens.
+    """
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
+    targets = labels[:, 1:][mask[:, :-1]]
+    return mask, targets
+
+
+def labelled_cross_entropy(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
+    """Return the summed next-token cross-entropy over the batch's labels, and their number.
+
+    The sum and not the mean: a step that spans several micro-batches or devices divides by the
+    labels of all of them. The first token of a row is never predicted, so a label on it does not
+    count. Cross-entropy is computed in fp32 (fp64 if the logits are fp64), whatever the model
+    computes in.
+
+    Args:
+        model: as for `logits_at`.
+        batch: inputs with `labels` [B, T].
+
+    Returns:
+        A scalar tensor that carries gradient, in nats, and the number of labels.
+    """
+    mask, targets = label_positions(batch["labels"])
+    logits_NV = logits_at(model, batch, mask)
+    if logits_NV.dtype != torch.float64:
+        logits_NV = logits_NV.float()
+    loss = nn.functional.cross_entropy(logits_NV, targets.to(logits_NV.device), reduction="sum")
+    return loss, int(targets.numel())
