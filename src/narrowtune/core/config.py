@@ -26,9 +26,9 @@ MetricName = Literal[
 
 
 class Settings(BaseModel):
-    """Base of all settings: an unknown key is an error."""
+    """Base of all settings: an unknown key is an error, and so is a number that is none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(Settings):
@@ -46,7 +46,7 @@ class DataSettings(Settings):
         max_refused: how many unusable rows are tolerated.
     """
 
-    path: str
+    path: str = Field(min_length=1)
     name: str = ""
     split: str | None = None
     metric: MetricName = "exact_match"
@@ -61,9 +61,16 @@ class DataSettings(Settings):
     def _from_string(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _label_is_file_name(self) -> DataSettings:
+        # Answers are kept in before/LABEL.jsonl, so a label must stay inside that folder.
+        if self.label in {"", ".", ".."} or set(self.label) & set("/\\\0"):
+            raise ValueError(f"{self.label!r} can't be part of a file name: give `name`")
+        return self
+
     @property
     def label(self) -> str:
-        """The name that reports use."""
+        """The name that reports use, and the name of the files with the answers."""
         return self.name or Path(self.path).stem
 
 
@@ -79,6 +86,12 @@ class SkillSettings(DataSettings):
     validation: float = Field(0.1, ge=0, lt=1)
     test: float = Field(0.2, ge=0, lt=1)
     test_path: str | None = None
+
+    @model_validator(mode="after")
+    def _rows_left_to_train_on(self) -> SkillSettings:
+        if self.validation + (0 if self.test_path else self.test) >= 1:
+            raise ValueError("validation and test together leave no rows to train on")
+        return self
 
 
 class MixSettings(Settings):
@@ -130,7 +143,7 @@ class TrainingSettings(Settings):
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
     gradient_checkpointing: bool = False
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     save_steps: int = Field(0, ge=0, description="0 saves no checkpoints in between")
@@ -224,10 +237,15 @@ class RunConfig(Settings):
     def _consistent(self) -> RunConfig:
         names = [self.skill.label, *(k.label for k in self.keep)]
         repeated = sorted({n for n in names if names.count(n) > 1})
+        mistakes = []
         if repeated:
-            raise ValueError(f"two data sets are called {', '.join(repeated)}: give each a name")
+            mistakes.append(f"two data sets are called {', '.join(repeated)}: give each a name")
         if self.training.load_best_model_at_end and not self.training.eval_steps:
-            raise ValueError("training.load_best_model_at_end needs training.eval_steps")
+            mistakes.append("training.load_best_model_at_end needs training.eval_steps")
+        if self.training.eval_steps and not self.skill.validation:
+            mistakes.append("training.eval_steps needs rows to validate on: skill.validation is 0")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return self
 
 
@@ -259,7 +277,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(
             asked=f"a run described by {path}",
             found=str(error),
