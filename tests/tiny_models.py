@@ -1,0 +1,404 @@
+"""Tiny models with real parts: every family as a Hugging Face folder that trains in milliseconds.
+
+Owns: building, from each family's real configuration, model and tokenizer classes, a folder with
+`config.json`, `model.safetensors` (names as published checkpoints have them), tokenizer, chat
+template and, for multimodal families, the image processor's files. Weights are random and seeded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from tiny_tokenizers import (
+    CHATML,
+    CHATML_IMAGES,
+    CHATML_IMAGES_FIRST,
+    CHATML_THINKING,
+    GEMMA,
+    HEADERS,
+    INST,
+    INST_IMAGES,
+    PHI,
+    VICUNA,
+    byte_level,
+    chatml_tokenizer,
+    llama_tokenizer,
+    metaspace,
+)
+
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma3_text",
+    "phi3",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+)
+VISION_FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl")
+
+_LM: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.1,
+}
+_CLIP: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "projection_dim": 32,
+}
+_SIGLIP: dict[str, Any] = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+_GRID = [[28, 28], [28, 56], [56, 28], [56, 56]]
+_MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, **names: str) -> dict[str, int]:
+    return {key: tokenizer.convert_tokens_to_ids(name) for key, name in names.items()}
+
+
+def _llama() -> tuple[Any, Any, str]:
+    tokenizer = byte_level(
+        [
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+        ],
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|eot_id|>",
+    )
+    ids = _ids(tokenizer, bos_token_id="<|begin_of_text|>", eos_token_id="<|eot_id|>")
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), tie_word_embeddings=True, pad_token_id=None, **ids, **_LM
+    )
+    return config, tokenizer, HEADERS
+
+
+def _mistral() -> tuple[Any, Any, str]:
+    tokenizer = llama_tokenizer("[INST]", "[/INST]", pad_token="<unk>")
+    config = transformers.MistralConfig(
+        vocab_size=len(tokenizer), tie_word_embeddings=False, sliding_window=None, **_LM
+    )
+    return config, tokenizer, INST
+
+
+def _qwen2() -> tuple[Any, Any, str]:
+    tokenizer = chatml_tokenizer()
+    ids = _ids(tokenizer, bos_token_id="<|endoftext|>", eos_token_id="<|im_end|>")
+    # Rows that no token uses, as Qwen's padded vocabulary has.
+    config = transformers.Qwen2Config(
+        vocab_size=len(tokenizer) + 5, tie_word_embeddings=True, **ids, **_LM
+    )
+    return config, tokenizer, CHATML
+
+
+def _qwen3() -> tuple[Any, Any, str]:
+    tokenizer = chatml_tokenizer("<think>", "</think>")
+    ids = _ids(tokenizer, bos_token_id="<|endoftext|>", eos_token_id="<|im_end|>")
+    config = transformers.Qwen3Config(
+        vocab_size=len(tokenizer), tie_word_embeddings=False, head_dim=16, **ids, **_LM
+    )
+    return config, tokenizer, CHATML_THINKING
+
+
+def _gemma3_text() -> tuple[Any, Any, str]:
+    tokenizer = metaspace(
+        transformers.GemmaTokenizer,
+        ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"],
+        ["<start_of_turn>", "<end_of_turn>"],
+        add_bos_token=True,
+    )
+    ids = _ids(tokenizer, pad_token_id="<pad>", bos_token_id="<bos>")
+    config = transformers.Gemma3TextConfig(
+        eos_token_id=tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"]),
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        **ids,
+        **_LM,
+    )
+    return config, tokenizer, GEMMA
+
+
+def _phi3() -> tuple[Any, Any, str]:
+    tokenizer = llama_tokenizer(
+        "<|endoftext|>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|end|>",
+        pad_token="<|endoftext|>",
+    )
+    tokenizer.eos_token = "<|endoftext|>"
+    ids = _ids(tokenizer, bos_token_id="<s>", pad_token_id="<|endoftext|>")
+    config = transformers.Phi3Config(
+        eos_token_id=tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|end|>"]),
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=False,
+        original_max_position_embeddings=1024,
+        **ids,
+        **_LM,
+    )
+    return config, tokenizer, PHI
+
+
+def _llava() -> tuple[Any, Any, str]:
+    tokenizer = llama_tokenizer("<image>", "<pad>", pad_token="<pad>")
+    config = transformers.LlavaConfig(
+        vision_config=dict(_CLIP),
+        text_config={"model_type": "llama", "vocab_size": len(tokenizer), **_LM},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=4,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    return config, tokenizer, VICUNA
+
+
+def _llava_next() -> tuple[Any, Any, str]:
+    tokenizer = llama_tokenizer("<image>", "<pad>", "[INST]", "[/INST]", pad_token="<pad>")
+    config = transformers.LlavaNextConfig(
+        vision_config=dict(_CLIP),
+        text_config={
+            "model_type": "mistral",
+            "vocab_size": len(tokenizer),
+            "sliding_window": None,
+            **_LM,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=_GRID[1:],
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=4,
+    )
+    return config, tokenizer, INST_IMAGES
+
+
+def _llava_onevision() -> tuple[Any, Any, str]:
+    tokenizer = chatml_tokenizer("<image>", "<video>")
+    ids = _ids(tokenizer, bos_token_id="<|endoftext|>", eos_token_id="<|im_end|>")
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=dict(_SIGLIP),
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **ids, **_LM},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=_GRID,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return config, tokenizer, CHATML_IMAGES_FIRST
+
+
+def _qwen2_5_vl() -> tuple[Any, Any, str]:
+    tokenizer = chatml_tokenizer(
+        "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"
+    )
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 1, 1],
+            },
+            **_ids(tokenizer, bos_token_id="<|endoftext|>", eos_token_id="<|im_end|>"),
+            **_LM,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": 32,
+        },
+        **_ids(
+            tokenizer,
+            image_token_id="<|image_pad|>",
+            video_token_id="<|video_pad|>",
+            vision_start_token_id="<|vision_start|>",
+            vision_end_token_id="<|vision_end|>",
+        ),
+    )
+    return config, tokenizer, CHATML_IMAGES
+
+
+_BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gemma3_text": _gemma3_text,
+    "phi3": _phi3,
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "qwen2_5_vl": _qwen2_5_vl,
+}
+
+_CLIP_STEPS: dict[str, Any] = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": 28, "width": 28},
+    "size": {"shortest_edge": 28},
+    "do_center_crop": True,
+}
+_CLIP_TOKENS: dict[str, Any] = {
+    "patch_size": 14,
+    "num_additional_image_tokens": 1,
+    "vision_feature_select_strategy": "default",
+    "image_token": "<image>",
+}
+# preprocessor_config.json and processor_config.json as published checkpoints have them.
+_PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "llava": (
+        _CLIP_STEPS,
+        {"processor_class": "LlavaProcessor", **_CLIP_TOKENS},
+    ),
+    "llava_next": (
+        {
+            **_CLIP_STEPS,
+            "image_processor_type": "LlavaNextImageProcessor",
+            "image_grid_pinpoints": _GRID[1:],
+            "do_pad": True,
+        },
+        {"processor_class": "LlavaNextProcessor", **_CLIP_TOKENS},
+    ),
+    "llava_onevision": (
+        {
+            "image_processor_type": "LlavaOnevisionImageProcessor",
+            "image_grid_pinpoints": _GRID,
+            "size": {"height": 28, "width": 28},
+            "do_pad": True,
+        },
+        {
+            "processor_class": "LlavaOnevisionProcessor",
+            "num_image_tokens": 4,
+            "vision_feature_select_strategy": "full",
+            "vision_aspect_ratio": "anyres_max_9",
+            "image_token": "<image>",
+            "video_token": "<video>",
+        },
+    ),
+    "qwen2_5_vl": (
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "min_pixels": 28 * 28,
+            "max_pixels": 28 * 28 * 6,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+        },
+        {"processor_class": "Qwen2_5_VLProcessor"},
+    ),
+}
+_VIDEO = {
+    "llava_onevision": {"video_processor_type": "LlavaOnevisionVideoProcessor"},
+    "qwen2_5_vl": {"video_processor_type": "Qwen2VLVideoProcessor"},
+}
+
+
+def _publish_names(path: Path) -> None:
+    """Name the tower's tensors as published checkpoints do: `vision_tower.vision_model.…`.
+
+    Recent transformers has no such level in memory and leaves it out for a model made from scratch.
+    """
+    tensors = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+            tower, rest = "vision_tower.", name.removeprefix("vision_tower.")
+            if name.startswith(tower) and not rest.startswith("vision_model."):
+                tensors[f"{tower}vision_model.{rest}"] = file.get_tensor(name)
+            else:
+                tensors[name] = file.get_tensor(name)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def build_model(config: Any, *, seed: int = 0) -> torch.nn.Module:
+    """A model of `config`'s own class in fp32 with seeded random weights, biases and norms."""
+    auto = (
+        transformers.AutoModelForImageTextToText
+        if getattr(config, "vision_config", None) is not None
+        else transformers.AutoModelForCausalLM
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = auto.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # Zero biases and unit norms would hide a tensor that is never used.
+                if parameter.ndim == 1:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def build(family: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """Write a tiny checkpoint of `family` (one of `FAMILIES`) to `folder` and return `folder`."""
+    config, tokenizer, template = _BUILDERS[family]()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    build_model(config, seed=seed).to(dtype).save_pretrained(folder)
+    if family in VISION_FAMILIES:
+        _publish_names(folder / "model.safetensors")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    if family in _PROCESSORS:
+        image, processor = _PROCESSORS[family]
+        shared = {
+            "processor_class": processor["processor_class"],
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+            "image_mean": _MEAN,
+            "image_std": _STD,
+            "resample": 3,
+            "rescale_factor": 1 / 255,
+        }
+        _write_json(folder / "preprocessor_config.json", {**shared, **image})
+        _write_json(folder / "processor_config.json", processor)
+    if family in _VIDEO:
+        _write_json(folder / "video_preprocessor_config.json", _VIDEO[family])
+    return folder
