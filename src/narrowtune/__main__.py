@@ -1,0 +1,22 @@
+"""`python -m narrowtune`, and the console script of the same name."""
+
+from __future__ import annotations
+
+import sys
+
+from narrowtune.core.errors import NarrowtuneError
+
+
+def main() -> None:
+    """Run the command line; an error made on purpose becomes three lines and an exit code."""
+    from narrowtune.cli import app, report_error
+
+    try:
+        app()
+    except NarrowtuneError as error:
+        report_error(error)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

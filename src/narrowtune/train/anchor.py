@@ -1,0 +1,202 @@
+"""The anchor: a pull towards the base's own answers to general prompts.
+
+Beside the task's rows, every optimiser step has some rows on which the tuned model is held to the
+base's distribution: KL(base‖tuned) over the whole vocabulary at each token of the base's greedy
+answer. Answers and distributions are computed once, before training, so no teacher runs.
+The idea follows Learning without Forgetting (arXiv 1606.09282) and the self-generated rehearsal
+of arXiv 2403.01244 and arXiv 2505.13811; the prompts here need no labels and are not the task's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from narrowtune.core.config import AnchorSettings
+from narrowtune.core.errors import TrainingError
+from narrowtune.data.chat import ChatEncoder, Encoded
+from narrowtune.data.collate import IGNORE_INDEX, collate
+from narrowtune.data.rows import Message
+from narrowtune.engine.forward import label_positions, logits_at
+from narrowtune.engine.generate import generate_greedy
+from narrowtune.models.load import LoadedModel
+
+MAX_CACHE_BYTES = 4 * 2**30
+"""Of base distributions held in memory; more is refused with what to change."""
+
+
+@dataclass(frozen=True)
+class AnchorRow:
+    """One prompt with the base's answer and the base's log-probabilities along it.
+
+    Attributes:
+        encoded: prompt and answer; labels on the answer and its end of turn.
+        log_probs: [number of labels, vocabulary], fp32, on the CPU.
+    """
+
+    encoded: Encoded
+    log_probs: Tensor
+
+
+class Anchor:
+    """Anchor rows and the order in which steps use them.
+
+    Args:
+        rows: what `build_anchor` made.
+        rows_per_step: how many of them every optimiser step sees.
+        weight: of the KL term in the loss.
+        pad_token_id: to merge the rows with a task batch.
+        seed: of the order. Which rows a step sees depends on the step's number alone, so that a
+            resumed run and a run on more devices see the same ones.
+        seconds: what computing the rows took.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[AnchorRow],
+        *,
+        rows_per_step: int,
+        weight: float,
+        pad_token_id: int,
+        seed: int,
+        seconds: float,
+    ) -> None:
+        self.rows = list(rows)
+        self.rows_per_step = min(rows_per_step, len(self.rows))
+        self.weight = weight
+        self.pad_token_id = pad_token_id
+        self.seed = seed
+        self.seconds = seconds
+
+    def indices(self, step: int) -> list[int]:
+        """Return the rows of optimiser step `step` (from 0): each row once per pass, reshuffled."""
+        first = step * self.rows_per_step
+        return [self._at(first + offset) for offset in range(self.rows_per_step)]
+
+    def _at(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.rows))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return int(torch.randperm(len(self.rows), generator=generator)[offset])
+
+    def num_labels(self, indices: Sequence[int]) -> int:
+        """Return how many token positions the rows `indices` hold to the base."""
+        return sum(self.rows[index].log_probs.shape[0] for index in indices)
+
+    def merge(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, Any]:
+        """Return `batch` with anchor rows below it and their positions in `anchor_mask` [B, T].
+
+        `labels` of the anchor rows are ignored by cross-entropy; one forward serves both terms.
+        """
+        extra = collate([self.rows[index].encoded for index in indices], self.pad_token_id)
+        length = max(batch["input_ids"].shape[1], extra["input_ids"].shape[1])
+        num_task, num_anchor = batch["input_ids"].shape[0], extra["input_ids"].shape[0]
+        fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+        merged = dict(batch)
+        for key, value in batch.items():
+            if key == "labels" or not _per_token(value, batch["input_ids"]):
+                continue
+            other = extra.get(key)
+            if other is None:
+                other = value.new_zeros(extra["input_ids"].shape)
+            merged[key] = torch.cat(
+                [_pad_right(part, length, fill.get(key, 0)) for part in (value, other)]
+            )
+        labels = _pad_right(batch["labels"], length, IGNORE_INDEX)
+        nothing = labels.new_full((num_anchor, length), IGNORE_INDEX)
+        merged["labels"] = torch.cat([labels, nothing])
+        mask, _ = label_positions(_pad_right(extra["labels"], length, IGNORE_INDEX))
+        merged["anchor_mask"] = torch.cat([mask.new_zeros(num_task, length), mask])
+        merged["anchor_log_probs"] = torch.cat([self.rows[index].log_probs for index in indices])
+        return merged
+
+
+def _per_token(value: Any, input_ids: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == input_ids.shape
+
+
+def _pad_right(tensor: Tensor, length: int, value: int) -> Tensor:
+    return nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
+
+
+def kl_base_tuned(base_log_probs: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(base‖tuned) summed over positions, in nats.
+
+    Args:
+        base_log_probs: [N, V] log-probabilities of the base.
+        logits: [N, V] of the tuned model, same positions.
+    """
+    log_q = logits.float().log_softmax(dim=-1)
+    base = base_log_probs.to(log_q.device)
+    return nn.functional.kl_div(log_q, base, reduction="sum", log_target=True)
+
+
+@torch.no_grad()
+def build_anchor(
+    loaded: LoadedModel,
+    encoder: ChatEncoder,
+    prompts: Sequence[Sequence[Message]],
+    settings: AnchorSettings,
+    *,
+    batch_size: int,
+    seed: int,
+) -> Anchor:
+    """Let the base answer `prompts` greedily and keep its distributions along the answers.
+
+    The model must still be the base. It is left as it was.
+
+    Raises:
+        TrainingError: there are no prompts, or the distributions would not fit in memory.
+    """
+    started = time.perf_counter()
+    if not prompts:
+        raise TrainingError(
+            asked="an anchor",
+            found="no prompts to anchor on",
+            do="give anchor.prompts a file with at least one prompt, or leave it out",
+        )
+    generations = generate_greedy(
+        loaded,
+        [encoder.encode_prompt(messages) for messages in prompts],
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=batch_size,
+    )
+    prompts_encoded = [encoder.encode_prompt(messages) for messages in prompts]
+    rows: list[AnchorRow] = []
+    num_bytes = 0
+    for encoded, generation in zip(prompts_encoded, generations, strict=True):
+        answer = [*generation.token_ids, *generation.stop_ids]
+        if not answer:
+            continue
+        row = Encoded(
+            input_ids=[*encoded.input_ids, *answer],
+            labels=[IGNORE_INDEX] * len(encoded.input_ids) + answer,
+            features=encoded.features,
+        )
+        batch = collate([row], loaded.tokenizer.pad_token_id)
+        batch = {
+            key: value.to(loaded.model.device) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
+        mask, _ = label_positions(batch["labels"])
+        log_probs = logits_at(loaded.model, batch, mask).float().log_softmax(dim=-1).cpu()
+        num_bytes += log_probs.numel() * log_probs.element_size()
+        if num_bytes > MAX_CACHE_BYTES:
+            raise TrainingError(
+                asked=f"an anchor on {len(prompts)} prompts",
+                found=f"the base's distributions need more than {MAX_CACHE_BYTES >> 30} GiB",
+                do="use fewer prompts or a smaller anchor.max_new_tokens",
+            )
+        rows.append(AnchorRow(row, log_probs))
+    return Anchor(
+        rows,
+        rows_per_step=settings.rows_per_step,
+        weight=settings.weight,
+        pad_token_id=loaded.tokenizer.pad_token_id,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+    )

@@ -1,0 +1,93 @@
+"""Checkpoints: the trainable tensors only, complete or not at all.
+
+A checkpoint folder is the Trainer's own (`optimizer.pt`, `scheduler.pt`, `rng_state.pth`,
+`trainer_state.json`) with `trainable.safetensors` in place of the whole model: the frozen part is
+the base, which the run names by its fingerprint. `trainer_state.json` is written last, so a folder
+without it was cut short and is passed over, out loud.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from narrowtune.core.errors import TrainingError
+from narrowtune.core.provenance import sha256_file
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "trainable.safetensors"
+MANIFEST = "trainable.json"
+
+
+def save_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> None:
+    """Write the parameters called `names`, and a manifest with their hash, into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = dict(model.named_parameters())
+    tensors = {name: parameters[name].detach().cpu().contiguous() for name in names}
+    temporary = folder / f".{WEIGHTS}.part"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(folder / WEIGHTS)
+    manifest = {"sha256": sha256_file(folder / WEIGHTS), "names": list(names)}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@torch.no_grad()
+def load_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> None:
+    """Put the tensors of `folder` into the parameters called `names`.
+
+    Raises:
+        TrainingError: the file is damaged, or holds other tensors than this run trains.
+    """
+    asked = f"to resume from {folder}"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = sha256_file(folder / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            asked=asked, found=str(error), do="resume from an earlier checkpoint, or start again"
+        ) from None
+    if found != manifest["sha256"]:
+        raise TrainingError(
+            asked=asked,
+            found=f"{WEIGHTS} has SHA-256 {found[:12]}…, its manifest {manifest['sha256'][:12]}…",
+            do="the file is damaged: delete this checkpoint and resume from an earlier one",
+        )
+    if manifest["names"] != list(names):
+        raise TrainingError(
+            asked=asked,
+            found=f"{len(manifest['names'])} tensors of another selection ({len(names)} wanted)",
+            do="resume with the recipe that the checkpoint was made with",
+        )
+    parameters = dict(model.named_parameters())
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        for name in names:
+            parameters[name].copy_(file.get_tensor(name))
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint in `folder`, or None.
+
+    Incomplete ones (a run was stopped while writing) are named in a warning and left alone.
+    """
+    numbered = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in folder.glob("checkpoint-*")
+        if path.is_dir() and path.name.rpartition("-")[2].isdigit()
+    ]
+    for _, path in sorted(numbered, reverse=True):
+        needed = ("trainer_state.json", MANIFEST, WEIGHTS, "optimizer.pt")
+        missing = [name for name in needed if not (path / name).is_file()]
+        if not missing:
+            return path
+        logger.warning("%s is incomplete (no %s): using an older one", path, ", ".join(missing))
+    return None

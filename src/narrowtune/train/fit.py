@@ -1,0 +1,139 @@
+"""One training, from resolved selection to rounded weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, set_seed
+
+from narrowtune.core.config import RunConfig
+from narrowtune.core.results import Proof, TrainingSummary
+from narrowtune.data.chat import Encoded
+from narrowtune.data.collate import collate
+from narrowtune.engine.arithmetic import Arithmetic
+from narrowtune.engine.peak import PeakMemory
+from narrowtune.models.load import LoadedModel
+from narrowtune.models.select import Selection
+from narrowtune.train.anchor import Anchor
+from narrowtune.train.callbacks import LogFile
+from narrowtune.train.checkpoint import find_checkpoint
+from narrowtune.train.masters import copy_tensors, round_to_base, set_parameter_dtype
+from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
+from narrowtune.train.trainer import NarrowTrainer, Rows, planned_steps, training_arguments
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training leaves: the model itself is tuned, rounded, and frozen again.
+
+    Attributes:
+        summary: numbers for the record.
+        proof: evidence on every tensor.
+        base: the selected tensors before training, in the base's dtype, on the CPU.
+    """
+
+    summary: TrainingSummary
+    proof: Proof
+    base: dict[str, Tensor]
+
+
+def fit(
+    loaded: LoadedModel,
+    selection: Selection,
+    rows: Sequence[Encoded],
+    config: RunConfig,
+    *,
+    arithmetic: Arithmetic,
+    num_processes: int = 1,
+    validation: Sequence[Encoded] = (),
+    anchor: Anchor | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    resume: bool = False,
+) -> FitResult:
+    """Train exactly the selection on `rows`, and prove it.
+
+    The model must be the base, in its own dtype or widened for `arithmetic`; afterwards the
+    selected tensors hold the tuned weights rounded to the base's dtype.
+
+    Raises:
+        TrainingError: a loss that is not finite, a batch without labels, a damaged checkpoint.
+        ProofError: a frozen tensor moved, or a selected one got no gradient.
+    """
+    model = loaded.model
+    set_seed(config.seed)
+    parameters = dict(model.named_parameters())
+    widened = {name: parameters[name].dtype for name in selection.names}
+    base_dtypes = dict.fromkeys(selection.names, loaded.dtype)
+    base = {name: value.to(loaded.dtype) for name, value in copy_tensors(model, selection.names).items()}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in base)
+    before = snapshot_frozen(model, selection.names)
+    set_parameter_dtype(model, torch.float32, selection.names)
+    on_cpu = model.device.type == "cpu"
+    args = training_arguments(
+        config,
+        num_samples=len(rows),
+        bf16=arithmetic.compute_dtype == "bfloat16",
+        on_cpu=on_cpu,
+        num_processes=num_processes,
+    )
+    pad_token_id = loaded.tokenizer.pad_token_id
+    use_cache = getattr(model.config, "use_cache", None)
+    witness = GradientWitness(model, selection.names)
+    trainer = NarrowTrainer(
+        model,
+        args,
+        selection=selection,
+        data_collator=lambda batch: collate(batch, pad_token_id),
+        train_dataset=Rows(rows),
+        eval_dataset=Rows(validation) if validation else None,
+        anchor=anchor,
+        callbacks=[LogFile(Path(config.output_dir) / "train.jsonl"), *callbacks],
+    )
+    checkpoint = find_checkpoint(Path(config.output_dir)) if resume else None
+    steps = planned_steps(config, len(rows))
+    peak = PeakMemory(model.device)
+    started = time.perf_counter()
+    with peak:
+        if steps > 0:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    witness.close()
+    model.config.use_cache = use_cache
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    round_to_base(model, selection.names, base_dtypes)
+    proof = prove(
+        model, selection, before, base, witness, num_steps=trainer.state.global_step if steps else 0
+    )
+    for name, dtype in widened.items():
+        set_parameter_dtype(model, dtype, [name])
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    summary = TrainingSummary(
+        num_steps=trainer.state.global_step if steps else 0,
+        num_epochs=float(trainer.state.epoch or 0.0) if steps else 0.0,
+        num_samples=trainer.num_samples,
+        num_tokens=trainer.num_tokens,
+        num_labels=trainer.num_labels,
+        seconds=seconds,
+        samples_per_second=trainer.num_samples / seconds if seconds > 0 else 0.0,
+        peak_memory_bytes=peak.bytes,
+        compute_dtype=arithmetic.compute_dtype,
+        num_processes=num_processes,
+        global_batch_size=config.training.global_batch_size,
+        learning_rate=config.training.learning_rate,
+        final_loss=losses[-1] if losses else None,
+        best_step=trainer.state.best_global_step if config.training.load_best_model_at_end else None,
+        anchor_weight=anchor.weight if anchor else None,
+        anchor_seconds=anchor.seconds if anchor else None,
+        resumed_from=checkpoint.name if checkpoint else None,
+    )
+    return FitResult(summary, proof, base)

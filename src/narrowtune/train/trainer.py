@@ -1,0 +1,319 @@
+"""`transformers.Trainer`, narrowed: label-only loss, the anchor, checkpoints of what trains.
+
+Everything else (devices, accumulation, schedules, logging, resuming, FSDP and DeepSpeed) is the
+Trainer's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from narrowtune.core.config import RunConfig
+from narrowtune.core.errors import TrainingError, UsageError
+from narrowtune.data.chat import Encoded
+from narrowtune.data.collate import IGNORE_INDEX
+from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
+from narrowtune.models.select import Selection
+from narrowtune.train.anchor import Anchor, kl_base_tuned
+from narrowtune.train.checkpoint import load_trainable, save_trainable
+
+
+class Rows(Dataset[Encoded]):
+    """Encoded rows as a data set; the sampler draws from it by number."""
+
+    def __init__(self, rows: Sequence[Encoded]) -> None:
+        self.rows = list(rows)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Encoded:
+        """Return row `index`."""
+        return self.rows[index]
+
+
+def accumulation_steps(global_batch_size: int, per_device: int, num_processes: int) -> int:
+    """Return how many micro-batches make one optimiser step.
+
+    Raises:
+        UsageError: the global batch size is not a multiple of what one pass takes.
+    """
+    one_pass = per_device * num_processes
+    if global_batch_size % one_pass:
+        raise UsageError(
+            asked=f"a global batch size of {global_batch_size}",
+            found=f"{per_device} samples on each of {num_processes} processes, {one_pass} in a "
+            "pass, which does not divide it",
+            do="choose training.per_device_train_batch_size so that the product divides "
+            "training.global_batch_size",
+        )
+    return global_batch_size // one_pass
+
+
+def planned_steps(config: RunConfig, num_samples: int) -> int:
+    """Return the number of optimiser steps of a run; the last one of an epoch may be smaller."""
+    if config.training.max_steps >= 0:
+        return config.training.max_steps
+    per_epoch = math.ceil(num_samples / config.training.global_batch_size)
+    return math.ceil(config.training.num_train_epochs * per_epoch)
+
+
+def training_arguments(
+    config: RunConfig, *, num_samples: int, bf16: bool, on_cpu: bool, num_processes: int
+) -> TrainingArguments:
+    """Translate a run's settings for the Trainer.
+
+    Raises:
+        UsageError: the batch sizes don't fit each other.
+    """
+    training = config.training
+    steps = planned_steps(config, num_samples)
+    per_device = min(
+        training.per_device_train_batch_size, max(1, training.global_batch_size // num_processes)
+    )
+    save_steps = training.save_steps or training.eval_steps * training.load_best_model_at_end
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=per_device,
+        gradient_accumulation_steps=accumulation_steps(
+            training.global_batch_size, per_device, num_processes
+        ),
+        learning_rate=training.learning_rate,
+        num_train_epochs=max(training.num_train_epochs, 1e-9),
+        max_steps=steps,
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=math.ceil(training.warmup_ratio * steps),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optim,
+        gradient_checkpointing=training.gradient_checkpointing,
+        bf16=bf16,
+        use_cpu=on_cpu,
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=training.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 500,
+        save_total_limit=training.save_total_limit,
+        eval_strategy="steps" if training.eval_steps else "no",
+        eval_steps=training.eval_steps or None,
+        load_best_model_at_end=training.load_best_model_at_end,
+        metric_for_best_model="eval_loss" if training.load_best_model_at_end else None,
+        greater_is_better=False if training.load_best_model_at_end else None,
+        report_to=training.report_to or "none",
+        deepspeed=training.deepspeed,
+        fsdp=training.fsdp or "",
+        remove_unused_columns=False,
+        dataloader_pin_memory=not on_cpu,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        ddp_timeout=24 * 3600,
+    )
+
+
+class NarrowTrainer(Trainer):
+    """A Trainer whose loss is normalised over the labels of the whole optimiser step.
+
+    Args:
+        model: with `requires_grad` on exactly the selection, in fp32.
+        selection: what trains, for checkpoints.
+        anchor: rows that hold the model to the base; None trains on the task alone.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        selection: Selection,
+        data_collator: Callable[[list[Encoded]], dict[str, Any]],
+        train_dataset: Dataset[Encoded],
+        eval_dataset: Dataset[Encoded] | None = None,
+        anchor: Anchor | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+        )
+        # Older releases of the Trainer divide by the accumulation steps unless this is set.
+        self.model_accepts_loss_kwargs = True
+        self.selection = selection
+        self.anchor = anchor
+        self.num_tokens = 0
+        self.num_labels = 0
+        self.num_samples = 0
+        self._terms = {"cross_entropy": 0.0, "anchor_kl": 0.0}
+        self._terms_since = 0
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """Draw one step's micro-batches, count their labels over all devices, add anchor rows."""
+        batches = []
+        for _ in range(num_batches):
+            batch = next(epoch_iterator, None)
+            if batch is None:
+                break
+            batches.append(batch)
+        counts = torch.zeros(3, dtype=torch.int64)
+        for batch in batches:
+            labels = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+            rows = batch["labels"].shape[0]
+            counts += torch.tensor([labels, int(batch["attention_mask"].sum()), rows])
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts.to(device), reduction="sum").cpu()
+        num_labels, num_tokens, num_rows = counts.tolist()
+        if batches and num_labels == 0:
+            raise TrainingError(
+                asked=f"optimiser step {self.state.global_step + 1}",
+                found="a batch without a single labelled token",
+                do="check the data: every row needs an answer",
+            )
+        self.num_labels += num_labels
+        self.num_tokens += num_tokens
+        self.num_samples += num_rows
+        if self.anchor is not None and batches:
+            batches = self._with_anchor(batches)
+        return batches, torch.tensor(num_labels, device=device)
+
+    def _with_anchor(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Share the step's anchor rows out over its micro-batches and devices."""
+        assert self.anchor is not None
+        indices = self.anchor.indices(self.state.global_step)
+        parts = len(batches) * self.args.world_size
+        total = self.anchor.num_labels(indices)
+        result = []
+        for number, batch in enumerate(batches):
+            mine = indices[number * self.args.world_size + self.args.process_index :: parts]
+            if mine:
+                batch = self.anchor.merge(batch, mine)
+                batch["anchor_num_labels"] = total
+            result.append(batch)
+        return result
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return this micro-batch's share of the step's loss, in nats per label.
+
+        Summed over micro-batches and averaged over devices it is: cross-entropy over all labels
+        of the step divided by their number, plus the anchor's weight times KL(base‖tuned) over
+        all anchor positions divided by theirs.
+
+        Raises:
+            TrainingError: the loss is not finite; no step is taken.
+        """
+        anchor_mask = inputs.pop("anchor_mask", None)
+        anchor_log_probs = inputs.pop("anchor_log_probs", None)
+        anchor_num_labels = inputs.pop("anchor_num_labels", None)
+        task_mask, targets = label_positions(inputs["labels"])
+        mask = task_mask if anchor_mask is None else task_mask | anchor_mask
+        logits_NV = logits_at(model, inputs, mask)
+        # Anchor rows are below the task's, and positions come row by row.
+        num_task = targets.numel()
+        summed = nn.functional.cross_entropy(logits_NV[:num_task].float(), targets, reduction="sum")
+        loss = summed / (num_items_in_batch if num_items_in_batch is not None else num_task)
+        self._terms["cross_entropy"] += float(loss.detach())
+        if anchor_mask is not None:
+            assert self.anchor is not None
+            kl = kl_base_tuned(anchor_log_probs, logits_NV[num_task:]) / anchor_num_labels
+            self._terms["anchor_kl"] += float(kl.detach())
+            loss = loss + self.anchor.weight * kl
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                asked=f"optimiser step {self.state.global_step + 1}",
+                found=f"a loss of {float(loss)}",
+                do="lower training.learning_rate, or look at the rows of this step; the last "
+                "checkpoint is intact",
+            )
+        # Gradients are averaged over devices, and each device has only its own rows.
+        return loss * self.args.world_size
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the loss's two terms, averaged over the steps since the last log."""
+        steps = self.state.global_step - self._terms_since
+        if "loss" in logs and steps > 0:
+            logs["cross_entropy"] = self._terms["cross_entropy"] / steps
+            if self.anchor is not None:
+                logs["anchor_kl"] = self._terms["anchor_kl"] / steps
+            self._terms = dict.fromkeys(self._terms, 0.0)
+            self._terms_since = self.state.global_step
+        super().log(logs, *args, **kwargs)
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Return the cross-entropy per label over the validation rows, exactly."""
+        self.model.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in self.get_eval_dataloader(eval_dataset):
+            summed, count = labelled_cross_entropy(self.model, self._prepare_inputs(batch))
+            totals += torch.tensor([float(summed), count], device=totals.device)
+        if self.args.world_size > 1:
+            totals = self.accelerator.reduce(totals, reduction="sum")
+        self.model.train()
+        metrics = {f"{metric_key_prefix}_loss": float(totals[0] / totals[1])}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self._shards_parameters():
+            super()._save(output_dir, state_dict)
+        else:
+            folder = Path(output_dir or self.args.output_dir)
+            save_trainable(self._inner_model(), self.selection.names, folder)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if self._shards_parameters():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_trainable(
+                self._inner_model(), self.selection.names, Path(resume_from_checkpoint)
+            )
+
+    def _load_best_model(self) -> None:
+        if self._shards_parameters():
+            super()._load_best_model()
+        else:
+            assert self.state.best_model_checkpoint is not None
+            load_trainable(
+                self._inner_model(), self.selection.names, Path(self.state.best_model_checkpoint)
+            )
+
+    def _inner_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _shards_parameters(self) -> bool:
+        """FSDP and DeepSpeed own the parameters; the Trainer's own checkpoints fit them."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
