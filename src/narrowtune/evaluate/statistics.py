@@ -1,0 +1,445 @@
+"""Intervals for paired changes: what a budget is compared with.
+
+Owns every interval and standard error of the project. Items are paired before and after, items
+that share a group (picture, entity) form one cluster, clusters are independent, and the mean over
+tasks gives every task the same weight. Two methods, chosen per task by how much there is to
+resample, are added in quadrature:
+
+* studentised bootstrap of clusters within tasks, where at least `MIN_DEVIATING` clusters differ
+  from the commonest change;
+* weighted Clopper-Pearson bounds otherwise, which stay honest with few changes or none.
+
+docs/statistics.md has the reasons and the measured miss rates. No randomness but a fixed seed:
+the same scores give the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr, betaincinv
+
+from narrowtune.core.errors import EvaluationError
+from narrowtune.core.results import Estimate, Role, Score
+
+Floats = NDArray[np.float64]
+
+MIN_DEVIATING = 30
+"""Fewest clusters that differ from the commonest change for a task to be resampled."""
+
+NUM_RESAMPLES = 10_000
+SEED = 20251008
+ONE_SIDED = 0.95
+TWO_SIDED = 0.975
+"""Level of each end of a two-sided 95 % interval."""
+
+FEW_DISTINCT = 100
+"""Up to this many distinct clusters, resamples are drawn as counts, which is faster."""
+
+LARGEST_TASK = 10_000_000
+"""`items_needed` gives up beyond this many items per task."""
+
+
+@dataclass(frozen=True)
+class PairedTask:
+    """One task's item scores, 0 to 1, before and after in the same order.
+
+    Attributes:
+        groups: what each item shares with others; None for an item that stands alone.
+    """
+
+    name: str
+    role: Role
+    before: Floats
+    after: Floats
+    groups: tuple[str | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """Net change (after − before, summed over items) and number of items of each cluster."""
+
+    change: Floats
+    size: Floats
+
+    @property
+    def mean(self) -> float:
+        return float(self.change.sum() / self.size.sum())
+
+    @property
+    def kish(self) -> float:
+        """Weight of a typical item's cluster: 1 / (effective number of clusters)."""
+        return float((self.size**2).sum() / self.size.sum() ** 2)
+
+    @property
+    def num_deviating(self) -> int:
+        per_item = np.round(self.change / self.size, 9)
+        return len(per_item) - int(np.unique(per_item, return_counts=True)[1].max())
+
+
+def mean_score(scores: ArrayLike, groups: Sequence[str | None] | None = None) -> Score:
+    """Return the mean of `scores` [num_items] and its standard error."""
+    values = _checked(scores, "scores")
+    return Score(mean=float(values.mean()), stderr=stderr(values, groups))
+
+
+def stderr(scores: ArrayLike, groups: Sequence[str | None] | None = None) -> float:
+    """Return the standard error of the mean of `scores` [num_items], clustered by `groups`.
+
+    A single cluster says nothing about spread; 0.5, the largest a share can have, is returned.
+
+    Raises:
+        EvaluationError: no scores, scores outside 0 to 1, or as many groups as scores don't match.
+    """
+    values = _checked(scores, "scores")
+    codes = _cluster_codes(len(values), groups)
+    num_clusters = int(codes.max()) + 1
+    if num_clusters == 1:
+        return 0.5
+    residuals = np.bincount(codes, weights=values - values.mean())
+    factor = num_clusters / (num_clusters - 1)
+    return math.sqrt(factor * float((residuals**2).sum())) / len(values)
+
+
+def paired_change(
+    before: ArrayLike,
+    after: ArrayLike,
+    groups: Sequence[str | None] | None = None,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Estimate:
+    """Return after − before of one task, percentage points.
+
+    Args:
+        before: item scores [num_items], 0 to 1.
+        after: the same items' scores, in the same order.
+        groups: cluster of each item; None for an item that stands alone.
+        num_resamples: of the bootstrap, where there is enough to resample.
+
+    Raises:
+        EvaluationError: no items, lengths that differ, or scores outside 0 to 1.
+    """
+    return _estimate([_clusters(before, after, groups)], num_resamples=num_resamples)
+
+
+def mean_change(tasks: Sequence[PairedTask], *, num_resamples: int = NUM_RESAMPLES) -> Estimate:
+    """Return the unweighted mean over `tasks` of after − before, percentage points.
+
+    Raises:
+        EvaluationError: there are no tasks, or one of them has unusable scores.
+    """
+    _require(bool(tasks), "the mean change over tasks", "no tasks", "give at least one task")
+    return _estimate([_task_clusters(task) for task in tasks], num_resamples=num_resamples)
+
+
+def mean_loss(tasks: Sequence[PairedTask], *, num_resamples: int = NUM_RESAMPLES) -> Estimate:
+    """Return the unweighted mean over `tasks` of before − after, percentage points."""
+    return _negated(mean_change(tasks, num_resamples=num_resamples))
+
+
+def worst_loss(
+    tasks: Sequence[PairedTask], *, num_resamples: int = NUM_RESAMPLES
+) -> tuple[str, Estimate]:
+    """Return the task with the largest loss, and bounds for the largest true loss of any task.
+
+    The upper bounds are the largest of the tasks' own: whichever task is truly worst, its own
+    bound misses with 5 %, so no adjustment is due. The lower bounds pick the largest of several
+    that may each be wrong, so each is taken at the Bonferroni level, 5 % / number of tasks.
+
+    Raises:
+        EvaluationError: there are no tasks, or one of them has unusable scores.
+    """
+    _require(bool(tasks), "the worst task", "no tasks", "give at least one task")
+    losses = []
+    for task in tasks:
+        estimate = _estimate(
+            [_task_clusters(task)], num_comparisons=len(tasks), num_resamples=num_resamples
+        )
+        losses.append((task.name, _negated(estimate)))
+    name, worst = max(losses, key=lambda pair: pair[1].value)
+    method = f"largest of {len(tasks)} tasks, lower bounds adjusted (Bonferroni); {worst.method}"
+    return name, Estimate(
+        value=worst.value,
+        low=max(loss.low for _, loss in losses),
+        high=max(loss.high for _, loss in losses),
+        lower_bound=max(loss.lower_bound for _, loss in losses),
+        upper_bound=max(loss.upper_bound for _, loss in losses),
+        method=worst.method if len(tasks) == 1 else method,
+    )
+
+
+def smallest_provable_budget(num_items_per_task: Sequence[int]) -> float:
+    """Return the upper bound of the mean loss, points, if no item of any task changes.
+
+    Args:
+        num_items_per_task: items of each held-out task; where items share groups, the number of
+            groups (equal sizes) or `effective_groups`.
+
+    Raises:
+        EvaluationError: there are no tasks, or one has no items.
+    """
+    _require(
+        bool(num_items_per_task) and min(num_items_per_task, default=0) > 0,
+        "the smallest provable budget",
+        f"tasks with {list(num_items_per_task)} items",
+        "give at least one task, with at least one item each",
+    )
+    weight = 1 / (len(num_items_per_task) * min(num_items_per_task))
+    return 100 * _upper_share(0.0, 0.0, weight, ONE_SIDED)
+
+
+def items_needed(
+    tasks: Sequence[PairedTask], threshold: float, *, maximum: int = LARGEST_TASK
+) -> int | None:
+    """Return how many items per task would tell the mean change from `threshold`.
+
+    Assumes that more items behave like those seen: same changes, same spread, same group sizes.
+
+    Args:
+        threshold: percentage points of after − before.
+        maximum: beyond this many the answer is None.
+
+    Returns:
+        The smallest equal number of items per task for which the one-sided bound on the
+        threshold's side clears it, or None if none up to `maximum` does.
+    """
+    clusters = [_task_clusters(task) for task in tasks]
+    value = 100 * math.fsum(c.mean for c in clusters) / len(clusters)
+    if value == threshold:
+        return None
+    above = value < threshold
+
+    def clears(num_items: int) -> bool:
+        margin = 100 * _exact_margin(clusters, ONE_SIDED, above=above, num_items=num_items)
+        return value + margin <= threshold if above else value - margin > threshold
+
+    if not clears(maximum):
+        return None
+    low, high = 0, maximum
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if clears(middle) else (middle, high)
+    return high
+
+
+def mcnemar_exact(num_worse: int, num_better: int) -> float:
+    """Return the two-sided exact p-value of McNemar's test; 1.0 where no pair disagrees."""
+    num_changed = num_worse + num_better
+    if num_changed == 0:
+        return 1.0
+    return min(1.0, 2 * float(bdtr(min(num_worse, num_better), num_changed, 0.5)))
+
+
+def _estimate(
+    clusters: Sequence[_Clusters],
+    *,
+    num_comparisons: int = 1,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Estimate:
+    """Interval of the mean over tasks, points.
+
+    `num_comparisons` adjusts the *upper* bounds of the change (the lower ones of the loss).
+    """
+    few = [c for c in clusters if c.num_deviating < MIN_DEVIATING]
+    many = [c for c in clusters if c.num_deviating >= MIN_DEVIATING]
+    adjusted = [1 - (1 - level) / num_comparisons for level in (ONE_SIDED, TWO_SIDED)]
+    sides = [(False, ONE_SIDED), (False, TWO_SIDED), (True, adjusted[0]), (True, adjusted[1])]
+    margins = np.zeros(len(sides))
+    if many:
+        margins += (len(many) * _bootstrap_margins(many, sides, num_resamples)) ** 2
+    if few:
+        exact = [_exact_margin(few, level, above=above) for above, level in sides]
+        margins += (len(few) * np.array(exact)) ** 2
+    margins = 100 * np.sqrt(margins) / len(clusters)
+    value = 100 * math.fsum(c.mean for c in clusters) / len(clusters) + 0.0
+    return Estimate(
+        value=value,
+        low=max(-100.0, value - float(margins[1])),
+        high=min(100.0, value + float(margins[3])),
+        lower_bound=max(-100.0, value - float(margins[0])),
+        upper_bound=min(100.0, value + float(margins[2])),
+        method=_describe(few, many),
+    )
+
+
+def _describe(few: Sequence[_Clusters], many: Sequence[_Clusters]) -> str:
+    clustered = any((c.size > 1).any() for c in (*few, *many))
+    parts = []
+    if many:
+        parts.append("studentised bootstrap")
+    if few:
+        changed = any(c.change.any() for c in few)
+        parts.append("weighted Clopper-Pearson" if changed else "exact, no pair disagrees")
+    return " + ".join(parts) + (", clustered" if clustered else "")
+
+
+def _exact_margin(
+    clusters: Sequence[_Clusters], level: float, *, above: bool, num_items: int | None = None
+) -> float:
+    """Distance from the mean change to its one-sided bound, by weighted Clopper-Pearson.
+
+    Clusters that moved towards the bound and clusters that moved away from it are bounded apart
+    and joined by MOVER (Zou and Donner 2008) with the correlation of multinomial counts. With
+    `num_items` every task is taken to have that many items like those seen.
+    """
+    sign = 1.0 if above else -1.0
+    num_tasks = len(clusters)
+    towards = away = towards_var = away_var = weight = 0.0
+    for c in clusters:
+        total = float(c.size.sum())
+        scale = 1.0 if num_items is None else total / num_items
+        share = sign * c.change / total / num_tasks
+        towards += float(share[share > 0].sum())
+        away -= float(share[share < 0].sum())
+        towards_var += scale * float((share[share > 0] ** 2).sum())
+        away_var += scale * float((share[share < 0] ** 2).sum())
+        weight = max(weight, min(1.0, scale * c.kish) / num_tasks)
+    rise = _upper_share(towards, towards_var, weight, level) - towards
+    fall = away - _lower_share(away, away_var, level)
+    crossed = 0.0
+    if towards and away:
+        odds = towards / (1 - towards) * away / (1 - away)
+        crossed = 2 * min(1.0, math.sqrt(odds)) * rise * fall
+    return math.sqrt(rise**2 + fall**2 + crossed)
+
+
+def _upper_share(share: float, variance: float, weight: float, level: float) -> float:
+    """Upper bound of a weighted sum of rare events, as a share of 1.
+
+    Clopper-Pearson's beta quantile with the counts of Fay and Feuer (1997): one more event of
+    weight `weight` than was seen. Equal weights 1/n give Clopper-Pearson exactly, and no event
+    gives 1 − (1 − level)^weight.
+    """
+    mean = share + weight
+    events = mean**2 / (variance + weight**2)
+    rest = events / mean + 1 - events
+    return 1.0 if rest <= 0 else max(share, float(betaincinv(events, rest, level)))
+
+
+def _lower_share(share: float, variance: float, level: float) -> float:
+    """Lower bound of the same sum; 0 where there was no event."""
+    if share == 0:
+        return 0.0
+    events = share**2 / variance
+    return min(share, float(betaincinv(events, events / share + 1 - events, 1 - level)))
+
+
+def _bootstrap_margins(
+    clusters: Sequence[_Clusters], sides: Sequence[tuple[bool, float]], num_resamples: int
+) -> Floats:
+    """Distances from the mean over `clusters` to its bounds, by the studentised bootstrap."""
+    rng = np.random.default_rng(SEED)
+    moved, variance, observed = np.zeros(num_resamples), np.zeros(num_resamples), 0.0
+    for c in clusters:
+        means, variances = _resample(c, rng, num_resamples)
+        moved += means - c.mean
+        variance += variances
+        observed += float(((c.change - c.mean * c.size) ** 2).sum() / c.size.sum() ** 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        studentised = np.where(moved == 0, 0.0, moved / np.sqrt(np.maximum(variance, 0.0)))
+    # A bound above comes from resamples that fell too low for their own spread, and vice versa.
+    quantiles = [np.quantile(studentised, 1 - level if above else level) for above, level in sides]
+    signs = np.array([-1.0 if above else 1.0 for above, _ in sides])
+    return np.maximum(0.0, signs * np.array(quantiles)) * math.sqrt(observed) / len(clusters)
+
+
+def _resample(c: _Clusters, rng: np.random.Generator, num_resamples: int) -> tuple[Floats, Floats]:
+    """Means and squared standard errors [num_resamples] of clusters drawn with replacement."""
+    rows, counts = np.unique(np.stack([c.change, c.size], axis=1), axis=0, return_counts=True)
+    d, m = rows[:, 0], rows[:, 1]
+    moments = np.stack([d, m, d * d, d * m, m * m], axis=1)
+    num_clusters, num_rows = len(c.size), len(rows)
+    if num_rows <= FEW_DISTINCT:
+        drawn = rng.multinomial(num_clusters, counts / num_clusters, size=num_resamples)
+        sums = drawn @ moments
+    else:
+        sums = np.empty((num_resamples, 5))
+        step = max(1, 200_000 // num_clusters)  # what is gathered at once stays in the cache
+        for start in range(0, num_resamples, step):
+            part = slice(start, min(start + step, num_resamples))
+            index = rng.integers(
+                num_clusters, size=(part.stop - start, num_clusters), dtype=np.int32
+            )
+            change, size = c.change[index], c.size[index]
+            products = (change, size, change * change, change * size, size * size)
+            sums[part] = np.stack([product.sum(axis=1) for product in products], axis=1)
+    means = sums[:, 0] / sums[:, 1]
+    squares = sums[:, 2] - 2 * means * sums[:, 3] + means**2 * sums[:, 4]
+    return means, squares / sums[:, 1] ** 2
+
+
+def _negated(estimate: Estimate) -> Estimate:
+    """The same estimate with its sign turned; `0.0 -` so that no change stays 0.0."""
+    return Estimate(
+        value=0.0 - estimate.value,
+        low=0.0 - estimate.high,
+        high=0.0 - estimate.low,
+        lower_bound=0.0 - estimate.upper_bound,
+        upper_bound=0.0 - estimate.lower_bound,
+        method=estimate.method,
+    )
+
+
+def _task_clusters(task: PairedTask) -> _Clusters:
+    return _clusters(task.before, task.after, task.groups, task.name)
+
+
+def _clusters(
+    before: ArrayLike,
+    after: ArrayLike,
+    groups: Sequence[str | None] | None,
+    name: str = "scores",
+) -> _Clusters:
+    first, second = _checked(before, name), _checked(after, name)
+    _require(
+        len(first) == len(second),
+        f"a paired change of {name}",
+        f"{len(first)} scores before and {len(second)} after",
+        "evaluate the same items before and after",
+    )
+    codes = _cluster_codes(len(first), groups)
+    return _Clusters(
+        change=np.bincount(codes, weights=second - first),
+        size=np.bincount(codes).astype(np.float64),
+    )
+
+
+def _cluster_codes(num_items: int, groups: Sequence[str | None] | None) -> NDArray[np.int64]:
+    """Cluster number of each item [num_items], in order of first appearance."""
+    if groups is None:
+        return np.arange(num_items)
+    _require(
+        len(groups) == num_items,
+        "clustering by group",
+        f"{num_items} scores and {len(groups)} groups",
+        "give one group (or None) per item",
+    )
+    codes: dict[object, int] = {}
+    keys = ((i,) if group is None else group for i, group in enumerate(groups))
+    return np.array([codes.setdefault(key, len(codes)) for key in keys], dtype=np.int64)
+
+
+def _checked(scores: ArrayLike, name: str) -> Floats:
+    values = np.asarray(scores, dtype=np.float64)
+    _require(
+        values.ndim == 1 and len(values) > 0,
+        f"statistics of {name}",
+        f"an array of shape {values.shape}",
+        "give one score per item, and at least one item",
+    )
+    _require(
+        bool(np.all((values >= 0) & (values <= 1))),
+        f"statistics of {name}",
+        "scores that are not between 0 and 1",
+        "check the metric that made them",
+    )
+    return values
+
+
+def _require(condition: bool, asked: str, found: str, do: str) -> None:
+    if not condition:
+        raise EvaluationError(asked=asked, found=found, do=do)

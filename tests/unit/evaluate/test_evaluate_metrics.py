@@ -1,0 +1,307 @@
+"""Scores: what counts as right strictly, leniently, and as an answer in the form asked for."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import get_args
+
+import pytest
+
+from narrowtune.core.config import MetricName
+from narrowtune.core.errors import EvaluationError
+from narrowtune.evaluate.answers import find_number, read_number
+from narrowtune.evaluate.metrics import METRICS, error_rate, score
+
+ANIMALS = ("a bird", "a cat", "a dog", "a cow", "a horse")
+
+
+def outcome(metric, answer, references, options=()):
+    scored = score(metric, answer, references, options)
+    return scored.strict, scored.lenient, scored.valid_format
+
+
+def test_every_metric_of_the_configuration_exists():
+    assert set(METRICS) == set(get_args(MetricName))
+    assert all(metric.higher_is_better and metric.description for metric in METRICS.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("fourteen", "14"),
+        ("Sixteen.", "16"),
+        ("eighteen", "18"),
+        ("forty-two", "42"),
+        ("ninety nine", "99"),
+        ("zero", "0"),
+        ("one hundred and five", "105"),
+        ("a hundred", "100"),
+        ("two thousand three hundred", "2300"),
+        ("a thousand", "1000"),
+        ("three hundred thousand", "300000"),
+        ("minus seven", "-7"),
+        ("one point five", "1.5"),
+        ("1.5", "1.5"),
+        (".5", "0.5"),
+        ("-3", "-3"),
+        ("−3", "-3"),
+        ("1,234", "1234"),
+        ("1,234,567.25", "1234567.25"),
+        ("12 345", "12345"),
+        ("1,00,000", "100000"),
+        ("$1,200", "1200"),
+        ("45%", "45"),
+        ("45 %", "45"),
+        ("**7**", "7"),
+        ("(7).", "7"),
+        ("1e3", "1000"),
+        ("007", "7"),
+    ],
+)
+def test_a_whole_number_is_read(text, number):
+    assert read_number(text) == Decimal(number)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "none", "someone", "often", "1,5", "1.2.3", "12:30", "1/2", "3rd", "x2", "5 apples",
+     "one two", "10²", "weightless", "ten-year-old", "No one"],
+)  # fmt: skip
+def test_what_is_no_whole_number_is_not_read(text):
+    assert read_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("There are fourteen animals.", "14"),
+        ("None of them, said someone", None),
+        ("No one knows", None),
+        ("One of the animals is a dog", None),
+        ("There are 3: a dog, a cat and one cow. The answer is 3, not 4", "3"),
+        ("2 cats + 3 dogs = 5 animals, on 1 farm", "5"),
+        ("2 cats and 3 dogs make 5", "5"),
+        ("Total: **12**", "12"),
+        ("It is 12:30", None),
+        ("a ratio of 1/2", None),
+        ("the version is 1.2.3", None),
+        ("It weighs 1.5 kg", "1.5"),
+        ("Answer:5", "5"),
+    ],
+)
+def test_a_number_is_found_in_prose(text, number):
+    assert find_number(text) == (None if number is None else Decimal(number))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("fourteen", "4", (0, 0, True)),
+        ("fourteen", "14", (1, 1, True)),
+        ("someone", "1", (0, 0, False)),
+        ("1.5", "15", (0, 0, True)),
+        ("5.0", "5", (1, 1, True)),
+        ("There are 5 animals", "5", (0, 1, False)),
+        ("There are 15 animals", "5", (0, 0, False)),
+        ("", "5", (0, 0, False)),
+    ],
+)
+def test_number(answer, reference, expected):
+    assert outcome("number", answer, [reference]) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "expected"),
+    [
+        ("95", ["100"], (1, 1, True)),
+        ("105", ["100"], (1, 1, True)),
+        ("94.99", ["100"], (0, 0, True)),
+        ("105.01", ["100"], (0, 0, True)),
+        ("-95", ["-100"], (1, 1, True)),
+        ("95", ["-100"], (0, 0, True)),
+        ("0", ["0"], (1, 1, True)),
+        ("0.001", ["0"], (0, 0, True)),
+        ("45%", ["45"], (1, 1, True)),
+        ("about 98 people", ["100"], (0, 1, False)),
+        ("Blue.", ["blue"], (1, 1, True)),
+        ("it is the colour blue", ["blue"], (0, 1, False)),
+        ("12", ["blue"], (0, 0, True)),
+        ("twenty", ["blue", "20"], (1, 1, True)),
+    ],
+)
+def test_relaxed_number(answer, references, expected):
+    assert outcome("relaxed_number", answer, references) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "expected"),
+    [
+        ("Paris", ["paris"], (1, 1, True)),
+        (' "Paris". ', ["Paris"], (1, 1, True)),
+        ("PARIS\n", ["Paris"], (1, 1, True)),
+        ("The capital of France is Paris.", ["Paris"], (0, 1, False)),
+        ("Rome", ["Paris"], (0, 0, True)),
+        ("Parish", ["Paris"], (0, 0, True)),
+        ("It is in the parish church", ["Paris"], (0, 0, False)),
+        ("7", ["Abu Dhabi"], (0, 0, True)),
+        ("Bogota", ["Bogotá"], (0, 1, True)),
+        ("Bogota\u0301", ["Bogot\u00e1"], (1, 1, True)),
+        ("Côte d’Ivoire", ["Côte d'Ivoire"], (1, 1, True)),
+        ("Washington DC", ["Washington, D.C.", "Washington DC"], (1, 1, True)),
+        ("Paris\nIt lies on the Seine", ["Paris"], (0, 1, False)),
+        ("首都是北京。", ["北京"], (0, 1, True)),
+        (".5", ["5"], (0, 1, True)),
+        ("?", ["?"], (1, 1, True)),
+        ("", ["Paris"], (0, 0, False)),
+    ],
+)
+def test_exact_match(answer, references, expected):
+    assert outcome("exact_match", answer, references) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Yes.", (1, 1, True)),
+        ("no", (0, 0, True)),
+        ("Yes, it can", (0, 1, False)),
+        ("Yes and no", (0, 0, False)),
+        ("maybe", (0, 0, False)),
+    ],
+)
+def test_exact_match_with_options_does_not_count_an_answer_that_names_both(answer, expected):
+    assert outcome("exact_match", answer, ["yes"], ["yes", "no"]) == expected
+
+
+def test_an_option_inside_the_right_one_is_not_another_answer():
+    answer = "I would say New York, of course"
+    assert outcome("exact_match", answer, ["New York"], ["York", "New York"]) == (0, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("The sign says STOP!", "stop", (1, 1, True)),
+        ("The sign says nonstop", "stop", (0, 0, True)),
+        ("It is 15", "5", (0, 0, True)),
+        ("Il est à Orléans", "Orleans", (0, 1, True)),
+        ("co-operate", "co operate", (0, 1, True)),
+        ("", "stop", (0, 0, False)),
+    ],
+)
+def test_contains(answer, reference, expected):
+    assert outcome("contains", answer, [reference]) == expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["B", "b", "(B)", "B.", "B)", "[B]", "**B**", "B) a cat", "B. a cat", "(B) A cat.", "B a cat",
+     "Answer: B", "The answer is B.", "the correct answer is option (B)", "Option B", "a cat",
+     "A cat.", "Answer: a cat", " B\n"],
+)  # fmt: skip
+def test_option_letter_in_the_form_asked_for(answer):
+    for reference in ("B", "a cat"):
+        assert outcome("option_letter", answer, [reference], ANIMALS) == (1, 1, True)
+    assert outcome("option_letter", answer, ["C"], ANIMALS) == (0, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("This is a bird D", "D", (0, 1, False)),
+        ("This is a bird D", "A", (0, 0, False)),
+        ("I think E", "E", (0, 1, False)),
+        ("I think E", "I", (0, 0, False)),
+        ("A bird in the hand", "A", (0, 1, False)),
+        ("A cat, I believe", "A", (0, 0, False)),
+        ("A or B", "B", (0, 0, False)),
+        ("The answer is A or B", "A", (0, 0, False)),
+        ("B, not C", "B", (0, 1, False)),
+        ("B) a dog", "B", (0, 1, False)),
+        ("Because it barks, the answer is (C) and not (B).", "C", (0, 1, False)),
+        ("It is clearly a dog, as it barks", "C", (0, 1, False)),
+        ("a dog or a cat", "C", (0, 0, False)),
+        ("The one in D.C.", "C", (0, 0, False)),
+        ("I choose A.", "A", (0, 1, False)),
+        ("C\nIt barks", "C", (0, 1, False)),
+        ("Z", "C", (0, 0, False)),
+        ("The dog", "A", (0, 0, False)),
+        ("", "A", (0, 0, False)),
+    ],
+)
+def test_option_letter_in_prose(answer, reference, expected):
+    options = ("a bird", "a cat", "a dog", "a cow", "a horse", "f", "g", "h", "nine")
+    assert outcome("option_letter", answer, [reference], options) == expected
+
+
+def test_option_letter_without_options_and_with_labelled_ones():
+    assert outcome("option_letter", "B. two cats", ["B"]) == (1, 1, True)
+    assert outcome("option_letter", "I think it is", ["I"]) == (0, 0, False)
+    assert outcome("option_letter", "a cat", ["B"], ["A. a bird", "B. a cat"]) == (1, 1, True)
+    assert outcome("option_letter", "O", ["O"], ["A", "B", "O", "AB"]) == (1, 1, True)
+
+
+def test_anls():
+    assert outcome("anls", "Hello  World", ["hello world"]) == (1, 1, True)
+    assert score("anls", "hella", ["hello"]).strict == pytest.approx(0.8)
+    assert score("anls", "hellas", ["hello", "hella"]).strict == pytest.approx(5 / 6)
+    assert score("anls", "abxx", ["abcd"]).strict == pytest.approx(0.5)
+    assert outcome("anls", "axxx", ["abcd"]) == (0, 0, True)
+    assert outcome("anls", "The total amount due is 42 dollars", ["42"]) == (0, 1, False)
+    assert outcome("anls", "", ["42"]) == (0, 0, False)
+
+
+def test_edit_distance_is_one_minus_the_phoneme_error_rate():
+    tomato = "T AH0 M EY1 T OW2"
+    assert outcome("edit_distance", tomato, [tomato]) == (1, 1, True)
+    one_wrong = score("edit_distance", "T AH0 M AA1 T OW2", [tomato])
+    assert one_wrong.strict == one_wrong.lenient == pytest.approx(5 / 6)
+    assert score("edit_distance", "T AH0 M AA1 T OW2", [tomato, "T AH0 M AA1 T OW2"]).strict == 1
+    sentence = score("edit_distance", f"It is pronounced {tomato}.", [tomato])
+    assert sentence.strict == pytest.approx(1 - 4 / 6)
+    assert (sentence.lenient, sentence.valid_format) == (1, False)
+    assert outcome("edit_distance", "", [tomato]) == (0, 0, False)
+    assert outcome("edit_distance", "K K K K K K K K K K K K", [tomato]) == (0, 0, True)
+    assert error_rate("K K K K K K K K K K K K", tomato) == 2.0
+    assert error_rate("", tomato) == 1.0
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_lenient_is_never_below_strict_and_a_strict_hit_is_valid(metric):
+    answers = [
+        "B",
+        "5",
+        "5.",
+        "a cat",
+        "A cat",
+        "it is a cat",
+        "five",
+        "",
+        "B) a cat",
+        "(5)",
+        "5 b",
+    ]
+    references = {"number": ["5"], "option_letter": ["B", "a cat"]}.get(metric, ["5", "a cat", "B"])
+    options = ANIMALS if metric == "option_letter" else ()
+    hits = 0
+    for answer in answers:
+        scored = score(metric, answer, references, options)
+        assert 0 <= scored.strict <= scored.lenient <= 1
+        assert scored.valid_format or scored.strict < 1
+        hits += scored.strict == 1
+    assert hits
+
+
+@pytest.mark.parametrize(
+    ("metric", "references", "part"),
+    [
+        ("accuracy", ["x"], "exact_match"),
+        ("exact_match", [], "no reference"),
+        ("exact_match", ["x", " "], "empty reference"),
+        ("number", ["many"], "'many'"),
+        ("option_letter", ["F"], "'F'"),
+    ],
+)
+def test_what_cannot_be_scored_is_an_error(metric, references, part):
+    with pytest.raises(EvaluationError, match=part):
+        score(metric, "x", references, ANIMALS if metric == "option_letter" else ())
