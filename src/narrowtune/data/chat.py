@@ -1,0 +1,287 @@
+"""Conversations become tokens with labels on what the assistant says, and on nothing else.
+
+Owns: `ChatEncoder`. Labels come from positions in the rendered text (template.py), never from pad
+ids or marks in a template: SmolLM2's pad token is its end-of-turn token, and it has no such marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from narrowtune.core.errors import DataError
+from narrowtune.data.collate import IGNORE_INDEX, PER_TOKEN_FEATURES, Encoded
+from narrowtune.data.examples import Example, Image, Message, RowError, Text
+from narrowtune.data.images import open_image
+from narrowtune.data.literals import SpecialTokens, guard_tokens
+from narrowtune.data.template import ChatTemplate, Rendered, Span, Turn
+
+__all__ = ["ChatEncoder", "Encoded", "RowError"]
+
+
+class _Tokens(NamedTuple):
+    """T tokens, the characters each stands for, and the model's other inputs."""
+
+    ids: list[int]
+    spans: list[Span]
+    features: dict[str, Tensor]
+
+
+class ChatEncoder:
+    """Encodes conversations with a model's own chat template.
+
+    The tokens are those of `apply_chat_template(..., tokenize=True)`, with two differences, both
+    on purpose: special tokens that users or assistants typed are plain text, and where the
+    template ends no turn, the end-of-text token follows the last answer.
+
+    Args:
+        tokenizer: a fast one.
+        processor: of a multimodal model, else None.
+        max_length: most tokens per row, pictures included; a longer row is an error, never cut.
+        chat_template_kwargs: passed to the template.
+
+    Attributes:
+        num_prefix_mismatches: rows of `encode` whose tokens before the last answer are not those
+            that `encode_prompt` gives for the same messages.
+        notes: what was decided about the template, for the record.
+
+    Raises:
+        DataError: the tokenizer is not a fast one, or there is no usable chat template.
+        UsageError: the template does not use one of `chat_template_kwargs`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        processor: Any = None,
+        *,
+        max_length: int | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise DataError(
+                asked="the place of every token in the text",
+                found=f"{type(tokenizer).__name__}, which is not a fast tokenizer",
+                do="use a model with a tokenizer.json",
+            )
+        self._tokenizer, self._processor, self._max_length = tokenizer, processor, max_length
+        self._specials = SpecialTokens(tokenizer, processor)
+        kwargs = dict(chat_template_kwargs or {})
+        self._template = ChatTemplate(tokenizer, processor, self._specials, kwargs)
+        self.num_prefix_mismatches = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided about the template, for the record."""
+        return self._template.notes
+
+    def encode(self, example: Example) -> Encoded:
+        """Encode a whole conversation; every assistant turn is labelled, end of turn included.
+
+        Raises:
+            RowError: longer than `max_length`, or one of the template's, processor's or
+                pictures' reasons; it names the row.
+        """
+        try:
+            return self._encode(example.messages, every_turn=True)
+        except RowError as error:
+            raise RowError(error.reason, id=example.id, row=example.row) from error
+
+    def encode_prompt(self, messages: Sequence[Message]) -> Encoded:
+        """Encode messages up to where generation starts; no label.
+
+        Raises:
+            RowError: as for `encode`.
+        """
+        turns, guard = self._turns(messages)
+        text = self._template.render(turns, generation=True)
+        tokens = self._tokenize(text, turns, guard, messages, generation=True)
+        return self._finish(tokens, [])
+
+    def encode_answer(self, messages: Sequence[Message], answer: str) -> Encoded:
+        """Encode messages followed by a given answer; only the answer is labelled.
+
+        Raises:
+            RowError: as for `encode`.
+        """
+        return self._encode((*messages, Message("assistant", (Text(answer),))), every_turn=False)
+
+    def _encode(self, messages: Sequence[Message], *, every_turn: bool) -> Encoded:
+        if messages[-1].role != "assistant":
+            raise RowError("no answer: the last turn is not the assistant's")
+        turns, guard = self._turns(messages)
+        rendered = self._template.render_answers(turns)
+        tokens = self._tokenize(
+            rendered.text, turns, guard, messages, generation=False, appended=rendered.appended
+        )
+        encoded = self._finish(tokens, rendered.answers if every_turn else rendered.answers[-1:])
+        if every_turn:
+            self._compare_prefix(tokens, rendered, guard)
+        return encoded
+
+    def _turns(self, messages: Sequence[Message]) -> tuple[list[Turn], str | None]:
+        """Messages as the template gets them, special tokens in their text guarded."""
+        guard = self._specials.guard_for(
+            [part.text for m in messages for part in m.content if isinstance(part, Text)]
+        )
+        turns = []
+        for message in messages:
+            pieces: list[str | None] = []
+            for part in message.content:
+                text = None if isinstance(part, Image) else self._specials.protect(part.text, guard)
+                pieces.append(text)
+            if not self._template.uses_blocks:
+                pieces = ["\n".join(piece for piece in pieces if piece is not None)]
+            turns.append(Turn(message.role, tuple(pieces)))
+        return turns, guard
+
+    def _tokenize(
+        self,
+        text: str,
+        turns: Sequence[Turn],
+        guard: str | None,
+        messages: Sequence[Message],
+        *,
+        generation: bool,
+        appended: bool = False,
+    ) -> _Tokens:
+        tokens = self._tokenize_text(text)
+        skeleton = self._template.skeleton(turns, generation=generation)
+        expected = self._specials.count(self._tokenize_text("\ue8e0".join(skeleton.literals)).ids)
+        if appended:
+            expected[self._tokenizer.eos_token_id] += 1
+        found = self._specials.count(tokens.ids)
+        images = [image for message in messages for image in message.images]
+        placeholders = found[self._specials.image_id] if self._specials.image_id is not None else 0
+        if placeholders != len(images):
+            raise RowError(
+                f"the chat template has {placeholders} places for {len(images)} pictures"
+            )
+        if found != expected:
+            raise RowError("the text spells a special token together with its surroundings")
+        drop = guard_tokens(text, guard, tokens.spans)
+        if images:
+            pictures = [open_image(image) for image in images]
+            tokens, drop = self._expand(text, tokens, drop, pictures)
+        return _without(tokens, drop)
+
+    def _tokenize_text(self, text: str) -> _Tokens:
+        out = self._tokenizer(
+            text,
+            add_special_tokens=self._adds_special_tokens(text),
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        spans: list[Span] = []
+        reached = 0
+        for start, end in out["offset_mapping"]:
+            # Some tokenizers leave the space before a word out of its offsets.
+            if reached < start and text[reached:start].isspace():
+                start = reached
+            spans.append((start, end))
+            reached = max(reached, end)
+        return _Tokens(list(out["input_ids"]), spans, {})
+
+    def _adds_special_tokens(self, text: str) -> bool:
+        """As transformers' own `apply_chat_template`: only processors, unless the text has it."""
+        bos = self._tokenizer.bos_token
+        return self._processor is not None and not (bos is not None and text.startswith(bos))
+
+    def _expand(
+        self, text: str, tokens: _Tokens, drop: frozenset[int], pictures: list[PIL.Image.Image]
+    ) -> tuple[_Tokens, frozenset[int]]:
+        """Run the processor, and carry positions over to its tokens."""
+        try:
+            out = self._processor(
+                text=[text],
+                images=[pictures],
+                add_special_tokens=self._adds_special_tokens(text),
+                return_tensors="pt",
+            )
+        # Image processors answer sizes that they can't handle with these.
+        except (ValueError, ZeroDivisionError, TypeError) as error:
+            raise RowError(f"the processor does not accept the pictures: {error}") from None
+        ids = out["input_ids"][0].tolist()
+        runs = _runs(tokens.ids, ids, self._specials.placeholders)
+        if runs is None:
+            raise DataError(
+                asked=f"the place of the pictures in the tokens of {type(self._processor).__name__}",
+                found="tokens that differ from the tokenizer's in more than repeated placeholders",
+                do="use a model of a supported family (docs/models.md)",
+            )
+        spans, dropped = [], []
+        for position, length in enumerate(runs):
+            if position in drop:
+                dropped.append(len(spans))
+            spans += [tokens.spans[position]] * length
+        features = {
+            name: value[0] if name in PER_TOKEN_FEATURES else torch.as_tensor(value)
+            for name, value in out.items()
+            if name not in ("input_ids", "attention_mask")
+        }
+        return _Tokens(ids, spans, features), frozenset(dropped)
+
+    def _finish(self, tokens: _Tokens, answers: Sequence[Span]) -> Encoded:
+        if self._max_length is not None and len(tokens.ids) > self._max_length:
+            raise RowError(f"{len(tokens.ids)} tokens, and max_length is {self._max_length}")
+        labels = [
+            token if any(_within(span, answer) for answer in answers) else IGNORE_INDEX
+            for token, span in zip(tokens.ids, tokens.spans, strict=True)
+        ]
+        assert not answers or any(label != IGNORE_INDEX for label in labels)
+        return Encoded(tokens.ids, labels, tokens.features)
+
+    def _compare_prefix(self, tokens: _Tokens, rendered: Rendered, guard: str | None) -> None:
+        """Count rows that generation would start differently from training."""
+        prompt = self._tokenize_text(rendered.prompt)
+        known = _without(prompt, guard_tokens(rendered.prompt, guard, prompt.spans)).ids
+        media = self._specials.placeholders
+        before = next(i for i, s in enumerate(tokens.spans) if _within(s, rendered.answers[-1]))
+        if _runs(known, tokens.ids[:before], media) is None:
+            self.num_prefix_mismatches += 1
+
+
+def _within(span: Span, answer: Span) -> bool:
+    """Whether a token stands for any character of an answer; one without characters, by place."""
+    start, end = span
+    return start < answer[1] and (end > answer[0] or start == end == answer[0])
+
+
+def _without(tokens: _Tokens, drop: frozenset[int]) -> _Tokens:
+    if not drop:
+        return tokens
+    kept = [position for position in range(len(tokens.ids)) if position not in drop]
+    features = {
+        name: value[kept] if name in PER_TOKEN_FEATURES else value
+        for name, value in tokens.features.items()
+    }
+    return _Tokens([tokens.ids[i] for i in kept], [tokens.spans[i] for i in kept], features)
+
+
+def _runs(short: Sequence[int], long: Sequence[int], media: set[int]) -> list[int] | None:
+    """How many tokens of `long` each token of `short` became; None if they don't correspond.
+
+    Only placeholders are repeated. Where several stand side by side, the first takes what the
+    others leave, one each.
+    """
+    runs: list[int] = []
+    position = 0
+    for index, token in enumerate(short):
+        length = 1
+        if token in media:
+            while long[position + length : position + length + 1] == [token]:
+                length += 1
+            beside = index + 1
+            while beside < len(short) and short[beside] == token:
+                beside += 1
+            length -= beside - index - 1
+        if position >= len(long) or long[position] != token or length < 1:
+            return None
+        runs.append(length)
+        position += length
+    return runs if position == len(long) else None

@@ -1,0 +1,110 @@
+"""Encoded rows become one batch of tensors.
+
+Owns: `Encoded`, padding, and how each family's picture features are joined. B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from narrowtune.core.errors import DataError
+
+IGNORE_INDEX = -100
+"""The label of a token that carries no loss."""
+
+PER_TOKEN_FEATURES = ("mm_token_type_ids", "token_type_ids")
+"""Features with one value per token, which are padded like tokens; 0 is text."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as tokens.
+
+    Attributes:
+        input_ids: T token ids, picture placeholders already as many as the model needs.
+        labels: T values, the token's id where it carries loss, else `IGNORE_INDEX`.
+        features: what else the model takes, with the row's pictures along dimension 0
+            (`pixel_values`, `image_sizes`, `image_grid_thw`, …) or [T] per token.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+def collate(
+    batch: Sequence[Encoded], pad_token_id: int, *, padding_side: str = "right"
+) -> dict[str, Tensor]:
+    """Pad rows to one length and join their pictures.
+
+    Args:
+        batch: B rows. Rows with and without pictures may be mixed.
+        pad_token_id: any id that the model knows; the mask hides it and its labels are ignored.
+        padding_side: "right" for training, "left" for generation.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels` [B, T], per-token features [B, T], and picture
+        features joined along dimension 0 in the order of the rows. 5-D `pixel_values` (pictures ×
+        tiles) are padded with empty tiles, as the processors do; the model leaves them out by
+        `image_sizes`.
+
+    Raises:
+        DataError: pictures of the batch have sizes that can't be joined.
+    """
+    assert batch, "a batch has at least one row"
+    assert padding_side in ("right", "left")
+    length = max(len(row.input_ids) for row in batch)
+    result = {
+        "input_ids": _pad([row.input_ids for row in batch], length, pad_token_id, padding_side),
+        "attention_mask": _pad(
+            [[1] * len(row.input_ids) for row in batch], length, 0, padding_side
+        ),
+        "labels": _pad([row.labels for row in batch], length, IGNORE_INDEX, padding_side),
+    }
+    names = dict.fromkeys(name for row in batch for name in row.features)
+    for name in names:
+        if name in PER_TOKEN_FEATURES:
+            rows = [_per_token(row, name) for row in batch]
+            result[name] = _pad(rows, length, 0, padding_side)
+        else:
+            result[name] = _join(
+                name, [row.features[name] for row in batch if name in row.features]
+            )
+    return result
+
+
+def _pad(rows: Sequence[Sequence[int]], length: int, value: int, side: str) -> Tensor:
+    padded = torch.full((len(rows), length), value, dtype=torch.long)
+    for index, row in enumerate(rows):
+        start = 0 if side == "right" else length - len(row)
+        padded[index, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+    return padded
+
+
+def _per_token(row: Encoded, name: str) -> list[int]:
+    """Values of one row; tokens that a caller has appended (an answer) are text."""
+    known = row.features[name].flatten().tolist() if name in row.features else []
+    return known + [0] * (len(row.input_ids) - len(known))
+
+
+def _join(name: str, values: Sequence[Tensor]) -> Tensor:
+    if values[0].ndim == 5:
+        most = max(value.shape[1] for value in values)
+        values = [_add_tiles(value, most) for value in values]
+    if len({value.shape[1:] for value in values}) > 1:
+        shapes = ", ".join(str(list(value.shape)) for value in values)
+        raise DataError(
+            asked=f"one batch of rows with pictures ({name})",
+            found=f"shapes that can't be joined: {shapes}",
+            do="use a batch size of 1, or an image processor that gives every picture one size",
+        )
+    return torch.cat(list(values))
+
+
+def _add_tiles(value: Tensor, most: int) -> Tensor:
+    empty = value.new_zeros((value.shape[0], most - value.shape[1], *value.shape[2:]))
+    return torch.cat([value, empty], dim=1)

@@ -1,0 +1,186 @@
+"""What a row is once it has been read, and the errors that name a row.
+
+Owns: the values `Text`, `Image`, `Message`, `Example`, `RefusedRow`, `Rows`, and `RowError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from narrowtune.core.errors import DataError
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of text in a message."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture in a message: a file below `root`, or bytes.
+
+    Attributes:
+        path: as the row has it, or resolved; exactly one of `path` and `data` is given.
+        data: the encoded picture (PNG, JPEG, …).
+        root: folder that `path` must stay under.
+        sha256: of the encoded bytes, once they have been read.
+    """
+
+    path: Path | None = None
+    data: bytes | None = None
+    root: Path | None = None
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        """Exactly one of `path` and `data` is given."""
+        assert (self.path is None) != (self.data is None), "a picture is a path or bytes"
+
+    @property
+    def name(self) -> str | None:
+        """The path below `root`, for people; None for bytes."""
+        if self.path is None:
+            return None
+        if self.root is not None and self.path.is_relative_to(self.root):
+            return self.path.relative_to(self.root).as_posix()
+        return self.path.as_posix()
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: `role` is one of `ROLES`, `content` alternates text and pictures as rows do."""
+
+    role: str
+    content: tuple[Text | Image, ...]
+
+    @property
+    def text(self) -> str:
+        """All text of the message, pieces joined by a line break."""
+        return "\n".join(part.text for part in self.content if isinstance(part, Text))
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The message's pictures in order."""
+        return tuple(part for part in self.content if isinstance(part, Image))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row that can be used.
+
+    Attributes:
+        id: the row's own id, else "<file stem>:<row number>".
+        messages: ends with the assistant's answer, unless only prompts were asked for.
+        answers: accepted answers; the first is the one trained on. Empty for prompts.
+        options: what an answer is chosen from, if the row lists it.
+        group: entity or picture that rows share; None if the row stands alone.
+        row: 1-based number in the file.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    answers: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    group: str | None = None
+    row: int = 0
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The messages without the final assistant turn."""
+        if self.messages and self.messages[-1].role == "assistant":
+            return self.messages[:-1]
+        return self.messages
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All pictures of the row in order."""
+        return tuple(image for message in self.messages for image in message.images)
+
+    @cached_property
+    def text_hash(self) -> str:
+        """SHA-256 of the prompt's text (no system turn) after NFKC, case folding and one space.
+
+        Pictures' hashes are mixed in: "What is this?" about two pictures is two prompts.
+        """
+        turns = [m.text for m in self.prompt if m.role != "system"]
+        text = unicodedata.normalize("NFKC", "\n".join(turns)).casefold()
+        parts = [" ".join(text.split()), *self.image_hashes]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def image_hashes(self) -> tuple[str, ...]:
+        """SHA-256 of each picture's encoded bytes, in order."""
+        return tuple(image.sha256 for image in self.images)
+
+
+@dataclass(frozen=True)
+class RefusedRow:
+    """A row that can't be used: where it is and why."""
+
+    path: str
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one source held.
+
+    Attributes:
+        examples: usable rows in the order of the source.
+        refused: the others.
+        sha256: of the usable rows' content as read, pictures included.
+        notes: what a reader of the report should know.
+        num_rows: rows in the source, blank lines not counted.
+    """
+
+    examples: list[Example]
+    refused: list[RefusedRow]
+    sha256: str
+    notes: list[str]
+    num_rows: int
+
+
+class RowError(DataError):
+    """One row can't be used. Whoever goes through rows turns it into a `RefusedRow`.
+
+    Args:
+        reason: what is wrong with it, one clause.
+        id: the row's id, where it is known.
+        row: its 1-based number, where it is known.
+    """
+
+    def __init__(self, reason: str, *, id: str = "", row: int = 0) -> None:
+        self.reason, self.id, self.row = reason, id, row
+        name = f"row {row}" if row else "a row"
+        super().__init__(
+            asked=f"{name} ({id})" if id else name,
+            found=reason,
+            do="correct the row, take it out, or allow refused rows (max_refused)",
+        )
+
+    def refused(self, path: str, row: int = 0) -> RefusedRow:
+        """Return this as an entry of rows_refused.jsonl."""
+        return RefusedRow(path, row or self.row, self.reason)
+
+
+class RowsRefusedError(DataError):
+    """More rows were refused than is tolerated; `refused` holds all of them."""
+
+    def __init__(self, refused: list[RefusedRow], allowed: int, num_rows: int) -> None:
+        self.refused = refused
+        path = refused[0].path
+        shown = "".join(f"\n  row {item.row}: {item.reason}" for item in refused[:5])
+        more = f"\n  and {len(refused) - 5} more" if len(refused) > 5 else ""
+        super().__init__(
+            asked=f"the rows of {path}, at most {allowed} of them unusable",
+            found=f"{len(refused)} of {num_rows} rows can't be used:{shown}{more}",
+            do=f"correct these rows, or set max_refused to {len(refused)} to go on without them",
+        )

@@ -1,0 +1,206 @@
+"""Every accepted layout of a row becomes an `Example`.
+
+Owns: which keys make which layout, and what makes a row ambiguous. docs/data.md lists them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from narrowtune.data.content import build_messages, need_text
+from narrowtune.data.examples import Example, Image, Message, RowError
+from narrowtune.data.images import image_reference
+
+PAIRS = {
+    "prompt": "completion",
+    "question": "answer",
+    "instruction": "output",
+    "query": "response",
+}
+"""The key with the user's text, and the key with the answer."""
+
+_LLAVA_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+_UNSUPPORTED = ("history", "tools", "functions", "videos", "video", "audio")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are to be read.
+
+    Attributes:
+        stem: of the file; names rows without an id.
+        root: folder for pictures; None if paths can't be used.
+        prompts_only: rows need no answer, and an answer is left out.
+        needs_options: rows must list options with the answer among them.
+    """
+
+    stem: str
+    root: Path | None = None
+    prompts_only: bool = False
+    needs_options: bool = False
+
+
+def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
+    """Return the row as an example; its pictures are not opened yet.
+
+    Raises:
+        RowError: the row can't be used; the reason says why.
+    """
+    row = {key: value for key, value in row.items() if value is not None}
+    for key in _UNSUPPORTED:
+        if row.get(key):
+            raise RowError(f"column {key!r} is not supported")
+    images = _images(row, reading.root)
+    turns, tags = _turns(row, reading)
+    messages = build_messages(turns, images, tags=tags, root=reading.root)
+    _check_turns(messages, reading)
+    answers = _answers(row, messages)
+    if reading.prompts_only:
+        answers = ()
+        if messages[-1].role == "assistant":
+            messages = messages[:-1]
+    options = tuple(_texts(row.get("options"), "options"))
+    if reading.needs_options and (len(options) < 2 or not set(answers) & set(options)):
+        raise RowError("options are asked for: two or more, with the answer among them")
+    return Example(
+        id=_name(row.get("id"), "id") or f"{reading.stem}:{number}",
+        messages=messages,
+        answers=answers,
+        options=options,
+        group=_name(row.get("group"), "group"),
+        row=number,
+    )
+
+
+def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]], bool]:
+    """The row's turns, and whether its layout is one that defines `<image>` tags."""
+    found = [key for key in ("messages", "conversations", *PAIRS) if key in row]
+    if not found:
+        known = ", ".join(["messages", "conversations", *(f"{a}/{b}" for a, b in PAIRS.items())])
+        raise RowError(f"no known columns; a row has one of {known}")
+    if len(found) > 1:
+        raise RowError(f"ambiguous: columns {' and '.join(found)} both say what the row is")
+    kind = found[0]
+    if kind in PAIRS:
+        return _pair_turns(row, kind, reading)
+    turns = row[kind]
+    if not isinstance(turns, list) or not turns:
+        raise RowError(f"{kind} is not a list of turns")
+    if not all(isinstance(turn, dict) for turn in turns):
+        raise RowError(f"{kind} has a turn that is not keys and values")
+    if kind == "conversations" and "from" in turns[0]:
+        turns = [_llava_turn(turn) for turn in turns]
+    # Arrow fills keys that other turns have with nulls.
+    turns = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
+    return _with_system(row, turns), True
+
+
+def _llava_turn(turn: dict[str, Any]) -> dict[str, Any]:
+    role = turn.get("from")
+    if role not in _LLAVA_ROLES:
+        raise RowError(f"a turn is from {role!r}; known are {', '.join(_LLAVA_ROLES)}")
+    return {"role": _LLAVA_ROLES[role], "content": turn.get("value")}
+
+
+def _pair_turns(
+    row: dict[str, Any], asked: str, reading: Reading
+) -> tuple[list[dict[str, Any]], bool]:
+    prompt, answer = row[asked], row.get(PAIRS[asked])
+    # TRL's conversational layout: both sides are lists of messages.
+    if isinstance(prompt, list):
+        rest = answer if isinstance(answer, list) else _assistant(answer)
+        return _with_system(row, [*prompt, *rest]), True
+    text = need_text(prompt, asked)
+    if asked == "instruction" and row.get("input"):
+        text = f"{text}\n\n{need_text(row['input'], 'input')}"
+    if answer is None and row.get("answers"):
+        answer = next(iter(_texts(row["answers"], "answers")), None)
+    if answer is None and not reading.prompts_only:
+        raise RowError(f"{PAIRS[asked]} is missing")
+    turns = [{"role": "user", "content": text}, *_assistant(answer)]
+    return _with_system(row, turns), False
+
+
+def _assistant(answer: Any) -> list[dict[str, Any]]:
+    return [] if answer is None else [{"role": "assistant", "content": _answer_text(answer)}]
+
+
+def _with_system(row: dict[str, Any], turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    system = row.get("system")
+    if not system:
+        return turns
+    if turns and isinstance(turns[0], dict) and turns[0].get("role") == "system":
+        raise RowError("ambiguous: a system column and a system turn")
+    return [{"role": "system", "content": need_text(system, "system")}, *turns]
+
+
+def _check_turns(messages: Sequence[Message], reading: Reading) -> None:
+    roles = [message.role for message in messages]
+    if "system" in roles[1:]:
+        raise RowError("a system turn that is not the first")
+    spoken = roles[1:] if roles[0] == "system" else roles
+    if not spoken or spoken[0] != "user":
+        raise RowError("no user turn before the answer")
+    if roles[-1] != "assistant" and not reading.prompts_only:
+        raise RowError("no answer: the last turn is not the assistant's")
+
+
+def _answers(row: dict[str, Any], messages: Sequence[Message]) -> tuple[str, ...]:
+    """The trained answer first, then the other accepted ones."""
+    final = [messages[-1].text] if messages[-1].role == "assistant" else []
+    return tuple(dict.fromkeys([*final, *_texts(row.get("answers"), "answers")]))
+
+
+def _answer_text(value: Any) -> Any:
+    """Whole numbers may stand for their digits; 3.0 may not, as "3" and "3.0" are two answers."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _texts(value: Any, what: str) -> list[str]:
+    """A list of texts; in CSV it is written as a JSON list."""
+    value = _json_cell(value, what)
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)):
+        raise RowError(f"{what} is {type(value).__name__}, not a list of texts")
+    return [need_text(_answer_text(item), f"one of {what}") for item in value]
+
+
+def _json_cell(value: Any, what: str) -> Any:
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise RowError(f"{what} is text that is not a JSON list") from None
+
+
+def _images(row: dict[str, Any], root: Path | None) -> list[Image]:
+    if "image" in row and "images" in row:
+        raise RowError("ambiguous: columns image and images")
+    value = row.get("images", row.get("image"))
+    if isinstance(value, str):
+        value = _json_cell(value, "images")
+    if value is None:
+        return []
+    values = value if isinstance(value, list) else [value]
+    return [image_reference(item, root) for item in values]
+
+
+def _name(value: Any, what: str) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise RowError(f"{what} is {type(value).__name__}, not text or a whole number")
+    return need_text(str(value), what)

@@ -1,0 +1,167 @@
+"""A source of rows becomes examples, and every row that can't be used is named.
+
+Owns: `read_rows` and rows_refused.jsonl. How rows are laid out is in formats.py, where they come
+from in sources.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from narrowtune.core.config import DataSettings
+from narrowtune.core.errors import DataError
+from narrowtune.data.examples import (
+    Example,
+    Image,
+    Message,
+    RefusedRow,
+    RowError,
+    Rows,
+    RowsRefusedError,
+    Text,
+)
+from narrowtune.data.formats import Reading, parse_row
+from narrowtune.data.images import check_image
+from narrowtune.data.sources import read_source
+from narrowtune.data.splits import draw_examples
+
+__all__ = [
+    "Example",
+    "Image",
+    "Message",
+    "RefusedRow",
+    "RowError",
+    "Rows",
+    "RowsRefusedError",
+    "Text",
+    "read_rows",
+    "write_refused",
+]
+
+
+def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int = 42) -> Rows:
+    """Read every row of a source, check it with its pictures, and draw `settings.limit` of them.
+
+    Args:
+        settings: where the rows are and how many may be refused.
+        prompts_only: accept rows without an answer, and leave answers out.
+        seed: of the draw when there is a limit.
+
+    Raises:
+        DataError: the source can't be read or has no rows.
+        RowsRefusedError: more rows than `settings.max_refused` can't be used; it lists them all.
+    """
+    root = _image_root(settings)
+    reading = Reading(
+        stem=Path(settings.path).stem,
+        root=root,
+        prompts_only=prompts_only,
+        needs_options=settings.mode == "options" and not prompts_only,
+    )
+    parsed: list[Example] = []
+    refused: list[RefusedRow] = []
+    seen: dict[str, int] = {}
+    num_rows = 0
+    for raw in read_source(settings.path, settings.split):
+        num_rows += 1
+        try:
+            if raw.values is None:
+                raise RowError(raw.reason)
+            example = parse_row(raw.values, raw.number, reading)
+            if example.id in seen:
+                raise RowError(f"the id {example.id!r} is already that of row {seen[example.id]}")
+            seen[example.id] = raw.number
+            parsed.append(example)
+        except RowError as error:
+            refused.append(error.refused(settings.path, raw.number))
+    notes = []
+    if settings.limit is not None and settings.limit < len(parsed):
+        notes.append(f"{settings.limit} of {len(parsed)} rows, drawn with seed {seed}.")
+        parsed = draw_examples(parsed, settings.limit, seed)
+    examples = _with_pictures(parsed, settings.path, refused)
+    if len(refused) > settings.max_refused:
+        raise RowsRefusedError(refused, settings.max_refused, num_rows)
+    if not examples:
+        raise DataError(
+            asked=f"rows from {settings.path}",
+            found=f"{num_rows} rows, none of which can be used",
+            do="check the file; docs/data.md shows what rows look like",
+        )
+    if refused:
+        notes.append(f"{len(refused)} of {num_rows} rows could not be used (rows_refused.jsonl).")
+    return Rows(examples, refused, _digest(examples), notes, num_rows)
+
+
+def write_refused(path: Path, rows: Iterable[RefusedRow]) -> None:
+    """Write rows_refused.jsonl: one `{"path", "row", "reason"}` per line."""
+    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
+    Path(path).write_text(
+        "".join(f"{line}\n" for line in lines), encoding="utf-8", errors="replace"
+    )
+
+
+def _image_root(settings: DataSettings) -> Path | None:
+    """The folder for pictures: as given, else the file's own or the saved folder itself."""
+    if settings.image_root is not None:
+        root = Path(settings.image_root)
+        if not root.is_dir():
+            raise DataError(
+                asked=f"pictures below {root}",
+                found="no such folder",
+                do="correct image_root",
+            )
+        return root
+    path = Path(settings.path)
+    if path.is_dir():
+        return path
+    return path.parent if path.is_file() else None
+
+
+def _with_pictures(examples: list[Example], path: str, refused: list[RefusedRow]) -> list[Example]:
+    """Check each picture once, and group rows by picture where they name no group."""
+    checked: dict[Image, Image] = {}
+    usable = []
+    for example in examples:
+        if not example.images:
+            usable.append(example)
+            continue
+        try:
+            for image in example.images:
+                if image not in checked:
+                    checked[image] = check_image(image)
+        except RowError as error:
+            refused.append(error.refused(path, example.row))
+            continue
+        messages = tuple(
+            Message(
+                message.role,
+                tuple(checked[p] if isinstance(p, Image) else p for p in message.content),
+            )
+            for message in example.messages
+        )
+        example = replace(example, messages=messages)
+        if example.group is None:
+            example = replace(example, group=f"picture {example.image_hashes[0][:16]}")
+        usable.append(example)
+    return usable
+
+
+def _digest(examples: Iterable[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        content = [
+            example.id,
+            [
+                [m.role, [p.text if isinstance(p, Text) else [p.sha256] for p in m.content]]
+                for m in example.messages
+            ],
+            example.answers,
+            example.options,
+            example.group,
+        ]
+        digest.update(json.dumps(content).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,212 @@
+"""Where rows come from: files, folders saved by `datasets`, hub ids.
+
+Owns: reading each kind row by row, within bounds, so that one bad row costs that row only.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from narrowtune.core.errors import DataError
+
+MAX_LINE_BYTES = 64 * 2**20
+"""Of one JSONL line or one CSV cell."""
+
+MAX_JSON_BYTES = 2 * 2**30
+"""Of a .json file, which is read as a whole."""
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row as the source has it: `values`, or the `reason` why there are none."""
+
+    number: int
+    values: dict[str, Any] | None = None
+    reason: str = ""
+
+
+def read_source(path: str, split: str | None) -> Iterator[RawRow]:
+    """Yield the rows of a file, a folder saved by `datasets`, or a hub id.
+
+    Row numbers start at 1: lines of a JSONL file, data rows of the others.
+
+    Raises:
+        DataError: there is no such source, or it can't be read at all.
+    """
+    file = Path(path)
+    if file.suffix.lower() in SUFFIXES and not file.is_dir():
+        if not file.is_file():
+            raise _unreadable(path, "no such file", "check the path")
+        if split is not None:
+            raise _unreadable(
+                path, f"a split ({split}), which a file does not have", "leave it out"
+            )
+        readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+        yield from readers[file.suffix.lower()](file)
+    elif file.is_dir():
+        yield from _saved_folder(path, split)
+    elif file.exists():
+        raise _unreadable(path, "a file of another kind", f"use one of {', '.join(SUFFIXES)}")
+    else:
+        yield from _hub(path, split)
+
+
+def _unreadable(path: str, found: str, do: str) -> DataError:
+    return DataError(asked=f"rows from {path}", found=found, do=do)
+
+
+def _jsonl(file: Path) -> Iterator[RawRow]:
+    with file.open("rb") as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                _skip_line(stream)
+                yield RawRow(number, reason=f"the line has more than {MAX_LINE_BYTES} bytes")
+            elif line.strip():
+                yield _json_row(number, line)
+
+
+def _skip_line(stream: BinaryIO) -> None:
+    while (piece := stream.readline(2**20)) and not piece.endswith(b"\n"):
+        pass
+
+
+def _json_row(number: int, line: bytes) -> RawRow:
+    try:
+        values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError:
+        return RawRow(number, reason="the line is not UTF-8")
+    except RecursionError:
+        return RawRow(number, reason="the line is nested too deeply")
+    except ValueError as error:
+        return RawRow(number, reason=f"the line is not JSON: {error}")
+    return _raw_row(number, values)
+
+
+def _raw_row(number: int, values: Any) -> RawRow:
+    if not isinstance(values, dict):
+        return RawRow(number, reason=f"the row is {type(values).__name__}, not keys and values")
+    # A missing cell comes as NaN from tables that went through pandas.
+    kept = {
+        key: value
+        for key, value in values.items()
+        if not (isinstance(value, float) and math.isnan(value))
+    }
+    return RawRow(number, kept)
+
+
+def _json(file: Path) -> Iterator[RawRow]:
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise _unreadable(str(file), f"more than {MAX_JSON_BYTES} bytes", "save it as .jsonl")
+    try:
+        rows = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise _unreadable(str(file), detail, "give a JSON list of rows, or JSONL") from None
+    if not isinstance(rows, list):
+        found = f"{type(rows).__name__} instead of a list of rows"
+        raise _unreadable(str(file), found, "give a JSON list of rows, or JSONL as .jsonl")
+    for number, values in enumerate(rows, start=1):
+        yield _raw_row(number, values)
+
+
+def _csv(file: Path) -> Iterator[RawRow]:
+    before = csv.field_size_limit(MAX_LINE_BYTES)
+    try:
+        # Bytes that are not UTF-8 survive as surrogates, so that they cost their row only.
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            for number, row in enumerate(reader, start=1):
+                yield _csv_row(number, row)
+    except csv.Error as error:
+        found = f"line {reader.line_num}: {error}"
+        raise _unreadable(str(file), found, "correct the quoting, or save it as .jsonl") from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_row(number: int, row: dict[Any, Any]) -> RawRow:
+    if None in row or None in row.values():
+        return RawRow(number, reason="the row has more or fewer cells than the header")
+    # An empty cell is a missing value: CSV can't tell them apart.
+    return RawRow(number, {key: value for key, value in row.items() if value != ""})
+
+
+def _parquet(file: Path) -> Iterator[RawRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        yield from _arrow_rows(table.iter_batches(batch_size=_BATCH_ROWS))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(str(file), str(error), "check that the file is complete") from None
+
+
+def _arrow_rows(batches: Iterator[Any]) -> Iterator[RawRow]:
+    number = 0
+    for batch in batches:
+        for index in range(batch.num_rows):
+            number += 1
+            try:
+                values = batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield RawRow(number, reason="the row is not UTF-8")
+                continue
+            yield _raw_row(number, values)
+
+
+def _saved_folder(path: str, split: str | None) -> Iterator[RawRow]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(path)
+    except (FileNotFoundError, ValueError, OSError) as error:
+        do = f"give a folder written by `save_to_disk`, or one of {', '.join(SUFFIXES)}"
+        raise _unreadable(path, _first_line(error), do) from None
+    yield from _dataset_rows(path, loaded, split)
+
+
+def _hub(path: str, split: str | None) -> Iterator[RawRow]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(path)
+    # The hub's client answers a wrong name or a missing network with many kinds of exception.
+    except Exception as error:
+        raise _unreadable(
+            path,
+            f"neither a file nor a folder here; as a hub id: {_first_line(error)}",
+            "check the path; for a hub id, check its name and the network, or download it first",
+        ) from None
+    yield from _dataset_rows(path, loaded, split)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+
+
+def _dataset_rows(path: str, loaded: Any, split: str | None) -> Iterator[RawRow]:
+    if isinstance(loaded, dict):
+        names = ", ".join(loaded)
+        if split is None and len(loaded) > 1:
+            raise _unreadable(path, f"several splits: {names}", "say which with `split`")
+        split = next(iter(loaded)) if split is None else split
+        if split not in loaded:
+            raise _unreadable(path, f"no split {split!r}; it has {names}", "choose one of these")
+        loaded = loaded[split]
+    elif split is not None:
+        raise _unreadable(path, f"one set without splits, not {split!r}", "leave the split out")
+    # The arrow format hands pictures over undecoded, so that our own limits see them first.
+    tables = loaded.with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    yield from _arrow_rows(tables)
