@@ -6,6 +6,7 @@ ids or marks in a template: SmolLM2's pad token is its end-of-turn token, and it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from narrowtune.data.collate import IGNORE_INDEX, PER_TOKEN_FEATURES, Encoded
 from narrowtune.data.examples import Example, Image, Message, RowError, Text
 from narrowtune.data.images import open_image
 from narrowtune.data.literals import SpecialTokens, guard_tokens
-from narrowtune.data.template import ChatTemplate, Rendered, Span, Turn
+from narrowtune.data.template import ChatTemplate, Rendered, Skeleton, Span, Turn
 
 __all__ = ["ChatEncoder", "Encoded", "RowError"]
 
@@ -72,6 +73,7 @@ class ChatEncoder:
         self._specials = SpecialTokens(tokenizer, processor)
         kwargs = dict(chat_template_kwargs or {})
         self._template = ChatTemplate(tokenizer, processor, self._specials, kwargs)
+        self._known: dict[tuple[str, ...], Counter[int]] = {}
         self.num_prefix_mismatches = 0
 
     @property
@@ -151,10 +153,10 @@ class ChatEncoder:
     ) -> _Tokens:
         tokens = self._tokenize_text(text)
         skeleton = self._template.skeleton(turns, generation=generation)
-        expected = self._specials.count(self._tokenize_text("\ue8e0".join(skeleton.literals)).ids)
-        if appended:
-            expected[self._tokenizer.eos_token_id] += 1
         found = self._specials.count(tokens.ids)
+        expected = self._own_specials(skeleton)
+        if appended:
+            expected = expected + Counter([self._tokenizer.eos_token_id])
         images = [image for message in messages for image in message.images]
         placeholders = found[self._specials.image_id] if self._specials.image_id is not None else 0
         if placeholders != len(images):
@@ -168,6 +170,13 @@ class ChatEncoder:
             pictures = [open_image(image) for image in images]
             tokens, drop = self._expand(text, tokens, drop, pictures)
         return _without(tokens, drop)
+
+    def _own_specials(self, skeleton: Skeleton) -> Counter[int]:
+        """The special tokens that the template itself writes."""
+        if skeleton.literals not in self._known:
+            ids = self._tokenize_text("\ue8e0".join(skeleton.literals)).ids
+            self._known[skeleton.literals] = self._specials.count(ids)
+        return self._known[skeleton.literals]
 
     def _tokenize_text(self, text: str) -> _Tokens:
         out = self._tokenizer(
@@ -210,7 +219,7 @@ class ChatEncoder:
         runs = _runs(tokens.ids, ids, self._specials.placeholders)
         if runs is None:
             raise DataError(
-                asked=f"the place of the pictures in the tokens of {type(self._processor).__name__}",
+                asked=f"the place of pictures in the tokens of {type(self._processor).__name__}",
                 found="tokens that differ from the tokenizer's in more than repeated placeholders",
                 do="use a model of a supported family (docs/models.md)",
             )

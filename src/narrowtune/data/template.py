@@ -8,7 +8,6 @@ and through it are compared instead; where neither works, the row is refused.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,8 +182,8 @@ class ChatTemplate:
         """
         prompt, header = list(prompts.values())[-1], text[: content.start]
         same = "".join(header.split()) == "".join(prompt.split())
-        shared = len(os.path.commonprefix([header, prompt]))
-        if text.startswith(prompt) or not same or any(a.end > shared for a in answers[:-1]):
+        shared = all(prompt.startswith(text[: answer.end]) for answer in answers[:-1])
+        if text.startswith(prompt) or not same or not shared:
             return text
         note = "The chat template's own header of an answer differs from its generation prompt in "
         if not self.notes:
