@@ -1,0 +1,160 @@
+"""From a tuned model to its delta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from narrowtune.core.errors import DeltaError
+from narrowtune.delta.bits import DTYPES, all_finite, dtype_name, xor
+from narrowtune.delta.layout import read_layout
+from narrowtune.delta.store import Delta, Metadata, TensorRecord
+from narrowtune.models.disk import locate
+from narrowtune.models.families import find_family
+from narrowtune.models.fingerprint import (
+    combine_hashes,
+    named_tensors,
+    tensor_hashes,
+    tensor_sha256,
+)
+from narrowtune.models.select import Selection
+from narrowtune.models.structure import find_ties, show_names
+
+Base = Mapping[str, Tensor] | nn.Module | str | Path
+"""Where the selected tensors' values before training come from; see `extract`."""
+
+
+def extract(
+    model: nn.Module,
+    selection: Selection,
+    base: Base | None = None,
+    *,
+    base_hashes: Mapping[str, str] | None = None,
+    notes: Iterable[str] = (),
+) -> Delta:
+    """Return what training changed in the selected tensors of `model`.
+
+    Tuned values are rounded to the base's dtype (to nearest, ties to even), so a model whose
+    selected parameters are fp32 masters over a bf16 base gives a bf16 delta. The model is not
+    changed; to go on with exactly what the delta holds, round it or `apply` the delta to a base.
+
+    Args:
+        model: the tuned model, on any device, wrapped or not.
+        selection: what `select` returned.
+        base: the values before training: a mapping from name in memory to tensor, in the base's
+            dtype; or the untouched base model; or its folder, from which the selected tensors
+            alone are read, in the dtype that the model was loaded in (`model.config.dtype`); or
+            None for the folder that the model was loaded from (`config._name_or_path`).
+        base_hashes: what `tensor_hashes` returned for the base. Needed where the frozen tensors no
+            longer have their own dtype (held in fp32 for the run); otherwise they are hashed as
+            they are now.
+        notes: what a user of the delta must know, kept in the file.
+
+    Raises:
+        DeltaError: the base can't be found or does not match the selection or its hashes, a dtype
+            has no delta, or a value is NaN or infinite.
+    """
+    asked = f"to extract the delta of {selection.recipe} ({len(selection.names)} tensors)"
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    find_base = _base_reader(model, selection, base, asked)
+    parameters = dict(model.named_parameters())
+    ties = find_ties(model)
+    bits, records = {}, {}
+    for name in selection.names:
+        if name not in parameters:
+            raise _mismatch(asked, f"the model has no parameter {name}")
+        before = find_base(name)
+        after = _round_to(parameters[name], before, name, asked)
+        bits[name] = xor(after, before).contiguous()
+        records[name] = TensorRecord(
+            disk_name=selection.disk_names[name],
+            shape=list(before.shape),
+            dtype=dtype_name(before.dtype),
+            base_sha256=tensor_sha256(before),
+            tuned_sha256=tensor_sha256(after),
+            tied=list(ties.get(name, ())),
+        )
+    if base_hashes is None:
+        frozen = tensor_hashes(model, [n for n, _ in named_tensors(model) if n not in records])
+    else:
+        frozen = {name: h for name, h in base_hashes.items() if name not in records}
+        wrong = [n for n, record in records.items() if base_hashes.get(n) != record.base_sha256]
+        if wrong:
+            raise _mismatch(asked, f"the base's hashes are not those of {show_names(wrong)}")
+    metadata = Metadata(
+        recipe=selection.recipe,
+        family=selection.family,
+        base_fingerprint=combine_hashes(
+            {**frozen, **{n: r.base_sha256 for n, r in records.items()}}
+        ),
+        tuned_fingerprint=combine_hashes(
+            {**frozen, **{n: r.tuned_sha256 for n, r in records.items()}}
+        ),
+        notes=list(notes),
+        tensors=records,
+        frozen=frozen,
+    )
+    return Delta(metadata, bits)
+
+
+def _base_reader(
+    model: nn.Module, selection: Selection, base: Base | None, asked: str
+) -> Callable[[str], Tensor]:
+    """Return how to get the base's tensor of a name, on the CPU."""
+    if isinstance(base, nn.Module):
+        unwrapped = extract_model_from_parallel(base, keep_torch_compile=False)
+        if unwrapped is model:
+            raise DeltaError(
+                asked=asked,
+                found="the base that was given is the tuned model itself",
+                do="give the values from before training, or the base's folder",
+            )
+        base = dict(unwrapped.named_parameters())
+    if isinstance(base, Mapping):
+        tensors = base
+        missing = [name for name in selection.names if name not in tensors]
+        if missing:
+            raise _mismatch(asked, f"the base has no {missing[0]} ({len(missing)} are missing)")
+        return lambda name: tensors[name].detach().to("cpu").contiguous()
+    config = getattr(model, "config", None)
+    folder = Path(base if base is not None else getattr(config, "_name_or_path", "") or "")
+    dtype = getattr(config, "dtype", None)
+    if not folder.name or not folder.is_dir() or not isinstance(dtype, torch.dtype):
+        raise DeltaError(
+            asked=asked,
+            found=f"no folder {str(folder)!r} with the model before training",
+            do="give `base`: the values before training, the base model, or its folder",
+        )
+    layout = read_layout(folder)
+    places = locate(find_family(model), selection.names, folder, find_ties(model))
+    return lambda name: layout.read(places[name][0]).to(dtype).contiguous()
+
+
+def _round_to(parameter: Tensor, base: Tensor, name: str, asked: str) -> Tensor:
+    if dtype_name(base.dtype) not in DTYPES or not parameter.is_floating_point():
+        raise _mismatch(asked, f"{name} is {dtype_name(base.dtype)}: no delta can be made of it")
+    if parameter.shape != base.shape or parameter.is_meta:
+        raise _mismatch(
+            asked,
+            f"{name} has shape {list(parameter.shape)} ({parameter.device}), "
+            f"its base {list(base.shape)}",
+        )
+    rounded = parameter.detach().to(base.dtype).to("cpu").contiguous()
+    for which, tensor in (("tuned", rounded), ("base", base)):
+        if not all_finite(tensor):
+            raise DeltaError(
+                asked=asked,
+                found=f"the {which} {name} holds NaN or infinity as {dtype_name(base.dtype)}",
+                do="train with a lower learning rate, or from a sound checkpoint",
+            )
+    return rounded
+
+
+def _mismatch(asked: str, found: str) -> DeltaError:
+    return DeltaError(
+        asked=asked, found=found, do="use the model, selection and base of one and the same run"
+    )

@@ -1,0 +1,197 @@
+"""A delta on a model folder: bytes in, bytes out, without building the model.
+
+XOR keeps the size and place of every tensor, so a folder is copied as it is and the selected
+tensors' bytes are flipped in the copy: memory stays at one tensor, and undoing gives back the very
+files. `merge` repacks the weights for release first; the flipping is the same.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from narrowtune.core.errors import DeltaError, UsageError
+from narrowtune.core.provenance import sha256_file
+from narrowtune.delta.card import write_card
+from narrowtune.delta.copying import (
+    copy_companions,
+    copy_weights,
+    find_companions,
+    repack_weights,
+    staged,
+)
+from narrowtune.delta.layout import Layout, read_layout
+from narrowtune.delta.marker import Applied, change_marker
+from narrowtune.delta.store import Delta, check_free_space, sync
+from narrowtune.delta.verify import Direction, source_sha256, verify_frozen, verify_selected
+from narrowtune.models.disk import check_folder, locate
+from narrowtune.models.families import find_family
+from narrowtune.models.fingerprint import tensor_sha256
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """What was written.
+
+    Attributes:
+        folder: the new folder.
+        num_tensors: tensors of the folder that were changed.
+        num_bytes: size of the folder's weights.
+        left_out: files of the old folder that were not taken over, with the reason.
+    """
+
+    folder: Path
+    num_tensors: int
+    num_bytes: int
+    left_out: dict[str, str]
+
+
+def apply_to_folder(
+    folder: str | Path, delta_path: str | Path, out: str | Path, *, strict: bool = True
+) -> FolderResult:
+    """Write the tuned model to `out`: the base in `folder` with the delta on it.
+
+    Shards, their names and everything else stay as they are; `narrowtune_delta.json` is added and
+    says which delta the folder holds. `out` appears when it is complete, or not at all.
+
+    Args:
+        folder: the base, with safetensors weights.
+        delta_path: the delta.
+        out: a folder that does not exist yet, or is empty.
+        strict: also check that the tensors which the delta leaves alone are the base's.
+
+    Raises:
+        DeltaError: the folder is not the base, the delta is already applied or damaged, `out`
+            exists, or the disk has too little room. Nothing is written then.
+        ModelError: `folder` has no sound safetensors weights.
+    """
+    return _write(Path(folder), Path(delta_path), Path(out), "apply", strict, None)
+
+
+def undo_folder(
+    folder: str | Path, delta_path: str | Path, out: str | Path, *, strict: bool = True
+) -> FolderResult:
+    """Write the base to `out`: the tuned model in `folder` without the delta.
+
+    What `apply_to_folder` made comes back file for file; see there for arguments and errors.
+    """
+    return _write(Path(folder), Path(delta_path), Path(out), "undo", strict, None)
+
+
+def merge(
+    folder: str | Path,
+    delta_path: str | Path,
+    out: str | Path,
+    max_shard_size: int | str = "5GB",
+    *,
+    strict: bool = True,
+) -> FolderResult:
+    """Write the tuned model to `out` for release: a plain folder that `from_pretrained` loads.
+
+    As `apply_to_folder`, but the weights are packed into shards of at most `max_shard_size`, bytes
+    or text such as "5GB" (one larger tensor makes one larger shard), and a README.md says what the
+    folder is; the base's own becomes README.base.md.
+    """
+    limit = parse_size(max_shard_size)
+    return _write(Path(folder), Path(delta_path), Path(out), "apply", strict, limit)
+
+
+def parse_size(size: int | str) -> int:
+    """Return bytes for a number or a text such as "5GB" or "500MB" (powers of 1000).
+
+    Raises:
+        UsageError: it is not a positive size.
+    """
+    found = re.fullmatch(r"(\d+) ?(B|KB|MB|GB|TB)?", str(size).strip().upper())
+    if found is None or int(found[1]) == 0:
+        raise UsageError(
+            asked=f"shards of at most {size!r}",
+            found="not a positive number of bytes",
+            do='write a size such as "5GB" or "500MB"',
+        )
+    return int(found[1]) * 1000 ** ("B", "KB", "MB", "GB", "TB").index(found[2] or "B")
+
+
+def _write(
+    folder: Path,
+    delta_path: Path,
+    out: Path,
+    direction: Direction,
+    strict: bool,
+    max_shard_size: int | None,
+) -> FolderResult:
+    verb = direction if max_shard_size is None else "merge"
+    asked = f"to {verb} {delta_path} on {folder} into {out}"
+    layout = read_layout(folder)
+    delta = Delta.load(delta_path)
+    changes = _verify(layout, delta, direction, strict, asked)
+    applied = Applied.of(delta.metadata, sha256_file(delta_path))
+    companions = find_companions(layout, is_release=max_shard_size is not None)
+    with staged(folder, out, asked) as staging:
+        num_bytes = sum(shard.stat().st_size for shard in layout.shards)
+        check_free_space(staging, num_bytes + companions.num_bytes, asked)
+        if max_shard_size is None:
+            copy_weights(layout, staging)
+        else:
+            repack_weights(layout, staging, max_shard_size)
+        _flip(read_layout(staging), delta, changes)
+        copy_companions(companions, folder, staging)
+        stack = change_marker(folder, staging, applied, direction, asked)
+        if max_shard_size is not None:
+            write_card(staging, out.name, stack, delta.metadata)
+    return FolderResult(out, len(changes), num_bytes, companions.left_out)
+
+
+def _verify(
+    layout: Layout, delta: Delta, direction: Direction, strict: bool, asked: str
+) -> dict[str, str]:
+    """Check all, and return which tensors of the folder change: name on disk → name in memory."""
+    records = delta.metadata.tensors
+    family = find_family(check_folder(layout.folder))
+    if family.name != delta.metadata.family:
+        raise DeltaError(
+            asked=asked,
+            found=f"a {family.name} model, and a delta of a {delta.metadata.family} model",
+            do="name the folder of the delta's base",
+        )
+    ties = {name: tuple(record.tied) for name, record in records.items()}
+    places = locate(family, records, layout.folder, ties)
+    changes = {disk_name: name for name, several in places.items() for disk_name in several}
+    assert len(changes) == sum(map(len, places.values())), "one tensor of the folder, two names"
+
+    verify_selected(delta, direction, lambda name, _: layout.read(places[name][0]), asked)
+    # A tied tensor may be on disk twice; both change, or loading would untie them.
+    for disk_name, name in changes.items():
+        if disk_name != places[name][0]:
+            digest = tensor_sha256(layout.read(disk_name))
+            if digest != source_sha256(records[name], direction):
+                raise DeltaError(
+                    asked=asked,
+                    found=f"{disk_name} differs from {places[name][0]}, in the base they are tied",
+                    do="use the exact model that the delta names",
+                )
+    if strict:
+        others = [disk_name for disk_name in layout.places if disk_name not in changes]
+        hashes = {tensor_sha256(layout.read(disk_name)) for disk_name in others}
+        verify_frozen(delta, lambda _, digest: digest in hashes, asked)
+    return changes
+
+
+def _flip(layout: Layout, delta: Delta, changes: dict[str, str]) -> None:
+    """Flip the bits of the tensors in `changes`, in the files of `layout`."""
+    for disk_name, name in changes.items():
+        place = layout.places[disk_name]
+        if place.entry.start == place.entry.end:
+            continue
+        bits = delta.bits[name].reshape(-1).view(torch.uint8).numpy()
+        mapped = np.memmap(
+            place.shard, mode="r+", offset=place.entry.start, shape=bits.shape, dtype=np.uint8
+        )
+        np.bitwise_xor(mapped, bits, out=mapped)
+        mapped.flush()
+    for shard in layout.shards:
+        sync(shard)

@@ -1,0 +1,71 @@
+"""The weights of a Hugging Face folder, by position: which shard holds a tensor, and where in it.
+
+Reads headers only; nothing here imports transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from narrowtune.core.errors import ModelError
+from narrowtune.delta.header import Entry, read_header
+from narrowtune.models.disk import INDEX, WEIGHTS, disk_files
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of a folder lies."""
+
+    shard: Path
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The weights of one folder.
+
+    Attributes:
+        folder: the folder.
+        shards: its weight files, in order of name.
+        index: the file that says what is in which shard; None for a single file.
+        places: every tensor by its name on disk, in the order in which the shards hold them.
+    """
+
+    folder: Path
+    shards: tuple[Path, ...]
+    index: Path | None
+    places: dict[str, Place]
+
+    def read(self, disk_name: str) -> Tensor:
+        """Return one tensor, on the CPU, mapped from its file."""
+        with safe_open(self.places[disk_name].shard, framework="pt") as file:
+            return file.get_tensor(disk_name)
+
+
+def read_layout(folder: str | Path) -> Layout:
+    """Read where the tensors of `folder` are.
+
+    Raises:
+        ModelError: the folder has no safetensors weights, its index does not match its shards,
+            or a shard is damaged.
+    """
+    folder = Path(folder)
+    files = disk_files(folder)
+    shards = tuple(sorted(set(files.values())))
+    places: dict[str, Place] = {}
+    for shard in shards:
+        entries = read_header(shard, f"to read the weights in {folder}", ModelError).entries
+        for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+            if name in places:
+                raise ModelError(
+                    asked=f"to read the weights in {folder}",
+                    found=f"{name} in both {places[name].shard.name} and {shard.name}",
+                    do="download the model again, or save it anew",
+                )
+            places[name] = Place(shard, entry)
+    index = folder / INDEX
+    return Layout(folder, shards, index if (folder / WEIGHTS) not in shards else None, places)
