@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import operator
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,9 +103,7 @@ def grid() -> list[Cell]:
     return [c for c in cells if c.tasks > 1 or c.kind in ("alone", "clustered")]
 
 
-def table(
-    results: Iterable[Misses], rows: str, columns: str, pick: Callable[[Misses], float]
-) -> str:
+def table(results: Iterable[Misses], rows: str, columns: str, side: str) -> str:
     """Return a Markdown table of `mean / worst` miss rates in per cent."""
     results = list(results)
     row_values = list(dict.fromkeys(getattr(r.cell, rows) for r in results))
@@ -115,7 +114,7 @@ def table(
         shares = []
         for column in column_values:
             found = [
-                pick(r)
+                getattr(r, side)
                 for r in results
                 if getattr(r.cell, rows) == row and getattr(r.cell, columns) == column
             ]
@@ -148,11 +147,11 @@ def main() -> None:
         arguments.out.write_text(json.dumps([asdict(r) for r in results]), encoding="utf-8")
     for side in ("upper", "lower"):
         print(f"\n{side} bound, misses in per cent (mean / worst over the rest of the grid)\n")
-        print(table(results, "items", "loss", lambda r: getattr(r, side)))
+        print(table(results, "items", "loss", side))
         print()
-        print(table(results, "kind", "tasks", lambda r: getattr(r, side)))
+        print(table(results, "kind", "tasks", side))
         print()
-        for r in sorted(results, key=lambda r: -getattr(r, side))[:8]:
+        for r in sorted(results, key=operator.attrgetter(side), reverse=True)[:8]:
             print(f"{100 * getattr(r, side):.1f} %  {r.cell}")
     print(
         f"\n{len(cells)} cells, {arguments.draws} draws each, {time.perf_counter() - start:.0f} s"

@@ -17,9 +17,20 @@ from narrowtune.core.errors import EvaluationError
 _TYPOGRAPHY = str.maketrans("‘’“”–−", "''\"\"--")
 _OPENING, _CLOSING = "\"'`*_([{¿¡«» ", "\"'`*_)]}.,;:!?«» "
 
-_ONES = "one two three four five six seven eight nine".split()
-_TEENS = ("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen").split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = [
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _VALUES = {
     **{word: value for value, word in enumerate(["zero", *_ONES, *_TEENS])},

@@ -21,24 +21,25 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr, betaincinv
+from scipy.special import bdtr
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.core.results import Estimate, Role, Score
-
-Floats = NDArray[np.float64]
+from narrowtune.evaluate.intervals import (
+    Clusters,
+    Floats,
+    bootstrap_margins,
+    exact_margin,
+    upper_share,
+)
 
 MIN_DEVIATING = 30
 """Fewest clusters that differ from the commonest change for a task to be resampled."""
 
 NUM_RESAMPLES = 10_000
-SEED = 20251008
 ONE_SIDED = 0.95
 TWO_SIDED = 0.975
 """Level of each end of a two-sided 95 % interval."""
-
-FEW_DISTINCT = 100
-"""Up to this many distinct clusters, resamples are drawn as counts, which is faster."""
 
 LARGEST_TASK = 10_000_000
 """`items_needed` gives up beyond this many items per task."""
@@ -57,28 +58,6 @@ class PairedTask:
     before: Floats
     after: Floats
     groups: tuple[str | None, ...] | None = None
-
-
-@dataclass(frozen=True)
-class _Clusters:
-    """Net change (after − before, summed over items) and number of items of each cluster."""
-
-    change: Floats
-    size: Floats
-
-    @property
-    def mean(self) -> float:
-        return float(self.change.sum() / self.size.sum())
-
-    @property
-    def kish(self) -> float:
-        """Weight of a typical item's cluster: 1 / (effective number of clusters)."""
-        return float((self.size**2).sum() / self.size.sum() ** 2)
-
-    @property
-    def num_deviating(self) -> int:
-        per_item = np.round(self.change / self.size, 9)
-        return len(per_item) - int(np.unique(per_item, return_counts=True)[1].max())
 
 
 def mean_score(scores: ArrayLike, groups: Sequence[str | None] | None = None) -> Score:
@@ -189,11 +168,15 @@ def smallest_provable_budget(num_items_per_task: Sequence[int]) -> float:
         "give at least one task, with at least one item each",
     )
     weight = 1 / (len(num_items_per_task) * min(num_items_per_task))
-    return 100 * _upper_share(0.0, 0.0, weight, ONE_SIDED)
+    return 100 * upper_share(0.0, 0.0, weight, ONE_SIDED)
 
 
 def items_needed(
-    tasks: Sequence[PairedTask], threshold: float, *, maximum: int = LARGEST_TASK
+    tasks: Sequence[PairedTask],
+    threshold: float,
+    *,
+    num_comparisons: int = 1,
+    maximum: int = LARGEST_TASK,
 ) -> int | None:
     """Return how many items per task would tell the mean change from `threshold`.
 
@@ -201,6 +184,7 @@ def items_needed(
 
     Args:
         threshold: percentage points of after − before.
+        num_comparisons: tasks that the worst was picked from, where these are the worst.
         maximum: beyond this many the answer is None.
 
     Returns:
@@ -212,9 +196,10 @@ def items_needed(
     if value == threshold:
         return None
     above = value < threshold
+    level = 1 - (1 - ONE_SIDED) / (num_comparisons if above else 1)
 
     def clears(num_items: int) -> bool:
-        margin = 100 * _exact_margin(clusters, ONE_SIDED, above=above, num_items=num_items)
+        margin = 100 * exact_margin(clusters, level, above=above, num_items=num_items)
         return value + margin <= threshold if above else value - margin > threshold
 
     if not clears(maximum):
@@ -235,7 +220,7 @@ def mcnemar_exact(num_worse: int, num_better: int) -> float:
 
 
 def _estimate(
-    clusters: Sequence[_Clusters],
+    clusters: Sequence[Clusters],
     *,
     num_comparisons: int = 1,
     num_resamples: int = NUM_RESAMPLES,
@@ -250,9 +235,9 @@ def _estimate(
     sides = [(False, ONE_SIDED), (False, TWO_SIDED), (True, adjusted[0]), (True, adjusted[1])]
     margins = np.zeros(len(sides))
     if many:
-        margins += (len(many) * _bootstrap_margins(many, sides, num_resamples)) ** 2
+        margins += (len(many) * bootstrap_margins(many, sides, num_resamples)) ** 2
     if few:
-        exact = [_exact_margin(few, level, above=above) for above, level in sides]
+        exact = [exact_margin(few, level, above=above) for above, level in sides]
         margins += (len(few) * np.array(exact)) ** 2
     margins = 100 * np.sqrt(margins) / len(clusters)
     value = 100 * math.fsum(c.mean for c in clusters) / len(clusters) + 0.0
@@ -266,7 +251,7 @@ def _estimate(
     )
 
 
-def _describe(few: Sequence[_Clusters], many: Sequence[_Clusters]) -> str:
+def _describe(few: Sequence[Clusters], many: Sequence[Clusters]) -> str:
     clustered = any((c.size > 1).any() for c in (*few, *many))
     parts = []
     if many:
@@ -275,101 +260,6 @@ def _describe(few: Sequence[_Clusters], many: Sequence[_Clusters]) -> str:
         changed = any(c.change.any() for c in few)
         parts.append("weighted Clopper-Pearson" if changed else "exact, no pair disagrees")
     return " + ".join(parts) + (", clustered" if clustered else "")
-
-
-def _exact_margin(
-    clusters: Sequence[_Clusters], level: float, *, above: bool, num_items: int | None = None
-) -> float:
-    """Distance from the mean change to its one-sided bound, by weighted Clopper-Pearson.
-
-    Clusters that moved towards the bound and clusters that moved away from it are bounded apart
-    and joined by MOVER (Zou and Donner 2008) with the correlation of multinomial counts. With
-    `num_items` every task is taken to have that many items like those seen.
-    """
-    sign = 1.0 if above else -1.0
-    num_tasks = len(clusters)
-    towards = away = towards_var = away_var = weight = 0.0
-    for c in clusters:
-        total = float(c.size.sum())
-        scale = 1.0 if num_items is None else total / num_items
-        share = sign * c.change / total / num_tasks
-        towards += float(share[share > 0].sum())
-        away -= float(share[share < 0].sum())
-        towards_var += scale * float((share[share > 0] ** 2).sum())
-        away_var += scale * float((share[share < 0] ** 2).sum())
-        weight = max(weight, min(1.0, scale * c.kish) / num_tasks)
-    rise = _upper_share(towards, towards_var, weight, level) - towards
-    fall = away - _lower_share(away, away_var, level)
-    crossed = 0.0
-    if towards and away:
-        odds = towards / (1 - towards) * away / (1 - away)
-        crossed = 2 * min(1.0, math.sqrt(odds)) * rise * fall
-    return math.sqrt(rise**2 + fall**2 + crossed)
-
-
-def _upper_share(share: float, variance: float, weight: float, level: float) -> float:
-    """Upper bound of a weighted sum of rare events, as a share of 1.
-
-    Clopper-Pearson's beta quantile with the counts of Fay and Feuer (1997): one more event of
-    weight `weight` than was seen. Equal weights 1/n give Clopper-Pearson exactly, and no event
-    gives 1 − (1 − level)^weight.
-    """
-    mean = share + weight
-    events = mean**2 / (variance + weight**2)
-    rest = events / mean + 1 - events
-    return 1.0 if rest <= 0 else max(share, float(betaincinv(events, rest, level)))
-
-
-def _lower_share(share: float, variance: float, level: float) -> float:
-    """Lower bound of the same sum; 0 where there was no event."""
-    if share == 0:
-        return 0.0
-    events = share**2 / variance
-    return min(share, float(betaincinv(events, events / share + 1 - events, 1 - level)))
-
-
-def _bootstrap_margins(
-    clusters: Sequence[_Clusters], sides: Sequence[tuple[bool, float]], num_resamples: int
-) -> Floats:
-    """Distances from the mean over `clusters` to its bounds, by the studentised bootstrap."""
-    rng = np.random.default_rng(SEED)
-    moved, variance, observed = np.zeros(num_resamples), np.zeros(num_resamples), 0.0
-    for c in clusters:
-        means, variances = _resample(c, rng, num_resamples)
-        moved += means - c.mean
-        variance += variances
-        observed += float(((c.change - c.mean * c.size) ** 2).sum() / c.size.sum() ** 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        studentised = np.where(moved == 0, 0.0, moved / np.sqrt(np.maximum(variance, 0.0)))
-    # A bound above comes from resamples that fell too low for their own spread, and vice versa.
-    quantiles = [np.quantile(studentised, 1 - level if above else level) for above, level in sides]
-    signs = np.array([-1.0 if above else 1.0 for above, _ in sides])
-    return np.maximum(0.0, signs * np.array(quantiles)) * math.sqrt(observed) / len(clusters)
-
-
-def _resample(c: _Clusters, rng: np.random.Generator, num_resamples: int) -> tuple[Floats, Floats]:
-    """Means and squared standard errors [num_resamples] of clusters drawn with replacement."""
-    rows, counts = np.unique(np.stack([c.change, c.size], axis=1), axis=0, return_counts=True)
-    d, m = rows[:, 0], rows[:, 1]
-    moments = np.stack([d, m, d * d, d * m, m * m], axis=1)
-    num_clusters, num_rows = len(c.size), len(rows)
-    if num_rows <= FEW_DISTINCT:
-        drawn = rng.multinomial(num_clusters, counts / num_clusters, size=num_resamples)
-        sums = drawn @ moments
-    else:
-        sums = np.empty((num_resamples, 5))
-        step = max(1, 200_000 // num_clusters)  # what is gathered at once stays in the cache
-        for start in range(0, num_resamples, step):
-            part = slice(start, min(start + step, num_resamples))
-            index = rng.integers(
-                num_clusters, size=(part.stop - start, num_clusters), dtype=np.int32
-            )
-            change, size = c.change[index], c.size[index]
-            products = (change, size, change * change, change * size, size * size)
-            sums[part] = np.stack([product.sum(axis=1) for product in products], axis=1)
-    means = sums[:, 0] / sums[:, 1]
-    squares = sums[:, 2] - 2 * means * sums[:, 3] + means**2 * sums[:, 4]
-    return means, squares / sums[:, 1] ** 2
 
 
 def _negated(estimate: Estimate) -> Estimate:
@@ -384,7 +274,7 @@ def _negated(estimate: Estimate) -> Estimate:
     )
 
 
-def _task_clusters(task: PairedTask) -> _Clusters:
+def _task_clusters(task: PairedTask) -> Clusters:
     return _clusters(task.before, task.after, task.groups, task.name)
 
 
@@ -393,7 +283,7 @@ def _clusters(
     after: ArrayLike,
     groups: Sequence[str | None] | None,
     name: str = "scores",
-) -> _Clusters:
+) -> Clusters:
     first, second = _checked(before, name), _checked(after, name)
     _require(
         len(first) == len(second),
@@ -402,8 +292,8 @@ def _clusters(
         "evaluate the same items before and after",
     )
     codes = _cluster_codes(len(first), groups)
-    return _Clusters(
-        change=np.bincount(codes, weights=second - first),
+    return Clusters(
+        change=np.bincount(codes, weights=second - first).astype(np.float64),
         size=np.bincount(codes).astype(np.float64),
     )
 
