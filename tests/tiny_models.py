@@ -78,6 +78,7 @@ _SIGLIP: dict[str, Any] = {
     "patch_size": 14,
     "vision_use_head": False,
 }
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _GRID = [[28, 28], [28, 56], [56, 28], [56, 56]]
 _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -231,11 +232,7 @@ def _qwen2_5_vl() -> tuple[Any, Any, str]:
     config = transformers.Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [2, 1, 1],
-            },
+            "rope_parameters": dict(_MROPE),
             **_ids(tokenizer, bos_token_id="<|endoftext|>", eos_token_id="<|im_end|>"),
             **_LM,
         },
@@ -375,7 +372,7 @@ def build_model(config: Any, *, seed: int = 0) -> torch.nn.Module:
 
 
 def build(family: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    """Write a tiny checkpoint of `family` (one of `FAMILIES`) to `folder` and return `folder`."""
+    """Write a tiny checkpoint of `family` to `folder` and return `folder`."""
     config, tokenizer, template = _BUILDERS[family]()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

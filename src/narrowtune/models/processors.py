@@ -55,7 +55,7 @@ class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
 
 
 IMAGE_ONLY: dict[str, type] = {
-    "Qwen2_5_VLProcessor": ImageOnlyQwen2_5_VLProcessor,
-    "LlavaOnevisionProcessor": ImageOnlyLlavaOnevisionProcessor,
+    "qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor,
+    "llava_onevision": ImageOnlyLlavaOnevisionProcessor,
 }
-"""By the class that `processor_config.json` names."""
+"""By family."""

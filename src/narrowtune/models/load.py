@@ -1,0 +1,288 @@
+"""A folder or hub id becomes a model with its tokenizer, and goes back to a folder.
+
+Owns loading and saving. Nothing is initialised at random: a missing, extra or misshapen tensor is
+an error. No code but transformers' own runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.utils import is_torchvision_available
+
+from narrowtune.core.errors import ModelError
+from narrowtune.models.disk import check_folder, stored_dtypes
+from narrowtune.models.families import Family, find_family
+from narrowtune.models.processors import IMAGE_ONLY
+
+logger = logging.getLogger(__name__)
+
+_SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model"]
+# Constants that old checkpoints carry and that models of today compute themselves.
+_LEGACY_BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
+# What save_pretrained copies as it is: everything that belongs to text and pictures.
+_PROCESSOR_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "generation_config.json",
+)
+
+
+@dataclass
+class LoadedModel:
+    """A model and everything that turns rows into its inputs.
+
+    Attributes:
+        model: in eval mode, in `dtype`.
+        tokenizer: the processor's, for a multimodal model.
+        processor: of a multimodal model; None for text.
+        family: where its parts are.
+        source: what the user asked for.
+        folder: where its files lie.
+        dtype: of every parameter.
+        notes: what the user should know, for the record.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    processor: ProcessorMixin | None
+    family: Family
+    source: str
+    folder: Path
+    dtype: torch.dtype
+    notes: list[str] = field(default_factory=list)
+
+
+def load_model(
+    source: str, *, dtype: str = "auto", device: str = "auto", revision: str | None = None
+) -> LoadedModel:
+    """Load the model in a folder or under a hub id.
+
+    Args:
+        source: a local folder, or the id of a model on the Hugging Face hub.
+        dtype: "bfloat16", "float16", "float32", or "auto" for the dtype of the stored weights.
+        device: a torch device, or "auto" for the first accelerator, else the CPU.
+        revision: commit, tag or branch of a hub id.
+
+    Raises:
+        ModelError: the source is not there, not safe, incomplete or quantised.
+        UnknownFamilyError: no table says where this model's parts are.
+    """
+    folder = _find_folder(source, revision)
+    config = check_folder(folder)
+    family = find_family(config)
+    notes: list[str] = []
+    torch_dtype = _choose_dtype(folder, dtype, notes)
+    model = _load_weights(folder, family, torch_dtype, notes)
+    tokenizer, processor = _load_processor(folder, family, notes)
+    model.to(_choose_device(device)).eval()
+    for note in notes:
+        _warn_once(note)
+    return LoadedModel(
+        model, tokenizer, processor, find_family(model), source, folder, torch_dtype, notes
+    )
+
+
+def save_pretrained(
+    loaded: LoadedModel, folder: str | Path, *, max_shard_size: str = "5GB"
+) -> None:
+    """Write weights and config, and copy the tokenizer's and processor's files as they are.
+
+    Raises:
+        ModelError: the folder has files already, or a parameter is not in the model's dtype.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(
+            asked=f"save the model to {str(folder)!r}",
+            found="files there already",
+            do="name a new folder",
+        )
+    wide = [n for n, p in loaded.model.named_parameters() if p.dtype != loaded.dtype]
+    if wide:
+        raise ModelError(
+            asked=f"save the model in {loaded.dtype}",
+            found=f"parameters in another dtype, such as {wide[0]}",
+            do="finish training first: it rounds the trained weights to the model's dtype",
+        )
+    loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
+    for name in _PROCESSOR_FILES:
+        if (loaded.folder / name).is_file():
+            shutil.copyfile(loaded.folder / name, folder / name)
+    for name in ("chat_templates", "additional_chat_templates"):
+        if (loaded.folder / name).is_dir():
+            shutil.copytree(loaded.folder / name, folder / name)
+
+
+@cache
+def _warn_once(note: str) -> None:
+    logger.warning(note)
+
+
+def _find_folder(source: str, revision: str | None) -> Path:
+    asked = f"load the model {source!r}" + (f" at revision {revision!r}" if revision else "")
+    local = Path(source).expanduser()
+    if local.is_dir():
+        if revision:
+            raise ModelError(asked, "a local folder, which has no revisions", "leave it out")
+        return local
+    try:
+        # Settings come first: a model that must be refused is refused before its weights.
+        folder = Path(
+            snapshot_download(
+                source, revision=revision, allow_patterns=_SETTINGS, ignore_patterns=["*/*"]
+            )
+        )
+        if not (folder / "config.json").is_file():
+            raise ModelError(asked, "a hub repository without config.json", "check the id")
+        return Path(
+            snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=[*_SETTINGS, "model*.safetensors"],
+                ignore_patterns=["*/*"],
+            )
+        )
+    except HFValidationError:
+        raise ModelError(
+            asked, "no such folder, and no valid hub id", "check the path for typing errors"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            asked,
+            f"no such folder, and the hub can't give it: {str(error).splitlines()[0]}",
+            "check the path or id; without network, download the model elsewhere and give its "
+            "folder; if HF_HUB_OFFLINE is set, only models in the local cache are found",
+        ) from None
+
+
+def _choose_dtype(folder: Path, dtype: str, notes: list[str]) -> torch.dtype:
+    """The dtype to load in; "auto" loses no bit of what is stored."""
+    stored = list(stored_dtypes(folder))
+    if dtype == "auto":
+        if len(stored) > 1:
+            notes.append(
+                f"The weights are stored in {' and '.join(stored)}; all are loaded in {stored[0]}."
+            )
+        return getattr(torch, stored[0])
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise ModelError(
+            f"load in the dtype {dtype!r}",
+            "no such choice",
+            "choose auto, bfloat16, float16 or float32",
+        )
+    if [dtype] != stored:
+        notes.append(
+            f"The weights are stored in {' and '.join(stored)} and loaded in {dtype}: "
+            f"a delta will fit the model in {dtype} only."
+        )
+    return getattr(torch, dtype)
+
+
+def _choose_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"use the device {device!r}", str(error).splitlines()[0], "choose auto, cpu or cuda"
+        ) from None
+    return chosen
+
+
+def _load_weights(
+    folder: Path, family: Family, dtype: torch.dtype, notes: list[str]
+) -> PreTrainedModel:
+    asked = f"load the weights in {str(folder)!r}"
+    auto = AutoModelForImageTextToText if family.is_multimodal else AutoModelForCausalLM
+    try:
+        model, report = auto.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelError(
+            asked, f"{type(error).__name__}: {error}", "check config.json and the weights"
+        ) from error
+    odd = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    legacy = [n for n in odd.get("unexpected_keys", []) if n.endswith(_LEGACY_BUFFERS)]
+    if legacy:
+        odd["unexpected_keys"] = [n for n in odd["unexpected_keys"] if n not in legacy]
+        notes.append(f"{len(legacy)} constants of older transformers versions are not read.")
+    odd = {kind: names for kind, names in odd.items() if names}
+    if odd:
+        raise ModelError(
+            asked,
+            "; ".join(
+                f"{kind.replace('_', ' ')}: {', '.join(names[:8])}" for kind, names in odd.items()
+            ),
+            "fetch the checkpoint again; what is missing would be random",
+        )
+    other = [name for name, p in model.named_parameters() if p.dtype != dtype]
+    assert not other, f"transformers kept {other[:4]} in a dtype of their own"
+    return model
+
+
+def _load_processor(
+    folder: Path, family: Family, notes: list[str]
+) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | None]:
+    settings: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    kind: Any = AutoProcessor if family.is_multimodal else AutoTokenizer
+    if family.name in IMAGE_ONLY and not is_torchvision_available():
+        kind = IMAGE_ONLY[family.name]
+        notes.append(
+            f"torchvision is not installed, so {family.title}'s processor is loaded for text and "
+            "pictures only; its files, those for video included, are kept as they are."
+        )
+    try:
+        loaded = kind.from_pretrained(folder, **settings)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        raise ModelError(
+            f"load the {'processor' if family.is_multimodal else 'tokenizer'} in {str(folder)!r}",
+            f"{type(error).__name__}: {error}",
+            "fetch the tokenizer's and processor's files of the checkpoint again",
+        ) from error
+    if not family.is_multimodal:
+        return loaded, None
+    if not isinstance(loaded, ProcessorMixin):
+        raise ModelError(
+            f"load the processor in {str(folder)!r}",
+            f"a {type(loaded).__name__} alone",
+            "fetch preprocessor_config.json and processor_config.json of the checkpoint",
+        )
+    return loaded.tokenizer, loaded

@@ -1,0 +1,354 @@
+"""Every family under every recipe: the names are those written here, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import FAMILIES, VISION_FAMILIES
+
+from narrowtune.core.errors import SelectionError, UsageError
+from narrowtune.core.recipes import RECIPES, Recipe
+from narrowtune.models.load import load_model
+from narrowtune.models.select import resolve, select
+
+Q, K, V, O = (f"self_attn.{m}_proj.weight" for m in "qkvo")  # noqa: E741
+QKV_BIASES = ["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"]
+GATE, UP, DOWN = "mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"
+NORMS = ["input_layernorm.weight", "post_attention_layernorm.weight"]
+QK_NORMS = ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
+GEMMA_NORMS = ["pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"]
+
+# What trains in each of the two decoder layers, for the recipes that choose matrices.
+PLAIN = {
+    "sa_proj": [Q, K, V, O],
+    "sa_qkv": [Q, K, V],
+    "sa_o": [O],
+    "mlp": [GATE, UP, DOWN],
+    "mlp_gate_up": [GATE, UP],
+    "mlp_down": [DOWN],
+    "sa_proj+mlp_gate_up": [Q, K, V, O, GATE, UP],
+}
+WITH_BIASES = {
+    "sa_proj": [Q, K, V, O, *QKV_BIASES],
+    "sa_qkv": [Q, K, V, *QKV_BIASES],
+    "sa_o": [O],
+    "mlp": [GATE, UP, DOWN],
+    "mlp_gate_up": [GATE, UP],
+    "mlp_down": [DOWN],
+    "sa_proj+mlp_gate_up": [Q, K, V, O, *QKV_BIASES, GATE, UP],
+}
+FUSED = {
+    "sa_proj": ["self_attn.qkv_proj.weight", "self_attn.o_proj.weight"],
+    "sa_qkv": ["self_attn.qkv_proj.weight"],
+    "sa_o": ["self_attn.o_proj.weight"],
+    "mlp": ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"],
+    "mlp_gate_up": ["mlp.gate_up_proj.weight"],
+    "mlp_down": ["mlp.down_proj.weight"],
+    "sa_proj+mlp_gate_up": [
+        "self_attn.qkv_proj.weight",
+        "self_attn.o_proj.weight",
+        "mlp.gate_up_proj.weight",
+    ],
+}
+MATRICES = {
+    "llama": PLAIN,
+    "mistral": PLAIN,
+    "qwen2": WITH_BIASES,
+    "qwen3": PLAIN,
+    "gemma3_text": PLAIN,
+    "phi3": FUSED,
+    "llava": PLAIN,
+    "llava_next": PLAIN,
+    "llava_onevision": WITH_BIASES,
+    "qwen2_5_vl": WITH_BIASES,
+}
+# Everything in one decoder layer.
+WHOLE_LAYER = {
+    "llama": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
+    "mistral": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
+    "qwen2": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
+    "qwen3": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS],
+    "gemma3_text": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS, *GEMMA_NORMS],
+    "phi3": [
+        "self_attn.qkv_proj.weight",
+        "self_attn.o_proj.weight",
+        "mlp.gate_up_proj.weight",
+        "mlp.down_proj.weight",
+        *NORMS,
+    ],
+    "llava": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
+    "llava_next": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
+    "llava_onevision": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
+    "qwen2_5_vl": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
+}
+TIED = ["model.embed_tokens.weight", "model.norm.weight"]
+UNTIED = [*TIED, "lm_head.weight"]
+MULTIMODAL = [
+    "model.language_model.embed_tokens.weight",
+    "model.language_model.norm.weight",
+    "lm_head.weight",
+]
+OUTSIDE_LAYERS = {
+    "llama": TIED,
+    "mistral": UNTIED,
+    "qwen2": TIED,
+    "qwen3": UNTIED,
+    "gemma3_text": TIED,
+    "phi3": UNTIED,
+    "llava": MULTIMODAL,
+    "llava_next": MULTIMODAL,
+    "llava_onevision": MULTIMODAL,
+    "qwen2_5_vl": MULTIMODAL,
+}
+LINEARS = [
+    "model.multi_modal_projector.linear_1.weight",
+    "model.multi_modal_projector.linear_1.bias",
+    "model.multi_modal_projector.linear_2.weight",
+    "model.multi_modal_projector.linear_2.bias",
+]
+PROJECTOR = {
+    "llava": LINEARS,
+    "llava_next": [*LINEARS, "model.image_newline"],
+    "llava_onevision": [*LINEARS, "model.image_newline"],
+    "qwen2_5_vl": [
+        "model.visual.merger.ln_q.weight",
+        "model.visual.merger.mlp.0.weight",
+        "model.visual.merger.mlp.0.bias",
+        "model.visual.merger.mlp.2.weight",
+        "model.visual.merger.mlp.2.bias",
+    ],
+}
+TOWER_LAYER = [
+    f"{module}.{kind}"
+    for module in (
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        "layer_norm1",
+        "layer_norm2",
+        "mlp.fc1",
+        "mlp.fc2",
+    )
+    for kind in ("weight", "bias")
+]
+QWEN_BLOCK = [
+    "norm1.weight",
+    "norm2.weight",
+    "attn.qkv.weight",
+    "attn.qkv.bias",
+    "attn.proj.weight",
+    "attn.proj.bias",
+    "mlp.gate_proj.weight",
+    "mlp.gate_proj.bias",
+    "mlp.up_proj.weight",
+    "mlp.up_proj.bias",
+    "mlp.down_proj.weight",
+    "mlp.down_proj.bias",
+]
+# The CLIP towers have three layers and are read before the last; the SigLIP tower has two.
+CLIP_TOWER = [
+    "model.vision_tower.embeddings.class_embedding",
+    "model.vision_tower.embeddings.patch_embedding.weight",
+    "model.vision_tower.embeddings.position_embedding.weight",
+    "model.vision_tower.pre_layrnorm.weight",
+    "model.vision_tower.pre_layrnorm.bias",
+    *(f"model.vision_tower.encoder.layers.0.{name}" for name in TOWER_LAYER),
+    *(f"model.vision_tower.encoder.layers.1.{name}" for name in TOWER_LAYER),
+]
+TOWER = {
+    "llava": CLIP_TOWER,
+    "llava_next": CLIP_TOWER,
+    "llava_onevision": [
+        "model.vision_tower.embeddings.patch_embedding.weight",
+        "model.vision_tower.embeddings.patch_embedding.bias",
+        "model.vision_tower.embeddings.position_embedding.weight",
+        *(f"model.vision_tower.encoder.layers.0.{name}" for name in TOWER_LAYER),
+        *(f"model.vision_tower.encoder.layers.1.{name}" for name in TOWER_LAYER),
+    ],
+    "qwen2_5_vl": [
+        "model.visual.patch_embed.proj.weight",
+        *(f"model.visual.blocks.0.{name}" for name in QWEN_BLOCK),
+        *(f"model.visual.blocks.1.{name}" for name in QWEN_BLOCK),
+    ],
+}
+POST_NORM = [
+    "model.vision_tower.post_layernorm.weight",
+    "model.vision_tower.post_layernorm.bias",
+]
+EXCLUDED = {
+    "llava": [f"model.vision_tower.encoder.layers.2.{name}" for name in TOWER_LAYER] + POST_NORM,
+    "llava_next": [f"model.vision_tower.encoder.layers.2.{name}" for name in TOWER_LAYER]
+    + POST_NORM,
+    "llava_onevision": POST_NORM,
+    "qwen2_5_vl": [],
+}
+
+
+def expected_names(family: str, recipe: str) -> list[str]:
+    """The names, put together from the lists above."""
+    layers = "model.language_model.layers" if family in VISION_FAMILIES else "model.layers"
+    if recipe in MATRICES[family]:
+        suffixes = MATRICES[family][recipe]
+        return [f"{layers}.0.{s}" for s in suffixes] + [f"{layers}.1.{s}" for s in suffixes]
+    whole = WHOLE_LAYER[family]
+    language_model = [
+        *OUTSIDE_LAYERS[family],
+        *(f"{layers}.0.{s}" for s in whole),
+        *(f"{layers}.1.{s}" for s in whole),
+    ]
+    if recipe == "language_model":
+        return language_model
+    if recipe == "projector":
+        return PROJECTOR[family]
+    if recipe == "vision_tower":
+        return TOWER[family]
+    assert recipe == "full"
+    return language_model + PROJECTOR.get(family, []) + TOWER.get(family, [])
+
+
+@pytest.fixture(scope="module")
+def load(tiny):
+    loaded = {}
+
+    def get(family: str):
+        if family not in loaded:
+            loaded[family] = load_model(str(tiny(family)), device="cpu")
+        return loaded[family].model
+
+    return get
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_are_those_written_by_hand(load, family: str, recipe: str) -> None:
+    model = load(family)
+    if recipe in ("projector", "vision_tower") and family not in VISION_FAMILIES:
+        with pytest.raises(SelectionError, match="text model, without"):
+            resolve(model, recipe)
+        return
+
+    selection = resolve(model, recipe)
+
+    assert len(set(selection.names)) == len(selection.names)
+    assert set(selection.names) == set(expected_names(family, recipe))
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert selection.num_parameters == sum(sizes[name] for name in selection.names)
+    assert sum(c.num_parameters for c in selection.components) == sum(sizes.values())
+    assert sum(c.num_trainable for c in selection.components) == selection.num_parameters
+    assert sum(layer.num_trainable for layer in selection.layers) == selection.num_parameters
+    in_tower = recipe in ("vision_tower", "full") and family in VISION_FAMILIES
+    assert set(selection.excluded) == (set(EXCLUDED[family]) if in_tower else set())
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_no_tower_or_projector_tensor_under_a_language_model_recipe(load, family: str) -> None:
+    model = load(family)
+    forbidden = set(TOWER[family]) | set(PROJECTOR[family]) | set(EXCLUDED[family])
+    for recipe in RECIPES.values():
+        if recipe.components == ("language_model",):
+            assert not forbidden & set(resolve(model, recipe.name).names)
+
+
+def test_select_sets_requires_grad_on_exactly_the_names(load) -> None:
+    model = load("qwen2_5_vl")
+    selection = select(model, "mlp_gate_up")
+    on = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert on == set(selection.names)
+    resolve(model, "full")
+    assert on == {name for name, p in model.named_parameters() if p.requires_grad}
+    model.requires_grad_(True)
+
+
+def test_fused_matrices_are_named_and_never_trained_in_part(load) -> None:
+    selection = resolve(load("phi3"), "sa_qkv")
+    assert selection.fused == ("self_attn.qkv_proj = q, k, v",)
+    assert "which trains whole" in selection.notes[0]
+    only_q = Recipe("only_q", ("language_model",), ("q",), "q alone")
+    with pytest.raises(SelectionError, match="stores q, k, v in one matrix"):
+        resolve(load("phi3"), only_q)
+    assert resolve(load("llama"), only_q).names == (
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.1.self_attn.q_proj.weight",
+    )
+
+
+def test_tied_head_trains_once_and_says_so(load) -> None:
+    tied = resolve(load("llama"), "language_model")
+    assert "lm_head.weight" not in tied.names
+    assert any("lm_head.weight is the same tensor" in note for note in tied.notes)
+    assert not any("tied" in note for note in resolve(load("mistral"), "language_model").notes)
+    assert not any("tied" in note for note in resolve(load("llama"), "sa_proj").notes)
+
+
+def test_table_for_people(load) -> None:
+    text = str(resolve(load("llava"), "full"))
+    assert "model.language_model.layers.0 … 1" in text
+    assert "18 tensors left out: never used" in text
+    assert "vision_feature_layer = -2" in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "unused_layers"),
+    [(-1, set()), (-2, {2}), (1, {1, 2}), ([-3, 1], {1, 2}), ([0, -1], set())],
+)
+def test_unused_layers_follow_the_feature_layer(load, setting, unused_layers) -> None:
+    model = load("llava")
+    kept = model.config.vision_feature_layer
+    model.config.vision_feature_layer = setting
+    try:
+        excluded = resolve(model, "vision_tower").excluded
+    finally:
+        model.config.vision_feature_layer = kept
+    in_layers = {name.split(".")[4] for name in excluded if ".encoder.layers." in name}
+    assert in_layers == {str(index) for index in unused_layers}
+    assert "model.vision_tower.post_layernorm.weight" in excluded
+
+
+def test_a_missing_module_is_refused_with_the_names_there(tiny) -> None:
+    model = load_model(str(tiny("llama"))).model
+    del model.model.layers[1].mlp.up_proj
+    with pytest.raises(SelectionError, match=r"no mlp\.up_proj\.weight in model\.layers\.1") as e:
+        resolve(model, "mlp_gate_up")
+    assert "mlp.gate_proj.weight" in e.value.found
+
+
+def test_strange_structure_is_refused(tiny) -> None:
+    model = load_model(str(tiny("llama"))).model
+    model.audio_tower = torch.nn.Linear(2, 2)
+    with pytest.raises(SelectionError, match="audio_tower"):
+        resolve(model, "sa_proj")
+    del model.audio_tower
+    model.model.layers[0].self_attn.q_proj.lora_A = torch.nn.Linear(2, 2)
+    with pytest.raises(SelectionError, match="more than a weight and a bias"):
+        resolve(model, "sa_proj")
+
+
+def test_quantised_models_and_unknown_recipes_are_refused(tiny) -> None:
+    model = load_model(str(tiny("llama"))).model
+    with pytest.raises(UsageError, match="no recipe"):
+        resolve(model, "sa")
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(SelectionError, match="quantised"):
+        resolve(model, "sa_proj")
+
+
+def test_a_table_that_leads_into_the_tower_is_caught(load, monkeypatch) -> None:
+    """Even a wrong entry in the table can't make a language-model recipe train the tower."""
+    from narrowtune.models import select as module
+
+    model = load("llava")
+    monkeypatch.setattr(
+        module,
+        "find_projections",
+        lambda *_: ["model.vision_tower.encoder.layers.0.self_attn.q_proj.weight"],
+    )
+    with pytest.raises(SelectionError, match="parameters of another part"):
+        resolve(model, "sa_proj")
+
+
+def test_tiny_folders_are_what_the_hand_lists_assume(tiny) -> None:
+    assert set(MATRICES) == set(FAMILIES) == set(WHOLE_LAYER) == set(OUTSIDE_LAYERS)
+    assert Path(tiny("llama"), "model.safetensors").is_file()
