@@ -1,0 +1,218 @@
+"""Intervals: exact where they must be, honest where they are drawn, the same every time."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import beta, binomtest
+
+from narrowtune.core.errors import EvaluationError
+from narrowtune.evaluate.statistics import (
+    PairedTask,
+    items_needed,
+    mcnemar_exact,
+    mean_change,
+    mean_loss,
+    mean_score,
+    paired_change,
+    smallest_provable_budget,
+    stderr,
+    worst_loss,
+)
+
+
+def paired(num_items, num_worse, num_better=0, name="kept"):
+    before, after = np.zeros(num_items), np.zeros(num_items)
+    before[:num_worse] = 1
+    after[num_worse : num_worse + num_better] = 1
+    return PairedTask(name, "held_out", before, after)
+
+
+def test_no_change_is_exactly_zero_and_never_certain():
+    estimate = mean_loss([paired(100, 0, name=str(i)) for i in range(4)])
+    assert estimate.value == 0.0
+    assert str(estimate.value) == "0.0"
+    assert estimate.upper_bound == pytest.approx(100 * (1 - 0.05 ** (1 / 400)))
+    assert estimate.lower_bound == pytest.approx(-estimate.upper_bound)
+    assert estimate.low < estimate.lower_bound
+    assert estimate.high > estimate.upper_bound
+    assert "no pair disagrees" in estimate.method
+
+
+@pytest.mark.parametrize("num_items", [1, 7, 50, 1000])
+def test_rule_of_three(num_items):
+    bound = 100 * (1 - 0.05 ** (1 / num_items))
+    zeros = np.zeros(num_items)
+    assert paired_change(zeros, zeros).upper_bound == pytest.approx(bound)
+    assert smallest_provable_budget([num_items]) == pytest.approx(bound)
+
+
+@pytest.mark.parametrize("num_worse", [1, 3, 20])
+def test_losses_alone_give_clopper_pearson(num_worse):
+    loss = mean_loss([paired(60, num_worse)])
+    assert loss.value == pytest.approx(100 * num_worse / 60)
+    assert loss.upper_bound == pytest.approx(100 * beta.ppf(0.95, num_worse + 1, 60 - num_worse))
+
+
+def test_everything_learned_is_not_certain_either():
+    change = paired_change(np.zeros(200), np.ones(200))
+    assert (change.value, change.high) == (100, 100)
+    assert change.lower_bound < 100 * 0.05 ** (1 / 200) < change.value
+
+
+def test_a_task_without_change_still_widens_the_mean():
+    moving, still = paired(1000, 100, 20, "moving"), paired(50, 0, 0, "still")
+    alone, both = mean_loss([moving]), mean_loss([moving, still])
+    assert both.value == pytest.approx(alone.value / 2)
+    assert both.upper_bound - both.value > 100 * (1 - 0.05 ** (1 / 50)) / 2
+    assert both.method == "studentised bootstrap + exact, no pair disagrees"
+
+
+def test_a_group_counts_as_one():
+    before = np.repeat([1.0, 0.0], 100)
+    after = np.zeros(200)
+    groups = tuple(f"picture {i // 10}" for i in range(200))
+    together = paired_change(before, after, groups)
+    apart = paired_change(before, after)
+    # Twenty groups of ten that move as one are twenty observations.
+    twenty = paired_change(before[::10], after[::10])
+    assert together.lower_bound == pytest.approx(twenty.lower_bound)
+    assert together.upper_bound == pytest.approx(twenty.upper_bound)
+    assert together.lower_bound < apart.lower_bound
+    assert together.method.endswith("clustered")
+    assert stderr(before, groups) == pytest.approx(stderr(before[::10]), rel=1e-9)
+
+
+def test_none_groups_stand_alone():
+    scores = np.array([0.0, 1, 1, 0, 1])
+    assert stderr(scores, [None] * 5) == stderr(scores)
+    assert mean_score(scores).mean == pytest.approx(0.6)
+    assert stderr(scores) == pytest.approx(scores.std(ddof=1) / np.sqrt(5))
+    assert stderr([1.0]) == 0.5
+
+
+def test_the_order_of_items_and_another_call_change_nothing():
+    rng = np.random.default_rng(0)
+    before, after = rng.random(300).round(1), rng.random(300).round(1)
+    groups = np.array([f"g{i}" for i in rng.integers(0, 200, 300)])
+    first = paired_change(before, after, tuple(groups))
+    assert paired_change(before, after, tuple(groups)) == first
+    order = rng.permutation(300)
+    again = paired_change(before[order], after[order], tuple(groups[order]))
+    assert again.upper_bound == pytest.approx(first.upper_bound, abs=0.15)
+    assert again.value == pytest.approx(first.value)
+
+
+def test_bootstrap_agrees_with_the_normal_interval_where_there_is_plenty():
+    rng = np.random.default_rng(1)
+    before, after = rng.random(3000), rng.random(3000)
+    start = time.perf_counter()
+    estimate = paired_change(before, after)
+    assert time.perf_counter() - start < 10
+    error = 100 * np.std(after - before, ddof=1) / np.sqrt(3000)
+    assert estimate.method == "studentised bootstrap"
+    assert estimate.high - estimate.value == pytest.approx(1.96 * error, rel=0.05)
+    assert estimate.value - estimate.lower_bound == pytest.approx(1.645 * error, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("num_items", "num_tasks", "loss", "churn"),
+    [(50, 1, 0.05, 0.0), (50, 4, 0.03, 0.1), (100, 2, 0.01, 0.04), (400, 4, 0.1, 0.2),
+     (1000, 1, 0.03, 0.02)],
+)  # fmt: skip
+def test_one_sided_bounds_miss_about_five_percent_at_most(num_items, num_tasks, loss, churn):
+    rng = np.random.default_rng(2)
+    draws, upper, lower = 400, 0, 0
+    chances = [loss + churn / 2, churn / 2, 1 - loss - churn]
+    for _ in range(draws):
+        tasks = []
+        for index in range(num_tasks):
+            num_worse, num_better, _ = rng.multinomial(num_items, chances)
+            tasks.append(paired(num_items, num_worse, num_better, str(index)))
+        estimate = mean_loss(tasks, num_resamples=500)
+        upper += 100 * loss > estimate.upper_bound
+        lower += 100 * loss < estimate.lower_bound
+    # 400 draws at a true 6 % exceed 9 % once in 150; docs/statistics.md has the full grid.
+    assert upper / draws < 0.09
+    assert lower / draws < 0.09
+
+
+def test_worst_loss_takes_the_largest_bounds_and_adjusts_the_lower_ones():
+    tasks = [paired(200, 40, 0, "bad"), paired(200, 2, 0, "good"), paired(20, 0, 0, "small")]
+    name, worst = worst_loss(tasks)
+    alone = mean_loss([tasks[0]])
+    assert (name, worst.value) == ("bad", 20)
+    assert worst.upper_bound == alone.upper_bound
+    assert worst.lower_bound < alone.lower_bound
+    # A task too small to show anything can't be ruled out as the worst.
+    quiet = [paired(200, 1, 0, "one"), paired(20, 0, 0, "small")]
+    assert worst_loss(quiet)[1].upper_bound == pytest.approx(smallest_provable_budget([20]))
+    assert worst_loss(tasks[:1])[1] == alone
+
+
+def test_smallest_provable_budget_is_what_an_unchanged_evaluation_gives():
+    sizes = [400, 100, 50]
+    tasks = [paired(size, 0, name=str(size)) for size in sizes]
+    assert smallest_provable_budget(sizes) == pytest.approx(mean_loss(tasks).upper_bound)
+    assert smallest_provable_budget([400] * 4) < smallest_provable_budget([400])
+    with pytest.raises(EvaluationError, match="smallest provable"):
+        smallest_provable_budget([10, 0])
+
+
+@pytest.mark.parametrize("budget", [0.5, 1.0, 3.0])
+def test_items_needed_decide_and_one_fewer_do_not(budget):
+    needed = items_needed([paired(60, 0, name="a"), paired(80, 0, name="b")], -budget)
+    assert (
+        smallest_provable_budget([needed] * 2)
+        <= budget
+        < smallest_provable_budget([needed - 1] * 2)
+    )
+
+
+def test_items_needed_with_changes():
+    tasks = [paired(100, 3, 1)]
+    assert items_needed(tasks, -2.0) is None
+    near, far = items_needed(tasks, -3.0), items_needed(tasks, -6.0)
+    assert near > far > 0
+    larger = paired(near, round(0.03 * near), round(0.01 * near))
+    assert mean_loss([larger]).upper_bound == pytest.approx(3.0, abs=0.2)
+    over = items_needed(tasks, -0.5)
+    assert items_needed(tasks, -0.5, num_comparisons=5) > over
+
+
+def test_mcnemar_is_the_binomial_test():
+    assert mcnemar_exact(0, 0) == 1.0
+    assert mcnemar_exact(5, 5) == 1.0
+    for worse, better in [(1, 0), (9, 2), (3, 17)]:
+        expected = binomtest(worse, worse + better).pvalue
+        assert mcnemar_exact(worse, better) == pytest.approx(expected)
+
+
+def test_mean_gives_every_task_the_same_weight():
+    estimate = mean_change([paired(1000, 0, 100, "a"), paired(10, 10, 0, "b")])
+    assert estimate.value == pytest.approx((10 - 100) / 2)
+    assert estimate.low >= -100
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "groups", "part"),
+    [
+        ([], [], None, "at least one item"),
+        ([1.0], [1.0, 0.0], None, "1 scores before and 2 after"),
+        ([1.5], [1.0], None, "between 0 and 1"),
+        ([float("nan")], [1.0], None, "between 0 and 1"),
+        ([1.0], [1.0], ["a", "b"], "2 groups"),
+    ],
+)
+def test_unusable_scores_are_errors(before, after, groups, part):
+    with pytest.raises(EvaluationError, match=part):
+        paired_change(before, after, groups)
+
+
+def test_no_tasks_is_an_error():
+    with pytest.raises(EvaluationError, match="no tasks"):
+        mean_loss([])
+    with pytest.raises(EvaluationError, match="no tasks"):
+        worst_loss([])
