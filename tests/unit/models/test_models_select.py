@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, VISION_FAMILIES
 
 from narrowtune.core.errors import SelectionError, UsageError
 from narrowtune.core.recipes import RECIPES, Recipe
 from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve, select
+from tiny_models import FAMILIES, VISION_FAMILIES
 
 Q, K, V, O = (f"self_attn.{m}_proj.weight" for m in "qkvo")  # noqa: E741
 QKV_BIASES = ["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"]

@@ -1,0 +1,357 @@
+"""Loading: folders that must be refused are, before transformers sees them; the rest is exact."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from narrowtune.core.errors import ModelError, UnknownFamilyError
+from narrowtune.core.recipes import RECIPES
+from narrowtune.models import load as load_module
+from narrowtune.models.disk import disk_files, locate
+from narrowtune.models.families import find_family, known_families
+from narrowtune.models.fingerprint import fingerprint, tensor_hashes
+from narrowtune.models.load import load_model, save_pretrained
+from narrowtune.models.select import resolve
+from narrowtune.models.structure import find_ties
+from tiny_models import FAMILIES, VISION_FAMILIES
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """A copy of a tiny folder that a test may damage."""
+    return lambda family="llama": shutil.copytree(tiny(family), tmp_path / "model")
+
+
+@pytest.fixture
+def no_transformers(monkeypatch):
+    """Fails the test if a folder gets as far as transformers."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("transformers saw the folder")
+
+    for auto in ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoTokenizer"):
+        monkeypatch.setattr(getattr(load_module, auto), "from_pretrained", fail)
+    monkeypatch.setattr(load_module.AutoProcessor, "from_pretrained", fail)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    value = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**value, **changes}))
+
+
+def edit_weights(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loaded_model_is_the_stored_one(tiny, family: str) -> None:
+    loaded = load_model(str(tiny(family)), device="cpu")
+    assert loaded.family.name == family
+    assert not loaded.model.training
+    assert loaded.dtype == torch.float32
+    assert loaded.model.config._attn_implementation == "sdpa"
+    assert (loaded.processor is not None) == (family in VISION_FAMILIES)
+    stored = load_file(tiny(family) / "model.safetensors")
+    ties = find_ties(loaded.model)
+    parameters = dict(loaded.model.named_parameters())
+    places = locate(loaded.family, parameters, tiny(family), ties)
+    assert {place for found in places.values() for place in found} == set(stored)
+    for name, (place, *copies) in places.items():
+        assert not copies
+        assert torch.equal(parameters[name], stored[place])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_on_disk_exist_in_the_folder(tiny, family: str) -> None:
+    model = load_model(str(tiny(family)), device="cpu").model
+    stored = set(disk_files(tiny(family)))
+    for recipe in RECIPES:
+        if recipe in ("projector", "vision_tower") and family not in VISION_FAMILIES:
+            continue
+        selection = resolve(model, recipe)
+        assert set(selection.disk_names) == set(selection.names)
+        assert set(selection.disk_names.values()) <= stored
+
+
+@pytest.mark.parametrize(
+    ("family", "memory", "disk"),
+    [
+        ("llama", "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"),
+        (
+            "llava",
+            "model.language_model.layers.1.mlp.up_proj.weight",
+            "language_model.model.layers.1.mlp.up_proj.weight",
+        ),
+        ("llava", "lm_head.weight", "language_model.lm_head.weight"),
+        ("llava_next", "model.image_newline", "image_newline"),
+        (
+            "llava_onevision",
+            "model.vision_tower.encoder.layers.0.mlp.fc1.bias",
+            "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias",
+        ),
+        (
+            "qwen2_5_vl",
+            "model.language_model.layers.1.mlp.up_proj.weight",
+            "model.layers.1.mlp.up_proj.weight",
+        ),
+        ("qwen2_5_vl", "model.visual.merger.mlp.0.bias", "visual.merger.mlp.0.bias"),
+        ("qwen2_5_vl", "lm_head.weight", "lm_head.weight"),
+    ],
+)
+def test_published_names(tiny, family: str, memory: str, disk: str) -> None:
+    loaded = load_model(str(tiny(family)), device="cpu")
+    assert loaded.family.disk_candidates(memory)[0] == disk
+    assert resolve(loaded.model, "full").disk_names[memory] == disk
+
+
+def test_other_layouts_on_disk_are_found(tiny, copy) -> None:
+    folder = copy("qwen2_5_vl")
+    model = load_model(str(folder), device="cpu").model
+    in_memory = {name: p.detach().clone() for name, p in model.named_parameters()}
+    save_file(in_memory, folder / "model.safetensors", metadata={"format": "pt"})
+    again = load_model(str(folder), device="cpu")
+    assert fingerprint(again.model) == fingerprint(model)
+    found = locate(again.family, in_memory, folder, {})
+    assert found == {name: (name,) for name in in_memory}
+    with pytest.raises(ModelError, match="no tensor called"):
+        locate(again.family, ["model.language_model.layers.7.mlp.up_proj.weight"], folder, {})
+
+
+def test_a_tied_tensor_stored_twice_is_found_twice(copy) -> None:
+    folder = copy("qwen2")
+
+    def store_head(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    edit_weights(folder, store_head)
+    loaded = load_model(str(folder), device="cpu")
+    ties = find_ties(loaded.model)
+    name = "model.embed_tokens.weight"
+    assert ties == {name: ("lm_head.weight",)}
+    assert locate(loaded.family, [name], folder, ties) == {name: (name, "lm_head.weight")}
+
+
+@pytest.mark.parametrize("family", ["phi3", "llava", "qwen2_5_vl", "llava_onevision"])
+def test_saving_keeps_names_bits_and_the_original_files(tiny, tmp_path, family: str) -> None:
+    loaded = load_model(str(tiny(family)), device="cpu")
+    out = tmp_path / "saved"
+    save_pretrained(loaded, out)
+    assert set(disk_files(out)) == set(disk_files(tiny(family)))
+    for path in tiny(family).iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+    again = load_model(str(out), device="cpu")
+    assert tensor_hashes(again.model) == tensor_hashes(loaded.model)
+    with pytest.raises(ModelError, match="files there already"):
+        save_pretrained(loaded, out)
+
+
+def test_sharded_folders_load(tiny, tmp_path) -> None:
+    loaded = load_model(str(tiny("mistral")), device="cpu")
+    save_pretrained(loaded, tmp_path / "out", max_shard_size="60KB")
+    assert len(set(disk_files(tmp_path / "out").values())) > 1
+    again = load_model(str(tmp_path / "out"), device="cpu")
+    assert fingerprint(again.model) == fingerprint(loaded.model)
+    shard = next(iter(disk_files(tmp_path / "out").values()))
+    shard.unlink()
+    with pytest.raises(ModelError, match="no safetensors file in the folder"):
+        load_model(str(tmp_path / "out"))
+
+
+def test_saving_refuses_masters(tiny, tmp_path) -> None:
+    loaded = load_model(str(tiny("llama", torch.bfloat16)), device="cpu")
+    loaded.model.model.norm.to(torch.float32)
+    with pytest.raises(ModelError, match="finish training first"):
+        save_pretrained(loaded, tmp_path / "out")
+
+
+def test_dtypes(tiny, copy) -> None:
+    assert load_model(str(tiny("llama", torch.bfloat16))).dtype == torch.bfloat16
+    wide = load_model(str(tiny("llama", torch.bfloat16)), dtype="float32")
+    assert wide.model.dtype == torch.float32
+    assert "a delta will fit the model in float32 only" in wide.notes[0]
+    with pytest.raises(ModelError, match="no such choice"):
+        load_model(str(tiny("llama")), dtype="int8")
+
+    folder = copy("llama")  # config.json says float32; what is stored decides
+
+    def narrow(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name].to(torch.bfloat16)
+
+    edit_weights(folder, narrow)
+    assert load_model(str(folder)).dtype == torch.bfloat16
+
+    def widen_norm(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+
+    edit_weights(folder, widen_norm)
+    mixed = load_model(str(folder))
+    assert mixed.dtype == torch.float32
+    assert "float32 and bfloat16" in mixed.notes[0]
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_image_only_processors_say_so_once(tiny, family: str, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(load_module, "is_torchvision_available", lambda: False)
+    load_module._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="narrowtune.models.load"):
+        first = load_model(str(tiny(family)), device="cpu")
+        second = load_model(str(tiny(family)), device="cpu")
+    assert "text and pictures only" in first.notes[0]
+    assert second.notes == first.notes
+    assert sum("text and pictures only" in r.message for r in caplog.records) == 1
+    assert not hasattr(first.processor, "video_processor")
+
+
+def test_pickles_are_refused(copy, no_transformers) -> None:
+    folder = copy()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pickled weights \(pytorch_model\.bin\)"):
+        load_model(str(folder))
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(ModelError, match=r"neither model\.safetensors nor"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "found"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
+        ("config.json", {"text_config": {"auto_map": {}}}, "auto_map"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["x.Y", None]}}, "auto_map"),
+        ("processor_config.json", {"auto_map": {"AutoProcessor": "x.Y"}}, "auto_map"),
+        ("preprocessor_config.json", {"auto_map": {}}, "auto_map"),
+        ("video_preprocessor_config.json", {"auto_map": {}}, "auto_map"),
+        ("config.json", {"_attn_implementation_internal": "a/b"}, "private setting"),
+        ("config.json", {"vision_config": {"_experts_implementation_internal": "a/b"}}, "private"),
+        ("config.json", {"attn_implementation": "someone/kernel"}, "can fetch code"),
+        ("config.json", {"_attn_implementation": "someone/kernel@main"}, "can fetch code"),
+        ("config.json", {"transformers_weights": "other.bin"}, "names weights of its own"),
+        ("config.json", {"quantization_config": {"quant_method": "gptq"}}, "quantised"),
+        ("config.json", {"text_config": {"quantization_config": {"bits": 4}}}, "quantised"),
+        ("adapter_config.json", {"r": 8}, "an adapter"),
+    ],
+)
+def test_dangerous_settings_are_refused(copy, no_transformers, file, changes, found) -> None:
+    folder = copy()
+    edit(folder / file, **changes)
+    with pytest.raises(ModelError, match=found):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["modeling_llama.py", "tokenization_x.py", "custom_generate"])
+def test_code_in_the_folder_is_refused(copy, no_transformers, name: str) -> None:
+    folder = copy()
+    if name.endswith(".py"):
+        (folder / name).write_text("raise SystemExit")
+    else:
+        (folder / name).mkdir()
+    with pytest.raises(ModelError, match="code that ships with the checkpoint"):
+        load_model(str(folder))
+
+
+def test_quantised_weights_are_refused(copy, no_transformers) -> None:
+    folder = copy()
+
+    def pack(tensors: dict[str, torch.Tensor]) -> None:
+        name = "model.layers.0.mlp.up_proj.weight"
+        tensors[name] = tensors[name].to(torch.uint8)
+
+    edit_weights(folder, pack)
+    with pytest.raises(ModelError, match="stored as U8: a quantised checkpoint"):
+        load_model(str(folder))
+
+
+def test_missing_extra_and_misshapen_tensors_are_refused(copy, tiny) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder = copy()
+    edit_weights(folder, lambda tensors: tensors.pop(name))
+    with pytest.raises(ModelError, match=f"missing keys: {name}"):
+        load_model(str(folder))
+
+    shutil.copyfile(tiny("llama") / "model.safetensors", folder / "model.safetensors")
+    edit_weights(folder, lambda tensors: tensors.update({"model.layers.9.x": torch.ones(2)}))
+    with pytest.raises(ModelError, match=r"unexpected keys: model\.layers\.9\.x"):
+        load_model(str(folder))
+
+    shutil.copyfile(tiny("llama") / "model.safetensors", folder / "model.safetensors")
+    edit_weights(folder, lambda tensors: tensors.update({name: torch.ones(3, 3)}))
+    with pytest.raises(ModelError, match="up_proj"):
+        load_model(str(folder))
+
+
+def test_legacy_constants_are_tolerated_and_noted(copy) -> None:
+    folder = copy("llava")
+    legacy = "vision_tower.vision_model.embeddings.position_ids"
+    edit_weights(folder, lambda tensors: tensors.update({legacy: torch.arange(5)[None]}))
+    loaded = load_model(str(folder), device="cpu")
+    assert all("constants of older" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "huge header", "not JSON", "no config"])
+def test_damaged_folders_are_refused(copy, no_transformers, damage: str) -> None:
+    folder = copy()
+    weights = folder / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:40])
+    elif damage == "huge header":
+        weights.write_bytes(b"\xff" * 8 + weights.read_bytes()[8:])
+    elif damage == "not JSON":
+        (folder / "config.json").write_text("{")
+    else:
+        (folder / "config.json").unlink()
+    with pytest.raises(ModelError):
+        load_model(str(folder))
+
+
+def test_an_index_that_leaves_the_folder_is_refused(copy, no_transformers) -> None:
+    folder = copy()
+    (folder / "model.safetensors").rename(folder.parent / "stolen.safetensors")
+    edit(folder / "model.safetensors.index.json", weight_map={"a": "../stolen.safetensors"})
+    with pytest.raises(ModelError, match="no safetensors file in the folder"):
+        load_model(str(folder))
+
+
+def test_unknown_families_get_the_list_and_the_way(copy, no_transformers) -> None:
+    folder = copy()
+    edit(folder / "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    with pytest.raises(UnknownFamilyError) as error:
+        load_model(str(folder))
+    assert all(name in str(error.value) for name in known_families())
+    assert "how-to-add-a-family" in error.value.do
+
+
+def test_known_types_with_other_heads_or_language_models_are_unknown(copy) -> None:
+    folder = copy()
+    edit(folder / "config.json", architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(UnknownFamilyError, match="LlamaForCausalLM only"):
+        load_model(str(folder))
+    with pytest.raises(UnknownFamilyError, match="language model of the model_type 'opt'"):
+        find_family({"model_type": "llava", "text_config": {"model_type": "opt"}})
+    # Published Qwen2.5-VL files have the language model's settings at the top.
+    assert find_family({"model_type": "qwen2_5_vl"}).matrices["q"] == "self_attn.q_proj"
+
+
+def test_sources_that_are_not_there(monkeypatch) -> None:
+    with pytest.raises(ModelError, match="no valid hub id"):
+        load_model("./no/such/folder")
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
+        load_model("someone/some-model")
+
+
+def test_revision_and_device_mistakes(tiny) -> None:
+    with pytest.raises(ModelError, match="has no revisions"):
+        load_model(str(tiny("llama")), revision="main")
+    with pytest.raises(ModelError, match="use the device"):
+        load_model(str(tiny("llama")), device="toaster")
