@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -80,6 +81,17 @@ class ChatEncoder:
     def notes(self) -> list[str]:
         """What was decided about the template, for the record."""
         return self._template.notes
+
+    @cached_property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Ids of the token that the template ends an assistant's turn with, if it is one token.
+
+        The model's own end of text may be another one, and both end an answer.
+        """
+        turns = (Message("user", (Text("a"),)), Message("assistant", (Text("b"),)))
+        last = self._encode(turns, every_turn=True).labels[-1]
+        special = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
+        return (last,) if last in special else ()
 
     def encode(self, example: Example) -> Encoded:
         """Encode a whole conversation; every assistant turn is labelled, end of turn included.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,17 @@ class Encoded:
     input_ids: list[int]
     labels: list[int]
     features: dict[str, Tensor] = field(default_factory=dict)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """Return an id to pad with: the tokenizer's own, else its end of text, else 0.
+
+    Which one does not matter: padding is masked and never labelled.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
 
 
 def collate(
