@@ -74,7 +74,7 @@ def hardware() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may run on (fewer than the machine has, in a container)."""
+    """Return how many cores this process may run on: in a container, fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from narrowtune.core.errors import UsageError
-from narrowtune.core.results import ItemResult
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -85,7 +84,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: BaseModel | dict[str, Any]) -> None:
     """Replace `path` by `value` as indented JSON."""
     text = (
-        value.model_dump_json(indent=2) if isinstance(value, BaseModel) else json.dumps(value, indent=2)
+        value.model_dump_json(indent=2)
+        if isinstance(value, BaseModel)
+        else json.dumps(value, indent=2)
     )
     write_text(path, text + "\n")
 
@@ -104,14 +105,3 @@ def read_json(path: Path, kind: type[Model]) -> Model:
             found=str(error).splitlines()[0],
             do="point at a folder that `narrowtune teach` has written",
         ) from None
-
-
-def write_items(path: Path, items: list[ItemResult]) -> None:
-    """Replace `path` by one item per line."""
-    write_text(path, "".join(item.model_dump_json() + "\n" for item in items))
-
-
-def read_items(path: Path) -> list[ItemResult]:
-    """Read items back."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [ItemResult.model_validate_json(line) for line in lines if line]

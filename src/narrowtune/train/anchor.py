@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from narrowtune.core.config import AnchorSettings
 from narrowtune.core.errors import TrainingError
-from narrowtune.data.chat import ChatEncoder, Encoded
-from narrowtune.data.collate import IGNORE_INDEX, collate
-from narrowtune.data.rows import Message
-from narrowtune.engine.forward import label_positions, logits_at
-from narrowtune.engine.generate import generate_greedy
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
+from narrowtune.data.examples import Message
+from narrowtune.engine.forward import label_positions, logits_at, to_device
+from narrowtune.engine.generate import generate_greedy, with_answer
 from narrowtune.models.load import LoadedModel
 
 MAX_CACHE_BYTES = 4 * 2**30
@@ -135,7 +135,6 @@ def kl_base_tuned(base_log_probs: Tensor, logits: Tensor) -> Tensor:
     return nn.functional.kl_div(log_q, base, reduction="sum", log_target=True)
 
 
-@torch.no_grad()
 def build_anchor(
     loaded: LoadedModel,
     encoder: ChatEncoder,
@@ -159,44 +158,36 @@ def build_anchor(
             found="no prompts to anchor on",
             do="give anchor.prompts a file with at least one prompt, or leave it out",
         )
+    encoded = [encoder.encode_prompt(messages) for messages in prompts]
     generations = generate_greedy(
         loaded,
-        [encoder.encode_prompt(messages) for messages in prompts],
+        encoded,
         max_new_tokens=settings.max_new_tokens,
         batch_size=batch_size,
+        extra_stop_tokens=encoder.stop_tokens,
     )
-    prompts_encoded = [encoder.encode_prompt(messages) for messages in prompts]
     rows: list[AnchorRow] = []
     num_bytes = 0
-    for encoded, generation in zip(prompts_encoded, generations, strict=True):
-        answer = [*generation.token_ids, *generation.stop_ids]
-        if not answer:
-            continue
-        row = Encoded(
-            input_ids=[*encoded.input_ids, *answer],
-            labels=[IGNORE_INDEX] * len(encoded.input_ids) + answer,
-            features=encoded.features,
-        )
-        batch = collate([row], loaded.tokenizer.pad_token_id)
-        batch = {
-            key: value.to(loaded.model.device) if isinstance(value, Tensor) else value
-            for key, value in batch.items()
-        }
-        mask, _ = label_positions(batch["labels"])
-        log_probs = logits_at(loaded.model, batch, mask).float().log_softmax(dim=-1).cpu()
-        num_bytes += log_probs.numel() * log_probs.element_size()
-        if num_bytes > MAX_CACHE_BYTES:
-            raise TrainingError(
-                asked=f"an anchor on {len(prompts)} prompts",
-                found=f"the base's distributions need more than {MAX_CACHE_BYTES >> 30} GiB",
-                do="use fewer prompts or a smaller anchor.max_new_tokens",
-            )
-        rows.append(AnchorRow(row, log_probs))
+    # Not inference mode: the distributions take part in a backward pass later.
+    with torch.no_grad():
+        for prompt, generation in zip(encoded, generations, strict=True):
+            row = with_answer(prompt, generation)
+            batch = to_device(collate([row], padding_id(loaded.tokenizer)), loaded.model.device)
+            mask, _ = label_positions(batch["labels"])
+            log_probs = logits_at(loaded.model, batch, mask).float().log_softmax(dim=-1).cpu()
+            num_bytes += log_probs.numel() * log_probs.element_size()
+            if num_bytes > MAX_CACHE_BYTES:
+                raise TrainingError(
+                    asked=f"an anchor on {len(prompts)} prompts",
+                    found=f"the base's distributions need more than {MAX_CACHE_BYTES >> 30} GiB",
+                    do="use fewer prompts or a smaller anchor.max_new_tokens",
+                )
+            rows.append(AnchorRow(row, log_probs))
     return Anchor(
         rows,
         rows_per_step=settings.rows_per_step,
         weight=settings.weight,
-        pad_token_id=loaded.tokenizer.pad_token_id,
+        pad_token_id=padding_id(loaded.tokenizer),
         seed=seed,
         seconds=time.perf_counter() - started,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -27,8 +28,14 @@ WEIGHTS = "trainable.safetensors"
 MANIFEST = "trainable.json"
 
 
-def save_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> None:
-    """Write the parameters called `names`, and a manifest with their hash, into `folder`."""
+def save_trainable(
+    model: nn.Module, names: tuple[str, ...], folder: Path, received: Collection[str]
+) -> None:
+    """Write the parameters called `names`, and a manifest with their hash, into `folder`.
+
+    `received` are the parameters that have had a gradient so far: the proof of a resumed run
+    counts those of its earlier part.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(model.named_parameters())
     tensors = {name: parameters[name].detach().cpu().contiguous() for name in names}
@@ -37,13 +44,20 @@ def save_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> No
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(folder / WEIGHTS)
-    manifest = {"sha256": sha256_file(folder / WEIGHTS), "names": list(names)}
+    manifest = {
+        "sha256": sha256_file(folder / WEIGHTS),
+        "names": list(names),
+        "received": sorted(received),
+    }
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 @torch.no_grad()
-def load_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> None:
+def load_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> list[str]:
     """Put the tensors of `folder` into the parameters called `names`.
+
+    Returns:
+        The parameters that had received a gradient when the checkpoint was written.
 
     Raises:
         TrainingError: the file is damaged, or holds other tensors than this run trains.
@@ -72,6 +86,7 @@ def load_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> No
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         for name in names:
             parameters[name].copy_(file.get_tensor(name))
+    return list(manifest["received"])
 
 
 def find_checkpoint(folder: Path) -> Path | None:

@@ -13,8 +13,7 @@ from transformers import TrainerCallback, set_seed
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.results import Proof, TrainingSummary
-from narrowtune.data.chat import Encoded
-from narrowtune.data.collate import collate
+from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.peak import PeakMemory
 from narrowtune.models.load import LoadedModel
@@ -69,7 +68,9 @@ def fit(
     parameters = dict(model.named_parameters())
     widened = {name: parameters[name].dtype for name in selection.names}
     base_dtypes = dict.fromkeys(selection.names, loaded.dtype)
-    base = {name: value.to(loaded.dtype) for name, value in copy_tensors(model, selection.names).items()}
+    base = {
+        name: value.to(loaded.dtype) for name, value in copy_tensors(model, selection.names).items()
+    }
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in base)
     before = snapshot_frozen(model, selection.names)
@@ -82,14 +83,15 @@ def fit(
         on_cpu=on_cpu,
         num_processes=num_processes,
     )
-    pad_token_id = loaded.tokenizer.pad_token_id
+    pad = padding_id(loaded.tokenizer)
     use_cache = getattr(model.config, "use_cache", None)
     witness = GradientWitness(model, selection.names)
     trainer = NarrowTrainer(
         model,
         args,
         selection=selection,
-        data_collator=lambda batch: collate(batch, pad_token_id),
+        witness=witness,
+        data_collator=lambda batch: collate(batch, pad),
         train_dataset=Rows(rows),
         eval_dataset=Rows(validation) if validation else None,
         anchor=anchor,
@@ -131,7 +133,9 @@ def fit(
         global_batch_size=config.training.global_batch_size,
         learning_rate=config.training.learning_rate,
         final_loss=losses[-1] if losses else None,
-        best_step=trainer.state.best_global_step if config.training.load_best_model_at_end else None,
+        best_step=trainer.state.best_global_step
+        if config.training.load_best_model_at_end
+        else None,
         anchor_weight=anchor.weight if anchor else None,
         anchor_seconds=anchor.seconds if anchor else None,
         resumed_from=checkpoint.name if checkpoint else None,

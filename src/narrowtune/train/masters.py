@@ -28,7 +28,9 @@ def set_parameter_dtype(model: nn.Module, dtype: torch.dtype, names: Iterable[st
 
 
 @torch.no_grad()
-def round_to_base(model: nn.Module, names: Iterable[str], base_dtypes: dict[str, torch.dtype]) -> None:
+def round_to_base(
+    model: nn.Module, names: Iterable[str], base_dtypes: dict[str, torch.dtype]
+) -> None:
     """Round the masters called `names` to the base's dtype, and keep them in it.
 
     What is evaluated after training is what the delta stores: the rounded weights.

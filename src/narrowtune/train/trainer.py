@@ -18,12 +18,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import TrainingError, UsageError
-from narrowtune.data.chat import Encoded
-from narrowtune.data.collate import IGNORE_INDEX
+from narrowtune.data.collate import IGNORE_INDEX, Encoded
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
 from narrowtune.models.select import Selection
 from narrowtune.train.anchor import Anchor, kl_base_tuned
 from narrowtune.train.checkpoint import load_trainable, save_trainable
+from narrowtune.train.proof import GradientWitness
 
 
 class Rows(Dataset[Encoded]):
@@ -128,6 +128,7 @@ class NarrowTrainer(Trainer):
     Args:
         model: with `requires_grad` on exactly the selection, in fp32.
         selection: what trains, for checkpoints.
+        witness: sees the gradients; what it saw goes into checkpoints and comes back.
         anchor: rows that hold the model to the base; None trains on the task alone.
     """
 
@@ -139,6 +140,7 @@ class NarrowTrainer(Trainer):
         args: TrainingArguments,
         *,
         selection: Selection,
+        witness: GradientWitness,
         data_collator: Callable[[list[Encoded]], dict[str, Any]],
         train_dataset: Dataset[Encoded],
         eval_dataset: Dataset[Encoded] | None = None,
@@ -156,6 +158,7 @@ class NarrowTrainer(Trainer):
         # Older releases of the Trainer divide by the accumulation steps unless this is set.
         self.model_accepts_loss_kwargs = True
         self.selection = selection
+        self.witness = witness
         self.anchor = anchor
         self.num_tokens = 0
         self.num_labels = 0
@@ -285,12 +288,14 @@ class NarrowTrainer(Trainer):
         )
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
         if self._shards_parameters():
             super()._save(output_dir, state_dict)
         else:
             folder = Path(output_dir or self.args.output_dir)
-            save_trainable(self._inner_model(), self.selection.names, folder)
+            save_trainable(self._inner_model(), self.selection.names, folder, self.witness.received)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -298,9 +303,10 @@ class NarrowTrainer(Trainer):
         if self._shards_parameters():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_trainable(
-                self._inner_model(), self.selection.names, Path(resume_from_checkpoint)
-            )
+            names = self.selection.names
+            received = load_trainable(self._inner_model(), names, Path(resume_from_checkpoint))
+            self.witness.received.update(received)
+            self.witness.nonzero.update(received)
 
     def _load_best_model(self) -> None:
         if self._shards_parameters():
