@@ -7,10 +7,12 @@ file may ask for code to be run, and nothing may be quantised.
 from __future__ import annotations
 
 import json
-import struct
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from narrowtune.core.errors import ModelError
 from narrowtune.models.families import Family
@@ -24,7 +26,6 @@ _CODE = ("modeling_", "configuration_", "tokenization_", "processing_", "image_p
 _NOT_SETTINGS = ("tokenizer.json", "vocab.json", "added_tokens.json", INDEX)
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_MAX_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -110,17 +111,14 @@ def stored_dtypes(folder: Path) -> dict[str, int]:
     asked = f"read the weights in {str(folder)!r}"
     counts: dict[str, int] = {}
     for path in sorted(set(disk_files(folder).values())):
-        for name, entry in _header(path, asked).items():
-            if entry["dtype"] in _FLOATS:
-                size = 1
-                for length in entry["shape"]:
-                    size *= length
-                dtype = _FLOATS[entry["dtype"]]
-                counts[dtype] = counts.get(dtype, 0) + size
+        for name, (stored, shape) in _header(path, asked).items():
+            if stored in _FLOATS:
+                dtype = _FLOATS[stored]
+                counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
             elif not name.endswith(".position_ids"):  # a constant that old files carry along
                 raise ModelError(
                     asked=asked,
-                    found=f"{name} is stored as {entry['dtype']}: a quantised checkpoint",
+                    found=f"{name} is stored as {stored}: a quantised checkpoint",
                     do="use it in bfloat16, float16 or float32",
                 )
     if not counts:
@@ -212,19 +210,15 @@ def _read_json(path: Path, asked: str) -> Any:
         ) from None
 
 
-def _header(path: Path, asked: str) -> dict[str, dict[str, Any]]:
-    """The tensors that a safetensors file says it has, without reading them."""
+def _header(path: Path, asked: str) -> dict[str, tuple[str, list[int]]]:
+    """Dtype and shape of every tensor in a safetensors file, without reading the tensors."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(_MAX_HEADER, path.stat().st_size):
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, struct.error, RecursionError) as error:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (s.get_dtype(), s.get_shape()) for name, s in slices.items()}
+    except (OSError, SafetensorError) as error:
         raise ModelError(
             asked=asked,
             found=f"{path.name} is no intact safetensors file ({error})",
             do="fetch the file again",
         ) from None
-    header.pop("__metadata__", None)
-    return header

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,9 @@ def test_legacy_constants_are_tolerated_and_noted(copy) -> None:
     assert all("constants of older" in note for note in loaded.notes)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "huge header", "not JSON", "no config"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "huge header", "odd header", "not JSON", "no object", "no config"]
+)
 def test_damaged_folders_are_refused(copy, no_transformers, damage: str) -> None:
     folder = copy()
     weights = folder / "model.safetensors"
@@ -307,6 +310,11 @@ def test_damaged_folders_are_refused(copy, no_transformers, damage: str) -> None
         weights.write_bytes(weights.read_bytes()[:40])
     elif damage == "huge header":
         weights.write_bytes(b"\xff" * 8 + weights.read_bytes()[8:])
+    elif damage == "odd header":
+        header = b'{"a": {"dtype": "F32"}}'
+        weights.write_bytes(struct.pack("<Q", len(header)) + header)
+    elif damage == "no object":
+        (folder / "config.json").write_text("[]")
     elif damage == "not JSON":
         (folder / "config.json").write_text("{")
     else:

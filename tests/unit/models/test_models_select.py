@@ -352,3 +352,18 @@ def test_a_table_that_leads_into_the_tower_is_caught(load, monkeypatch) -> None:
 def test_tiny_folders_are_what_the_hand_lists_assume(tiny) -> None:
     assert set(MATRICES) == set(FAMILIES) == set(WHOLE_LAYER) == set(OUTSIDE_LAYERS)
     assert Path(tiny("llama"), "model.safetensors").is_file()
+
+
+def test_towers_of_older_transformers_have_one_more_level(tiny) -> None:
+    model = load_model(str(tiny("llava"))).model
+    today = resolve(model, "full")
+    older = torch.nn.Module()
+    older.vision_model = model.model.vision_tower
+    model.model.vision_tower = older
+
+    selection = resolve(model, "full")
+
+    tower, inner = "model.vision_tower.", "model.vision_tower.vision_model."
+    assert set(selection.names) == {name.replace(tower, inner) for name in today.names}
+    assert set(selection.excluded) == {name.replace(tower, inner) for name in today.excluded}
+    assert set(selection.disk_names.values()) == set(today.disk_names.values())
