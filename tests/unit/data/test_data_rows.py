@@ -1,0 +1,377 @@
+"""Every layout and source gives the same example; every unusable row is named with its reason."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from narrowtune.core.config import DataSettings
+from narrowtune.core.errors import DataError
+from narrowtune.data import sources
+from narrowtune.data.rows import Image, Rows, RowsRefusedError, Text, read_rows, write_refused
+
+QUESTION, ANSWER = "What is the capital of Kenya?", "Nairobi"
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "messages": {
+        "messages": [
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": ANSWER},
+        ]
+    },
+    "blocks": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": QUESTION}]},
+            {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]},
+        ]
+    },
+    "conversations": {
+        "conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]
+    },
+    "prompt_completion": {"prompt": QUESTION, "completion": ANSWER},
+    "prompt_messages": {
+        "prompt": [{"role": "user", "content": QUESTION}],
+        "completion": [{"role": "assistant", "content": ANSWER}],
+    },
+    "question_answer": {"question": QUESTION, "answer": ANSWER},
+    "question_answers": {"question": QUESTION, "answers": [ANSWER]},
+    "instruction": {"instruction": QUESTION, "input": "", "output": ANSWER},
+    "query_response": {"query": QUESTION, "response": ANSWER},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_example(layout: str, read: Callable[..., Rows]) -> None:
+    rows = read(LAYOUTS[layout])
+    (example,) = rows.examples
+    assert [(m.role, m.content) for m in example.messages] == [
+        ("user", (Text(QUESTION),)),
+        ("assistant", (Text(ANSWER),)),
+    ]
+    assert example.answers == (ANSWER,)
+    assert (example.id, example.row, rows.num_rows) == ("rows:1", 1, 1)
+    assert [m.role for m in example.prompt] == ["user"]
+
+
+def test_columns_beside_the_text(read: Callable[..., Rows]) -> None:
+    row = {
+        "id": 7,
+        "question": "Kenya?",
+        "answer": "Nairobi",
+        "answers": ["nairobi city", "Nairobi"],
+        "options": ["Nairobi", "Mombasa"],
+        "group": "kenya",
+        "system": "One word.",
+        "source": "ignored",
+    }
+    (example,) = read(row, mode="options").examples
+    assert example.answers == ("Nairobi", "nairobi city")
+    assert (example.id, example.group) == ("7", "kenya")
+    assert example.options == ("Nairobi", "Mombasa")
+    assert [m.role for m in example.messages] == ["system", "user", "assistant"]
+
+
+def test_instruction_takes_its_input(read: Callable[..., Rows]) -> None:
+    (example,) = read({"instruction": "Add.", "input": "1 2", "output": 3}).examples
+    assert example.messages[0].text == "Add.\n\n1 2"
+    assert example.answers == ("3",)
+
+
+def test_several_turns_and_a_system_turn(read: Callable[..., Rows]) -> None:
+    values = [("system", "s"), ("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d")]
+    (example,) = read({"conversations": [{"from": f, "value": v} for f, v in values]}).examples
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    assert [m.role for m in example.messages] == roles
+    assert example.answers == ("d",)
+    assert len(example.prompt) == 4
+
+
+def test_every_source_gives_the_same_examples(tmp_path: Path, read: Callable[..., Rows]) -> None:
+    table = [
+        {"id": str(i), "question": f"{i}?", "answer": f"{i}", "answers": [f"{i}", "x"]}
+        for i in range(5)
+    ]
+    expected = read(*table)
+    (tmp_path / "rows.json").write_text(json.dumps(table), encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "rows.parquet")
+    datasets.Dataset.from_list(table).save_to_disk(tmp_path / "one")
+    both = {
+        "train": datasets.Dataset.from_list(table),
+        "test": datasets.Dataset.from_list(table[:1]),
+    }
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "two")
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows({**row, "answers": json.dumps(row["answers"])} for row in table)
+    for name, split in [
+        ("rows.json", None),
+        ("rows.parquet", None),
+        ("rows.csv", None),
+        ("one", None),
+        ("two", "train"),
+    ]:
+        found = read_rows(DataSettings(path=str(tmp_path / name), split=split))
+        assert found.examples == expected.examples, name
+        assert found.sha256 == expected.sha256, name
+    with pytest.raises(DataError, match="several splits: train, test"):
+        read_rows(DataSettings(path=str(tmp_path / "two")))
+    with pytest.raises(DataError, match="no split 'dev'"):
+        read_rows(DataSettings(path=str(tmp_path / "two"), split="dev"))
+    with pytest.raises(DataError, match="a split"):
+        read_rows(DataSettings(path=str(tmp_path / "rows.csv"), split="train"))
+
+
+def test_pictures_of_a_datasets_folder_are_read_undecoded(
+    tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    features = datasets.Features(
+        {
+            "question": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+            "image": datasets.Image(),
+        }
+    )
+    rows = [
+        {"question": "?", "answer": "a", "image": {"bytes": png(), "path": None}},
+        {"question": "?", "answer": "b", "image": {"bytes": b"no picture", "path": None}},
+    ]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
+    found = read_rows(DataSettings(path=str(tmp_path / "saved"), max_refused=1))
+    assert [e.images[0].data for e in found.examples] == [png()]
+    assert "none of PNG" in found.refused[0].reason
+
+
+def test_pictures_bind_by_position(
+    tmp_path: Path, png: Callable[..., bytes], read: Callable[..., Rows]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(png(colour="red" if name == "a" else "blue"))
+    images = ["a.png", "b.png"]
+    answer = {"from": "gpt", "value": "yes"}
+
+    def layout(row: dict[str, Any]) -> list[str]:
+        (example,) = read(row).examples
+        return [
+            p.name if isinstance(p, Image) else p.text
+            for m in example.messages
+            if m.role == "user"
+            for p in m.content
+        ]
+
+    tagged = {"from": "human", "value": "<image>\nand then <image> same?"}
+    assert layout({"image": images, "conversations": [tagged, answer]}) == [
+        "a.png",
+        "and then ",
+        "b.png",
+        " same?",
+    ]
+    plain = {"from": "human", "value": "same?"}
+    assert layout({"image": images, "conversations": [plain, answer]}) == [*images, "same?"]
+    ends = {"from": "human", "value": "same?\n<image>"}
+    assert layout({"image": "a.png", "conversations": [ends, answer]}) == ["same?", "a.png"]
+    assert layout({"image": "a.png", "question": "what?", "answer": "x"}) == ["a.png", "what?"]
+    uri = "data:image/png;base64," + base64.b64encode(png()).decode()
+    blocks = [
+        {"type": "text", "text": "this"},
+        {"type": "image"},
+        {"type": "text", "text": "or <image>"},
+        {"type": "image", "path": "b.png"},
+    ]
+    turns = [{"role": "user", "content": blocks}, {"role": "assistant", "content": "x"}]
+    assert layout({"images": ["a.png"], "messages": turns}) == [
+        "this",
+        "a.png",
+        "or <image>",
+        "b.png",
+    ]
+    block = {"type": "image_url", "image_url": {"url": uri}}
+    turns = [{"role": "user", "content": [block]}, {"role": "assistant", "content": "x"}]
+    (example,) = read({"messages": turns}).examples
+    assert example.images[0].data == png()
+    (one,) = read({"image": "a.png", "question": "what?", "answer": "x"}).examples
+    assert one.group == f"picture {one.image_hashes[0][:16]}"
+
+
+def _turns(*contents: Any) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {
+        "messages": [{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "hello"}, "no known columns"),
+        ({"prompt": "a", "question": "b", "answer": "c"}, "ambiguous"),
+        ({"question": "a", "answer": " \n"}, "empty"),
+        ({"question": "a", "answer": None}, "answer is missing"),
+        ({"question": "a"}, "answer is missing"),
+        ({"question": "", "answer": "b"}, "question is empty"),
+        ({"question": "a", "answer": True}, "bool"),
+        ({"question": ["a"], "answer": "b"}, "turn 1 is str"),
+        ({"question": "a", "answer": 3.0}, "float, not text"),
+        ('{"question": "a", "answer": NaN}', "answer is missing"),
+        ('{"question": "a", "answer": Infinity}', "float, not text"),
+        ({"question": "a\ud800", "answer": "b"}, "not valid UTF-8"),
+        ('{"question": "a"', "not JSON"),
+        ('["a", "b"]', "list, not keys"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"question": "caf\udce9", "answer": "b"}', "not UTF-8"),
+        ({"messages": []}, "not a list of turns"),
+        ({"messages": ["a"]}, "not keys and values"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "no user turn"),
+        (_turns("a"), "last turn is not the assistant's"),
+        (_turns("a", ""), "turn 2 .assistant. is empty"),
+        (_turns("a", []), "is empty"),
+        (_turns("a", [{"type": "video"}]), "type 'video'"),
+        (_turns("a", [{"type": "image", "path": "x.png"}]), "only user turns"),
+        (_turns([{"type": "image"}], "b"), "only 0 pictures"),
+        (_turns("<image> a", "b"), "1 <image> tags and 0 pictures"),
+        ({**_turns("a", "b"), "image": "none.png"}, "does not exist"),
+        ({**_turns("a", "b"), "image": ""}, "path is empty"),
+        ({**_turns("<image>a<image>", "b"), "image": "x.png"}, "2 <image> tags and 1 pictures"),
+        ({**_turns("a", "b"), "images": 3}, "int, not a path"),
+        ({**_turns("a", "b"), "image": "x", "images": ["x"]}, "ambiguous"),
+        ({**_turns("a", "b"), "tools": [{"x": 1}]}, "'tools' is not supported"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "role 'tool'"),
+        ({"conversations": [{"from": "robot", "value": "a"}]}, "from 'robot'"),
+        ({"question": "a", "answer": "b", "answers": "c"}, "answers is str"),
+        ({"question": "a", "answer": "b", "id": 1.5}, "id is float"),
+        (
+            {"messages": [*_turns("a")["messages"], {"role": "system", "content": "s"}]},
+            "not the first",
+        ),
+    ],
+)
+def test_an_unusable_row_is_refused_with_its_reason(
+    row: Any, reason: str, read: Callable[..., Rows]
+) -> None:
+    good = {"question": "q", "answer": "a"}
+    with pytest.raises(RowsRefusedError, match=reason) as error:
+        read(good, row)
+    assert [(r.row, r.path.endswith("rows.jsonl")) for r in error.value.refused] == [(2, True)]
+    rows = read(good, row, max_refused=1)
+    assert [e.row for e in rows.examples] == [1]
+    assert rows.num_rows == 2
+    assert "1 of 2 rows" in rows.notes[0]
+
+
+def test_duplicate_ids_are_refused(read: Callable[..., Rows]) -> None:
+    row = {"id": "x", "question": "a", "answer": "b"}
+    with pytest.raises(RowsRefusedError, match="id 'x' is already that of row 1"):
+        read(row, row)
+
+
+def test_options_must_hold_the_answer(read: Callable[..., Rows]) -> None:
+    row = {"question": "a", "answer": "b", "options": ["c", "d"]}
+    assert read(row).examples
+    with pytest.raises(RowsRefusedError, match="options are asked for"):
+        read(row, mode="options")
+
+
+def test_the_error_names_number_rows_and_reasons(read: Callable[..., Rows]) -> None:
+    rows = [{"question": "a"}] * 8
+    with pytest.raises(RowsRefusedError) as error:
+        read(*rows, max_refused=7)
+    text = str(error.value)
+    assert "8 of 8 rows" in text
+    assert "row 5: answer is missing" in text
+    assert "and 3 more" in text
+    assert "max_refused to 8" in text
+    with pytest.raises(DataError, match="none of which"):
+        read(*rows, max_refused=8)
+
+
+def test_refused_rows_go_to_a_file(tmp_path: Path, read: Callable[..., Rows]) -> None:
+    rows = read({"question": "a", "answer": "b"}, {"question": "a"}, max_refused=1)
+    write_refused(tmp_path / "rows_refused.jsonl", rows.refused)
+    (line,) = (tmp_path / "rows_refused.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line) == {
+        "path": str(tmp_path / "rows.jsonl"),
+        "row": 2,
+        "reason": "answer is missing",
+    }
+
+
+def test_prompts_need_no_answer(read: Callable[..., Rows]) -> None:
+    rows = read(
+        {"prompt": "a"},
+        {"question": "b", "answer": "c"},
+        {"messages": [{"role": "user", "content": "d"}]},
+        prompts_only=True,
+    )
+    assert [[m.text for m in e.messages] for e in rows.examples] == [["a"], ["b"], ["d"]]
+    assert all(e.answers == () for e in rows.examples)
+
+
+def test_a_limit_draws_by_id_and_seed(read: Callable[..., Rows]) -> None:
+    table = [{"id": str(i), "question": f"{i}", "answer": "x"} for i in range(40)]
+    drawn = [e.id for e in read(*table, limit=10).examples]
+    assert drawn == sorted(drawn, key=int)
+    assert len(drawn) == 10
+    assert {e.id for e in read(*table[::-1], limit=10).examples} == set(drawn)
+    assert {e.id for e in read(*table, limit=10, seed=1).examples} != set(drawn)
+    assert "10 of 40 rows" in read(*table, limit=10).notes[0]
+
+
+def test_the_hash_covers_pictures(
+    tmp_path: Path, png: Callable[..., bytes], read: Callable[..., Rows]
+) -> None:
+    row = {"question": "a", "answer": "b", "image": "p.png"}
+    (tmp_path / "p.png").write_bytes(png())
+    before = read(row).sha256
+    assert read(row).sha256 == before
+    (tmp_path / "p.png").write_bytes(png(colour="blue"))
+    assert read(row).sha256 != before
+
+
+def test_a_line_without_end_costs_one_row(
+    monkeypatch: pytest.MonkeyPatch, read: Callable[..., Rows]
+) -> None:
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1000)
+    good = {"question": "a", "answer": "b"}
+    rows = read(good, {"question": "x" * 5000, "answer": "y"}, good, max_refused=1)
+    assert [e.row for e in rows.examples] == [1, 3]
+    assert rows.refused[0].row == 2
+
+
+def test_csv_rows_that_do_not_fit(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(b"question,answer\na,b\nc\nd,e,f\n\xff,g\nh,\n")
+    rows = read_rows(DataSettings(path=str(file), max_refused=4))
+    assert [e.row for e in rows.examples] == [1]
+    assert [r.row for r in rows.refused] == [2, 3, 4, 5]
+    limit = csv.field_size_limit()
+    file.write_bytes(b'question,answer\n"a,b\n')
+    with pytest.raises(DataError, match="line"):
+        read_rows(DataSettings(path=str(file)))
+    assert csv.field_size_limit() == limit
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    for path, found in [
+        (str(tmp_path / "none.jsonl"), "no such file"),
+        (str(tmp_path), "Dataset"),
+        ("nobody/no-such-rows", "hub id"),
+    ]:
+        with pytest.raises(DataError, match=found):
+            read_rows(DataSettings(path=path))
+    (tmp_path / "rows.txt").write_text("a", encoding="utf-8")
+    with pytest.raises(DataError, match="another kind"):
+        read_rows(DataSettings(path=str(tmp_path / "rows.txt")))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no table")
+    with pytest.raises(DataError, match="complete"):
+        read_rows(DataSettings(path=str(tmp_path / "broken.parquet")))
+    (tmp_path / "dict.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="instead of a list"):
+        read_rows(DataSettings(path=str(tmp_path / "dict.json")))
