@@ -129,13 +129,16 @@ def _read(image: Image, root: Path | None) -> tuple[bytes, Path | None]:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         raise RowError(f"{_label(image)} can't be opened: {error.strerror}") from None
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise RowError(f"{_label(image)} is not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise RowError(f"{_label(image)} has more than {MAX_FILE_BYTES} bytes")
-        data = file.read(MAX_FILE_BYTES)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(MAX_FILE_BYTES)
+    finally:
+        os.close(descriptor)
     if not data:
         raise RowError(f"{_label(image)} is empty")
     return data, path
