@@ -37,7 +37,7 @@ _MAX_LENGTH = 8192
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """Return where converted models are kept: `cache`, `$NARROWTUNE_CACHE` or ~/.cache/narrowtune."""
+    """Return where converted models are kept: `cache`, else the user's."""
     if cache is not None:
         return cache
     named = os.environ.get("NARROWTUNE_CACHE")
