@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from narrowtune.core.errors import DataError
+from narrowtune.core.provenance import sha256_file
 
 ROLES = ("system", "user", "assistant")
 
@@ -117,7 +118,14 @@ class Example:
     @cached_property
     def image_hashes(self) -> tuple[str, ...]:
         """SHA-256 of each picture's encoded bytes, in order."""
-        return tuple(image.sha256 for image in self.images)
+        return tuple(image.sha256 or _sha256(image) for image in self.images)
+
+
+def _sha256(image: Image) -> str:
+    if image.data is not None:
+        return hashlib.sha256(image.data).hexdigest()
+    assert image.path is not None
+    return sha256_file((image.root or Path()) / image.path)
 
 
 @dataclass(frozen=True)
