@@ -9,7 +9,8 @@ Shapes: B batch, T tokens, N chosen positions, V vocabulary, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,6 +74,27 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
             do="this architecture is not supported; report it with the model's class",
         )
     return logits_1NV[0]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the batch with its tensors on `device`."""
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,263 @@
+"""Greedy answers in batches.
+
+Owns: decoding settings, stopping, and the promise that an answer does not depend on its batch.
+Arithmetic in a batch differs in the last bits from arithmetic alone, so a decision between two
+almost equally likely tokens may fall either way. The size of that difference is measured, every
+answer with a closer decision is decided again alone and unpadded, and one that is still as close
+is marked as a tie.
+
+Whoever wants another compute dtype than the weights' calls these functions under
+`torch.autocast`. Shapes: B batch, T tokens, S steps, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from narrowtune.core.errors import EvaluationError
+from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate
+from narrowtune.engine.forward import evaluating, to_device
+from narrowtune.models.load import LoadedModel
+
+NOISE_ROWS, NOISE_STEPS = 6, 4
+"""How many prompts, and how many steps of each, the difference batched − alone is measured on."""
+
+TIE_FACTOR = 2.0
+"""A gap is a difference of two logits, each of which can be off by the measured noise."""
+
+Collect = Callable[[Tensor], Tensor]
+"""Given a step's raw logits [B, V] in fp32, what to keep of them: [B, K]."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One greedy answer.
+
+    Attributes:
+        token_ids: what was generated, without the token that stopped it.
+        text: the same as text, without special tokens and outer white space.
+        stop_ids: the token that ended the answer; empty if the limit of tokens did.
+        min_margin: smallest gap between the two largest logits over all steps.
+        tie: whether a gap was within the noise of batched arithmetic even when decoded alone.
+        collected: [S, K], what `collect` kept of each step, the stop token's step included.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    stop_ids: tuple[int, ...]
+    min_margin: float
+    tie: bool = False
+    collected: Tensor | None = None
+
+    @property
+    def step_ids(self) -> tuple[int, ...]:
+        """The token chosen at each step, the stop token included."""
+        return self.token_ids + self.stop_ids
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the answer ended by itself."""
+        return bool(self.stop_ids)
+
+
+def stop_tokens(loaded: LoadedModel, extra: Collection[int] = ()) -> tuple[int, ...]:
+    """Return every token that ends an answer: the model's and tokenizer's ends, and `extra`."""
+    ends = loaded.model.generation_config.eos_token_id
+    found = set(extra) | set(ends if isinstance(ends, (list, tuple)) else [ends])
+    found |= {loaded.tokenizer.eos_token_id}
+    found.discard(None)
+    if not found:
+        raise EvaluationError(
+            asked=f"answers of {loaded.source}",
+            found="neither its tokenizer nor its generation settings name a token that ends one",
+            do="set `eos_token` in the model's tokenizer_config.json",
+        )
+    return tuple(sorted(found))
+
+
+def generate_greedy(
+    loaded: LoadedModel,
+    prompts: Sequence[Encoded],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    extra_stop_tokens: Collection[int] = (),
+    collect: Collect | None = None,
+    tolerance: float | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Generation]:
+    """Answer `prompts` greedily; the answers are in the prompts' order and independent of batches.
+
+    Penalties, sampling and length limits of the checkpoint's own generation settings are not used.
+
+    Args:
+        loaded: the model; its training mode is restored afterwards.
+        prompts: with the generation prompt, unpadded.
+        max_new_tokens: limit on the steps, the stop token's included.
+        batch_size: prompts decoded together.
+        extra_stop_tokens: tokens that end an answer beside the model's own.
+        collect: see `Collect`.
+        tolerance: gap up to which a decision counts as close; `measure_noise` unless given.
+        progress: called with the number of prompts answered since the last call.
+
+    Raises:
+        EvaluationError: no token is known that ends an answer.
+    """
+    if not prompts:
+        return []
+    decoder = _Decoder(loaded, stop_tokens(loaded, extra_stop_tokens), collect)
+    with evaluating(loaded.model):
+        if tolerance is None:
+            tolerance = _measure(decoder, prompts)
+        answers: list[Generation | None] = [None] * len(prompts)
+        for indices in length_batches([len(p.input_ids) for p in prompts], batch_size):
+            found = decoder.decode([prompts[i] for i in indices], max_new_tokens)
+            for index, answer in zip(indices, found, strict=True):
+                if answer.min_margin <= tolerance:
+                    if len(indices) > 1:
+                        answer = decoder.decode([prompts[index]], max_new_tokens)[0]
+                    answer = replace(answer, tie=answer.min_margin <= tolerance)
+                answers[index] = answer
+            if progress is not None:
+                progress(len(indices))
+    return answers
+
+
+def measure_noise(
+    loaded: LoadedModel, prompts: Sequence[Encoded], *, extra_stop_tokens: Collection[int] = ()
+) -> float:
+    """Return the gap between logits up to which a batched decision can't be trusted.
+
+    Twice the largest difference, over the vocabulary and a few steps of a few prompts, between
+    logits computed in one padded batch and alone. Pass it on as `tolerance` where the same model
+    answers repeatedly.
+    """
+    decoder = _Decoder(loaded, stop_tokens(loaded, extra_stop_tokens), None)
+    with evaluating(loaded.model):
+        return _measure(decoder, prompts)
+
+
+def with_answer(prompt: Encoded, answer: Generation) -> Encoded:
+    """Return the prompt with its answer for teacher forcing: labels on every step's token."""
+    steps = list(answer.step_ids)
+    return Encoded(
+        input_ids=[*prompt.input_ids, *steps],
+        labels=[IGNORE_INDEX] * len(prompt.input_ids) + steps,
+        features=prompt.features,
+    )
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices in batches of like length, longest first: too little memory shows at once."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+class _Recorder(LogitsProcessor):
+    """Sees each step's raw logits [B, V]; keeps the gap of the best two and what is asked for."""
+
+    def __init__(self, collect: Collect | None) -> None:
+        self.collect = collect
+        self.margins: list[Tensor] = []
+        self.collected: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best = scores.topk(2, dim=-1).values
+        self.margins.append(best[:, 0] - best[:, 1])
+        if self.collect is not None:
+            self.collected.append(self.collect(scores))
+        return scores
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """Decodes one batch with fixed settings."""
+
+    loaded: LoadedModel
+    stop: tuple[int, ...]
+    collect: Collect | None
+
+    def decode(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[Generation]:
+        """Answer one left-padded batch."""
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop[0]
+        batch = to_device(collate(list(prompts), pad, padding_side="left"), model.device)
+        del batch["labels"]
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=list(self.stop),
+            pad_token_id=pad,
+        )
+        recorder = _Recorder(self.collect)
+        with _no_own_settings(model):
+            sequences = model.generate(
+                **batch,
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([recorder]),
+            )
+        new_BS = sequences[:, batch["input_ids"].shape[1] :].tolist()
+        margins_BS = torch.stack(recorder.margins, dim=1).tolist()
+        collected = torch.stack(recorder.collected, dim=1).cpu() if self.collect else None
+        return [
+            self._answer(row, margins, None if collected is None else collected[i])
+            for i, (row, margins) in enumerate(zip(new_BS, margins_BS, strict=True))
+        ]
+
+    def _answer(self, row: list[int], margins: list[float], kept: Tensor | None) -> Generation:
+        end = next((i for i, token in enumerate(row) if token in self.stop), None)
+        ids = tuple(row[:end])
+        steps = len(row) if end is None else end + 1
+        return Generation(
+            token_ids=ids,
+            text=self.loaded.tokenizer.decode(list(ids), skip_special_tokens=True).strip(),
+            stop_ids=() if end is None else (row[end],),
+            min_margin=min(margins[:steps]),
+            collected=None if kept is None else kept[:steps].clone(),
+        )
+
+
+@contextmanager
+def _no_own_settings(model: nn.Module) -> Iterator[None]:
+    """Hide the checkpoint's generation settings: `generate` fills in whatever is not given."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _measure(decoder: _Decoder, prompts: Sequence[Encoded]) -> float:
+    chosen = [prompts[i] for i in spread(len(prompts), NOISE_ROWS)]
+    # Two rows at least: a batch of one is what it is compared with.
+    chosen = chosen * 2 if len(chosen) == 1 else chosen
+    keeper = replace(decoder, collect=lambda logits: logits)
+    noise, largest = 0.0, 0.0
+    for row, together in zip(chosen, keeper.decode(chosen, NOISE_STEPS), strict=True):
+        alone = keeper.decode([row], NOISE_STEPS)[0]
+        for step, (a, b) in enumerate(zip(alone.collected, together.collected, strict=False)):
+            noise = max(noise, float((a - b).abs().max()))
+            largest = max(largest, float(a.abs().max()))
+            if alone.step_ids[step] != together.step_ids[step]:
+                break
+    return TIE_FACTOR * max(noise, rounding(largest))
+
+
+def rounding(size: float) -> float:
+    """Rounding of fp32 values of this size, with room: the few rows measured may all agree."""
+    return 8 * torch.finfo(torch.float32).eps * size
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` indices, evenly over `range(count)`."""
+    return sorted({round(i * (count - 1) / max(wanted - 1, 1)) for i in range(wanted)})

@@ -1,0 +1,246 @@
+"""One way to evaluate, used before and after.
+
+Owns: from a task's items to answers to scores, and the files that keep the items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from pydantic import ValidationError
+
+from narrowtune.core.errors import EvaluationError
+from narrowtune.core.results import ItemResult, TaskResult
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.examples import Example
+from narrowtune.engine.generate import generate_greedy, stop_tokens
+from narrowtune.engine.options import OptionScores, option_logprobs
+from narrowtune.evaluate.cache import ScoreCache
+from narrowtune.evaluate.metrics import score
+from narrowtune.evaluate.statistics import mean_score
+from narrowtune.evaluate.tasks import Task, picture_of, question_of
+from narrowtune.models.load import LoadedModel
+from narrowtune.version import __version__
+
+
+def evaluate(
+    loaded: LoadedModel,
+    task: Task,
+    encoder: ChatEncoder,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> TaskResult:
+    """Ask the model every item of `task` and score its answers.
+
+    Mode `generate` scores the greedy answer. Mode `options` scores the option that is the most
+    likely answer in total (strict), and the better of that and the most likely one per token
+    (lenient), since a total favours short options.
+
+    Args:
+        loaded: the model, left as it is.
+        task: what to ask.
+        encoder: the chat template; the same before and after.
+        batch_size: items answered together; the answers do not depend on it.
+        progress: called with the number of items (of options in mode `options`) done since the
+            last call.
+
+    Raises:
+        EvaluationError: an item can't be scored with the task's metric.
+    """
+    started = time.perf_counter()
+    ask = _choose if task.mode == "options" else _answer
+    items = ask(loaded, task, encoder, batch_size, progress)
+    groups = task.groups
+    return TaskResult(
+        name=task.name,
+        role=task.role,
+        metric=task.metric,
+        num_items=len(items),
+        num_groups=len({(g is None, i if g is None else g) for i, g in enumerate(groups)}),
+        num_ties=sum(item.tie for item in items),
+        strict=mean_score([item.strict for item in items], groups),
+        lenient=mean_score([item.lenient for item in items], groups),
+        valid_format=sum(item.valid_format for item in items) / len(items),
+        seconds=time.perf_counter() - started,
+        items=items,
+    )
+
+
+def evaluate_cached(
+    loaded: LoadedModel,
+    task: Task,
+    encoder: ChatEncoder,
+    *,
+    batch_size: int,
+    cache: ScoreCache,
+    model_fingerprint: str,
+    arithmetic: str,
+    progress: Callable[[int], None] | None = None,
+) -> TaskResult:
+    """Return what `evaluate` returns, from `cache` if it is there (`from_cache` says so).
+
+    Args:
+        cache: where results are kept; a new one is stored.
+        model_fingerprint: of all weights, from `models.fingerprint`.
+        arithmetic: the compute dtype and kernels in use, in words: they may decide a close answer.
+    """
+    key = score_key(
+        loaded, task, encoder, model_fingerprint=model_fingerprint, arithmetic=arithmetic
+    )
+    found = cache.load(key)
+    if found is not None:
+        # Name and role are the run's, not the score's.
+        return found.model_copy(update={"name": task.name, "role": task.role})
+    result = evaluate(loaded, task, encoder, batch_size=batch_size, progress=progress)
+    cache.save(key, result)
+    return result
+
+
+def score_key(
+    loaded: LoadedModel,
+    task: Task,
+    encoder: ChatEncoder,
+    *,
+    model_fingerprint: str,
+    arithmetic: str,
+) -> dict[str, Any]:
+    """Return everything that decides the scores of `task`, for `ScoreCache`."""
+    return {
+        "model": model_fingerprint,
+        "task": task.sha256,
+        "chat": _chat_hash(loaded, task, encoder),
+        "stop": list(stop_tokens(loaded, encoder.stop_tokens)),
+        "arithmetic": arithmetic,
+        "device": loaded.model.device.type,
+        "narrowtune": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def write_items(items: Sequence[ItemResult], path: Path) -> None:
+    """Write one item per line; a reader sees the whole file or the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(item.model_dump_json() + "\n" for item in items)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_items(path: Path) -> list[ItemResult]:
+    """Read what `write_items` wrote.
+
+    Raises:
+        EvaluationError: there is no such file, or one of its lines is not an item.
+    """
+    try:
+        # Not splitlines(): an answer may hold U+2028 and the like, which JSON leaves as they are.
+        *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(
+            asked=f"the scored items in {path}", found=str(error), do="evaluate the task again"
+        ) from error
+    if rest:
+        raise EvaluationError(
+            asked=f"the scored items in {path}",
+            found=f"its last line ends after {len(rest)} characters",
+            do="evaluate the task again",
+        )
+    items = []
+    for number, line in enumerate(lines, 1):
+        try:
+            items.append(ItemResult.model_validate_json(line))
+        except ValidationError as error:
+            raise EvaluationError(
+                asked=f"the scored items in {path}",
+                found=f"line {number} is not an item: {error.errors()[0]['msg']}",
+                do="evaluate the task again",
+            ) from error
+    return items
+
+
+def _answer(
+    loaded: LoadedModel,
+    task: Task,
+    encoder: ChatEncoder,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> list[ItemResult]:
+    generations = generate_greedy(
+        loaded,
+        [encoder.encode_prompt(example.prompt) for example in task.examples],
+        max_new_tokens=task.max_new_tokens,
+        batch_size=batch_size,
+        extra_stop_tokens=encoder.stop_tokens,
+        progress=progress,
+    )
+    return [
+        _item(task, example, found.text, tie=found.tie)
+        for example, found in zip(task.examples, generations, strict=True)
+    ]
+
+
+def _choose(
+    loaded: LoadedModel,
+    task: Task,
+    encoder: ChatEncoder,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> list[ItemResult]:
+    encoded = [
+        [encoder.encode_answer(example.prompt, option) for option in example.options]
+        for example in task.examples
+    ]
+    found = option_logprobs(loaded, encoded, batch_size=batch_size, progress=progress)
+    return [_chosen(task, *pair) for pair in zip(task.examples, found, strict=True)]
+
+
+def _chosen(task: Task, example: Example, found: OptionScores) -> ItemResult:
+    item = _item(task, example, example.options[found.best], tie=found.tie)
+    other = _item(task, example, example.options[found.best_per_token], tie=found.tie)
+    # An option is a valid answer by construction, right or wrong.
+    update = {"lenient": max(item.lenient, other.lenient), "valid_format": True}
+    return item.model_copy(update=update)
+
+
+def _item(task: Task, example: Example, answer: str, *, tie: bool) -> ItemResult:
+    scored = score(task.metric, answer, example.answers, example.options)
+    return ItemResult(
+        id=example.id,
+        question=question_of(example.prompt),
+        answer=answer,
+        reference=list(example.answers),
+        strict=scored.strict,
+        lenient=scored.lenient,
+        valid_format=scored.valid_format,
+        group=example.group,
+        image=picture_of(example),
+        tie=tie,
+    )
+
+
+def _chat_hash(loaded: LoadedModel, task: Task, encoder: ChatEncoder) -> str:
+    """Hash what turns messages into inputs: vocabulary, template, processor, and their switches."""
+    tokenizer, processor = loaded.tokenizer, loaded.processor
+    # The template's switches show in what it makes of an item.
+    first = encoder.encode_prompt(task.examples[0].prompt)
+    parts: Mapping[str, Any] = {
+        "vocabulary": tokenizer.get_vocab(),
+        "special": tokenizer.special_tokens_map,
+        "template": tokenizer.chat_template,
+        "processor": None if processor is None else processor.to_dict(),
+        "first": first.input_ids,
+        "shapes": {name: list(value.shape) for name, value in first.features.items()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
