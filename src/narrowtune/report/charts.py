@@ -1,0 +1,275 @@
+"""View models of the charts that are drawn inside the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from narrowtune.core.results import DriftResult, Estimate, TaskChange, Verdict
+from narrowtune.report.folder import LoggedStep
+from narrowtune.report.scale import (
+    Mark,
+    Scale,
+    make_scale,
+    mark,
+    path,
+    running_mean,
+    span,
+    thin,
+    tick_label,
+)
+from narrowtune.report.text import number, percent, signed, small
+from narrowtune.report.text import tick as tick_text
+
+CURVE_HEIGHT = 150
+CURVE_WIDTH = 1000
+SMOOTHING = 10
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A tick: where, and what it says."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """One estimate against one limit on one axis.
+
+    Attributes:
+        limit: position of the limit; None where there is none.
+        beyond: which side of the limit is not allowed, "right" or "left".
+    """
+
+    title: str
+    estimate: Estimate
+    mark: Mark
+    ticks: list[Tick]
+    zero: float
+    limit: float | None
+    limit_label: str
+    beyond: str
+    role: str
+    unit: str
+    value: str
+    bound: str
+
+
+def gauges(verdict: Verdict) -> list[Gauge]:
+    """The mean held-out loss against the budget, and learning against what it must exceed."""
+    drawn = []
+    if verdict.forgetting is not None:
+        drawn.append(
+            _gauge(
+                "Mean held-out loss",
+                verdict.forgetting,
+                verdict.budget,
+                f"budget {number(verdict.budget)}",
+                "right",
+                "held_out",
+            )
+        )
+    if verdict.learning is not None:
+        drawn.append(
+            _gauge(
+                "Learning",
+                verdict.learning,
+                verdict.min_learning,
+                f"must exceed {number(verdict.min_learning)}",
+                "left",
+                "target",
+            )
+        )
+    return drawn
+
+
+def _gauge(
+    title: str, estimate: Estimate, limit: float, label: str, beyond: str, role: str
+) -> Gauge:
+    scale = make_scale([*span(estimate), limit, 0.0], most_ticks=6, margin=0.1)
+    bound = (
+        f"at most {number(estimate.upper_bound)}"
+        if beyond == "right"
+        else f"at least {signed(estimate.lower_bound)}"
+    )
+    return Gauge(
+        title=title,
+        estimate=estimate,
+        mark=mark(scale, estimate),
+        ticks=ticks(scale, sign=beyond == "left"),
+        zero=scale.at(0.0),
+        limit=scale.at(limit),
+        limit_label=label,
+        beyond=beyond,
+        role=role,
+        unit="points lost" if beyond == "right" else "points gained",
+        value=number(estimate.value) if beyond == "right" else signed(estimate.value),
+        bound=bound,
+    )
+
+
+def ticks(scale: Scale, *, sign: bool = False) -> list[Tick]:
+    """The ticks of a scale, placed and labelled."""
+    return [Tick(scale.at(tick), tick_label(scale, tick, sign=sign)) for tick in scale.ticks]
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Changes per task on one axis, after − before."""
+
+    rows: list[tuple[TaskChange, Mark]]
+    mean: Mark | None
+    mean_estimate: Estimate | None
+    ticks: list[Tick]
+    zero: float
+    budget: float | None
+    budget_task: float | None
+
+
+def negate(estimate: Estimate) -> Estimate:
+    """The same estimate seen from the other side: a loss as a change."""
+    return Estimate(
+        value=-estimate.value,
+        low=-estimate.high,
+        high=-estimate.low,
+        lower_bound=-estimate.upper_bound,
+        upper_bound=-estimate.lower_bound,
+        method=estimate.method,
+    )
+
+
+def forest(tasks: Sequence[TaskChange], verdict: Verdict | None) -> Forest:
+    """Place every task, targets first, and the mean of the held-out ones."""
+    ordered = sorted(tasks, key=lambda task: task.role != "target")
+    numbers = [0.0, *(value for task in ordered for value in span(task.change))]
+    mean = None
+    if verdict is not None:
+        numbers.append(-verdict.budget)
+        numbers.extend([] if verdict.budget_task is None else [-verdict.budget_task])
+        mean = None if verdict.forgetting is None else negate(verdict.forgetting)
+        numbers.extend([] if mean is None else span(mean))
+    scale = make_scale(numbers, most_ticks=5)
+    return Forest(
+        rows=[(task, mark(scale, task.change)) for task in ordered],
+        mean=None if mean is None else mark(scale, mean),
+        mean_estimate=mean,
+        ticks=ticks(scale, sign=True),
+        zero=scale.at(0.0),
+        budget=None if verdict is None else scale.at(-verdict.budget),
+        budget_task=(
+            None
+            if verdict is None or verdict.budget_task is None
+            else scale.at(-verdict.budget_task)
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of the training log over steps."""
+
+    title: str
+    unit: str
+    raw: str
+    smooth: str
+    y_ticks: list[Tick]
+    x_ticks: list[Tick]
+    every: int
+    num_not_finite: int
+    first: str
+    last: str
+    width: int = CURVE_WIDTH
+    height: int = CURVE_HEIGHT
+
+
+def curves(steps: Sequence[LoggedStep]) -> list[Curve]:
+    """Loss, and where they were logged anchor KL, learning rate, gradient norm and drift."""
+    wanted = (
+        ("Loss", "nats per answer token", [(s.step, s.loss) for s in steps], True),
+        ("Validation loss", "nats per answer token", [(s.step, s.eval_loss) for s in steps], False),
+        ("Anchor KL", "nats per token", [(s.step, s.anchor_kl) for s in steps], True),
+        ("Learning rate", "", [(s.step, s.learning_rate) for s in steps], False),
+        ("Gradient norm", "before clipping", [(s.step, s.grad_norm) for s in steps], True),
+        ("Drift", "KL(base‖tuned), nats per token", [(s.step, s.drift) for s in steps], False),
+    )
+    drawn = []
+    for title, unit, values, smooth in wanted:
+        known = [(step, value) for step, value in values if value is not None]
+        if known:
+            drawn.append(_curve(title, unit, known, smooth))
+    return drawn
+
+
+def _curve(title: str, unit: str, values: Sequence[tuple[int, float]], smooth: bool) -> Curve:
+    finite = [(float(step), value) for step, value in values if math.isfinite(value)]
+    line = thin([x for x, _ in finite], [y for _, y in finite])
+    lowest = [0.0] if line.y and min(line.y) >= 0 else []
+    y_scale = make_scale([*line.y, *lowest], most_ticks=4, margin=0.02)
+    x_scale = make_scale([float(step) for step, _ in values], most_ticks=5, margin=0.0)
+
+    def place(y: Sequence[float]) -> str:
+        return path(
+            (x_scale.at(a) / 100 * CURVE_WIDTH, (1 - y_scale.at(b) / 100) * CURVE_HEIGHT)
+            for a, b in zip(line.x, y, strict=True)
+        )
+
+    smoothed = smooth and len(line.y) > 2 * SMOOTHING
+    return Curve(
+        title=title,
+        unit=unit,
+        raw=place(line.y),
+        smooth=place(running_mean(line.y, SMOOTHING)) if smoothed else "",
+        y_ticks=[
+            Tick((1 - y_scale.at(tick) / 100) * CURVE_HEIGHT, tick_text(tick))
+            for tick in y_scale.ticks
+        ],
+        x_ticks=[Tick(x_scale.at(t), tick_label(x_scale, t)) for t in x_scale.ticks],
+        every=line.every,
+        num_not_finite=len(values) - len(finite),
+        first=small(values[0][1]),
+        last=small(values[-1][1]),
+    )
+
+
+@dataclass(frozen=True)
+class Dumbbell:
+    """A share that went from the base's value to the tuned model's."""
+
+    name: str
+    base: float
+    tuned: float
+    base_label: str
+    tuned_label: str
+    detail: str
+
+
+def token_groups(drift: DriftResult) -> list[Dumbbell]:
+    """Per group of tokens: the largest single probability, and the summed one."""
+    rows = []
+    for group in drift.token_groups:
+        for detail, base, tuned in (
+            ("largest single token", group.base_max, group.tuned_max),
+            ("whole group", group.base_mass, group.tuned_mass),
+        ):
+            rows.append(
+                Dumbbell(group.name, 100 * base, 100 * tuned, percent(base), percent(tuned), detail)
+            )
+    return rows
+
+
+def drift_bars(drift: DriftResult) -> list[tuple[str, float, str, str, str]]:
+    """Per task: name, bar length in percent of the largest, KL, agreement, prompts and tokens."""
+    most = max((task.kl_base_tuned for task in drift.tasks), default=0.0) or 1.0
+    return [
+        (
+            task.name,
+            100 * task.kl_base_tuned / most,
+            small(task.kl_base_tuned),
+            percent(task.top1_agreement),
+            f"{task.num_prompts:,} / {task.num_tokens:,}",
+        )
+        for task in sorted(drift.tasks, key=lambda task: -task.kl_base_tuned)
+    ]

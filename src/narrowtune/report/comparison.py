@@ -1,0 +1,202 @@
+"""Several runs side by side: one chart of learning against forgetting, one table, one per task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from narrowtune.core.errors import ReportError
+from narrowtune.core.results import Estimate, RunRecord, TaskChange
+from narrowtune.report.charts import Tick, ticks
+from narrowtune.report.folder import read_record
+from narrowtune.report.plots import draw_comparison
+from narrowtune.report.render import render_html, render_json, render_markdown, write
+from narrowtune.report.scale import make_scale, mark, span
+from narrowtune.report.text import duration, interval, number, percent, signed, size, small, tick
+from narrowtune.report.verdict import Headline, headline
+
+COMPARISON_SCHEMA = 1
+"""Version of comparison.json."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of the comparison, as shown. `link` is None where the run has no report."""
+
+    index: int
+    record: RunRecord
+    head: Headline
+    link: str | None
+    facts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run in the chart, in percent of width and height."""
+
+    row: Row
+    x: float
+    x_low: float
+    x_high: float
+    y: float
+    y_low: float
+    y_high: float
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Learning (up) against mean held-out loss (to the right)."""
+
+    points: list[Point]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    x_zero: float
+    y_zero: float
+    budgets: list[Tick]
+
+
+def build_comparison(run_folders: Sequence[Path], out: Path) -> Path:
+    """Write comparison.html, .md and .json and plots/ for several runs into `out`.
+
+    Returns:
+        The path of comparison.html. It links to each run's report.html where there is one.
+
+    Raises:
+        ReportError: no folder was given, or one has no record that can be read.
+    """
+    if not run_folders:
+        raise ReportError(
+            asked="a comparison of runs", found="no run folder", do="name at least one"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [
+        _row(index, folder, out) for index, folder in enumerate(map(Path, run_folders), start=1)
+    ]
+    values: dict[str, Any] = {
+        "rows": rows,
+        "names": [name for name, _ in rows[0].facts],
+        "scatter": _scatter(rows),
+        "tasks": _tasks(rows),
+        "differences": _differences([row.record for row in rows]),
+    }
+    page = out / "comparison.html"
+    with_chart = draw_comparison([row.record for row in rows], out / "plots")
+    write(page, render_html("comparison.html.j2", values))
+    markdown = render_markdown("comparison.md.j2", {**values, "with_chart": with_chart})
+    write(out / "comparison.md", markdown)
+    write(out / "comparison.json", render_json(_machine(rows, values["differences"])))
+    return page
+
+
+def _row(index: int, folder: Path, out: Path) -> Row:
+    record = read_record(folder)
+    report = folder / "report.html"
+    relative = Path(os.path.relpath(report.resolve(), out.resolve())).as_posix()
+    link = quote(relative) if report.exists() else None
+    return Row(index, record, headline(record), link, _facts(record))
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    verdict, drift, training = record.verdict, record.drift, record.training
+    learning = None if verdict is None else verdict.learning
+    loss = None if verdict is None else verdict.forgetting
+    none = "–"
+    anchor = None if training is None else training.anchor_weight
+    memory = None if training is None else training.peak_memory_bytes
+    return [
+        ("Learning, points", none if learning is None else _with_interval(learning, sign=True)),
+        ("Held-out loss, points", none if loss is None else _with_interval(loss)),
+        ("Budget", none if verdict is None else number(verdict.budget)),
+        ("KL(base‖tuned)", none if drift is None else small(drift.kl_base_tuned)),
+        ("Same top-1", none if drift is None else percent(drift.top1_agreement)),
+        ("Recipe", record.recipe),
+        ("Anchor", none if anchor is None else f"weight {tick(anchor)}"),
+        ("Learning rate", none if training is None else tick(training.learning_rate)),
+        ("Steps", none if training is None else f"{training.num_steps:,}"),
+        ("Training time", none if training is None else duration(training.seconds)),
+        ("Peak memory", none if memory is None else size(memory)),
+    ]
+
+
+def _with_interval(estimate: Estimate, *, sign: bool = False) -> str:
+    value = signed(estimate.value) if sign else number(estimate.value)
+    return f"{value} ({interval(estimate, sign=sign)})"
+
+
+def _scatter(rows: Sequence[Row]) -> Scatter | None:
+    placed = [
+        (row, row.record.verdict.learning, row.record.verdict.forgetting)
+        for row in rows
+        if row.record.verdict is not None
+    ]
+    known = [(row, up, right) for row, up, right in placed if up is not None and right is not None]
+    if not known:
+        return None
+    limits = sorted({row.record.verdict.budget for row, _, _ in known if row.record.verdict})
+    x_scale = make_scale([0.0, *limits, *(value for _, _, e in known for value in span(e))])
+    y_scale = make_scale([0.0, *(value for _, e, _ in known for value in span(e))])
+    points = []
+    for row, up, right in known:
+        x, y = mark(x_scale, right), mark(y_scale, up)
+        points.append(Point(row, x.at, x.low, x.high, 100 - y.at, 100 - y.low, 100 - y.high))
+    return Scatter(
+        points=points,
+        x_ticks=ticks(x_scale),
+        y_ticks=[Tick(100 - t.at, t.label) for t in ticks(y_scale, sign=True)],
+        x_zero=x_scale.at(0.0),
+        y_zero=100 - y_scale.at(0.0),
+        budgets=[Tick(x_scale.at(limit), f"budget {number(limit)}") for limit in limits],
+    )
+
+
+def _tasks(rows: Sequence[Row]) -> list[tuple[str, str, list[TaskChange | None]]]:
+    """Name, role, and what became of it in every run; targets first."""
+    roles = {task.name: task.role for row in rows for task in row.record.tasks}
+    by_run = [{task.name: task for task in row.record.tasks} for row in rows]
+    ordered = sorted(roles, key=lambda name: roles[name] != "target")
+    return [(name, roles[name], [run.get(name) for run in by_run]) for name in ordered]
+
+
+def _differences(records: Sequence[RunRecord]) -> list[str]:
+    """What makes runs less comparable: anything but recipe, anchor and learning rate."""
+    settings: dict[str, list[Any]] = {
+        "model": [record.model for record in records],
+        "seed": [record.seed for record in records],
+        "steps": [record.training and record.training.num_steps for record in records],
+        "samples": [record.training and record.training.num_samples for record in records],
+        "batch size": [record.training and record.training.global_batch_size for record in records],
+        "compute dtype": [record.training and record.training.compute_dtype for record in records],
+        "budget": [record.verdict and record.verdict.budget for record in records],
+        "versions": [record.versions for record in records],
+        "data": [sorted((data.name, data.sha256) for data in record.data) for record in records],
+        "base scores": [
+            sorted((task.name, task.before.mean) for task in record.tasks) for record in records
+        ],
+    }
+    return [
+        name for name, values in settings.items() if any(value != values[0] for value in values)
+    ]
+
+
+def _machine(rows: Sequence[Row], differences: Sequence[str]) -> dict[str, Any]:
+    return {
+        "schema_version": COMPARISON_SCHEMA,
+        "differences": list(differences),
+        "runs": [
+            {
+                "name": row.record.name,
+                "title": row.head.title,
+                "report": row.link,
+                "recipe": row.record.recipe,
+                "verdict": row.record.verdict and row.record.verdict.model_dump(),
+                "drift": row.record.drift and row.record.drift.model_dump(),
+                "training": row.record.training and row.record.training.model_dump(),
+                "tasks": [task.model_dump() for task in row.record.tasks],
+            }
+            for row in rows
+        ],
+    }

@@ -1,0 +1,265 @@
+"""The plot files of one run, as a person would put them on a slide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from narrowtune.core.results import DriftResult, RunRecord, TaskChange, Verdict
+from narrowtune.report import plotstyle as look
+from narrowtune.report.charts import negate
+from narrowtune.report.folder import LoggedStep, RunFolder
+from narrowtune.report.scale import running_mean
+from narrowtune.report.text import interval, number, signed, small, tick, visible
+from narrowtune.report.verdict import headline
+
+NAME_LENGTH = 34
+
+
+def draw_run(run: RunFolder, folder: Path) -> list[str]:
+    """Draw every plot that the run has numbers for; returns their names."""
+    drawn = []
+    with look.style():
+        if run.record.verdict is not None:
+            drawn.append(_draw_verdict(run.record, run.record.verdict, folder))
+        if run.record.tasks:
+            drawn.append(_draw_tasks(run.record.tasks, run.record.verdict, folder))
+        if run.steps:
+            drawn.append(_draw_training(run.steps, folder))
+        if run.drift is not None:
+            drawn.append(_draw_drift(run.drift, folder))
+    return [name for name in drawn if name]
+
+
+def short(name: str) -> str:
+    """A name that fits beside a plot; what is cut is marked."""
+    name = visible(name).replace("\n", " ")
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+
+
+def _draw_verdict(record: RunRecord, verdict: Verdict, folder: Path) -> str:
+    head = headline(record)
+    rows = [
+        (
+            "Mean held-out loss",
+            verdict.forgetting,
+            verdict.budget,
+            "budget",
+            look.HELD_OUT,
+            "points lost",
+        ),
+        (
+            "Learning",
+            verdict.learning,
+            verdict.min_learning,
+            "must exceed",
+            look.TARGET,
+            "points gained",
+        ),
+    ]
+    known = [
+        (title, estimate, limit, word, color, unit)
+        for title, estimate, limit, word, color, unit in rows
+        if estimate is not None
+    ]
+    if not known:
+        return ""
+    figure = look.new_figure(9, 1.3 + 1.75 * len(known))
+    figure.suptitle(
+        f"{head.title}: {short(record.name)}",
+        x=0.012,
+        ha="left",
+        fontsize=20,
+        fontweight="bold",
+        color=look.TONES[head.tone],
+    )
+    grid = figure.subplots(len(known), 1, squeeze=False)[:, 0]
+    for axes, (title, estimate, limit, word, color, unit) in zip(grid, known, strict=True):
+        look.draw_interval(axes, estimate, 0, color)
+        axes.axvline(0, color=look.BASE, lw=1)
+        look.limit_line(axes, limit, f"{word} {number(limit)}")
+        axes.set_ylim(-1, 1)
+        axes.set_yticks([])
+        _room(axes)
+        look.only_x_grid(axes)
+        show = number if color == look.HELD_OUT else signed
+        axes.set_title(f"{title}: {show(estimate.value)} {unit} (95 %: {interval(estimate)})")
+        low, high = axes.get_xlim()
+        edges = (limit, high) if color == look.HELD_OUT else (low, limit)
+        axes.axvspan(*edges, color=look.LIMIT, alpha=0.07, lw=0)
+        axes.set_xlim(low, high)
+    look.save(figure, folder, "verdict")
+    return "verdict"
+
+
+def _room(axes: Axes) -> None:
+    low, high = axes.get_xlim()
+    pad = 0.08 * (high - low)
+    axes.set_xlim(low - pad, high + pad)
+
+
+def _draw_tasks(tasks: list[TaskChange], verdict: Verdict | None, folder: Path) -> str:
+    ordered = sorted(tasks, key=lambda task: task.role != "target")
+    mean = None if verdict is None or verdict.forgetting is None else negate(verdict.forgetting)
+    rows = [
+        (short(task.name), task.change, look.TARGET if task.role == "target" else look.HELD_OUT)
+        for task in ordered
+    ]
+    if mean is not None:
+        rows.append(("Mean of held-out", mean, look.INK))
+    figure = look.new_figure(9, 1.5 + 0.52 * len(rows))
+    axes = figure.subplots()
+    places = np.arange(len(rows))[::-1]
+    for y, (_, estimate, color) in zip(places, rows, strict=True):
+        look.draw_interval(axes, estimate, float(y), color)
+    axes.axvline(0, color=look.BASE, lw=1)
+    if verdict is not None and mean is not None:
+        # The budget is about the mean alone, so its line stays in that row.
+        axes.plot([-verdict.budget] * 2, [-0.45, 0.3], color=look.LIMIT, lw=2)
+        axes.annotate(
+            f"budget {number(-verdict.budget)}",
+            (-verdict.budget, 0.34),
+            ha="right",
+            color=look.LIMIT,
+            fontsize=9.5,
+            fontweight="bold",
+        )
+    axes.set_yticks(places, [name for name, _, _ in rows], color=look.INK)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    _room(axes)
+    for y, (_, estimate, color) in zip(places, rows, strict=True):
+        axes.annotate(
+            signed(estimate.value),
+            (1.01, y),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            color=color,
+            fontweight="bold",
+            annotation_clip=False,
+        )
+    look.only_x_grid(axes)
+    axes.set_xlabel("change after tuning, percentage points  (left: lost, right: gained)")
+    figure.suptitle("Learning and forgetting", x=0.012, ha="left", fontsize=15, fontweight="bold")
+    look.save(figure, folder, "learning_forgetting")
+    return "learning_forgetting"
+
+
+def _draw_training(steps: list[LoggedStep], folder: Path) -> str:
+    series = [
+        ("Loss, nats per answer token", [(s.step, s.loss) for s in steps], look.TARGET),
+        ("Anchor KL, nats per token", [(s.step, s.anchor_kl) for s in steps], look.HELD_OUT),
+        ("Learning rate", [(s.step, s.learning_rate) for s in steps], look.SOFT),
+    ]
+    known = [
+        (title, [(x, y) for x, y in values if y is not None], color)
+        for title, values, color in series
+    ]
+    known = [entry for entry in known if entry[1]]
+    if not known:
+        return ""
+    figure = look.new_figure(1 + 4 * len(known), 3.4)
+    grid = figure.subplots(1, len(known), squeeze=False)[0]
+    for axes, (title, values, color) in zip(grid, known, strict=True):
+        x, y = [step for step, _ in values], [value for _, value in values]
+        smooth = len(y) > 20 and title != "Learning rate"
+        axes.plot(x, y, color=color, lw=1 if smooth else 2, alpha=0.35 if smooth else 1)
+        if smooth:
+            axes.plot(x, running_mean(y, 10), color=color, lw=2)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=min(0, np.nanmin(y)))
+        axes.grid(axis="y")
+        axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+    look.save(figure, folder, "training_curve")
+    return "training_curve"
+
+
+def _draw_drift(drift: DriftResult, folder: Path) -> str:
+    tasks = sorted(drift.tasks, key=lambda task: task.kl_base_tuned)
+    groups = drift.token_groups[::-1]
+    parts = [part for part, has in (("kl", tasks), ("groups", groups)) if has]
+    if not parts:
+        return ""
+    height = 1.6 + 0.5 * max(len(tasks), 2 * len(groups), 2)
+    figure = look.new_figure(1 + 5.2 * len(parts), height)
+    grid = dict(zip(parts, figure.subplots(1, len(parts), squeeze=False)[0], strict=True))
+    if tasks:
+        axes = grid["kl"]
+        axes.barh(
+            range(len(tasks)), [t.kl_base_tuned for t in tasks], color=look.HELD_OUT, height=0.5
+        )
+        axes.set_yticks(range(len(tasks)), [short(t.name) for t in tasks], color=look.INK)
+        for y, task in enumerate(tasks):
+            axes.annotate(
+                small(task.kl_base_tuned),
+                (task.kl_base_tuned, y),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        axes.margins(x=0.18)
+        axes.set_xlim(left=0)
+        look.only_x_grid(axes)
+        axes.set_title("KL(base‖tuned), nats per token")
+    if groups:
+        axes = grid["groups"]
+        labels = []
+        for y, group in enumerate(groups):
+            for offset, word, base, tuned in (
+                (2 * y + 1, "one token", group.base_max, group.tuned_max),
+                (2 * y, "all", group.base_mass, group.tuned_mass),
+            ):
+                axes.plot([100 * base, 100 * tuned], [offset] * 2, color=look.BASE, lw=2)
+                axes.plot([100 * base], [offset], "o", color="white", mec=look.BASE, mew=2, ms=8)
+                axes.plot([100 * tuned], [offset], "o", color=look.HELD_OUT, ms=9)
+                labels.append((offset, f"{short(group.name)}, {word}"))
+        axes.set_yticks([y for y, _ in labels], [name for _, name in labels], color=look.INK)
+        axes.set_ylim(-0.7, 2 * len(groups) - 0.3)
+        axes.set_xlim(-3, 103)
+        look.only_x_grid(axes)
+        axes.set_title("Probability on token groups, %")
+        axes.set_xlabel("open: base, filled: tuned")
+    look.save(figure, folder, "drift")
+    return "drift"
+
+
+def draw_comparison(records: Sequence[RunRecord], folder: Path) -> bool:
+    """Draw learning against forgetting, one point per run; False where no run has both.
+
+    Runs are numbered by their place among `records`, as in the comparison's table.
+    """
+    known = [
+        (index, record, record.verdict.learning, record.verdict.forgetting)
+        for index, record in enumerate(records, start=1)
+        if record.verdict and record.verdict.learning and record.verdict.forgetting
+    ]
+    if not known:
+        return False
+    with look.style():
+        figure = look.new_figure(9, 5.4)
+        axes = figure.subplots()
+        for index, record, up, right in known:
+            color = look.TONES[headline(record).tone]
+            x, y = right.value, up.value
+            axes.plot([right.low, right.high], [y, y], color=color, lw=1.8, alpha=0.5)
+            axes.plot([x, x], [up.low, up.high], color=color, lw=1.8, alpha=0.5)
+            label = f"{index}  {short(record.name)}: {headline(record).title.lower()}"
+            axes.plot([x], [y], "o", color=color, ms=17, mec="white", mew=1.4, label=label)
+            axes.annotate(
+                str(index), (x, y), ha="center", va="center", color="white", fontweight="bold"
+            )
+        axes.axvline(0, color=look.BASE, lw=1)
+        axes.axhline(0, color=look.BASE, lw=1)
+        _room(axes)
+        for budget in sorted({record.verdict.budget for record in records if record.verdict}):
+            look.limit_line(axes, budget, f"budget {number(budget)}")
+        axes.grid(axis="both")
+        axes.set_xlabel("mean held-out loss, percentage points")
+        axes.set_ylabel("learning, percentage points")
+        axes.set_title("Learning against forgetting: best is top left")
+        figure.legend(loc="outside lower left", frameon=False, ncols=2, markerscale=0.6)
+        look.save(figure, folder, "learning_vs_forgetting")
+    return True

@@ -1,0 +1,203 @@
+"""View models of the report's tables: what trained, the proof, delta, cost, data, provenance."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from narrowtune.core.results import DeltaInfo, Plan, Proof, RunRecord, TensorProof
+from narrowtune.report.text import count, duration, percent, plural, size, small, tick
+
+SHOWN_TENSORS = 10
+"""Rows of the proof that are open at once; the others fold out."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One name and one value."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One name, one value, and a bar in percent of the longest."""
+
+    name: str
+    value: str
+    length: float
+    detail: str = ""
+
+
+def components(plan: Plan) -> list[Bar]:
+    """Components with the share of each that trains."""
+    return [
+        Bar(
+            item.component,
+            f"{count(item.num_trainable)} of {count(item.num_parameters)}",
+            100 * item.num_trainable / item.num_parameters if item.num_parameters else 0.0,
+            percent(item.num_trainable / item.num_parameters, 1) if item.num_parameters else "–",
+        )
+        for item in plan.components
+    ]
+
+
+@dataclass(frozen=True)
+class ProofView:
+    """The proof as a reader checks it."""
+
+    passed: bool
+    frozen: str
+    num_selected: int
+    num_gradient: int
+    num_changed: int
+    worst: list[TensorProof]
+    others: list[TensorProof]
+
+
+def proof_view(proof: Proof) -> ProofView:
+    """Order the tensors: without gradient, unchanged, then by relative update, largest first."""
+    tensors = sorted(
+        proof.selected,
+        key=lambda t: (t.received_gradient, t.changed, -t.relative_update, t.name),
+    )
+    with_gradient = sum(tensor.received_gradient for tensor in tensors)
+    buffers = (
+        f" and {plural(proof.num_frozen_buffers, 'buffer')}" if proof.num_frozen_buffers else ""
+    )
+    return ProofView(
+        passed=proof.frozen_identical and not proof.moved and with_gradient == len(tensors),
+        frozen=f"{count(proof.num_frozen_tensors)} frozen tensors{buffers}",
+        num_selected=len(tensors),
+        num_gradient=with_gradient,
+        num_changed=sum(tensor.changed for tensor in tensors),
+        worst=tensors[:SHOWN_TENSORS],
+        others=tensors[SHOWN_TENSORS:],
+    )
+
+
+def delta_commands(record: RunRecord, delta: DeltaInfo) -> list[tuple[str, str]]:
+    """The commands that apply and undo the delta, with what each does."""
+    model = shlex.quote(str(record.model.get("source") or "MODEL"))
+    file = shlex.quote(delta.path)
+    return [
+        ("Write the tuned model", f"narrowtune delta apply {model} {file} --out tuned"),
+        ("Get the base back from it", f"narrowtune delta undo tuned {file} --out base"),
+        ("Look inside", f"narrowtune delta info {file}"),
+    ]
+
+
+def delta_facts(delta: DeltaInfo) -> list[Fact]:
+    """The delta, described."""
+    changed = f" ({percent(delta.num_changed / delta.num_parameters)})" * bool(delta.num_parameters)
+    return [
+        Fact("file", delta.path),
+        Fact("size", size(delta.file_bytes)),
+        Fact("tensors", count(delta.num_tensors)),
+        Fact("parameters", count(delta.num_parameters)),
+        Fact("of them changed", count(delta.num_changed) + changed),
+        Fact("dtype", delta.dtype),
+        Fact("base fingerprint", delta.base_fingerprint),
+        Fact("tuned fingerprint", delta.tuned_fingerprint),
+    ]
+
+
+def training_facts(record: RunRecord) -> list[Fact]:
+    """What the training stage did, in the order a reader asks."""
+    training = record.training
+    if training is None:
+        return []
+    processes = f"{training.num_processes} process" + "es" * (training.num_processes > 1)
+    facts = [
+        Fact("steps", count(training.num_steps)),
+        Fact("samples", f"{count(training.num_samples)} ({tick(training.num_epochs)} epochs)"),
+        Fact("labelled tokens", count(training.num_labels)),
+        Fact("batch", f"{training.global_batch_size} over {processes}"),
+        Fact("peak learning rate", tick(training.learning_rate)),
+        Fact("compute dtype", training.compute_dtype),
+        Fact(
+            "anchor",
+            "none" if training.anchor_weight is None else f"weight {tick(training.anchor_weight)}",
+        ),
+    ]
+    if training.final_loss is not None:
+        facts.append(Fact("final loss", small(training.final_loss)))
+    if training.best_step is not None:
+        facts.append(Fact("best step", count(training.best_step)))
+    if training.resumed_from is not None:
+        facts.append(Fact("resumed from", training.resumed_from))
+    return facts
+
+
+def stage_seconds(record: RunRecord) -> list[Bar]:
+    """Seconds of every stage, longest bar first in the order of the run."""
+    longest = max(record.seconds.values(), default=0.0) or 1.0
+    return [
+        Bar(name, duration(seconds), 100 * seconds / longest)
+        for name, seconds in record.seconds.items()
+    ]
+
+
+def cost_facts(record: RunRecord) -> list[Fact]:
+    """Time, memory, and where factors were given energy, emissions and money."""
+    facts = [Fact("all stages", duration(sum(record.seconds.values())))] if record.seconds else []
+    training = record.training
+    if training is not None:
+        facts.append(Fact("training", duration(training.seconds)))
+        facts.append(Fact("speed", f"{small(training.samples_per_second)} samples/s"))
+        if training.anchor_seconds is not None:
+            facts.append(Fact("of it the anchor", duration(training.anchor_seconds)))
+        if training.peak_memory_bytes is not None:
+            facts.append(Fact("peak memory", size(training.peak_memory_bytes)))
+    cost = record.cost
+    if cost is None:
+        return facts
+    for name, value, unit in (
+        ("power", cost.power_watts, "W"),
+        ("energy", cost.energy_kwh, "kWh"),
+        ("emissions", cost.co2_kg, "kg CO₂"),
+        ("money", cost.money, cost.currency or ""),
+    ):
+        if value is not None:
+            facts.append(Fact(name, f"{small(value)} {unit}".strip()))
+    if cost.source:
+        facts.append(Fact("energy from", cost.source))
+    return facts
+
+
+def provenance(record: RunRecord) -> list[tuple[str, list[Fact]]]:
+    """Groups of facts that a second run would need."""
+    git = record.git or {"state": "not a git checkout"}
+    run = {"name": record.name, "created": record.created, "seed": record.seed}
+    return [
+        ("Run", _facts(run)),
+        ("Model", _facts(record.model)),
+        ("Versions", _facts(record.versions)),
+        ("Hardware", _facts(record.hardware)),
+        ("Source", _facts(git)),
+    ]
+
+
+def _facts(values: Mapping[str, Any]) -> list[Fact]:
+    return [
+        Fact(key.replace("_", " "), _shown(key, value))
+        for key, value in values.items()
+        if value not in (None, [], {}, "")
+    ]
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key.endswith("bytes") and isinstance(value, (int, float)):
+        return size(value)
+    if isinstance(value, float):
+        return tick(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(str(name), inner)}" for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_shown(key, inner) for inner in value)
+    return str(value)

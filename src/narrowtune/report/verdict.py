@@ -1,0 +1,202 @@
+"""The verdict in words: what it is called, what it means, and what to do next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from narrowtune.core.results import DriftResult, Outcome, RunRecord, TaskChange, Verdict
+from narrowtune.report.text import number, percent, plural, signed
+
+Tone = Literal["good", "bad", "unsure"]
+
+TITLES: dict[Outcome, str] = {
+    "ship": "Ship",
+    "over_budget": "Over budget",
+    "not_enough_evidence": "Not enough evidence",
+}
+TONES: dict[Outcome, Tone] = {
+    "ship": "good",
+    "over_budget": "bad",
+    "not_enough_evidence": "unsure",
+}
+MARKS: dict[Tone, str] = {"good": "✓", "bad": "✕", "unsure": "?"}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What a reader sees first.
+
+    Attributes:
+        title: the verdict's name.
+        tone: which colour and mark go with it.
+        meaning: one or two plain sentences.
+        next_step: what to do now.
+        reasons: the sentences that led to the outcome, as recorded.
+    """
+
+    title: str
+    tone: Tone
+    mark: str
+    meaning: str
+    next_step: str
+    reasons: list[str]
+
+
+def headline(record: RunRecord) -> Headline:
+    """Put the verdict of `record` into words; a run without one says so."""
+    verdict = record.verdict
+    if verdict is None:
+        return Headline(
+            title="No verdict",
+            tone="unsure",
+            mark=MARKS["unsure"],
+            meaning="This run was not compared with a budget.",
+            next_step="Run narrowtune teach with a skill and with keep sets to get a verdict.",
+            reasons=[],
+        )
+    tone = TONES[verdict.outcome]
+    meaning, next_step = {
+        "ship": _ship,
+        "over_budget": _over_budget,
+        "not_enough_evidence": _not_enough,
+    }[verdict.outcome](record, verdict)
+    return Headline(TITLES[verdict.outcome], tone, MARKS[tone], meaning, next_step, verdict.reasons)
+
+
+def points(value: float) -> str:
+    """ "1 point", "2.5 points"; whole numbers without a decimal."""
+    shown = number(value, 0 if value == int(value) else 1)
+    return f"{shown} point" + ("" if shown == "1" else "s")
+
+
+def _learned(verdict: Verdict) -> str:
+    if verdict.learning is None:
+        return "What it learned was not measured"
+    by = f"{signed(verdict.learning.value)} points"
+    if verdict.learning.lower_bound > verdict.min_learning:
+        return f"It learned the skill ({by})"
+    return f"The skill's score changed by {by}"
+
+
+def _ship(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
+    loss = verdict.forgetting
+    kept = (
+        f"what it may have lost elsewhere is at most {points(loss.upper_bound)} on average "
+        f"(95 % bound), within the {points(verdict.budget)} allowed"
+        if loss is not None
+        else "no held-out task was asked for"
+    )
+    next_step = "Apply the delta to the base model; the same delta undoes it bit for bit."
+    return f"{_learned(verdict)}, and {kept}.", next_step
+
+
+def _over_budget(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
+    loss = verdict.forgetting
+    if loss is not None and loss.lower_bound > verdict.budget:
+        what = (
+            f"the model lost {points(round(loss.value, 1))} on average on what it should keep; "
+            f"{points(verdict.budget)} were allowed"
+        )
+    elif verdict.worst_task is not None and verdict.worst_task_forgetting is not None:
+        lost = points(round(verdict.worst_task_forgetting.value, 1))
+        allowed = "" if verdict.budget_task is None else f"; {points(verdict.budget_task)} allowed"
+        what = f"{verdict.worst_task!r} alone lost {lost}{allowed}"
+    else:
+        what = "the loss on what it should keep is above what was allowed"
+    anchored = record.training is not None and record.training.anchor_weight is not None
+    first = "raise the anchor's weight" if anchored else "train again with the anchor (--anchor)"
+    return (
+        f"{_learned(verdict)}, but {what}.",
+        f"Don't apply this delta. Next, {first}, lower the learning rate, "
+        "or choose a narrower recipe.",
+    )
+
+
+def _not_enough(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
+    loss, learning = verdict.forgetting, verdict.learning
+    if loss is None:
+        return (
+            f"{_learned(verdict)}, but nothing says what was lost: no held-out task was measured.",
+            "Name at least one keep set with --keep and run again.",
+        )
+    if learning is None or learning.lower_bound <= verdict.min_learning:
+        shown = "was not measured" if learning is None else f"is {signed(learning.value)} points"
+        goal = f"more than {points(verdict.min_learning)}"
+        return (
+            f"It is not shown that the model learned the skill: the change {shown}, and its lower "
+            f"bound must be {goal}.",
+            "Train longer, with more rows or at a higher rate, or test on more skill items.",
+        )
+    meaning = (
+        f"{_learned(verdict)}. The mean held-out loss lies between {number(loss.lower_bound)} and "
+        f"{number(loss.upper_bound)} points, so these items can't tell whether it stays within "
+        f"{points(verdict.budget)}."
+    )
+    if verdict.items_needed is None:
+        return meaning, "Evaluate on more held-out items, or accept a larger budget."
+    needed = plural(verdict.items_needed, "item")
+    return meaning, f"Evaluate on about {needed} per held-out task; that many would decide."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What happened to one task, in a word and a sentence."""
+
+    task: str
+    label: str
+    tone: Tone
+    sentence: str
+
+
+SUBSTANTIAL = 5.0
+"""Percentage points by which the share of valid answers must fall to be called format drift."""
+
+
+def findings(record: RunRecord) -> list[Finding]:
+    """Tell, for each held-out task that lost, lost knowledge from lost form.
+
+    A task lost where the interval of its strict change lies below 0. The loss is format drift
+    where the lenient reading lost less than half as much, forgetting where it lost more.
+    """
+    found = [_finding(task) for task in record.tasks if task.role == "held_out"]
+    return [finding for finding in found if finding is not None]
+
+
+def _finding(task: TaskChange) -> Finding | None:
+    strict, lenient = -task.change.value, -task.change_lenient.value
+    invalid = 100 * (task.before_valid - task.after_valid)
+    form = f"answers of valid form {percent(task.before_valid, 0)} → {percent(task.after_valid, 0)}"
+    if task.change.high < 0:
+        both = f"{number(strict)} points lost as asked, {number(lenient)} read leniently; {form}."
+        if lenient < strict / 2:
+            return Finding(
+                task.name,
+                "Format drift",
+                "unsure",
+                "The answers are mostly still there, in another form: " + both,
+            )
+        also = " The form broke as well." if invalid >= SUBSTANTIAL else ""
+        return Finding(
+            task.name,
+            "Forgetting",
+            "bad",
+            "Right answers were lost, whatever their form: " + both + also,
+        )
+    if invalid >= SUBSTANTIAL:
+        return Finding(
+            task.name, "Format drift", "unsure", f"No points lost that can be shown, but {form}."
+        )
+    return None
+
+
+def drift_sentence(drift: DriftResult) -> str:
+    """What the drift figures say, in one sentence."""
+    agreement = percent(drift.top1_agreement, 1)
+    text = f"On {plural(drift.num_prompts, 'held-out prompt')} the tuned model picks the base's "
+    text += f"next token {agreement} of the time"
+    worst = max(drift.token_groups, key=lambda g: abs(g.tuned_mass - g.base_mass), default=None)
+    if worst is None:
+        return text + "."
+    moved = f"{percent(worst.base_mass)} to {percent(worst.tuned_mass)}"
+    return f"{text}; probability on the token group “{worst.name}” went from {moved}."

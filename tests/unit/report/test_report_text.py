@@ -1,0 +1,194 @@
+"""Numbers in words, escapes, scales, the wording of verdicts, the choice of the gallery."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from report_runs import estimate, write_run
+
+from narrowtune.core.results import ItemResult
+from narrowtune.report import scale, text
+from narrowtune.report.charts import curves, negate
+from narrowtune.report.folder import LoggedStep, Pair
+from narrowtune.report.gallery import build_gallery, thumbnail
+from narrowtune.report.verdict import findings, headline
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (text.number(-0.04), "0.0"),
+        (text.number(-1234.56), "−1,234.6"),
+        (text.number(math.inf), "∞"),
+        (text.number(math.nan), "not a number"),
+        (text.signed(0.04), "0.0"),
+        (text.signed(3.14), "+3.1"),
+        (text.signed(-3.14), "−3.1"),
+        (text.percent(0.9849), "98.5\u00a0%"),
+        (text.small(0.000031), "3.10e−5"),
+        (text.small(0.0213), "0.0213"),
+        (text.small(12345.0), "1.23e4"),
+        (text.small(0.0), "0"),
+        (text.tick(3e-5), "3e−5"),
+        (text.tick(-0.5), "−0.5"),
+        (text.tick(20.0), "20"),
+        (text.size(999), "999 B"),
+        (text.size(106_180_000), "106.2 MB"),
+        (text.duration(3.14), "3.1 s"),
+        (text.duration(59.7), "1 min 0 s"),
+        (text.duration(7500), "2 h 5 min"),
+        (text.plural(1, "item"), "1 item"),
+        (text.plural(1200, "item"), "1,200 items"),
+        (text.moment("2025-11-23T15:40:12+00:00"), "2025-11-23 15:40 UTC"),
+        (text.moment("2025-11-23T15:40:12Z"), "2025-11-23 15:40 UTC"),
+        (text.moment("2025-11-23T15:40:12+02:00"), "2025-11-23 15:40 UTC+0200"),
+        (text.moment("yesterday"), "yesterday"),
+    ],
+)
+def test_numbers_as_people_read_them(shown, expected):
+    assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a\tb\nc", "a\tb\nc"),
+        ("\x00\x1b[0m\x7f", "␀␛[0m␡"),
+        ("\u202eabc\u2066", "\\u202eabc\\u2066"),
+        ("\ud800", "\\ud800"),
+        ("é 東京 👩\u200d🚀", "é 東京 👩\u200d🚀"),
+    ],
+)
+def test_visible(given, expected):
+    assert text.visible(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("sa_proj 1.5 (a-b)", "sa_proj 1.5 (a-b)"),
+        ("_x_ *y*", "\\_x\\_ \\*y\\*"),
+        ("a|b`c`", "a\\|b\\`c\\`"),
+        ("<b>&amp;", "&lt;b&gt;&amp;amp;"),
+        ("- item", "\\- item"),
+        ("1. item", "1\\. item"),
+        ("# head\n# two", "\\# head ⏎ \\# two"),
+        ("{{7*7}}", "\\{\\{7\\*7\\}\\}"),
+    ],
+)
+def test_markdown(given, expected):
+    assert text.markdown(given) == expected
+
+
+def test_scale_holds_its_values_and_labels_them():
+    axis = scale.make_scale([-3.2, 0.0, 11.0])
+    assert 0 < axis.at(-3.2) < axis.at(0.0) < axis.at(11.0) < 100
+    assert axis.at(math.inf) == 100
+    assert axis.at(-math.inf) == 0
+    assert 0.0 in axis.ticks
+    tenths = scale.make_scale([0, 0.3])
+    assert [scale.tick_label(tenths, tick) for tick in tenths.ticks] == ["0.0", "0.1", "0.2", "0.3"]
+    assert scale.make_scale([5.0]).low < 5.0 < scale.make_scale([5.0]).high
+    assert scale.make_scale([math.nan, math.inf]).ticks
+
+
+def test_long_lines_are_thinned_by_averaging():
+    line = scale.thin(range(5000), [1.0] * 4999 + [6.0])
+    assert line.every == 5
+    assert len(line.y) == 1000
+    assert line.y[-1] == 2.0
+    assert scale.thin([1, 2], [3, 4]).every == 1
+
+
+def test_negated_estimates_swap_their_bounds():
+    loss = estimate(3.0, 1.0).model_copy(update={"high": 9.0, "upper_bound": 8.0})
+    change = negate(loss)
+    assert (change.value, change.low, change.high) == (-3.0, -9.0, -2.0)
+    assert (change.lower_bound, change.upper_bound) == (-8.0, -2.16)
+
+
+def test_curves_count_what_is_not_finite():
+    steps = [LoggedStep(step=n, loss=math.nan if n == 2 else 1.0 / n) for n in range(1, 6)]
+    steps.append(LoggedStep(step=5, eval_loss=0.5))
+    loss, validation = curves(steps)
+    assert (loss.title, loss.num_not_finite) == ("Loss", 1)
+    assert validation.title == "Validation loss"
+    assert "nan" not in loss.raw
+
+
+def test_verdicts_in_words(tmp_path):
+    ship = headline(write_run(tmp_path / "a", outcome="ship", items=40, steps=1))
+    assert (ship.title, ship.tone) == ("Ship", "good")
+    assert "within the 5 points allowed" in ship.meaning
+    over = write_run(tmp_path / "b", items=40, steps=1)
+    assert "5 points were allowed" in headline(over).meaning
+    assert "--anchor" in headline(over).next_step
+    alone = over.verdict.model_copy(
+        update={"budget_task": 2.0, "forgetting": estimate(1.0, 0.5), "budget": 5.0}
+    )
+    assert "alone lost" in headline(over.model_copy(update={"verdict": alone})).meaning
+    unsure = write_run(tmp_path / "c", outcome="not_enough_evidence", items=40, steps=1)
+    assert "640 items per held-out task" in headline(unsure).next_step
+    lazy = unsure.verdict.model_copy(update={"learning": estimate(0.0, 1.0)})
+    assert "not shown that the model learned" in (
+        headline(unsure.model_copy(update={"verdict": lazy})).meaning
+    )
+    blind = unsure.verdict.model_copy(update={"forgetting": None})
+    assert "--keep" in headline(unsure.model_copy(update={"verdict": blind})).next_step
+    assert headline(over.model_copy(update={"verdict": None})).title == "No verdict"
+
+
+def test_findings_tell_form_from_knowledge(tmp_path):
+    record = write_run(tmp_path, items=10, steps=1)
+    base = next(task for task in record.tasks if task.name == "capitals")
+
+    def judged(strict, lenient, valid, width=1.0):
+        task = base.model_copy(
+            update={
+                "change": estimate(strict, width),
+                "change_lenient": estimate(lenient, width),
+                "before_valid": 1.0,
+                "after_valid": valid,
+            }
+        )
+        return [f.label for f in findings(record.model_copy(update={"tasks": [task]}))]
+
+    assert judged(-20.0, -18.0, 1.0) == ["Forgetting"]
+    assert judged(-20.0, -2.0, 0.5) == ["Format drift"]
+    assert judged(-0.5, -0.5, 0.9) == ["Format drift"]
+    assert judged(-0.5, -0.5, 1.0) == []
+    assert judged(-20.0, -20.0, 1.0, width=30.0) == []
+
+
+def item(name: str, answer: str, strict: float) -> ItemResult:
+    return ItemResult(
+        id=name,
+        question="q",
+        answer=answer,
+        reference=["r"],
+        strict=strict,
+        lenient=strict,
+        valid_format=True,
+    )
+
+
+def test_gallery_chooses_fairly_and_counts_everything():
+    pairs = [
+        Pair("large", item(f"l{n}", "a", 1.0), item(f"l{n}", "b", 0.0)) for n in range(100)
+    ] + [Pair("small", item(f"s{n}", "a", 0.0), item(f"s{n}", "b", 1.0)) for n in range(3)]
+    pairs.append(Pair("small", item("s9", "a", 1.0), item("s9", "a", 1.0)))
+    gallery = build_gallery(pairs, limit=10)
+    assert [entry.task for entry in gallery.shown] == ["large"] * 7 + ["small"] * 3
+    assert len(gallery.changed) == 103
+    assert gallery.num_items == 104
+    assert gallery.counts == {"worse": 100, "better": 3, "same": 0}
+
+
+def test_pictures_outside_of_the_folder_are_not_opened(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"x")
+    (tmp_path / "root" / "broken.png").write_bytes(b"x")
+    assert "outside" in thumbnail(tmp_path / "root", "../secret.png").problem
+    assert "outside" in thumbnail(tmp_path / "root", str(tmp_path / "secret.png")).problem
+    assert "can't be read" in thumbnail(tmp_path / "root", "broken.png").problem
