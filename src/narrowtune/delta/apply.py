@@ -9,7 +9,7 @@ from narrowtune.core.errors import DeltaError
 from narrowtune.delta.bits import view_bits
 from narrowtune.delta.store import Delta
 from narrowtune.delta.verify import Direction, result_sha256, verify_frozen, verify_selected
-from narrowtune.models.fingerprint import tensor_sha256
+from narrowtune.models.fingerprint import named_tensors, tensor_hashes, tensor_sha256
 from narrowtune.models.structure import find_ties
 
 
@@ -38,18 +38,15 @@ def undo(model: nn.Module, delta: Delta, *, strict: bool = True) -> None:
 
 
 def _exchange(model: nn.Module, delta: Delta, direction: Direction, strict: bool) -> None:
-    asked = f"to {direction} a delta ({delta.metadata.recipe}, {len(delta.bits)} tensors)"
+    asked = f"{direction} a delta ({delta.metadata.recipe}, {len(delta.bits)} tensors)"
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     verify_selected(delta, direction, lambda name, _: parameters.get(name), asked)
     _verify_ties(model, delta, asked)
     if strict:
-        present = {**dict(model.named_buffers()), **parameters}
-        verify_frozen(
-            delta,
-            lambda name, digest: name in present and tensor_sha256(present[name]) == digest,
-            asked,
-        )
+        present = {name for name, _ in named_tensors(model)}
+        hashes = tensor_hashes(model, [n for n in delta.metadata.frozen if n in present])
+        verify_frozen(delta, lambda name, digest: hashes.get(name) == digest, asked)
     flipped: list[str] = []
     try:
         for name, bits in delta.bits.items():

@@ -49,7 +49,7 @@ def write_card(folder: Path, title: str, stack: list[Applied], metadata: Metadat
         "To get the base's weights back, bit for bit, with the delta file at hand:",
         "",
         "```",
-        "narrowtune delta undo FOLDER DELTA --out BASE",
+        "narrowtune delta undo FOLDER DELTA --output BASE",
         "```",
         "",
     ]

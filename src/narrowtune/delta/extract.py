@@ -58,7 +58,7 @@ def extract(
         DeltaError: the base can't be found or does not match the selection or its hashes, a dtype
             has no delta, or a value is NaN or infinite.
     """
-    asked = f"to extract the delta of {selection.recipe} ({len(selection.names)} tensors)"
+    asked = f"extract the delta of {selection.recipe} ({len(selection.names)} tensors)"
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     find_base = _base_reader(model, selection, base, asked)
     parameters = dict(model.named_parameters())

@@ -125,7 +125,7 @@ def _write(
     max_shard_size: int | None,
 ) -> FolderResult:
     verb = direction if max_shard_size is None else "merge"
-    asked = f"to {verb} {delta_path} on {folder} into {out}"
+    asked = f"{verb} {delta_path} on {folder} into {out}"
     layout = read_layout(folder)
     delta = Delta.load(delta_path)
     changes = _verify(layout, delta, direction, strict, asked)

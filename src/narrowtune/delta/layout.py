@@ -5,8 +5,9 @@ Reads headers only; nothing here imports transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -39,11 +40,14 @@ class Layout:
     shards: tuple[Path, ...]
     index: Path | None
     places: dict[str, Place]
+    _open: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def read(self, disk_name: str) -> Tensor:
         """Return one tensor, on the CPU, mapped from its file."""
-        with safe_open(self.places[disk_name].shard, framework="pt") as file:
-            return file.get_tensor(disk_name)
+        shard = self.places[disk_name].shard
+        if shard not in self._open:  # opening reads the header, which may be long
+            self._open[shard] = safe_open(shard, framework="pt")
+        return self._open[shard].get_tensor(disk_name)
 
 
 def read_layout(folder: str | Path) -> Layout:
@@ -58,11 +62,11 @@ def read_layout(folder: str | Path) -> Layout:
     shards = tuple(sorted(set(files.values())))
     places: dict[str, Place] = {}
     for shard in shards:
-        entries = read_header(shard, f"to read the weights in {folder}", ModelError).entries
+        entries = read_header(shard, f"read the weights in {folder}", ModelError).entries
         for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
             if name in places:
                 raise ModelError(
-                    asked=f"to read the weights in {folder}",
+                    asked=f"read the weights in {folder}",
                     found=f"{name} in both {places[name].shard.name} and {shard.name}",
                     do="download the model again, or save it anew",
                 )

@@ -117,7 +117,7 @@ class Delta:
             DeltaError: the disk has too little room, or the folder can't be written.
         """
         path = Path(path)
-        asked = f"to save a delta as {path}"
+        asked = f"save a delta as {path}"
         text = self.metadata.model_dump_json()
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
@@ -151,7 +151,7 @@ class Delta:
 
 def read_metadata(path: Path) -> Metadata:
     """Read and check everything about the delta at `path` but its bits; see `Delta.load`."""
-    asked = f"to read the delta {path}"
+    asked = f"read the delta {path}"
     header = read_header(path, asked)
 
     def refuse(

@@ -141,7 +141,7 @@ def prove(
         ProofError: a frozen tensor or buffer moved, a selected parameter got no gradient, or the
             gradient of every one of them was zero throughout.
     """
-    asked = f"to train {selection.recipe} ({len(selection.names)} tensors) and nothing else"
+    asked = f"train {selection.recipe} ({len(selection.names)} tensors) and nothing else"
     after = snapshot_frozen(model, selection.names)
     moved = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if moved:
