@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from narrowtune.core.errors import EvaluationError
 from narrowtune.core.results import ItemResult, TaskResult
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example
-from narrowtune.engine.generate import generate_greedy, stop_tokens
+from narrowtune.engine.generate import generate_greedy, measure_noise, stop_tokens
 from narrowtune.engine.options import OptionScores, option_logprobs
 from narrowtune.evaluate.cache import ScoreCache
 from narrowtune.evaluate.metrics import score
@@ -29,6 +29,9 @@ from narrowtune.evaluate.statistics import mean_score
 from narrowtune.evaluate.tasks import Task, picture_of, question_of
 from narrowtune.models.load import LoadedModel
 from narrowtune.version import __version__
+
+PICTURE_BATCHES = 8
+"""Batches whose pictures are held as pixels at a time."""
 
 
 def evaluate(
@@ -177,18 +180,26 @@ def _answer(
     batch_size: int,
     progress: Callable[[int], None] | None,
 ) -> list[ItemResult]:
-    generations = generate_greedy(
-        loaded,
-        [encoder.encode_prompt(example.prompt) for example in task.examples],
-        max_new_tokens=task.max_new_tokens,
-        batch_size=batch_size,
-        extra_stop_tokens=encoder.stop_tokens,
-        progress=progress,
-    )
-    return [
-        _item(task, example, found.text, tie=found.tie)
-        for example, found in zip(task.examples, generations, strict=True)
-    ]
+    items = []
+    tolerance = None
+    for examples in _portions(task, batch_size):
+        prompts = [encoder.encode_prompt(example.prompt) for example in examples]
+        if tolerance is None:
+            tolerance = measure_noise(loaded, prompts, extra_stop_tokens=encoder.stop_tokens)
+        generations = generate_greedy(
+            loaded,
+            prompts,
+            max_new_tokens=task.max_new_tokens,
+            batch_size=batch_size,
+            extra_stop_tokens=encoder.stop_tokens,
+            tolerance=tolerance,
+            progress=progress,
+        )
+        items += [
+            _item(task, example, found.text, tie=found.tie)
+            for example, found in zip(examples, generations, strict=True)
+        ]
+    return items
 
 
 def _choose(
@@ -198,12 +209,23 @@ def _choose(
     batch_size: int,
     progress: Callable[[int], None] | None,
 ) -> list[ItemResult]:
-    encoded = [
-        [encoder.encode_answer(example.prompt, option) for option in example.options]
-        for example in task.examples
-    ]
-    found = option_logprobs(loaded, encoded, batch_size=batch_size, progress=progress)
-    return [_chosen(task, *pair) for pair in zip(task.examples, found, strict=True)]
+    items = []
+    for examples in _portions(task, batch_size):
+        encoded = [
+            [encoder.encode_answer(example.prompt, option) for option in example.options]
+            for example in examples
+        ]
+        found = option_logprobs(loaded, encoded, batch_size=batch_size, progress=progress)
+        items += [_chosen(task, *pair) for pair in zip(examples, found, strict=True)]
+    return items
+
+
+def _portions(task: Task, batch_size: int) -> Iterator[Sequence[Example]]:
+    """Yield the items in portions that are encoded at once: pixels of thousands would not fit."""
+    has_pictures = any(example.images for example in task.examples)
+    size = PICTURE_BATCHES * batch_size if has_pictures else len(task.examples)
+    for start in range(0, len(task.examples), size):
+        yield task.examples[start : start + size]
 
 
 def _chosen(task: Task, example: Example, found: OptionScores) -> ItemResult:

@@ -108,11 +108,8 @@ def picture_of(example: Example) -> str | None:
 
 def _content(example: Example) -> list[object]:
     turns = [
-        [message.role]
-        + [
-            part.text if isinstance(part, Text) else {"image": part.sha256}
-            for part in message.content
-        ]
+        [message.role, *(p.text if isinstance(p, Text) else {"image": 1} for p in message.content)]
         for message in example.prompt
     ]
-    return [example.id, turns, example.answers, example.options, example.group]
+    pictures = example.image_hashes
+    return [example.id, turns, pictures, example.answers, example.options, example.group]
