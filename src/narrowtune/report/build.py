@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from narrowtune.core.run_folder import RunFolder, write_text
 from narrowtune.report import charts, plots, sections
-from narrowtune.report.folder import RunFolder, read_run
-from narrowtune.report.gallery import KINDS, Entry, Gallery, build_gallery
-from narrowtune.report.render import render_html, render_json, render_markdown, write
+from narrowtune.report.folder import RunFiles, read_run
+from narrowtune.report.gallery import KINDS, Entry, Gallery, build_gallery, picture_roots
+from narrowtune.report.render import render_html, render_json, render_markdown
 from narrowtune.report.verdict import drift_sentence, findings, headline
 
 SECTIONS = (
@@ -45,8 +46,8 @@ def build_report(
     Args:
         run_folder: the folder of one run (docs/architecture.md, "The run folder").
         gallery: False leaves every item's text out of all files.
-        image_roots: by task name, the folder that its items' pictures lie under; pictures of a
-            task without one are named but not shown.
+        image_roots: by task name, the folder that its items' pictures lie under; those of the
+            run's resolved.yaml unless given. A picture that is not there is named, not shown.
 
     Returns:
         The path of report.html. Equal input gives equal files.
@@ -55,7 +56,11 @@ def build_report(
         ReportError: a file of the folder is missing, damaged or newer than this version.
     """
     run = read_run(run_folder, items=gallery)
-    found = None if run.pairs is None else build_gallery(run.pairs, image_roots)
+    found = None
+    if run.pairs is not None:
+        if image_roots is None:
+            image_roots = picture_roots(RunFolder(run_folder).resolved)
+        found = build_gallery(run.pairs, image_roots)
     values = _values(run, found)
     html = run_folder / "report.html"
     pages = {
@@ -65,11 +70,11 @@ def build_report(
     }
     plots.draw_run(run, run_folder / "plots")
     for file, content in pages.items():
-        write(file, content)
+        write_text(file, content)
     return html
 
 
-def _values(run: RunFolder, found: Gallery | None) -> dict[str, Any]:
+def _values(run: RunFiles, found: Gallery | None) -> dict[str, Any]:
     record = run.record
     return {
         "run": run,
@@ -88,7 +93,7 @@ def _values(run: RunFolder, found: Gallery | None) -> dict[str, Any]:
         "proof": sections.proof_view(record.proof) if record.proof else None,
         "delta_facts": sections.delta_facts(record.delta) if record.delta else [],
         "delta_commands": sections.delta_commands(record, record.delta) if record.delta else [],
-        "cost_facts": sections.cost_facts(record),
+        "cost_facts": sections.run_cost(record),
         "stages": sections.stage_seconds(record),
         "provenance": sections.provenance(record),
         "gallery": found,
@@ -97,7 +102,7 @@ def _values(run: RunFolder, found: Gallery | None) -> dict[str, Any]:
     }
 
 
-def _machine(run: RunFolder, found: Gallery | None) -> dict[str, Any]:
+def _machine(run: RunFiles, found: Gallery | None) -> dict[str, Any]:
     """What report.json holds: everything shown, as values, and all changed items."""
     record = run.record
     head = headline(record)

@@ -11,10 +11,11 @@ from urllib.parse import quote
 
 from narrowtune.core.errors import ReportError
 from narrowtune.core.results import Estimate, RunRecord, TaskChange
+from narrowtune.core.run_folder import write_text
 from narrowtune.report.charts import Tick, ticks
 from narrowtune.report.folder import read_record
 from narrowtune.report.plots import draw_comparison
-from narrowtune.report.render import render_html, render_json, render_markdown, write
+from narrowtune.report.render import render_html, render_json, render_markdown
 from narrowtune.report.scale import make_scale, mark, span
 from narrowtune.report.text import duration, interval, number, percent, signed, size, small, tick
 from narrowtune.report.verdict import Headline, headline
@@ -85,10 +86,10 @@ def build_comparison(run_folders: Sequence[Path], out: Path) -> Path:
     }
     page = out / "comparison.html"
     with_chart = draw_comparison([row.record for row in rows], out / "plots")
-    write(page, render_html("comparison.html.j2", values))
+    write_text(page, render_html("comparison.html.j2", values))
     markdown = render_markdown("comparison.md.j2", {**values, "with_chart": with_chart})
-    write(out / "comparison.md", markdown)
-    write(out / "comparison.json", render_json(_machine(rows, values["differences"])))
+    write_text(out / "comparison.md", markdown)
+    write_text(out / "comparison.json", render_json(_machine(rows, values["differences"])))
     return page
 
 

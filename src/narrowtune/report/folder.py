@@ -19,6 +19,7 @@ from narrowtune.core.results import (
     RunRecord,
     TaskChange,
 )
+from narrowtune.core.run_folder import RunFolder
 
 TEACH = "run `narrowtune teach` with this folder as its output_dir"
 
@@ -51,7 +52,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunFiles:
     """What a run left behind. `pairs` is None where item texts are not to be read."""
 
     path: Path
@@ -71,10 +72,10 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         ReportError: the file is missing, is damaged, or was written by a newer narrowtune.
     """
-    return _read_value(path / "record.json", RunRecord, TEACH)
+    return _read_value(RunFolder(path).record, RunRecord, TEACH)
 
 
-def read_run(path: Path, *, items: bool = True) -> RunFolder:
+def read_run(path: Path, *, items: bool = True) -> RunFiles:
     """Read everything that a report shows; with `items=False` no item text is opened.
 
     Raises:
@@ -83,23 +84,24 @@ def read_run(path: Path, *, items: bool = True) -> RunFolder:
     """
     record = read_record(path)
     plan, drift = record.plan, record.drift
-    if plan is None and (path / "plan.json").exists():
-        plan = _read_value(path / "plan.json", Plan, "run `narrowtune plan`")
-    if drift is None and (path / "drift.json").exists():
-        drift = _read_value(path / "drift.json", DriftResult, "run `narrowtune probe`")
+    folder = RunFolder(path)
+    if plan is None and folder.plan.exists():
+        plan = _read_value(folder.plan, Plan, "run `narrowtune plan`")
+    if drift is None and folder.drift.exists():
+        drift = _read_value(folder.drift, DriftResult, "run `narrowtune probe`")
     steps: list[LoggedStep] = []
     if record.training is not None and record.training.num_steps > 0:
         steps = list(_read_lines(path / "train.jsonl", LoggedStep, TEACH))
     pairs = None
     if items:
         pairs = [pair for task in record.tasks for pair in _pairs(path, task)]
-    return RunFolder(path, record, plan, drift, steps, pairs)
+    return RunFiles(path, record, plan, drift, steps, pairs)
 
 
 def _pairs(path: Path, task: TaskChange) -> list[Pair]:
     sides = []
     for side in ("before", "after"):
-        file = path / side / f"{task.name}.jsonl"
+        file = RunFolder(path).items(side, task.name)
         if not file.resolve().is_relative_to((path / side).resolve()):
             raise ReportError(
                 asked=f"the answers of task {task.name!r}",

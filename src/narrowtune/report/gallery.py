@@ -10,9 +10,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
-
+from narrowtune.core.config import SkillSettings, load_config
 from narrowtune.core.results import ItemResult
+from narrowtune.data.examples import Image, RowError
+from narrowtune.data.images import open_image
 from narrowtune.report.folder import Pair
 
 Kind = Literal["worse", "better", "same"]
@@ -26,8 +27,7 @@ LIMIT = 300
 """Items shown in the page. All changed items are in report.json."""
 
 THUMBNAIL = 220
-MAX_PIXELS = 40_000_000
-"""A picture with more pixels is not decoded."""
+"""Longest side of a picture in the page, pixels."""
 
 
 @dataclass(frozen=True)
@@ -124,29 +124,36 @@ def _with_picture(
     if key not in known:
         root = roots.get(entry.task)
         known[key] = (
-            Picture(None, "no picture folder is known") if root is None else thumbnail(root, name)
+            Picture(None, f"no folder is known for picture {name!r}")
+            if root is None
+            else thumbnail(root, name)
         )
     return Entry(entry.task, entry.kind, entry.before, entry.after, known[key])
 
 
 def thumbnail(root: Path, name: str) -> Picture:
-    """A small copy of the picture `name` under `root`; a picture outside of it is not opened."""
-    file = (root / name).resolve()
-    if not file.is_relative_to(root.resolve()):
-        return Picture(None, "the picture lies outside the data's folder")
-    if not file.is_file():
-        return Picture(None, "the picture is no longer there")
+    """A small copy of the picture `name` under `root`, or the reason why there is none."""
     try:
-        with Image.open(file) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                return Picture(None, f"more than {MAX_PIXELS:,} pixels")
-            # Lets JPEG decode at a fraction of its size.
-            picture.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-            small = picture.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
-        return Picture(None, "the picture can't be read")
+        small = open_image(Image(path=Path(name)), root)
+    except RowError as error:
+        return Picture(None, error.reason)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=72)
     text = base64.b64encode(buffer.getvalue()).decode("ascii")
     return Picture(f"data:image/jpeg;base64,{text}", "")
+
+
+def picture_roots(resolved: Path) -> dict[str, Path]:
+    """By task, the folder of its pictures as the run's resolved.yaml has it; none without one."""
+    if not resolved.exists():
+        return {}
+    config = load_config(resolved)
+    roots = {}
+    for settings in (config.skill, *config.keep):
+        own = settings.path
+        if isinstance(settings, SkillSettings) and settings.test_path is not None:
+            own = settings.test_path
+        folder = Path(own) if Path(own).is_dir() else Path(own).parent
+        roots[settings.label] = folder if settings.image_root is None else Path(settings.image_root)
+    return roots

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from narrowtune.core.results import DriftResult, RunRecord, TaskChange, Verdict
 from narrowtune.report import plotstyle as look
 from narrowtune.report.charts import negate
-from narrowtune.report.folder import LoggedStep, RunFolder
+from narrowtune.report.folder import LoggedStep, RunFiles
 from narrowtune.report.scale import running_mean
 from narrowtune.report.text import interval, number, signed, small, tick, visible
 from narrowtune.report.verdict import headline
@@ -19,7 +19,7 @@ from narrowtune.report.verdict import headline
 NAME_LENGTH = 34
 
 
-def draw_run(run: RunFolder, folder: Path) -> list[str]:
+def draw_run(run: RunFiles, folder: Path) -> list[str]:
     """Draw every plot that the run has numbers for; returns their names."""
     drawn = []
     with look.style():

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -84,11 +83,6 @@ def render_markdown(template: str, values: Mapping[str, Any]) -> str:
 def render_json(values: Mapping[str, Any]) -> str:
     """JSON that every reader takes: numbers that are not finite become strings."""
     return json.dumps(_finite(values), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-
-
-def write(file: Path, content: str) -> None:
-    """Write a whole file at once, with the same line ends everywhere."""
-    file.write_bytes(content.encode("utf-8"))
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from narrowtune.core.results import DeltaInfo, Plan, Proof, RunRecord, TensorProof
+from narrowtune.core.results import CostEstimate, DeltaInfo, Plan, Proof, RunRecord, TensorProof
 from narrowtune.report.text import count, duration, percent, plural, size, small, tick
 
 SHOWN_TENSORS = 10
@@ -84,8 +84,8 @@ def delta_commands(record: RunRecord, delta: DeltaInfo) -> list[tuple[str, str]]
     model = shlex.quote(str(record.model.get("source") or "MODEL"))
     file = shlex.quote(delta.path)
     return [
-        ("Write the tuned model", f"narrowtune delta apply {model} {file} --out tuned"),
-        ("Get the base back from it", f"narrowtune delta undo tuned {file} --out base"),
+        ("Write the tuned model", f"narrowtune delta apply {model} {file} --output tuned"),
+        ("Get the base back from it", f"narrowtune delta undo tuned {file} --output base"),
         ("Look inside", f"narrowtune delta info {file}"),
     ]
 
@@ -141,7 +141,7 @@ def stage_seconds(record: RunRecord) -> list[Bar]:
     ]
 
 
-def cost_facts(record: RunRecord) -> list[Fact]:
+def run_cost(record: RunRecord) -> list[Fact]:
     """Time, memory, and where factors were given energy, emissions and money."""
     facts = [Fact("all stages", duration(sum(record.seconds.values())))] if record.seconds else []
     training = record.training
@@ -152,20 +152,23 @@ def cost_facts(record: RunRecord) -> list[Fact]:
             facts.append(Fact("of it the anchor", duration(training.anchor_seconds)))
         if training.peak_memory_bytes is not None:
             facts.append(Fact("peak memory", size(training.peak_memory_bytes)))
-    cost = record.cost
-    if cost is None:
-        return facts
-    for name, value, unit in (
+    return [*facts, *(cost_facts(record.cost) if record.cost else [])]
+
+
+def cost_facts(cost: CostEstimate) -> list[Fact]:
+    """Energy, emissions and money, as far as their factors were given."""
+    known = (
         ("power", cost.power_watts, "W"),
         ("energy", cost.energy_kwh, "kWh"),
         ("emissions", cost.co2_kg, "kg CO₂"),
         ("money", cost.money, cost.currency or ""),
-    ):
-        if value is not None:
-            facts.append(Fact(name, f"{small(value)} {unit}".strip()))
-    if cost.source:
-        facts.append(Fact("energy from", cost.source))
-    return facts
+    )
+    facts = [
+        Fact(name, f"{small(value)} {unit}".strip())
+        for name, value, unit in known
+        if value is not None
+    ]
+    return [*facts, Fact("energy from", cost.source)] if cost.source else facts
 
 
 def provenance(record: RunRecord) -> list[tuple[str, list[Fact]]]:

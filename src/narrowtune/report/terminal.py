@@ -1,31 +1,35 @@
-"""The end of a run on the terminal: the verdict and one table."""
+"""Results as tables for the terminal: the end of a run, and what single commands found.
+
+Foreign text is never read as rich markup. Colours are rich styles, which a console leaves out
+where its output is no terminal; words and marks say the same.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from narrowtune.core.results import RunRecord
-from narrowtune.report.text import interval, number, percent, signed, visible
+from narrowtune.core.results import DeltaInfo, DriftResult, RunRecord, TaskResult
+from narrowtune.report.charts import drift_bars, token_groups
+from narrowtune.report.sections import Fact, delta_facts
+from narrowtune.report.text import interval, number, percent, signed, small, visible
 from narrowtune.report.verdict import Tone, headline, points
 
 STYLES: dict[Tone, str] = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow"}
 
 
 def summary_lines(record: RunRecord) -> list[RenderableType]:
-    """Return what a person reads at the end of a run, for `rich.console.Console.print`.
-
-    Foreign text is never read as markup. Colours are rich styles, which a console leaves out
-    where its output is no terminal; words and marks say the same.
-    """
+    """Return what a person reads at the end of a run, for `rich.console.Console.print`."""
     head = headline(record)
     lines: list[RenderableType] = [
         Text(f"{head.mark} {head.title}", style=STYLES[head.tone]),
         Text(visible(head.meaning)),
     ]
     if record.tasks:
-        lines.append(_task_table(record))
+        lines.append(_change_table(record))
     if record.verdict is not None and record.verdict.forgetting is not None:
         loss = record.verdict.forgetting
         lines.append(
@@ -39,21 +43,38 @@ def summary_lines(record: RunRecord) -> list[RenderableType]:
     return lines
 
 
-def summary(record: RunRecord) -> Group:
-    """The same as one renderable."""
-    return Group(*summary_lines(record))
+def table(*names: str, texts: int = 1) -> Table:
+    """A plain table whose first `texts` columns hold text and the others numbers."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for place, name in enumerate(names):
+        if place < texts:
+            made.add_column(name, overflow="fold")
+        else:
+            made.add_column(name, justify="right", no_wrap=True)
+    return made
 
 
-def _task_table(record: RunRecord) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("task", overflow="fold")
-    table.add_column("", no_wrap=True)
-    for name in ("before", "after", "change", "95 %", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
+def cell(text: str, style: str = "") -> Text:
+    """Foreign text as one line."""
+    return Text(visible(text).replace("\n", " ⏎ "), style=style)
+
+
+def fact_table(facts: Sequence[Fact]) -> Table:
+    """Names and values, without a head."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for fact in facts:
+        made.add_row(cell(fact.name), cell(fact.value))
+    return made
+
+
+def _change_table(record: RunRecord) -> Table:
+    made = table("task", "", "before", "after", "change", "95 %", "n", texts=2)
     for task in sorted(record.tasks, key=lambda task: task.role != "target"):
         lost, gained = task.change.high < 0, task.change.low > 0
-        table.add_row(
-            Text(visible(task.name).replace("\n", " ")),
+        made.add_row(
+            cell(task.name),
             "skill" if task.role == "target" else "kept",
             percent(task.before.mean),
             percent(task.after.mean),
@@ -61,4 +82,50 @@ def _task_table(record: RunRecord) -> Table:
             interval(task.change, sign=True),
             f"{task.num_items:,}",
         )
-    return table
+    return made
+
+
+def task_table(results: Sequence[TaskResult]) -> Table:
+    """Tasks evaluated once: strict and lenient score with standard error, valid form, n, ties."""
+    made = table("task", "metric", "strict", "lenient", "valid form", "n", "ties", texts=2)
+    for result in results:
+        made.add_row(
+            cell(result.name),
+            cell(result.metric),
+            f"{percent(result.strict.mean)} ± {number(100 * result.strict.stderr)}",
+            f"{percent(result.lenient.mean)} ± {number(100 * result.lenient.stderr)}",
+            percent(result.valid_format),
+            f"{result.num_items:,}",
+            f"{result.num_ties:,}",
+        )
+    return made
+
+
+def drift_table(drift: DriftResult) -> Group:
+    """How far the output distribution moved: all prompts, by source, and by token group."""
+    kl = f"{small(drift.kl_base_tuned)} ± {small(drift.kl_stderr)}"
+    parts: list[RenderableType] = [
+        fact_table(
+            [
+                Fact("KL(base‖tuned), nats per token", kl),
+                Fact("same top-1 token", percent(drift.top1_agreement)),
+                Fact("prompts / tokens", f"{drift.num_prompts:,} / {drift.num_tokens:,}"),
+            ]
+        )
+    ]
+    if drift.tasks:
+        by_source = table("source", "KL", "same top-1", "prompts / tokens")
+        for name, _, nats, agreement, amount in drift_bars(drift):
+            by_source.add_row(cell(name), nats, agreement, amount)
+        parts.extend(["", by_source])
+    if drift.token_groups:
+        groups = table("probability on", "of", "base", "tuned", texts=2)
+        for group in token_groups(drift):
+            groups.add_row(cell(group.name), group.detail, group.base_label, group.tuned_label)
+        parts.extend(["", groups])
+    return Group(*parts)
+
+
+def delta_table(delta: DeltaInfo) -> Table:
+    """A delta file, described."""
+    return fact_table(delta_facts(delta))

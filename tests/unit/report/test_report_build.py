@@ -196,10 +196,25 @@ def test_pictures_are_inlined_small_and_only_from_their_folder(tmp_path, no_plot
     sources = {attrs["src"] for tag, attrs in page.tags if tag == "img"}
     assert len(sources) == 1
     assert sources.pop().startswith("data:image/jpeg;base64,")
-    assert "the picture is no longer there" in html
+    assert "does not exist" in html
     without = Page(build_report(folder).read_text(encoding="utf-8"))
     assert not any(tag == "img" for tag, _ in without.tags)
-    assert "no picture folder is known" in "".join(without.text)
+    assert "no folder is known for picture" in "".join(without.text)
+
+
+def test_picture_folders_come_from_the_settings_of_the_run(tmp_path, no_plots):
+    folder, pictures = tmp_path / "run", tmp_path / "data"
+    pictures.mkdir()
+    for number in range(3):
+        Image.new("RGB", (30, 20), "blue").save(pictures / f"{number}.png")
+    write_run(folder, items=4, steps=1, images=True)
+    settings = {"model": "m", "skill": f"{pictures}/counting.jsonl", "keep": []}
+    (folder / "resolved.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    page = Page(build_report(folder).read_text(encoding="utf-8"))
+    tasks = {attrs["data-task"] for _, attrs in page.tags if "data-task" in attrs}
+    assert len(tasks) > 1
+    assert any(tag == "img" for tag, _ in page.tags)
+    assert "no folder is known" in "".join(page.text)
 
 
 def test_newer_record_is_refused(built, tmp_path):

@@ -11,9 +11,11 @@ from report_runs import write_run
 from rich.console import Console
 
 from narrowtune.core.errors import ReportError
+from narrowtune.core.results import Score, TaskResult
 from narrowtune.report.build import build_report
 from narrowtune.report.comparison import build_comparison
-from narrowtune.report.terminal import summary, summary_lines
+from narrowtune.report.plan_view import render_plan
+from narrowtune.report.terminal import delta_table, drift_table, summary_lines, task_table
 
 
 def test_runs_side_by_side(tmp_path):
@@ -61,10 +63,15 @@ def test_nothing_to_compare(tmp_path):
         build_comparison([], tmp_path)
 
 
-def printed(record, **console) -> str:
+def shown(*renderables, **console) -> str:
     output = io.StringIO()
-    Console(file=output, width=100, **console).print(summary(record))
+    for renderable in renderables:
+        Console(file=output, width=100, **console).print(renderable)
     return output.getvalue()
+
+
+def printed(record, **console) -> str:
+    return shown(*summary_lines(record), **console)
 
 
 def test_terminal_summary_has_colours_on_terminals_only(tmp_path):
@@ -86,3 +93,46 @@ def test_terminal_summary_takes_no_orders_from_data(tmp_path):
     assert "[bold]␛[2J note" in text
     assert "\x1b" not in text
     assert len(summary_lines(record)) == 6
+
+
+def test_single_results_on_the_terminal(tmp_path):
+    record = write_run(tmp_path, items=20, steps=1)
+    assert "a1b2" in shown(delta_table(record.delta))
+    drift = shown(drift_table(record.drift))
+    assert "1.84 ± 0.153" in drift
+    assert "98.0" in drift
+    score = Score(mean=0.5, stderr=0.02)
+    result = TaskResult(
+        name="capitals[/]\x1b",
+        role="held_out",
+        metric="exact_match",
+        num_items=400,
+        num_groups=400,
+        num_ties=3,
+        strict=score,
+        lenient=score,
+        valid_format=1.0,
+        seconds=1.0,
+    )
+    text = shown(task_table([result]))
+    assert "capitals[/]␛" in text
+    assert "50.0\u00a0% ± 2.0" in text
+
+
+def test_plan_on_the_terminal(tmp_path):
+    plan = write_run(tmp_path, items=2, steps=1).plan
+    text = shown(render_plan(plan))
+    assert "53,084,160 of 134,515,008 parameters" in text
+    assert "layer 0 … layer 29 (30)" in text
+    assert "1.5 GB" in text
+    assert "1.9 points" in text
+    unlike = plan.layers[3].model_copy(update={"matrices": ["up"]})
+    layers = [*plan.layers[:3], unlike, *plan.layers[4:]]
+    bare = plan.model_copy(
+        update={"layers": layers, "time": None, "excluded": {"tower.[x]": "never used"}}
+    )
+    text = shown(render_plan(bare))
+    assert "layer 0 … layer 2 (3)" in text
+    assert "layer 4 … layer 29 (26)" in text
+    assert "tower.[x]" in text
+    assert "time of training" not in text

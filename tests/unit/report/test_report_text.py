@@ -191,4 +191,4 @@ def test_pictures_outside_of_the_folder_are_not_opened(tmp_path):
     (tmp_path / "root" / "broken.png").write_bytes(b"x")
     assert "outside" in thumbnail(tmp_path / "root", "../secret.png").problem
     assert "outside" in thumbnail(tmp_path / "root", str(tmp_path / "secret.png")).problem
-    assert "can't be read" in thumbnail(tmp_path / "root", "broken.png").problem
+    assert "broken.png" in thumbnail(tmp_path / "root", "broken.png").problem
