@@ -161,8 +161,12 @@ def _verify(
     ties = {name: tuple(record.tied) for name, record in records.items()}
     places = locate(family, records, layout.folder, ties)
     changes = {disk_name: name for name, several in places.items() for disk_name in several}
-    assert len(changes) == sum(map(len, places.values())), "one tensor of the folder, two names"
-
+    if len(changes) != sum(map(len, places.values())):
+        raise DeltaError(
+            asked=asked,
+            found="a delta that names one tensor of the folder twice",
+            do="the delta is damaged: fetch it again from where it came from",
+        )
     verify_selected(delta, direction, lambda name, _: layout.read(places[name][0]), asked)
     # A tied tensor may be on disk twice; both change, or loading would untie them.
     for disk_name, name in changes.items():

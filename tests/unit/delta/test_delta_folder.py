@@ -271,6 +271,17 @@ def test_a_delta_with_a_flipped_byte_is_refused(make_case, tmp_path):
         apply_to_folder(case.folder, tmp_path / "cut.safetensors", tmp_path / "out")
 
 
+def test_a_delta_that_names_a_tensor_twice_is_refused(make_case, tmp_path):
+    case = make_case()
+    metadata = case.delta.metadata
+    first, second = case.selection.names[:2]
+    record = metadata.tensors[first].model_copy(update={"tied": [second]})
+    metadata = metadata.model_copy(update={"tensors": {**metadata.tensors, first: record}})
+    Delta(metadata, case.delta.bits).save(tmp_path / "evil.safetensors")
+    with pytest.raises(DeltaError, match="names one tensor of the folder twice"):
+        apply_to_folder(case.folder, tmp_path / "evil.safetensors", tmp_path / "out")
+
+
 def test_the_new_folder_must_be_new_and_elsewhere(make_case, tmp_path):
     case = make_case()
     (tmp_path / "full").mkdir()
