@@ -1,0 +1,185 @@
+"""Training steps that leave no trace: to count and to time, before anything is decided.
+
+Inside `borrowed` the model stands as it would while training (fp32 masters, gradients on the
+selection alone, training mode); afterwards weights, flags, gradients, modes, buffers and random
+states are what they were, bit for bit.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from narrowtune.engine.arithmetic import Arithmetic, autocast
+from narrowtune.engine.cost import CountFlops
+from narrowtune.engine.forward import labelled_cross_entropy
+from narrowtune.engine.memory import SavedTensors
+from narrowtune.train.masters import computing_in
+
+_REPEATS = 3
+_ENOUGH_SECONDS = 5.0
+
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+@contextmanager
+def borrowed(
+    model: PreTrainedModel,
+    names: Iterable[str],
+    arithmetic: Arithmetic,
+    *,
+    gradient_checkpointing: bool = False,
+) -> Iterator[list[nn.Parameter]]:
+    """Put `model` into the state in which it trains, and back; yields the parameters that train.
+
+    Masters are copies, so an optimiser's step inside the block changes the copies alone. Where
+    the run computes in fp32, the frozen part is widened in place and narrowed again: exact.
+    """
+    with _random_states(), _modes(model, gradient_checkpointing), _masters(model, names) as chosen:
+        if arithmetic.compute_dtype == "float32":
+            with computing_in(model, torch.float32):
+                yield chosen
+        else:
+            yield chosen
+
+
+@contextmanager
+def _masters(model: nn.Module, names: Iterable[str]) -> Iterator[list[nn.Parameter]]:
+    chosen = set(names)
+    saved = [(p, p.data, p.requires_grad, p.grad) for p in model.parameters()]
+    training = []
+    for name, parameter in model.named_parameters():
+        parameter.grad = None
+        parameter.requires_grad_(name in chosen)
+        if name in chosen:
+            parameter.data = parameter.data.to(torch.float32, copy=True)
+            training.append(parameter)
+    masters = {id(parameter) for parameter in training}
+    try:
+        yield training
+    finally:
+        for parameter, data, requires_grad, gradient in saved:
+            parameter.grad = None
+            if id(parameter) in masters:
+                parameter.data = data
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+
+@contextmanager
+def _modes(model: PreTrainedModel, gradient_checkpointing: bool) -> Iterator[None]:
+    """Training mode and checkpointing inside; every module's mode and buffers back after."""
+    training = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    switch = gradient_checkpointing and not model.is_gradient_checkpointing
+    try:
+        model.train()
+        if switch:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        yield
+    finally:
+        if switch:
+            model.gradient_checkpointing_disable()
+        for module, was in training:
+            module.training = was
+        for module, name, buffer, value in buffers:
+            buffer.copy_(value)
+            setattr(module, name, buffer)
+
+
+@contextmanager
+def _random_states() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass with gradient computes and keeps.
+
+    Attributes:
+        flops: of the forward pass and of the backward pass that would follow it.
+        kept_bytes: what autograd kept for the backward pass.
+        num_labels: label positions.
+    """
+
+    flops: int
+    kept_bytes: int
+    num_labels: int
+
+
+def trace(model: nn.Module, batch: Mapping[str, Any], arithmetic: Arithmetic) -> Trace:
+    """Run the loss forward once, and count. The backward pass is not run."""
+    device = batch["input_ids"].device
+    with autocast(arithmetic, device), CountFlops() as flops, SavedTensors(model) as kept:
+        # The loss holds the graph, and so everything that is counted, until this function ends.
+        _loss, num_labels = labelled_cross_entropy(model, batch)
+    return Trace(flops.total, kept.num_bytes, num_labels)
+
+
+def time_pass(model: nn.Module, batch: Mapping[str, Any], arithmetic: Arithmetic) -> float:
+    """Return the seconds of a forward and backward pass: the median of a few, after one unclocked.
+
+    Gradients stay in the parameters, as they do before an optimiser's step.
+    """
+    return _median_seconds(lambda: _one_pass(model, batch, arithmetic), batch["input_ids"].device)
+
+
+def time_update(
+    parameters: list[nn.Parameter], make_optimizer: MakeOptimizer, max_grad_norm: float
+) -> float:
+    """Return the seconds of clipping and an optimiser's step on gradients that are there."""
+    optimizer = make_optimizer(parameters)
+
+    def update() -> None:
+        nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+
+    return _median_seconds(update, parameters[0].device)
+
+
+def _one_pass(model: nn.Module, batch: Mapping[str, Any], arithmetic: Arithmetic) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+    with autocast(arithmetic, batch["input_ids"].device):
+        loss, num_labels = labelled_cross_entropy(model, batch)
+    (loss / num_labels).backward()
+
+
+def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
+    clocked: list[float] = []
+    started = time.perf_counter()
+    work()
+    while len(clocked) < _REPEATS:
+        _wait(device)
+        before = time.perf_counter()
+        work()
+        _wait(device)
+        clocked.append(time.perf_counter() - before)
+        if time.perf_counter() - started > _ENOUGH_SECONDS:
+            break
+    return statistics.median(clocked)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
