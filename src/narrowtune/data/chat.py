@@ -233,7 +233,7 @@ class ChatEncoder:
             raise DataError(
                 asked=f"the place of pictures in the tokens of {type(self._processor).__name__}",
                 found="tokens that differ from the tokenizer's in more than repeated placeholders",
-                do="use a model of a supported family (docs/models.md)",
+                do="use a model of a supported family (docs/how-to-add-a-family.md)",
             )
         spans, dropped = [], []
         for position, length in enumerate(runs):

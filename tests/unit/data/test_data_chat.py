@@ -429,5 +429,15 @@ def test_offsets_that_leave_spaces_out(tmp_path: Path, loaded: Loaded) -> None:
     }
     file.write_text(json.dumps(content), encoding="utf-8")
     trimmed = AutoTokenizer.from_pretrained(tmp_path)
+    # The prompt ends in a space that is a token of its own, with no characters once trimmed.
+    spaced = chatml_tokenizer()
+    spaced.chat_template = trimmed.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    ends = _example(_turn("user", "a"), _turn("assistant", " what"))
+    assert ChatEncoder(trimmed).encode(ends) == ChatEncoder(spaced).encode(ends)
+    assert _labelled(spaced, ChatEncoder(spaced).encode(ends)) == ["what<|im_end|>"]
+    trimmed.chat_template = tokenizer.chat_template
     example = _example(_turn("user", "a  b"), _turn("assistant", "   what  is <|im_end|> it  "))
     assert ChatEncoder(trimmed).encode(example) == ChatEncoder(tokenizer).encode(example)
