@@ -114,26 +114,41 @@ def _random_states() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward pass with gradient computes and keeps.
+    """What one forward pass with gradient leaves behind.
 
     Attributes:
-        flops: of the forward pass and of the backward pass that would follow it.
         kept_bytes: what autograd kept for the backward pass.
         num_labels: label positions.
     """
 
-    flops: int
     kept_bytes: int
     num_labels: int
 
 
 def trace(model: nn.Module, batch: Mapping[str, Any], arithmetic: Arithmetic) -> Trace:
-    """Run the loss forward once, and count. The backward pass is not run."""
-    device = batch["input_ids"].device
-    with autocast(arithmetic, device), CountFlops() as flops, SavedTensors(model) as kept:
+    """Run the loss forward once in a borrowed model, and count what is kept."""
+    with autocast(arithmetic, batch["input_ids"].device), SavedTensors(model) as kept:
         # The loss holds the graph, and so everything that is counted, until this function ends.
         _loss, num_labels = labelled_cross_entropy(model, batch)
-    return Trace(flops.total, kept.num_bytes, num_labels)
+    return Trace(kept.num_bytes, num_labels)
+
+
+def count_flops(model: nn.Module, names: Iterable[str], batch: Mapping[str, Any]) -> int:
+    """Return the FLOPs of a forward and backward pass on `batch` if `names` trained.
+
+    Only the forward pass is run, in the dtype that the weights have; flags are restored.
+    """
+    chosen = set(names)
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    try:
+        with _random_states(), CountFlops() as flops:
+            labelled_cross_entropy(model, batch)
+    finally:
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+    return flops.total
 
 
 def time_pass(model: nn.Module, batch: Mapping[str, Any], arithmetic: Arithmetic) -> float:

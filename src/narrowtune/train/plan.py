@@ -1,0 +1,294 @@
+"""The plan: what would train and what it costs, from this model, these rows and this machine.
+
+Parameters are exact. FLOPs and what autograd keeps are counted on one row; seconds are measured on
+a quarter and on half of a batch and carried on in a straight line, so that a plan never takes the
+memory of the run that it is asked about. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from narrowtune.core.config import RunConfig
+from narrowtune.core.results import CostEstimate, MemoryEstimate, Plan, TimeEstimate
+from narrowtune.data.collate import Encoded, collate, padding_id
+from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
+from narrowtune.engine.cost import estimate_cost
+from narrowtune.engine.forward import to_device
+from narrowtune.engine.generate import generate_greedy
+from narrowtune.engine.memory import (
+    Activations,
+    available_bytes,
+    estimate_memory,
+    optimizer_bytes,
+    process_bytes,
+    sum_bytes,
+)
+from narrowtune.engine.options import option_logprobs
+from narrowtune.evaluate.statistics import smallest_provable_budget
+from narrowtune.models.load import LoadedModel
+from narrowtune.models.select import Selection, resolve
+from narrowtune.train.masters import computing_in
+from narrowtune.train.trainer import training_arguments
+from narrowtune.train.trial import (
+    MakeOptimizer,
+    borrowed,
+    count_flops,
+    time_pass,
+    time_update,
+    trace,
+)
+from narrowtune.train.workload import EXAMPLE_LABELS, EXAMPLE_TOKENS, Batches, TaskLoad, Workload
+
+_HEADER_BYTES = 330  # of a delta's header per tensor, beside its name twice: hashes, shape, place
+_EVALUATIONS = 2  # before and after
+
+
+def make_plan(
+    loaded: LoadedModel,
+    config: RunConfig,
+    workload: Workload,
+    *,
+    arithmetic: Arithmetic,
+    measure_time: bool = True,
+    num_processes: int = 1,
+) -> Plan:
+    """Return what `config` would train in `loaded` and what it would cost.
+
+    Args:
+        loaded: the base, in its own dtype or widened to fp32; it is left bit for bit as it was.
+        arithmetic: what the run would compute in.
+        measure_time: False leaves times, energy, emissions and money out. One row's forward pass
+            is run in any case.
+
+    Raises:
+        UsageError: unknown recipe, or batch sizes that don't fit each other.
+        SelectionError: the recipe does not fit the model.
+    """
+    return _Planner(loaded, config, workload, arithmetic, num_processes).plan(measure_time)
+
+
+class _Planner:
+    """The steps of making one plan."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: RunConfig,
+        workload: Workload,
+        arithmetic: Arithmetic,
+        num_processes: int,
+    ) -> None:
+        self.loaded, self.model, self.config = loaded, loaded.model, config
+        self.arithmetic = arithmetic
+        self.device: torch.device = loaded.model.device
+        self.selection: Selection = resolve(loaded.model, config.recipe)
+        self.batches = Batches(loaded, config, workload, num_processes)
+        self.tasks, self.num_samples = workload.tasks, workload.num_samples
+        self.notes = list(self.selection.notes)
+        if not workload.rows:
+            self.notes.append(
+                f"No rows given: sizes are for rows of {EXAMPLE_TOKENS} tokens of text, "
+                f"{EXAMPLE_LABELS} of them labels."
+            )
+        self.make_optimizer = self._optimizer(num_processes)
+
+    def plan(self, measure_time: bool) -> Plan:
+        """Count, measure, and put it together."""
+        with apply_arithmetic(self.arithmetic):
+            flops = self._flops_per_token(self.config.recipe)
+            flops_full = self._flops_per_token("full")
+            memory = self._memory()
+            seconds = self._time(memory) if measure_time else None
+        positions = self.batches.positions() * self.batches.micro_batches
+        steps = self.batches.num_steps
+        held_out = [task.num_groups for task in self.tasks if task.role == "held_out"]
+        components = list(self.selection.components)
+        return Plan(
+            model=self.loaded.source,
+            family=self.selection.family,
+            dtype=str(self.loaded.dtype).removeprefix("torch."),
+            recipe=self.config.recipe,
+            num_parameters=sum(part.num_parameters for part in components),
+            num_trainable=self.selection.num_parameters,
+            num_tensors=len(self.selection.names),
+            components=components,
+            layers=list(self.selection.layers),
+            excluded=dict(self.selection.excluded),
+            fused=list(self.selection.fused),
+            notes=self.notes,
+            per_device_train_batch_size=self.batches.batch_size,
+            tokens_per_sample=self.batches.tokens_per_sample,
+            labels_per_sample=self.batches.labels_per_sample,
+            num_samples=self.num_samples,
+            num_steps=steps,
+            flops_per_token=flops,
+            flops_per_token_full=flops_full,
+            flops_total=None if steps is None else flops * positions * steps,
+            memory=memory,
+            time=seconds,
+            delta_bytes=self._delta_bytes(),
+            smallest_budget=smallest_provable_budget(held_out) if held_out else None,
+            cost=self._cost(seconds),
+        )
+
+    def _optimizer(self, num_processes: int) -> MakeOptimizer:
+        arguments = training_arguments(
+            self.config,
+            num_samples=self.num_samples or len(self.batches.rows),
+            bf16=self.arithmetic.compute_dtype == "bfloat16",
+            on_cpu=self.device.type == "cpu",
+            num_processes=num_processes,
+        )
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, self.model)
+        return lambda parameters: kind(parameters, **options)
+
+    def _flops_per_token(self, recipe: str) -> float:
+        row = self.batches.typical
+        names = resolve(self.model, recipe).names
+        return count_flops(self.model, names, self._batch([row])) / len(row.input_ids)
+
+    def _memory(self) -> MemoryEstimate:
+        """Estimate the peak of the step that holds the longest row."""
+        batches, longest = self.batches, self.batches.longest
+        on_cpu = self.device.type == "cpu"
+        workspace = process_bytes() - sum_bytes(self.model.parameters()) if on_cpu else 0
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        with borrowed(self.model, self.selection.names, self.arithmetic):
+            whole = self._activations(longest, vocabulary)
+        activations = whole
+        if self.config.training.gradient_checkpointing:
+            checkpointing = borrowed(
+                self.model, self.selection.names, self.arithmetic, gradient_checkpointing=True
+            )
+            with checkpointing:
+                kept = self._activations(longest, vocabulary)
+            # One layer at a time is computed again, and then holds everything.
+            num_layers = self.model.config.get_text_config().num_hidden_layers
+            again = (whole.per_row - kept.per_row) // num_layers
+            activations = Activations(kept.per_step, kept.per_row + again)
+        parameters = dict(self.model.named_parameters())
+        chosen = [parameters[name] for name in self.selection.names]
+        frozen = [p for name, p in parameters.items() if name not in set(self.selection.names)]
+        width = 4 if self.arithmetic.compute_dtype == "float32" else self.loaded.dtype.itemsize
+        head = self.model.get_output_embeddings().weight
+        anchor_logits = batches.anchor_labels * vocabulary  # of one row
+        return estimate_memory(
+            frozen_bytes=width * sum(p.numel() for p in frozen) + sum_bytes(self.model.buffers()),
+            num_trainable=self.selection.num_parameters,
+            base_bytes=self.loaded.dtype.itemsize * self.selection.num_parameters,
+            optimizer_bytes_per_parameter=optimizer_bytes(self.make_optimizer),
+            activations=activations,
+            num_rows=batches.batch_size + batches.num_anchor_rows,
+            logits=math.ceil(batches.batch_size * batches.labels_per_sample * vocabulary),
+            anchor_logits=batches.num_anchor_rows * anchor_logits,
+            anchor_cache_bytes=4 * len(batches.anchor_rows) * anchor_logits,
+            head_gradient_bytes=4 * head.numel() if any(p is head for p in chosen) else 0,
+            accumulates=batches.micro_batches > 1,
+            workspace=max(0, workspace),
+            device=self.device,
+        )
+
+    def _activations(self, row: Encoded, vocabulary: int) -> Activations:
+        one, two = (
+            trace(self.model, self._batch([row] * count), self.arithmetic) for count in (1, 2)
+        )
+        row_logits = (two.num_labels - one.num_labels) * vocabulary
+        return Activations.from_traces(one.kept_bytes, two.kept_bytes, row_logits)
+
+    def _time(self, memory: MemoryEstimate) -> TimeEstimate | None:
+        """Measure parts of a step on a quarter and on half of a batch."""
+        needed = memory.total - memory.workspace - memory.weights
+        if needed > available_bytes(self.device):
+            self.notes.append(
+                f"Not timed: training needs {needed / 2**30:.1f} GiB beyond the weights, and "
+                f"{available_bytes(self.device) / 2**30:.1f} GiB are free here."
+            )
+            return None
+        draw = random.Random(self.config.seed)
+        size = self.batches.batch_size
+        sizes = sorted({max(1, size // 4), max(1, size // 2)})
+        points = []
+        with borrowed(
+            self.model,
+            self.selection.names,
+            self.arithmetic,
+            gradient_checkpointing=self.config.training.gradient_checkpointing,
+        ) as parameters:
+            for size in sizes:
+                batch = self._batch(self.batches.draw(draw, size))
+                seconds = time_pass(self.model, batch, self.arithmetic)
+                points.append((batch["input_ids"].numel(), seconds))
+            limit = self.config.training.max_grad_norm
+            update = time_update(parameters, self.make_optimizer, limit)
+        step = self.batches.micro_batches * _line(points, self.batches.positions()) + update
+        return TimeEstimate(
+            measured_step_seconds=step,
+            compute_dtype=self.arithmetic.compute_dtype,
+            training_seconds=step * (self.batches.num_steps or 0),
+            evaluation_seconds=self._evaluation_seconds(),
+        )
+
+    def _evaluation_seconds(self) -> float | None:
+        """Answer one batch of every task, and multiply."""
+        if not self.tasks:
+            return None
+        # As evaluation does: on a CPU in fp32, for answers that don't depend on the batch.
+        dtype = torch.float32 if self.device.type == "cpu" else self.loaded.dtype
+        with computing_in(self.model, dtype):
+            return _EVALUATIONS * sum(self._task_seconds(task) for task in self.tasks)
+
+    def _task_seconds(self, task: TaskLoad) -> float:
+        size = self.config.eval_batch_size
+        started = time.perf_counter()
+        if task.options:
+            num_items = len(task.options[:size])
+            option_logprobs(self.loaded, task.options[:size], batch_size=size)
+        else:
+            num_items = len(task.prompts[:size])
+            generate_greedy(
+                self.loaded,
+                task.prompts[:size],
+                max_new_tokens=task.max_new_tokens,
+                batch_size=size,
+            )
+        return (time.perf_counter() - started) * task.num_items / max(1, num_items)
+
+    def _delta_bytes(self) -> int:
+        parameters = dict(self.model.named_parameters())
+        sizes = [
+            parameters[name].numel() * self.loaded.dtype.itemsize + 2 * len(name) + _HEADER_BYTES
+            for name in self.selection.names
+        ]
+        return sum(sizes)
+
+    def _cost(self, seconds: TimeEstimate | None) -> CostEstimate | None:
+        if seconds is None or self.batches.num_steps is None:
+            return None
+        total = seconds.training_seconds + (seconds.evaluation_seconds or 0.0)
+        return estimate_cost(self.config.cost, total)
+
+    def _batch(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+        return to_device(collate(rows, padding_id(self.loaded.tokenizer)), self.device)
+
+
+def _line(points: Sequence[tuple[int, float]], tokens: float) -> float:
+    """Return the seconds of `tokens` positions, from what one or two smaller batches took.
+
+    A line through both, that neither falls nor starts below zero: where noise would have it so,
+    seconds are taken to be proportional to positions.
+    """
+    last_tokens, last_seconds = points[-1]
+    proportional = last_seconds * tokens / last_tokens
+    if len(points) < 2 or points[0][0] >= last_tokens:
+        return proportional
+    slope = (last_seconds - points[0][1]) / (last_tokens - points[0][0])
+    start = last_seconds - slope * last_tokens
+    return start + slope * tokens if slope > 0 and start >= 0 else proportional

@@ -1,0 +1,154 @@
+"""What a run would work on: its rows, its batches, and how much of them is padding."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from narrowtune.core.config import RunConfig
+from narrowtune.core.results import Role
+from narrowtune.data.collate import IGNORE_INDEX, Encoded
+from narrowtune.models.load import LoadedModel
+from narrowtune.train.trainer import accumulation_steps, planned_steps
+
+EXAMPLE_TOKENS, EXAMPLE_LABELS = 128, 16
+"""Length of a made-up row where no rows are given."""
+
+_DRAWS = 50  # batches drawn to see how much of them is padding
+
+
+@dataclass(frozen=True)
+class TaskLoad:
+    """What evaluating one task takes.
+
+    Attributes:
+        role: only held-out tasks count for the budget.
+        num_items: items of the task, and `num_groups` of them that stand alone.
+        prompts: some items' prompts, to measure on (mode `generate`).
+        options: some items' encoded options, to measure on (mode `options`).
+        max_new_tokens: decode limit.
+    """
+
+    role: Role
+    num_items: int
+    num_groups: int
+    prompts: Sequence[Encoded] = ()
+    options: Sequence[Sequence[Encoded]] = ()
+    max_new_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run would work on.
+
+    Attributes:
+        rows: encoded training rows: all, or a sample; a made-up text row if there are none.
+        num_samples: rows in an epoch; None if not known, and then the run has no totals.
+        tasks: what is evaluated before and after.
+        anchor_prompts: encoded prompts of the anchor, if there is one.
+    """
+
+    rows: Sequence[Encoded] = ()
+    num_samples: int | None = None
+    tasks: Sequence[TaskLoad] = ()
+    anchor_prompts: Sequence[Encoded] = ()
+
+
+class Batches:
+    """The batches that a run would draw.
+
+    Attributes:
+        rows: of the task; one made-up row if the workload has none.
+        anchor_rows: as long as the base's answers may become.
+        batch_size: task rows of a micro-batch; `num_anchor_rows` more hold the model to the base.
+        micro_batches: how many make an optimiser step on one process.
+        num_steps: optimiser steps of the run; None if the number of samples is not known.
+        anchor_labels: label positions of one anchor row.
+
+    Raises:
+        UsageError: the batch sizes don't fit each other.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, config: RunConfig, workload: Workload, num_processes: int
+    ) -> None:
+        self.rows = list(workload.rows) or [_example_row(loaded)]
+        self._seed = config.seed
+        training = config.training
+        per_process = max(1, training.global_batch_size // num_processes)
+        self.batch_size = min(training.per_device_train_batch_size, per_process)
+        self.micro_batches = accumulation_steps(
+            training.global_batch_size, self.batch_size, num_processes
+        )
+        samples = workload.num_samples
+        self.num_steps = None if samples is None else planned_steps(config, samples)
+        self.anchor_rows: list[Encoded] = []
+        self.num_anchor_rows = self.anchor_labels = 0
+        if config.anchor is not None:
+            self.anchor_labels = config.anchor.max_new_tokens
+            self.anchor_rows = [
+                _answered(prompt, self.anchor_labels) for prompt in workload.anchor_prompts
+            ]
+            wanted = min(config.anchor.rows_per_step, len(self.anchor_rows))
+            self.num_anchor_rows = math.ceil(wanted / (self.micro_batches * num_processes))
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Mean length of the task's rows."""
+        return statistics.fmean(_lengths(self.rows))
+
+    @property
+    def labels_per_sample(self) -> float:
+        """Mean number of label positions of the task's rows."""
+        return statistics.fmean(_num_labels(row) for row in self.rows)
+
+    @property
+    def longest(self) -> Encoded:
+        """The row to which the widest batch is padded."""
+        return max([*self.rows, *self.anchor_rows], key=lambda row: len(row.input_ids))
+
+    @property
+    def typical(self) -> Encoded:
+        """The task row whose length is nearest to the mean."""
+        mean = self.tokens_per_sample
+        return min(self.rows, key=lambda row: abs(len(row.input_ids) - mean))
+
+    def draw(self, generator: random.Random, size: int) -> list[Encoded]:
+        """Draw a micro-batch of `size` task rows and its share of anchor rows."""
+        enough = size <= len(self.rows)
+        rows = generator.sample(self.rows, size) if enough else generator.choices(self.rows, k=size)
+        share = math.ceil(self.num_anchor_rows * size / self.batch_size)
+        return rows + generator.sample(self.anchor_rows, share)
+
+    def positions(self) -> float:
+        """Return the mean number of positions of a micro-batch, padding included."""
+        generator = random.Random(self._seed)
+        batches = [self.draw(generator, self.batch_size) for _ in range(_DRAWS)]
+        return statistics.fmean(len(batch) * max(_lengths(batch)) for batch in batches)
+
+
+def _example_row(loaded: LoadedModel) -> Encoded:
+    """Return a row of text: ordinary token ids in the middle of the vocabulary."""
+    size = loaded.model.get_input_embeddings().weight.shape[0]
+    special = set(loaded.tokenizer.all_special_ids)
+    ids = [token for token in range(size // 4, size) if token not in special][:EXAMPLE_TOKENS]
+    labels = [IGNORE_INDEX] * (len(ids) - EXAMPLE_LABELS) + ids[-EXAMPLE_LABELS:]
+    return Encoded(input_ids=ids, labels=labels)
+
+
+def _answered(prompt: Encoded, num_tokens: int) -> Encoded:
+    """Return an anchor row as long as the base's answer may become."""
+    answer = [prompt.input_ids[-1]] * num_tokens
+    labels = [IGNORE_INDEX] * len(prompt.input_ids) + answer
+    return Encoded([*prompt.input_ids, *answer], labels, prompt.features)
+
+
+def _lengths(rows: Sequence[Encoded]) -> list[int]:
+    return [len(row.input_ids) for row in rows]
+
+
+def _num_labels(row: Encoded) -> int:
+    return sum(label != IGNORE_INDEX for label in row.labels[1:])
