@@ -38,7 +38,9 @@ RecipeName = Enum("RecipeName", {name: name for name in RECIPES}, type=str)  # t
 Model = Annotated[str, typer.Argument(help="Folder or hub id of a Hugging Face model.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any other setting, as key=value (docs/configuration.md).", show_default=False),
+    typer.Option(
+        "--set", help="Any other setting, as key=value (docs/configuration.md).", show_default=False
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 
@@ -106,7 +108,9 @@ def _finish(record: RunRecord, folder: str, as_json: bool, console: Console) -> 
 def plan(
     model: Model,
     recipe: Annotated[RecipeName, typer.Option(help="What trains.")] = RecipeName("sa_proj"),  # type: ignore[call-arg]
-    skill: Annotated[str | None, typer.Option(help="The skill's rows: sizes come from them.")] = None,
+    skill: Annotated[
+        str | None, typer.Option(help="The skill's rows: sizes come from them.")
+    ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Rows to keep; may be repeated.")] = None,
     per_device_train_batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     measure: Annotated[bool, typer.Option(help="Time some steps on this machine.")] = True,
@@ -117,7 +121,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what would train and what it costs. Changes nothing."""
-    from narrowtune.pipeline import make_plan_for
+    from narrowtune.pipeline.single import plan as make_plan
     from narrowtune.report.plan_view import render_plan
 
     flags = {
@@ -131,7 +135,7 @@ def plan(
     if per_device_train_batch_size is not None:
         flags["training.global_batch_size"] = per_device_train_batch_size
     settings = _settings(None, {"model": model, "skill": skill or "unused", **flags}, more)
-    result = make_plan_for(settings, with_data=skill is not None, measure_time=measure)
+    result = make_plan(settings, with_data=skill is not None, measure_time=measure)
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
     else:
@@ -142,7 +146,9 @@ def plan(
 def teach(
     config: Annotated[Path | None, typer.Argument(help="A YAML file; flags override it.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id of the base model.")] = None,
-    recipe: Annotated[RecipeName | None, typer.Option(help="What trains.", show_default=False)] = None,
+    recipe: Annotated[
+        RecipeName | None, typer.Option(help="What trains.", show_default=False)
+    ] = None,
     skill: Annotated[str | None, typer.Option(help="Rows to learn from and be tested on.")] = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="Rows that must not get worse; may be repeated.")
@@ -195,7 +201,7 @@ def teach(
         "gallery": gallery,
     }
     settings = _settings(config, flags, more)
-    from narrowtune.pipeline import teach as run_teach
+    from narrowtune.pipeline.teach import teach as run_teach
 
     console = _console(as_json)
     given = config.read_text(encoding="utf-8") if config else None
@@ -214,16 +220,22 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option()] = 32,
     batch_size: Annotated[int, typer.Option()] = 32,
     limit: Annotated[int | None, typer.Option(help="Use only this many rows.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write items here, one file a task.")] = None,
+    output: Annotated[Path, typer.Option(help="Gets one file of answers per task.")] = Path(
+        "evaluation"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Score a model on rows with answers, with or without a delta."""
-    from narrowtune.pipeline import evaluate_model
+    from narrowtune.pipeline.single import evaluate as score
     from narrowtune.report.terminal import task_table
 
     fields = {"metric": metric, "mode": mode, "max_new_tokens": max_new_tokens, "limit": limit}
-    results = evaluate_model(
-        model, [{"path": path, **fields} for path in tasks], delta, batch_size, output
+    results = score(
+        model,
+        [{"path": path, **fields} for path in tasks],
+        delta,
+        batch_size=batch_size,
+        output=output,
     )
     if as_json:
         typer.echo(json.dumps([r.model_dump(exclude={"items"}) for r in results], indent=2))
@@ -243,10 +255,10 @@ def probe(
     as_json: AsJson = False,
 ) -> None:
     """Measure how far a delta moves the output distribution."""
-    from narrowtune.pipeline import probe_delta
+    from narrowtune.pipeline.single import probe as measure
     from narrowtune.report.terminal import drift_table
 
-    result = probe_delta(model, delta, prompts, max_prompts, max_new_tokens)
+    result = measure(model, delta, prompts, max_prompts=max_prompts, max_new_tokens=max_new_tokens)
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
     else:
@@ -260,7 +272,8 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Folder of a comparison.")] = None,
 ) -> None:
     """Build the report again from a run's folder; compare several runs."""
-    from narrowtune.report.build import build_comparison, build_report
+    from narrowtune.report.build import build_report
+    from narrowtune.report.comparison import build_comparison
 
     if len(run) == 1:
         path = build_report(run[0], gallery=gallery)
@@ -273,7 +286,9 @@ def report(
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option()] = 42,
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the work; shows the flow.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tenth of the work; shows the flow.")
+    ] = False,
 ) -> None:
     """Teach counting to a real model, plainly and with the anchor, and show what each broke."""
     from narrowtune.demo.run import run_demo
@@ -282,9 +297,11 @@ def demo(
 
 
 @delta_app.command("info")
-def delta_info(path: Annotated[Path, typer.Argument(help="A delta file.")], as_json: AsJson = False) -> None:
+def delta_info(
+    path: Annotated[Path, typer.Argument(help="A delta file.")], as_json: AsJson = False
+) -> None:
     """Describe a delta: base, recipe, size, share of weights that changed."""
-    from narrowtune.delta.folder import info
+    from narrowtune.delta.store import info
     from narrowtune.report.terminal import delta_table
 
     result = info(path)

@@ -16,6 +16,7 @@ from narrowtune.data.examples import Example, Message, RefusedRow, RowError, Row
 from narrowtune.data.rows import read_rows, write_refused
 from narrowtune.data.splits import find_overlap, mix_examples, split_examples
 from narrowtune.evaluate.tasks import Task, make_task
+from narrowtune.models.load import LoadedModel
 
 SHIPPED_ANCHOR_PROMPTS = "general.jsonl"
 SHIPPED_FREE_PROMPTS = "free.jsonl"
@@ -191,3 +192,34 @@ def encode_rows(
     if len(new) > config.skill.max_refused:
         raise RowsRefusedError(new, config.skill.max_refused, len(examples))
     return encoded
+
+
+def make_encoder(loaded: LoadedModel, config: RunConfig) -> ChatEncoder:
+    """Return the run's chat template as an encoder."""
+    return ChatEncoder(
+        loaded.tokenizer,
+        loaded.processor,
+        max_length=config.max_length,
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
+
+
+def read_encoded(
+    config: RunConfig, encoder: ChatEncoder, refused_path: Path | None = None
+) -> tuple[Inputs, list[Encoded], list[Encoded]]:
+    """Read a run's rows and turn those that are trained on into tokens.
+
+    Returns:
+        All inputs, the encoded training rows and the encoded validation rows.
+
+    Raises:
+        DataError: as `read_inputs` and `encode_rows`; refused rows are in `refused_path` then too.
+    """
+    inputs = read_inputs(config, refused_path)
+    try:
+        rows = encode_rows(encoder, inputs.train, config, inputs.refused)
+        validation = encode_rows(encoder, inputs.validation, config, inputs.refused)
+    finally:
+        if refused_path is not None and inputs.refused:
+            write_refused(refused_path, inputs.refused)
+    return inputs, rows, validation

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from narrowtune.core.config import RunConfig
-from narrowtune.core.results import DriftResult
+from narrowtune.core.results import DriftResult, TaskResult
+from narrowtune.core.run_folder import RunFolder, write_text
 from narrowtune.data.chat import ChatEncoder
+from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
+from narrowtune.evaluate.cache import ScoreCache
+from narrowtune.evaluate.evaluate import evaluate_cached, write_items
+from narrowtune.evaluate.tasks import Task
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.inputs import Inputs
@@ -24,6 +30,50 @@ def measuring_dtype(loaded: LoadedModel) -> torch.dtype:
     that many close decisions would have to be taken again alone.
     """
     return torch.float32 if loaded.model.device.type == "cpu" else loaded.dtype
+
+
+def choose_arithmetic(config: RunConfig, loaded: LoadedModel, folder: RunFolder) -> Arithmetic:
+    """Measure which arithmetic is fastest here, or read back what an earlier start measured."""
+    if folder.arithmetic.exists():
+        return Arithmetic.from_json(folder.arithmetic.read_text(encoding="utf-8"))
+    arithmetic = measure_arithmetic(loaded.model, requested=config.training.compute_dtype)
+    write_text(folder.arithmetic, arithmetic.to_json())
+    return arithmetic
+
+
+def score_tasks(
+    loaded: LoadedModel,
+    tasks: Sequence[Task],
+    encoder: ChatEncoder,
+    *,
+    batch_size: int,
+    fingerprint: str,
+    arithmetic: Arithmetic,
+    folder: Path,
+) -> list[TaskResult]:
+    """Return the results of every task, from the cache where they are there; write the items.
+
+    Args:
+        fingerprint: of the weights that are in the model now.
+        folder: one file per task goes there.
+    """
+    dtype = measuring_dtype(loaded)
+    words = f"{dtype} {arithmetic.float32_matmul_precision} {arithmetic.threads} threads"
+    results = []
+    with computing_in(loaded.model, dtype):
+        for task in tasks:
+            result = evaluate_cached(
+                loaded,
+                task,
+                encoder,
+                batch_size=batch_size,
+                cache=ScoreCache(),
+                model_fingerprint=fingerprint,
+                arithmetic=words,
+            )
+            write_items(result.items, folder / f"{task.name}.jsonl")
+            results.append(result)
+    return results
 
 
 def measure_run_drift(

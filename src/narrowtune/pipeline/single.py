@@ -1,0 +1,105 @@
+"""Commands that do one thing: plan, evaluate, probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from narrowtune.core.config import DataSettings, RunConfig
+from narrowtune.core.results import DriftResult, Plan, TaskResult
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.rows import read_rows
+from narrowtune.delta.apply import apply
+from narrowtune.delta.store import Delta
+from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
+from narrowtune.evaluate.tasks import make_task
+from narrowtune.models.fingerprint import fingerprint
+from narrowtune.models.load import LoadedModel, load_model
+from narrowtune.models.swap import WeightSwap
+from narrowtune.pipeline.inputs import (
+    SHIPPED_FREE_PROMPTS,
+    Inputs,
+    make_encoder,
+    read_encoded,
+    shipped_prompts,
+)
+from narrowtune.pipeline.stages import measuring_dtype, plan_run, score_tasks
+from narrowtune.probe.drift import measure_drift
+from narrowtune.train.masters import computing_in, copy_tensors
+
+
+def plan(config: RunConfig, *, with_data: bool, measure_time: bool) -> Plan:
+    """Plan a run; with data, its rows' lengths and number come from them. Writes nothing."""
+    loaded = load_model(
+        config.model, dtype=config.dtype, device=config.device, revision=config.revision
+    )
+    encoder = make_encoder(loaded, config)
+    inputs, rows, _ = read_encoded(config, encoder) if with_data else (Inputs(), [], [])
+    arithmetic = measure_arithmetic(loaded.model, requested=config.training.compute_dtype)
+    with apply_arithmetic(arithmetic, loaded.model.device, autocast=False):
+        return plan_run(loaded, config, inputs, rows, arithmetic, measure_time=measure_time)
+
+
+def evaluate(
+    model: str,
+    tasks: Sequence[dict[str, Any]],
+    delta_path: Path | None,
+    *,
+    batch_size: int,
+    output: Path,
+) -> list[TaskResult]:
+    """Score a model, or the same model with a delta applied in memory, on rows with answers.
+
+    Args:
+        model: folder or hub id.
+        tasks: fields of `DataSettings`, one set each.
+        delta_path: applied first, unless None.
+        output: folder that gets one file of items per task.
+    """
+    loaded = _load(model, delta_path)
+    settings = [DataSettings.model_validate(task) for task in tasks]
+    made = [make_task(each, read_rows(each).examples, "target") for each in settings]
+    arithmetic = measure_arithmetic(loaded.model)
+    with apply_arithmetic(arithmetic, loaded.model.device, autocast=False):
+        return score_tasks(
+            loaded,
+            made,
+            ChatEncoder(loaded.tokenizer, loaded.processor),
+            batch_size=batch_size,
+            fingerprint=fingerprint(loaded.model),
+            arithmetic=arithmetic,
+            folder=output,
+        )
+
+
+def probe(
+    model: str, delta_path: Path, prompts: str | None, *, max_prompts: int, max_new_tokens: int
+) -> DriftResult:
+    """Measure the drift that a delta causes, on prompts from a file or on those of the package."""
+    loaded = load_model(model)
+    delta = Delta.load(delta_path)
+    base = copy_tensors(loaded.model, delta.metadata.tensors)
+    apply(loaded.model, delta)
+    path = prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
+    rows = read_rows(DataSettings(path=path), prompts_only=True).examples[:max_prompts]
+    arithmetic = measure_arithmetic(loaded.model)
+    with (
+        apply_arithmetic(arithmetic, loaded.model.device, autocast=False),
+        computing_in(loaded.model, measuring_dtype(loaded)),
+    ):
+        return measure_drift(
+            loaded,
+            WeightSwap(loaded.model, base),
+            [(Path(path).stem, row.prompt) for row in rows],
+            ChatEncoder(loaded.tokenizer, loaded.processor),
+            max_new_tokens=max_new_tokens,
+            batch_size=32,
+        )
+
+
+def _load(model: str, delta_path: Path | None) -> LoadedModel:
+    loaded = load_model(model)
+    if delta_path is not None:
+        apply(loaded.model, Delta.load(delta_path))
+    return loaded

@@ -1,0 +1,36 @@
+"""How long each stage took, said while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+
+class Stopwatch:
+    """Seconds by stage, in the order in which the stages ran.
+
+    Args:
+        console: where a stage is announced.
+        loud: whether to announce at all (one process of several does).
+    """
+
+    def __init__(self, console: Console, *, loud: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = console
+        self._loud = loud
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, and say when it begins and how long it took."""
+        if self._loud:
+            self._console.print(
+                f"[dim]…[/] {name}", end="\r" if self._console.is_terminal else "\n"
+            )
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        if self._loud:
+            self._console.print(f"[green]✓[/] {name} [dim]{self.seconds[name]:.1f} s[/]")
