@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import is_torchvision_available
 
 from narrowtune.core.errors import ModelError
+from narrowtune.models.alignment import align_weights
 from narrowtune.models.disk import check_folder, stored_dtypes
 from narrowtune.models.families import Family, find_family
 from narrowtune.models.processors import IMAGE_ONLY
@@ -104,6 +105,7 @@ def load_model(
     model = _load_weights(folder, family, torch_dtype, notes)
     tokenizer, processor = _load_processor(folder, family, notes)
     model.to(_choose_device(device)).eval()
+    align_weights(model)
     for note in notes:
         _warn_once(note)
     return LoadedModel(

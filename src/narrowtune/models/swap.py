@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowtune.core.errors import ModelError, SelectionError
+from narrowtune.models.alignment import is_aligned
 
 
 class WeightSwap:
@@ -49,6 +50,9 @@ class WeightSwap:
                     found=f"{live.dtype} in the model, which can't hold those values exactly",
                     do="load base and tuned model in the same dtype",
                 )
+            if not is_aligned(live):
+                # Base and tuned values must lie alike, or equal ones would compute other bits.
+                live.data = live.data.clone()
         self._base = {
             name: tensor.detach().to(self._parameters[name].device, copy=True)
             for name, tensor in base.items()
