@@ -37,8 +37,10 @@ def plan(config: RunConfig, *, with_data: bool, measure_time: bool) -> Plan:
     encoder = make_encoder(loaded, config)
     inputs, rows, _ = read_encoded(config, encoder) if with_data else (Inputs(), [], [])
     arithmetic = measure_arithmetic(loaded.model, requested=config.training.compute_dtype)
-    with apply_arithmetic(arithmetic, loaded.model.device, autocast=False):
-        return plan_run(loaded, config, inputs, rows, arithmetic, measure_time=measure_time)
+    with apply_arithmetic(arithmetic):
+        return plan_run(
+            loaded, config, inputs, rows, encoder, arithmetic, measure_time=measure_time
+        )
 
 
 def evaluate(
@@ -61,7 +63,7 @@ def evaluate(
     settings = [DataSettings.model_validate(task) for task in tasks]
     made = [make_task(each, read_rows(each).examples, "target") for each in settings]
     arithmetic = measure_arithmetic(loaded.model)
-    with apply_arithmetic(arithmetic, loaded.model.device, autocast=False):
+    with apply_arithmetic(arithmetic):
         return score_tasks(
             loaded,
             made,
@@ -85,7 +87,7 @@ def probe(
     rows = read_rows(DataSettings(path=path), prompts_only=True).examples[:max_prompts]
     arithmetic = measure_arithmetic(loaded.model)
     with (
-        apply_arithmetic(arithmetic, loaded.model.device, autocast=False),
+        apply_arithmetic(arithmetic),
         computing_in(loaded.model, measuring_dtype(loaded)),
     ):
         return measure_drift(

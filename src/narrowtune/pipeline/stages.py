@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from narrowtune.core.config import RunConfig
-from narrowtune.core.results import DriftResult, TaskResult
+from narrowtune.core.results import DriftResult, Plan, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_text
 from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import Encoded
 from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
+from narrowtune.engine.generate import spread
 from narrowtune.evaluate.cache import ScoreCache
 from narrowtune.evaluate.evaluate import evaluate_cached, write_items
 from narrowtune.evaluate.tasks import Task
@@ -21,6 +23,8 @@ from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.inputs import Inputs
 from narrowtune.probe.drift import measure_drift
 from narrowtune.train.masters import computing_in
+from narrowtune.train.plan import make_plan
+from narrowtune.train.workload import TaskLoad, Workload
 
 
 def measuring_dtype(loaded: LoadedModel) -> torch.dtype:
@@ -39,6 +43,51 @@ def choose_arithmetic(config: RunConfig, loaded: LoadedModel, folder: RunFolder)
     arithmetic = measure_arithmetic(loaded.model, requested=config.training.compute_dtype)
     write_text(folder.arithmetic, arithmetic.to_json())
     return arithmetic
+
+
+def plan_run(
+    loaded: LoadedModel,
+    config: RunConfig,
+    inputs: Inputs,
+    rows: Sequence[Encoded],
+    encoder: ChatEncoder,
+    arithmetic: Arithmetic,
+    *,
+    measure_time: bool = True,
+    num_processes: int = 1,
+) -> Plan:
+    """Plan a run on its own rows; without rows, on a made-up one. The model stays as it is."""
+    tasks = [_task_load(task, encoder, config.eval_batch_size) for task in inputs.tasks]
+    workload = Workload(
+        rows=rows,
+        num_samples=len(rows) or None,
+        tasks=tasks,
+        anchor_prompts=[encoder.encode_prompt(messages) for messages in inputs.anchor_prompts],
+    )
+    return make_plan(
+        loaded,
+        config,
+        workload,
+        arithmetic=arithmetic,
+        measure_time=measure_time,
+        num_processes=num_processes,
+    )
+
+
+def _task_load(task: Task, encoder: ChatEncoder, batch_size: int) -> TaskLoad:
+    """Describe what evaluating `task` takes, with one batch of its items to measure on."""
+    chosen = [task.examples[i] for i in spread(len(task.examples), batch_size)]
+    by_options = task.mode == "options"
+    return TaskLoad(
+        role=task.role,
+        num_items=len(task.examples),
+        num_groups=len({(g is None, i if g is None else g) for i, g in enumerate(task.groups)}),
+        prompts=[] if by_options else [encoder.encode_prompt(e.prompt) for e in chosen],
+        options=[[encoder.encode_answer(e.prompt, o) for o in e.options] for e in chosen]
+        if by_options
+        else [],
+        max_new_tokens=task.max_new_tokens,
+    )
 
 
 def score_tasks(

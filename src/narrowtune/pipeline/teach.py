@@ -86,7 +86,7 @@ def teach(
     run = _prepare(config, given, resume, console, state)
     with apply_arithmetic(run.arithmetic):
         if state.is_main_process:
-            _look_before(run)
+            _look_before(run, state.num_processes)
         _train(run, state, console, resume)
         if not state.is_main_process:
             return None
@@ -131,9 +131,17 @@ def _prepare(
     )
 
 
-def _look_before(run: Run) -> None:
+def _look_before(run: Run, num_processes: int) -> None:
     with run.watch.stage("plan"):
-        run.plan = plan_run(run.loaded, run.config, run.inputs, run.rows, run.arithmetic)
+        run.plan = plan_run(
+            run.loaded,
+            run.config,
+            run.inputs,
+            run.rows,
+            run.encoder,
+            run.arithmetic,
+            num_processes=num_processes,
+        )
         write_json(run.folder.plan, run.plan)
     with run.watch.stage("evaluate the base"):
         run.before = score_tasks(
