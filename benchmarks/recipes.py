@@ -1,0 +1,448 @@
+"""Recipes side by side on SmolLM2: frontiers of forgetting against learning.
+
+    python benchmarks/recipes.py --data DIR            # writes the data, then runs what is missing
+    python benchmarks/recipes.py --table               # only prints the tables from the results
+
+The protocol, fixed before the first run:
+- arms: language_model, mlp, mlp_gate_up, sa_proj; and the last two with the anchor;
+- the same 1,280 counting questions per seed, in the same order, batch 16, 80 steps, cosine, one
+  epoch: equal work for every arm;
+- learning rates half a decade apart, from 1e-5, 3e-5, 1e-4; extended until every arm's best rate
+  (validation accuracy of the skill, seed 0) is not at the edge of its grid, the same number of
+  trials for every arm; then two more seeds at the best rate;
+- reported: the skill on 400 test questions, every held-out kind (over 3,000 items, none of them
+  used for a choice), KL(base‖tuned) and number-token bias on 200 prompts.
+
+Every run is one line of runs.jsonl, so a stopped benchmark goes on where it was. Seconds and peak
+memory come from a pass of their own in which nothing else runs (`--cost`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).parent / "results" / "recipes"
+GRID = {-2: 3e-6, -1: 1e-5, 0: 3e-5, 1: 1e-4, 2: 3e-4, 3: 1e-3, 4: 3e-3, 5: 1e-2}
+FIRST = (-1, 0, 1)
+MOST_TRIALS = 7
+SEEDS = (0, 1, 2)
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 1280, 200, 400
+
+
+class Arm(NamedTuple):
+    """A recipe, with or without the anchor."""
+
+    recipe: str
+    anchored: bool
+
+    def __str__(self) -> str:
+        """Return its name in tables."""
+        return f"{self.recipe} + anchor" if self.anchored else self.recipe
+
+
+ARMS = (
+    Arm("language_model", False),
+    Arm("mlp", False),
+    Arm("mlp_gate_up", False),
+    Arm("sa_proj", False),
+    Arm("mlp_gate_up", True),
+    Arm("sa_proj", True),
+)
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    recipe: str
+    anchored: bool
+    exponent: int
+    seed: int
+
+    @property
+    def arm(self) -> Arm:
+        """The arm that this is a run of."""
+        return Arm(self.recipe, self.anchored)
+
+
+def read_runs(path: Path) -> dict[Job, dict[str, Any]]:
+    """Return the finished runs; a line cut short by a kill is left out."""
+    runs = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                run = json.loads(line)
+            except ValueError:
+                continue
+            runs[Job(*run["job"])] = run
+    return runs
+
+
+def best_exponent(arm: Arm, runs: dict[Job, dict[str, Any]]) -> int | None:
+    """Return the rate with the best validation score of the skill; the lower of equals."""
+    scored = {
+        job.exponent: run["validation"]
+        for job, run in runs.items()
+        if job.arm == arm and not job.seed
+    }
+    return max(sorted(scored), key=lambda k: scored[k]) if scored else None
+
+
+def next_jobs(runs: dict[Job, dict[str, Any]]) -> list[Job]:
+    """Return the runs that the protocol asks for next, given those that are there."""
+    tried = {
+        arm: sorted(job.exponent for job in runs if job.arm == arm and job.seed == 0)
+        for arm in ARMS
+    }
+    first = [Job(*arm, k, 0) for arm in ARMS for k in FIRST if k not in tried[arm]]
+    if first:
+        return first
+    wanted: dict[Arm, int] = {}
+    for arm in ARMS:
+        best = best_exponent(arm, runs)
+        low, high = tried[arm][0], tried[arm][-1]
+        if best == high and high + 1 in GRID and len(tried[arm]) < MOST_TRIALS:
+            wanted[arm] = high + 1
+        elif best == low and low - 1 in GRID and len(tried[arm]) < MOST_TRIALS:
+            wanted[arm] = low - 1
+    most = max(len(tried[arm]) + (arm in wanted) for arm in ARMS)
+    for arm in ARMS:
+        # Equal numbers of trials: an arm that is done gets one more on the side it is nearer to.
+        if arm not in wanted and len(tried[arm]) < most:
+            best = best_exponent(arm, runs)
+            low, high = tried[arm][0], tried[arm][-1]
+            up = best is not None and high - best <= best - low and high + 1 in GRID
+            wanted[arm] = high + 1 if up else low - 1
+    jobs = [Job(*arm, k, 0) for arm, k in wanted.items() if k in GRID]
+    if jobs:
+        return jobs
+    bests = {arm: best_exponent(arm, runs) for arm in ARMS}
+    return [
+        job
+        for arm in ARMS
+        for seed in SEEDS[1:]
+        if (job := Job(*arm, bests[arm], seed)) not in runs  # type: ignore[arg-type]
+    ]
+
+
+class Bench:
+    """A model in memory, and everything that all runs share."""
+
+    def __init__(self, data: Path, device: str, max_keep: int | None, batch_size: int) -> None:
+        import torch
+        import transformers
+
+        from narrowtune.core.config import DataSettings, RunConfig
+        from narrowtune.data.rows import read_rows
+        from narrowtune.demo.weights import smollm2_folder
+        from narrowtune.engine.arithmetic import measure_arithmetic
+        from narrowtune.evaluate.tasks import make_task
+        from narrowtune.models.load import load_model
+        from narrowtune.pipeline.inputs import make_encoder
+
+        transformers.logging.disable_progress_bar()
+        self.batch_size = batch_size
+        settings = json.loads((data / "settings.json").read_text())
+        self.loaded = load_model(str(smollm2_folder()), device=device)
+        self.base = {n: p.detach().clone() for n, p in self.loaded.model.named_parameters()}
+        self.config = RunConfig.model_validate(
+            {
+                "model": "SmolLM2",
+                "skill": {"path": "unused"},
+                "eval_batch_size": batch_size,
+                "training": {"global_batch_size": 16, "per_device_train_batch_size": 16},
+            }
+        )
+        self.encoder = make_encoder(self.loaded, self.config)
+        self.pools = [
+            read_rows(DataSettings(path=str(data / f"train_{seed}.jsonl"))).examples
+            for seed in SEEDS
+        ]
+        skill = {key: settings["skill"][key] for key in ("metric", "max_new_tokens")}
+
+        def task(path: Path, role: str, **fields: Any) -> Any:
+            chosen = DataSettings(path=str(path), **fields)
+            return make_task(chosen, read_rows(chosen).examples, role)  # type: ignore[arg-type]
+
+        self.validation = task(data / "validation.jsonl", "target", name="validation", **skill)
+        self.test = task(data / "test.jsonl", "target", name="counting", **skill)
+        self.kept = [
+            task(data / "keep" / f"{keep['name']}.jsonl", "held_out", **{**keep, "limit": max_keep})
+            for keep in settings["keep"]
+        ]
+        requested = "float32" if self.loaded.model.device.type == "cuda" else "auto"
+        self.arithmetic = measure_arithmetic(self.loaded.model, requested=requested)
+        self._anchor: Any = None
+        self.before = self._score([self.validation, self.test, *self.kept])
+        self.torch = torch
+
+    def _score(self, tasks: Iterable[Any]) -> dict[str, Any]:
+        import torch
+
+        from narrowtune.engine.arithmetic import apply_arithmetic
+        from narrowtune.evaluate.evaluate import evaluate
+        from narrowtune.train.masters import computing_in
+
+        with apply_arithmetic(self.arithmetic), computing_in(self.loaded.model, torch.float32):
+            return {
+                task.name: evaluate(self.loaded, task, self.encoder, batch_size=self.batch_size)
+                for task in tasks
+            }
+
+    def anchor(self) -> Any:
+        """Return the base's answers to the prompts that ship, computed once."""
+        from narrowtune.core.config import AnchorSettings, DataSettings
+        from narrowtune.data.rows import read_rows
+        from narrowtune.data.splits import find_overlap
+        from narrowtune.pipeline.inputs import SHIPPED_ANCHOR_PROMPTS, shipped_prompts
+        from narrowtune.train.anchor import build_anchor
+
+        if self._anchor is None:
+            path = str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
+            prompts = read_rows(DataSettings(path=path), prompts_only=True).examples
+            kept = [example for task in self.kept for example in task.examples]
+            same = {item.left.id for item in find_overlap(prompts, kept)}
+            self._anchor = build_anchor(
+                self.loaded,
+                self.encoder,
+                [p.messages for p in prompts if p.id not in same],
+                AnchorSettings(),
+                batch_size=self.batch_size,
+                seed=0,
+            )
+        return self._anchor
+
+    def fit(self, job: Job, max_steps: int = -1) -> Any:
+        """Train; the caller restores the base."""
+        import torch
+
+        from narrowtune.engine.arithmetic import apply_arithmetic
+        from narrowtune.models.select import resolve
+        from narrowtune.train.fit import fit
+        from narrowtune.train.masters import set_parameter_dtype
+
+        training = {"learning_rate": GRID[job.exponent], "max_steps": max_steps}
+        rows = [self.encoder.encode(example) for example in self.pools[job.seed]]
+        with tempfile.TemporaryDirectory() as folder, apply_arithmetic(self.arithmetic):
+            config = self.config.model_copy(
+                update={
+                    "training": self.config.training.model_copy(update=training),
+                    "seed": job.seed,
+                    "recipe": job.recipe,
+                    "output_dir": folder,
+                }
+            )
+            if self.arithmetic.compute_dtype == "float32":
+                set_parameter_dtype(self.loaded.model, torch.float32, None)
+            anchor = self.anchor() if job.anchored else None
+            fitted = fit(
+                self.loaded,
+                resolve(self.loaded.model, job.recipe),
+                rows,
+                config,
+                arithmetic=self.arithmetic,
+                anchor=anchor,
+            )
+            set_parameter_dtype(self.loaded.model, self.loaded.dtype, None)
+        return fitted
+
+    def restore(self) -> None:
+        """Put the base back, bit for bit."""
+        with self.torch.no_grad():
+            for name, parameter in self.loaded.model.named_parameters():
+                parameter.data = parameter.data.to(self.base[name].dtype)
+                parameter.copy_(self.base[name])
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Train, score, probe, restore; return the run's line."""
+        from narrowtune.core.config import DataSettings
+        from narrowtune.core.provenance import hardware
+        from narrowtune.data.rows import read_rows
+        from narrowtune.engine.arithmetic import apply_arithmetic
+        from narrowtune.evaluate.verdict import compare_results, decide
+        from narrowtune.models.swap import WeightSwap
+        from narrowtune.pipeline.inputs import SHIPPED_FREE_PROMPTS, shipped_prompts
+        from narrowtune.probe.drift import measure_drift
+        from narrowtune.train.masters import computing_in
+
+        fitted = self.fit(job)
+        after = self._score([self.validation, self.test, *self.kept])
+        prompts = [
+            ("free prompts", p.messages)
+            for p in read_rows(
+                DataSettings(path=str(shipped_prompts(SHIPPED_FREE_PROMPTS))), prompts_only=True
+            ).examples[:100]
+        ]
+        share = 100 // len(self.kept) + 1
+        prompts += [(t.name, e.prompt) for t in self.kept for e in t.examples[:share]][:100]
+        with apply_arithmetic(self.arithmetic), computing_in(self.loaded.model, self.torch.float32):
+            drift = measure_drift(
+                self.loaded,
+                WeightSwap(self.loaded.model, fitted.base),
+                prompts,
+                self.encoder,
+                max_new_tokens=32,
+                batch_size=self.batch_size,
+                skill_answers={e.answers[0] for e in self.pools[job.seed]},
+            )
+        self.restore()
+        names = [self.test.name, *(task.name for task in self.kept)]
+        before, now = [self.before[n] for n in names], [after[n] for n in names]
+        verdict = decide(before, now, budget=5.0)
+        return {
+            "job": list(job),
+            "learning_rate": GRID[job.exponent],
+            "validation": after["validation"].strict.mean,
+            "verdict": verdict.model_dump(),
+            "tasks": [change.model_dump() for change in compare_results(before, now)],
+            "drift": drift.model_dump(),
+            "training": fitted.summary.model_dump(),
+            "device": hardware().get("accelerators") or hardware().get("cpu"),
+            "compute_dtype": self.arithmetic.compute_dtype,
+            "num_held_out": sum(result.num_items for result in now[1:]),
+        }
+
+    def cost(self, arm: Arm, steps: int) -> dict[str, Any]:
+        """Time some steps with nothing else running."""
+        job = Job(*arm, 0, 0)
+        if arm.anchored:
+            self.anchor()
+        summary = self.fit(job, max_steps=steps).summary
+        self.restore()
+        return {
+            "arm": str(arm),
+            "steps": summary.num_steps,
+            "seconds_per_step": summary.seconds / summary.num_steps,
+            "peak_memory_bytes": summary.peak_memory_bytes,
+            "compute_dtype": summary.compute_dtype,
+            "load_average": os.getloadavg()[0],
+        }
+
+
+def write_data(folder: Path) -> None:
+    """Write every row that the benchmark uses; the same bytes on every machine."""
+    from narrowtune.demo.files import write_demo_data
+    from narrowtune.demo.keep import KINDS
+
+    total = NUM_TRAIN * len(SEEDS)
+    made = write_demo_data(
+        folder,
+        num_train=total,
+        num_validation=NUM_VALIDATION,
+        num_test=NUM_TEST,
+        kinds=tuple(KINDS),
+        seed=7,
+    )
+    rows = Path(made.skill.path).read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "validation.jsonl").write_text("".join(rows[:NUM_VALIDATION]), encoding="utf-8")
+    for seed in SEEDS:
+        start = NUM_VALIDATION + seed * NUM_TRAIN
+        part = rows[start : start + NUM_TRAIN]
+        (folder / f"train_{seed}.jsonl").write_text("".join(part), encoding="utf-8")
+    Path(str(made.skill.test_path)).rename(folder / "test.jsonl")
+    settings = {
+        "skill": made.skill.model_dump(mode="json"),
+        "keep": [
+            {
+                key: value
+                for key, value in keep.model_dump(mode="json").items()
+                if key in ("name", "metric", "mode", "max_new_tokens")
+            }
+            for keep in made.keep
+        ],
+    }
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+_BENCH: Bench | None = None
+
+
+def _start(*args: Any) -> None:
+    global _BENCH
+    _BENCH = Bench(*args)
+
+
+def _run(job: Job) -> dict[str, Any]:
+    assert _BENCH is not None
+    return _BENCH.run(job)
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Run what the protocol still asks for, as many runs at once as there are workers."""
+    path = args.results / "runs.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    bench_args = (args.data, args.device, args.limit_keep, args.batch_size)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(args.workers, initializer=_start, initargs=bench_args) as pool:
+        while jobs := next_jobs(read_runs(path)):
+            print(
+                f"{len(jobs)} runs: {', '.join(f'{j.arm} {GRID[j.exponent]:g} s{j.seed}' for j in jobs)}"
+            )
+            for run in pool.imap_unordered(_run, jobs):
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(run) + "\n")
+                print(describe(run), f"{time.monotonic() - started:.0f} s", flush=True)
+                if args.max_seconds and time.monotonic() - started > args.max_seconds:
+                    print("time is up; run it again to go on")
+                    pool.terminate()
+                    return
+    print("complete")
+
+
+def describe(run: dict[str, Any]) -> str:
+    """Return a run in one line."""
+    verdict, drift = run["verdict"], run["drift"]
+    arm = Arm(run["job"][0], run["job"][1])
+    return (
+        f"{arm!s:26} {run['learning_rate']:7g} s{run['job'][3]} validation {run['validation']:6.1%} "
+        f"learning {verdict['learning']['value']:5.1f} forgetting {verdict['forgetting']['value']:5.1f} "
+        f"KL {drift['kl_base_tuned']:.3f} {verdict['outcome']}"
+    )
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("runs/recipes-data"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=64, help="of evaluation")
+    parser.add_argument("--limit-keep", type=int, help="items per held-out kind (for a trial)")
+    parser.add_argument("--max-seconds", type=float, help="stop after the run that reaches this")
+    parser.add_argument("--cost", type=int, metavar="STEPS", help="time so many steps of every arm")
+    parser.add_argument("--write-data", action="store_true", help="write the data and stop")
+    parser.add_argument("--table", action="store_true", help="print the tables and stop")
+    args = parser.parse_args()
+    if args.table:
+        from recipes_table import print_tables
+
+        print_tables(args.results)
+        return
+    if not (args.data / "settings.json").exists():
+        write_data(args.data)
+    if args.write_data:
+        return
+    if args.cost:
+        bench = Bench(args.data, args.device, 8, args.batch_size)
+        rows = [bench.cost(arm, args.cost) for arm in ARMS]
+        out = args.results / f"cost_{bench.loaded.model.device.type}.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        print(out.read_text())
+        return
+    run_all(args)
+
+
+if __name__ == "__main__":
+    main()
