@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.results import Proof, TrainingSummary
@@ -21,7 +21,7 @@ from narrowtune.models.select import Selection
 from narrowtune.train.anchor import Anchor
 from narrowtune.train.callbacks import LogFile
 from narrowtune.train.checkpoint import find_checkpoint
-from narrowtune.train.masters import copy_tensors, round_to_base, set_parameter_dtype
+from narrowtune.train.masters import copy_tensors, set_parameter_dtype
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
 from narrowtune.train.trainer import NarrowTrainer, Rows, planned_steps, training_arguments
 
@@ -67,10 +67,8 @@ def fit(
     set_seed(config.seed)
     parameters = dict(model.named_parameters())
     widened = {name: parameters[name].dtype for name in selection.names}
-    base_dtypes = dict.fromkeys(selection.names, loaded.dtype)
-    base = {
-        name: value.to(loaded.dtype) for name, value in copy_tensors(model, selection.names).items()
-    }
+    copies = copy_tensors(model, selection.names)
+    base = {name: tensor.to(loaded.dtype) for name, tensor in copies.items()}
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in base)
     before = snapshot_frozen(model, selection.names)
@@ -97,6 +95,8 @@ def fit(
         anchor=anchor,
         callbacks=[LogFile(Path(config.output_dir) / "train.jsonl"), *callbacks],
     )
+    # It prints a dictionary per step where there is no tqdm bar.
+    trainer.remove_callback(PrinterCallback)
     checkpoint = find_checkpoint(Path(config.output_dir)) if resume else None
     steps = planned_steps(config, len(rows))
     peak = PeakMemory(model.device)
@@ -110,7 +110,8 @@ def fit(
     model.config.use_cache = use_cache
     model.eval()
     model.zero_grad(set_to_none=True)
-    round_to_base(model, selection.names, base_dtypes)
+    # What is evaluated from here on is what the delta stores: the rounded weights.
+    set_parameter_dtype(model, loaded.dtype, selection.names)
     proof = prove(
         model, selection, before, base, witness, num_steps=trainer.state.global_step if steps else 0
     )
@@ -118,6 +119,7 @@ def fit(
         set_parameter_dtype(model, dtype, [name])
     for parameter in parameters.values():
         parameter.requires_grad_(False)
+    best = trainer.state.best_global_step if config.training.load_best_model_at_end else None
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     summary = TrainingSummary(
         num_steps=trainer.state.global_step if steps else 0,
@@ -133,9 +135,7 @@ def fit(
         global_batch_size=config.training.global_batch_size,
         learning_rate=config.training.learning_rate,
         final_loss=losses[-1] if losses else None,
-        best_step=trainer.state.best_global_step
-        if config.training.load_best_model_at_end
-        else None,
+        best_step=best,
         anchor_weight=anchor.weight if anchor else None,
         anchor_seconds=anchor.seconds if anchor else None,
         resumed_from=checkpoint.name if checkpoint else None,

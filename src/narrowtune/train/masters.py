@@ -28,20 +28,6 @@ def set_parameter_dtype(model: nn.Module, dtype: torch.dtype, names: Iterable[st
 
 
 @torch.no_grad()
-def round_to_base(
-    model: nn.Module, names: Iterable[str], base_dtypes: dict[str, torch.dtype]
-) -> None:
-    """Round the masters called `names` to the base's dtype, and keep them in it.
-
-    What is evaluated after training is what the delta stores: the rounded weights.
-    """
-    chosen = set(names)
-    for name, parameter in model.named_parameters():
-        if name in chosen:
-            parameter.data = parameter.data.to(base_dtypes[name])
-
-
-@torch.no_grad()
 def copy_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return copies of the parameters called `names`, on the CPU, in their own dtype."""
     chosen = set(names)

@@ -6,6 +6,7 @@ Trainer's own.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -96,7 +97,6 @@ def training_arguments(
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim=training.optim,
-        gradient_checkpointing=training.gradient_checkpointing,
         bf16=bf16,
         use_cpu=on_cpu,
         seed=config.seed,
@@ -119,7 +119,15 @@ def training_arguments(
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
         ddp_timeout=24 * 3600,
+        **_checkpointing(training.gradient_checkpointing),
     )
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """Name the setting as this release of transformers does: it was renamed within version 5."""
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    new = "activation_checkpointing"
+    return {new if new in names else "gradient_checkpointing": True} if wanted else {}
 
 
 class NarrowTrainer(Trainer):
