@@ -21,7 +21,12 @@ from narrowtune.models.select import Selection
 from narrowtune.train.anchor import Anchor
 from narrowtune.train.callbacks import LogFile
 from narrowtune.train.checkpoint import find_checkpoint
-from narrowtune.train.masters import copy_tensors, set_parameter_dtype
+from narrowtune.train.masters import (
+    computing_in,
+    copy_tensors,
+    layer_norm_names,
+    set_parameter_dtype,
+)
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
 from narrowtune.train.trainer import NarrowTrainer, Rows, planned_steps, training_arguments
 
@@ -101,7 +106,7 @@ def fit(
     steps = planned_steps(config, len(rows))
     peak = PeakMemory(model.device)
     started = time.perf_counter()
-    with peak:
+    with computing_in(model, torch.float32, layer_norm_names(model)), peak:
         if steps > 0:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started

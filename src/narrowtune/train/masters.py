@@ -38,15 +38,31 @@ def copy_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     }
 
 
+def layer_norm_names(model: nn.Module) -> list[str]:
+    """Return the names of LayerNorm parameters (those of vision towers, as a rule).
+
+    On a CPU they can't be narrower than their input, which is fp32 wherever something fp32 that
+    trains comes before them: while training in bf16 they are held in fp32.
+    """
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+
+
 @contextmanager
-def computing_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Hold every parameter in `dtype` inside the block, and in its own dtype after it.
+def computing_in(
+    model: nn.Module, dtype: torch.dtype, names: Iterable[str] | None = None
+) -> Iterator[None]:
+    """Hold the parameters called `names` (all, if None) in `dtype` inside the block, not after it.
 
     Widening bf16 to fp32 and narrowing it again is exact, so the weights come back bit for bit
     unless the block trained them.
     """
     before = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    set_parameter_dtype(model, dtype, None)
+    set_parameter_dtype(model, dtype, names)
     try:
         yield
     finally:

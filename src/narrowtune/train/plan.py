@@ -17,6 +17,7 @@ import torch
 from transformers import Trainer
 
 from narrowtune.core.config import RunConfig
+from narrowtune.core.provenance import hardware
 from narrowtune.core.results import CostEstimate, MemoryEstimate, Plan, TimeEstimate
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
@@ -98,6 +99,8 @@ class _Planner:
                 f"No rows given: sizes are for rows of {EXAMPLE_TOKENS} tokens of text, "
                 f"{EXAMPLE_LABELS} of them labels."
             )
+        if config.anchor is not None and not workload.anchor_prompts:
+            self.notes.append("No anchor prompts given: the anchor's part is not counted.")
         self.make_optimizer = self._optimizer(num_processes)
 
     def plan(self, measure_time: bool) -> Plan:
@@ -212,6 +215,12 @@ class _Planner:
                 f"{available_bytes(self.device) / 2**30:.1f} GiB are free here."
             )
             return None
+        machine = hardware()
+        if machine["load_average"] and machine["load_average"][0] > machine["cores"]:
+            self.notes.append(
+                f"Timed under a load of {machine['load_average'][0]:.1f} on {machine['cores']} "
+                "cores: a run is faster once the machine is free."
+            )
         draw = random.Random(self.config.seed)
         size = self.batches.batch_size
         sizes = sorted({max(1, size // 4), max(1, size // 2)})

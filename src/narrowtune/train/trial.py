@@ -24,7 +24,7 @@ from narrowtune.engine.arithmetic import Arithmetic, autocast
 from narrowtune.engine.cost import CountFlops
 from narrowtune.engine.forward import labelled_cross_entropy
 from narrowtune.engine.memory import SavedTensors
-from narrowtune.train.masters import computing_in
+from narrowtune.train.masters import computing_in, layer_norm_names
 
 _REPEATS = 3
 _ENOUGH_SECONDS = 5.0
@@ -46,10 +46,8 @@ def borrowed(
     the run computes in fp32, the frozen part is widened in place and narrowed again: exact.
     """
     with _random_states(), _modes(model, gradient_checkpointing), _masters(model, names) as chosen:
-        if arithmetic.compute_dtype == "float32":
-            with computing_in(model, torch.float32):
-                yield chosen
-        else:
+        everything = arithmetic.compute_dtype == "float32"
+        with computing_in(model, torch.float32, None if everything else layer_norm_names(model)):
             yield chosen
 
 
