@@ -7,7 +7,7 @@ can be too small to survive that.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 
@@ -70,27 +70,26 @@ class GradientWitness:
     Args:
         model: the model, wrapped or not.
         names: the selected parameters.
-        received: names that an earlier part of the same run (before resuming) has seen.
+
+    Attributes:
+        received: parameters that got a gradient; a resumed run adds what its checkpoint lists.
+        nonzero: those among them whose gradient was not zero throughout.
     """
 
-    def __init__(
-        self, model: nn.Module, names: Iterable[str], received: Collection[str] = ()
-    ) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         model = extract_model_from_parallel(model, keep_torch_compile=False)
         parameters = dict(model.named_parameters())
-        self.received: set[str] = set(received)
-        self.nonzero: set[str] = set(received)
-        self._handles: dict[str, RemovableHandle] = {}
-        for name in names:
-            if name not in self.nonzero:
-                self._handles[name] = parameters[name].register_hook(partial(self._see, name))
+        self.received: set[str] = set()
+        self.nonzero: set[str] = set()
+        self._handles: dict[str, RemovableHandle] = {
+            name: parameters[name].register_hook(partial(self._see, name)) for name in names
+        }
 
     def _see(self, name: str, gradient: Tensor) -> None:
         self.received.add(name)
-        if name not in self.nonzero and bool(torch.any(gradient != 0)):
+        if name in self.nonzero or bool(torch.any(gradient != 0)):
             self.nonzero.add(name)
-            if name in self._handles:
-                self._handles.pop(name).remove()
+            self._handles.pop(name).remove()
 
     def close(self) -> None:
         """Take the remaining hooks off."""

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from delta_cases import load, same_bits, weights
 from narrowtune.core.errors import DeltaError, ModelError, NarrowtuneError, UsageError
 from narrowtune.core.provenance import sha256_file
+from narrowtune.delta.copying import repack_weights
 from narrowtune.delta.folder import apply_to_folder, merge, parse_size, undo_folder
+from narrowtune.delta.layout import read_layout
 from narrowtune.delta.store import Delta
 
 FAMILIES = ["llama", "llava", "qwen2_5_vl"]
@@ -99,6 +101,27 @@ def test_merge_into_one_file_is_what_transformers_would_write(make_case, tmp_pat
     tuned.save_pretrained(tmp_path / "saved")
     ours = tmp_path / "merged" / "model.safetensors"
     assert ours.read_bytes() == (tmp_path / "saved" / "model.safetensors").read_bytes()
+
+
+def test_repacked_tensors_are_aligned_to_their_elements(tmp_path):
+    tensors = {
+        "a": torch.arange(3.0).bfloat16(),
+        "b": torch.arange(4.0),
+        "c": torch.tensor(True),
+        "d": torch.arange(2),
+        "e": torch.zeros(0, 5),
+    }
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for limit in (1, 30, 1000):
+        out = tmp_path / f"out-{limit}"
+        out.mkdir()
+        repack_weights(read_layout(tmp_path), out, limit)
+        layout = read_layout(out)
+        assert {n: layout.read(n).tolist() for n in tensors} == {
+            n: t.tolist() for n, t in tensors.items()
+        }
+        for name, place in layout.places.items():
+            assert place.entry.start % tensors[name].itemsize == 0
 
 
 def test_companions_go_along_and_stale_weights_do_not(make_case, tmp_path):
