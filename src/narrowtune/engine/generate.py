@@ -25,11 +25,11 @@ from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate
 from narrowtune.engine.forward import evaluating, to_device
 from narrowtune.models.load import LoadedModel
 
-NOISE_ROWS, NOISE_STEPS = 6, 4
-"""How many prompts, and how many steps of each, the difference batched − alone is measured on."""
+NOISE_ROWS, NOISE_STEPS, NOISE_TOKENS = 6, 4, 16
+"""Prompts, steps of each, and most likely tokens of each step that noise is measured on."""
 
 TIE_FACTOR = 2.0
-"""A gap is a difference of two logits, each of which can be off by the measured noise."""
+"""How much larger than the measured noise a gap must be: the measurement is a small sample."""
 
 Collect = Callable[[Tensor], Tensor]
 """Given a step's raw logits [B, V] in fp32, what to keep of them: [B, K]."""
@@ -134,9 +134,9 @@ def measure_noise(
 ) -> float:
     """Return the gap between logits up to which a batched decision can't be trusted.
 
-    Twice the largest difference, over the vocabulary and a few steps of a few prompts, between
-    logits computed in one padded batch and alone. Pass it on as `tolerance` where the same model
-    answers repeatedly.
+    `TIE_FACTOR` times the largest difference between one padded batch and each row alone, in the
+    gap between the most likely token and one of the next, over a few steps of a few prompts. Pass
+    it on as `tolerance` where the same model answers repeatedly.
     """
     decoder = _Decoder(loaded, stop_tokens(loaded, extra_stop_tokens), None)
     with evaluating(loaded.model):
@@ -246,8 +246,10 @@ def _measure(decoder: _Decoder, prompts: Sequence[Encoded]) -> float:
     for row, together in zip(chosen, keeper.decode(chosen, NOISE_STEPS), strict=True):
         alone = keeper.decode([row], NOISE_STEPS)[0]
         for step, (a, b) in enumerate(zip(alone.collected, together.collected, strict=False)):
-            noise = max(noise, float((a - b).abs().max()))
-            largest = max(largest, float(a.abs().max()))
+            leading = a.topk(min(NOISE_TOKENS, len(a))).indices
+            change = (a - b)[leading]
+            noise = max(noise, float((change - change[0]).abs().max()))
+            largest = max(largest, float(a[leading].abs().max()))
             if alone.step_ids[step] != together.step_ids[step]:
                 break
     return TIE_FACTOR * max(noise, rounding(largest))
