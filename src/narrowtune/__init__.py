@@ -16,7 +16,8 @@ from narrowtune.version import __version__
 if TYPE_CHECKING:
     from narrowtune.core.config import RunConfig
     from narrowtune.core.errors import NarrowtuneError
-    from narrowtune.delta.algebra import apply, extract, undo
+    from narrowtune.delta.apply import apply, undo
+    from narrowtune.delta.extract import extract
     from narrowtune.delta.store import Delta
     from narrowtune.models.load import load_model
     from narrowtune.models.select import Selection, resolve, select
@@ -45,13 +46,13 @@ _ROOMS = {
     "NarrowtuneError": "narrowtune.core.errors",
     "RunConfig": "narrowtune.core.config",
     "Selection": "narrowtune.models.select",
-    "apply": "narrowtune.delta.algebra",
-    "extract": "narrowtune.delta.algebra",
+    "apply": "narrowtune.delta.apply",
+    "extract": "narrowtune.delta.extract",
     "load_model": "narrowtune.models.load",
     "resolve": "narrowtune.models.select",
     "select": "narrowtune.models.select",
     "teach": "narrowtune.pipeline.teach",
-    "undo": "narrowtune.delta.algebra",
+    "undo": "narrowtune.delta.apply",
 }
 
 
