@@ -88,10 +88,12 @@ def measure(recipe: str, batch_size: int, arithmetic: str, folder: str) -> dict[
     from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
     from narrowtune.models.select import resolve
     from narrowtune.train.fit import fit
+    from narrowtune.train.masters import computing_in
 
     loaded, config, rows = prepare(recipe, batch_size, folder)
     chosen = Arithmetic.from_json(arithmetic)
-    with apply_arithmetic(chosen):
+    widened = chosen.torch_dtype if chosen.compute_dtype == "float32" else loaded.dtype
+    with apply_arithmetic(chosen), computing_in(loaded.model, widened):
         selection = resolve(loaded.model, recipe)
         summary = fit(loaded, selection, rows, config, arithmetic=chosen).summary
     log = (Path(folder) / "train.jsonl").read_text(encoding="utf-8").splitlines()

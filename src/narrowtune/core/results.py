@@ -255,11 +255,17 @@ class MemoryEstimate(Value):
 
 
 class TimeEstimate(Value):
-    """Seconds, from a short measurement on this machine."""
+    """Seconds, from a short measurement on this machine.
+
+    Attributes:
+        measured_step_seconds: of an optimiser step at the run's batch size.
+        training_seconds: of all steps; None where their number is not known.
+        evaluation_seconds: of both evaluations; None where there is nothing to evaluate.
+    """
 
     measured_step_seconds: float
     compute_dtype: str
-    training_seconds: float
+    training_seconds: float | None
     evaluation_seconds: float | None
 
 

@@ -108,13 +108,11 @@ def _costs(plan: Plan) -> list[Fact]:
         facts.append(Fact("FLOPs of the run", small(plan.flops_total)))
     if plan.time is not None:
         time = plan.time
-        facts.append(
-            Fact(
-                "time of training",
-                f"{duration(time.training_seconds)} ({small(time.measured_step_seconds)} s per "
-                f"step, measured in {time.compute_dtype})",
-            )
-        )
+        step = f"{small(time.measured_step_seconds)} s per step, measured in {time.compute_dtype}"
+        if time.training_seconds is None:
+            facts.append(Fact("time of training", step))
+        else:
+            facts.append(Fact("time of training", f"{duration(time.training_seconds)} ({step})"))
         if time.evaluation_seconds is not None:
             facts.append(Fact("time of evaluation", duration(time.evaluation_seconds)))
     facts.append(Fact("delta", size(plan.delta_bytes)))

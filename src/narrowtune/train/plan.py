@@ -238,10 +238,11 @@ class _Planner:
             limit = self.config.training.max_grad_norm
             update = time_update(parameters, self.make_optimizer, limit)
         step = self.batches.micro_batches * _line(points, self.batches.positions()) + update
+        steps = self.batches.num_steps
         return TimeEstimate(
             measured_step_seconds=step,
             compute_dtype=self.arithmetic.compute_dtype,
-            training_seconds=step * (self.batches.num_steps or 0),
+            training_seconds=None if steps is None else step * steps,
             evaluation_seconds=self._evaluation_seconds(),
         )
 
@@ -279,7 +280,7 @@ class _Planner:
         return sum(sizes)
 
     def _cost(self, seconds: TimeEstimate | None) -> CostEstimate | None:
-        if seconds is None or self.batches.num_steps is None:
+        if seconds is None or seconds.training_seconds is None:
             return None
         total = seconds.training_seconds + (seconds.evaluation_seconds or 0.0)
         return estimate_cost(self.config.cost, total)

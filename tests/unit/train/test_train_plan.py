@@ -217,6 +217,7 @@ def test_without_samples_there_are_no_totals(base, tmp_path):
     assert (found.num_steps, found.flops_total, found.cost) == (None, None, None)
     assert found.time is not None
     assert found.time.measured_step_seconds > 0
+    assert found.time.training_seconds is None
     assert found.time.evaluation_seconds is None
 
 
