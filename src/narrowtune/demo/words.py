@@ -70,22 +70,3 @@ def sense(draw: random.Random) -> list[Choice]:
                 draw.shuffle(options)
                 choices.append((beginning, beginning, (ending,), tuple(options)))
     return choices
-
-
-def reviews() -> list[Choice]:
-    """Return short reviews and whether they are positive or negative, as many of each."""
-    lists = read_list("reviews")
-    feelings = ("positive", "negative")
-    return [
-        (adjective, _with_article(sentence, adjective), (feeling,), feelings)
-        for feeling in feelings
-        for adjective in lists[feeling].split()
-        for sentence in lists["sentences"]
-    ]
-
-
-def _with_article(sentence: str, adjective: str) -> str:
-    """Put the adjective in, with "an" where it begins with a vowel."""
-    if adjective[0] in "aeiou":
-        sentence = sentence.replace(" a {}", " an {}")
-    return sentence.format(adjective)

@@ -22,6 +22,9 @@ CONTINENTS = {
     "SA": "South America",
 }
 
+MIN_COUNTRY_POPULATION = 4_000_000
+"""A small model knows little of smaller countries, and what it never knew it can't forget."""
+
 MIN_CITY_POPULATION = 500_000
 CITIES_PER_COUNTRY = 10
 """At most: otherwise a third of the cities would be in China or India."""
@@ -58,7 +61,7 @@ def countries() -> tuple[Country, ...]:
     return tuple(
         _country(code, records[code], corrections)
         for code in sorted(records)
-        if code not in left_out
+        if code not in left_out and records[code]["population"] >= MIN_COUNTRY_POPULATION
     )
 
 

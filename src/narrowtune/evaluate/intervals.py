@@ -116,9 +116,9 @@ def bootstrap_margins(
     with np.errstate(divide="ignore", invalid="ignore"):
         studentised = np.where(moved == 0, 0.0, moved / np.sqrt(np.maximum(variance, 0.0)))
     # A bound above comes from resamples that fell too low for their own spread, and vice versa.
-    quantiles = [np.quantile(studentised, 1 - level if above else level) for above, level in sides]
+    quantiles = np.quantile(studentised, [1 - level if above else level for above, level in sides])
     signs = np.array([-1.0 if above else 1.0 for above, _ in sides])
-    margins: Floats = np.maximum(0.0, signs * np.array(quantiles)) * math.sqrt(observed)
+    margins: Floats = np.maximum(0.0, signs * quantiles) * math.sqrt(observed)
     return margins / len(clusters)
 
 

@@ -151,12 +151,19 @@ def worst_loss(
     )
 
 
-def smallest_provable_budget(num_items_per_task: Sequence[int]) -> float:
+def effective_items(groups: Sequence[str | None]) -> float:
+    """Return how many items that stand alone are worth as much evidence as these groups (Kish)."""
+    codes = _cluster_codes(len(groups), groups)
+    return (
+        1 / Clusters(change=np.zeros(len(groups)), size=np.bincount(codes).astype(np.float64)).kish
+    )
+
+
+def smallest_provable_budget(num_items_per_task: Sequence[float]) -> float:
     """Return the upper bound of the mean loss, points, if no item of any task changes.
 
     Args:
-        num_items_per_task: items of each held-out task; where items share groups, the number of
-            groups (equal sizes) or `effective_groups`.
+        num_items_per_task: items of each held-out task; `effective_items` where they share groups.
 
     Raises:
         EvaluationError: there are no tasks, or one has no items.

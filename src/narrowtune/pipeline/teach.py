@@ -27,13 +27,19 @@ from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.folder import open_folder
 from narrowtune.pipeline.inputs import Inputs, make_encoder, read_encoded
-from narrowtune.pipeline.stages import choose_arithmetic, measure_run_drift, plan_run, score_tasks
+from narrowtune.pipeline.stages import (
+    choose_arithmetic,
+    measure_run_drift,
+    measuring_dtype,
+    plan_run,
+    score_tasks,
+)
 from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.report.build import build_report
 from narrowtune.train.anchor import build_anchor
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.fit import FitResult, fit
-from narrowtune.train.masters import set_parameter_dtype
+from narrowtune.train.masters import computing_in, set_parameter_dtype
 
 
 @dataclass
@@ -157,11 +163,12 @@ def _look_before(run: Run, num_processes: int) -> None:
 
 def _train(run: Run, state: PartialState, console: Console, resume: bool) -> None:
     config, model = run.config, run.loaded.model
-    if run.arithmetic.compute_dtype == "float32":
-        set_parameter_dtype(model, torch.float32, None)
     anchor = None
     if config.anchor is not None:
-        with run.watch.stage("answer the anchor's prompts"):
+        with (
+            run.watch.stage("answer the anchor's prompts"),
+            computing_in(model, measuring_dtype(run.loaded)),
+        ):
             anchor = build_anchor(
                 run.loaded,
                 run.encoder,
@@ -170,6 +177,8 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
                 batch_size=config.eval_batch_size,
                 seed=config.seed,
             )
+    if run.arithmetic.compute_dtype == "float32":
+        set_parameter_dtype(model, torch.float32, None)
     with run.watch.stage("train"):
         run.fitted = fit(
             run.loaded,

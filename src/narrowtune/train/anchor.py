@@ -23,7 +23,7 @@ from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.data.examples import Message
 from narrowtune.engine.forward import label_positions, logits_at, to_device
-from narrowtune.engine.generate import generate_greedy, with_answer
+from narrowtune.engine.generate import generate_greedy, length_batches, with_answer
 from narrowtune.models.load import LoadedModel
 
 MAX_CACHE_BYTES = 4 * 2**30
@@ -159,30 +159,35 @@ def build_anchor(
             do="give anchor.prompts a file with at least one prompt, or leave it out",
         )
     encoded = [encoder.encode_prompt(messages) for messages in prompts]
+    # A near tie may fall either way here: any answer of the base's will do.
     generations = generate_greedy(
         loaded,
         encoded,
         max_new_tokens=settings.max_new_tokens,
         batch_size=batch_size,
         extra_stop_tokens=encoder.stop_tokens,
+        tolerance=-1.0,
     )
-    rows: list[AnchorRow] = []
-    num_bytes = 0
-    # Not inference mode: the distributions take part in a backward pass later.
-    with torch.no_grad():
-        for prompt, generation in zip(encoded, generations, strict=True):
-            row = with_answer(prompt, generation)
-            batch = to_device(collate([row], padding_id(loaded.tokenizer)), loaded.model.device)
-            mask, _ = label_positions(batch["labels"])
+    answered = [with_answer(p, g) for p, g in zip(encoded, generations, strict=True)]
+    num_labels = [len(generation.step_ids) for generation in generations]
+    vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
+    if 4 * sum(num_labels) * vocabulary > MAX_CACHE_BYTES:
+        raise TrainingError(
+            asked=f"an anchor on {len(prompts)} prompts",
+            found=f"base distributions of {4 * sum(num_labels) * vocabulary / 2**30:.1f} GiB",
+            do="use fewer prompts or a smaller anchor.max_new_tokens",
+        )
+    found: dict[int, Tensor] = {}
+    for indices in length_batches([len(row.input_ids) for row in answered], batch_size):
+        batch = collate([answered[i] for i in indices], padding_id(loaded.tokenizer))
+        batch = to_device(batch, loaded.model.device)
+        mask, _ = label_positions(batch["labels"])
+        # Not inference mode: the distributions take part in a backward pass later.
+        with torch.no_grad():
             log_probs = logits_at(loaded.model, batch, mask).float().log_softmax(dim=-1).cpu()
-            num_bytes += log_probs.numel() * log_probs.element_size()
-            if num_bytes > MAX_CACHE_BYTES:
-                raise TrainingError(
-                    asked=f"an anchor on {len(prompts)} prompts",
-                    found=f"the base's distributions need more than {MAX_CACHE_BYTES >> 30} GiB",
-                    do="use fewer prompts or a smaller anchor.max_new_tokens",
-                )
-            rows.append(AnchorRow(row, log_probs))
+        parts = log_probs.split([num_labels[i] for i in indices])
+        found.update(zip(indices, (part.clone() for part in parts), strict=True))
+    rows = [AnchorRow(row, found[index]) for index, row in enumerate(answered)]
     return Anchor(
         rows,
         rows_per_step=settings.rows_per_step,

@@ -69,6 +69,7 @@ def fit(
         ProofError: a frozen tensor moved, or a selected one got no gradient.
     """
     model = loaded.model
+    attributes = set(vars(model))
     set_seed(config.seed)
     parameters = dict(model.named_parameters())
     widened = {name: parameters[name].dtype for name in selection.names}
@@ -110,7 +111,10 @@ def fit(
         if steps > 0:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
-    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    # Accelerate leaves a forward that casts and a mark that it was there; without them the model is
+    # as before, and can be trained again. Its own unwrapping strips the model's decorators too.
+    for name in set(vars(model)) - attributes:
+        delattr(model, name)
     witness.close()
     model.config.use_cache = use_cache
     model.eval()

@@ -11,6 +11,7 @@ from scipy.stats import beta, binomtest
 from narrowtune.core.errors import EvaluationError
 from narrowtune.evaluate.statistics import (
     PairedTask,
+    effective_items,
     items_needed,
     mcnemar_exact,
     mean_change,
@@ -157,6 +158,11 @@ def test_smallest_provable_budget_is_what_an_unchanged_evaluation_gives():
     tasks = [paired(size, 0, name=str(size)) for size in sizes]
     assert smallest_provable_budget(sizes) == pytest.approx(mean_loss(tasks).upper_bound)
     assert smallest_provable_budget([400] * 4) < smallest_provable_budget([400])
+    groups = ["a"] * 5 + ["b"] * 2 + [None] * 40
+    grouped = PairedTask("g", "held_out", np.ones(47), np.ones(47), tuple(groups))
+    assert effective_items(groups) == pytest.approx(47**2 / (25 + 4 + 40))
+    budget = smallest_provable_budget([effective_items(groups)])
+    assert budget == pytest.approx(mean_loss([grouped]).upper_bound)
     with pytest.raises(EvaluationError, match="smallest provable"):
         smallest_provable_budget([10, 0])
 
