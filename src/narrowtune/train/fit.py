@@ -73,8 +73,7 @@ def fit(
     set_seed(config.seed)
     parameters = dict(model.named_parameters())
     widened = {name: parameters[name].dtype for name in selection.names}
-    copies = copy_tensors(model, selection.names)
-    base = {name: tensor.to(loaded.dtype) for name, tensor in copies.items()}
+    base = copy_tensors(model, selection.names, loaded.dtype)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in base)
     before = snapshot_frozen(model, selection.names)

@@ -28,11 +28,13 @@ def set_parameter_dtype(model: nn.Module, dtype: torch.dtype, names: Iterable[st
 
 
 @torch.no_grad()
-def copy_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return copies of the parameters called `names`, on the CPU, in their own dtype."""
+def copy_tensors(
+    model: nn.Module, names: Iterable[str], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Return copies of the parameters called `names`, on the CPU, in `dtype` or else their own."""
     chosen = set(names)
     return {
-        name: parameter.detach().to("cpu", copy=True)
+        name: parameter.detach().to("cpu", dtype or parameter.dtype, copy=True)
         for name, parameter in model.named_parameters()
         if name in chosen
     }
