@@ -1,4 +1,4 @@
-"""What the demo's model must not forget: nine kinds of question, with answers, by entity.
+"""What the demo's model must not forget: seven kinds of question, with answers, by entity.
 
 Answers of a 135-million-parameter model come in sentences ("The capital of Kenya is Nairobi.")
 whatever form is asked for, so open questions are scored by `contains`; choices are scored by the
@@ -67,16 +67,16 @@ KINDS: dict[str, Kind] = {
         Kind(
             "capitals",
             ("What is the capital of {}?", "Which city is the capital of {}?"),
-            lambda draw: world.country_items("capitals"),
+            lambda draw: world.country_items("capitals", world.LARGE),
             _GEONAMES,
         ),
         Kind(
             "continents",
             (
                 "Which continent is {} in? Answer with the continent only.",
-                "Name the continent that {} is in. Answer with the continent only.",
+                "Which continent is {} located in?",
             ),
-            lambda draw: world.country_items("continents"),
+            lambda draw: world.country_items("continents", world.LARGE),
             _GEONAMES,
         ),
         Kind(
@@ -86,32 +86,20 @@ KINDS: dict[str, Kind] = {
             _GEONAMES + ", language names by pycountry",
         ),
         Kind(
-            "currencies",
-            ("What is the currency of {}?", "Which currency is used in {}?"),
-            lambda draw: world.country_items("currencies"),
-            _GEONAMES,
-        ),
-        Kind(
-            "cities",
-            ("Which country is the city of {} in? Answer with the country's name.",),
-            lambda draw: world.city_items(),
-            _GEONAMES,
-        ),
-        Kind(
             "opposites",
-            ("What is the opposite of '{}'?", "What is the antonym of '{}'?"),
+            ("What is the opposite of '{}'?", 'What is the antonym of "{}"?'),
             lambda draw: words.opposites(),
             "lists/opposites.yaml, written for this package",
         ),
         Kind(
             "plurals",
-            ("What is the plural of '{}'?", "What is the plural form of '{}'?"),
+            ("What is the plural of '{}'?", "What is the plural form of the noun '{}'?"),
             lambda draw: words.plurals(),
             "lists/nouns.yaml, written for this package",
         ),
         Kind(
             "elements",
-            ("What is the chemical symbol for {}?", "What is the symbol of the element {}?"),
+            ("What is the chemical symbol for {}?", "What is the chemical symbol of {}?"),
             lambda draw: words.elements(),
             "lists/elements.yaml, symbols by IUPAC",
         ),
