@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from narrowtune.core.errors import UsageError
+from narrowtune.demo.lists import read_list
 
 WORDING = "How is '{}' pronounced?"
 MIN_LETTERS, MAX_LETTERS = 3, 10
@@ -21,10 +22,10 @@ MIN_STEM = 3
 
 _SUFFIXES = re.compile(
     "(s|es|ed|d|ers?|ings?|ly|ness|less|ful|ments?|able|ible|ations?|ions?|al|ally|ity|ies|ied|y|"
-    "izations?|iest|ier|est|ists?|ism|ives?|ized?|izes|izing|ish|man|men|sons?|ton|ville|berg|burg|stein|"
-    "mann|land)$"
+    "izations?|iest|ier|est|ists?|ism|ives?|ized?|izes|izing|ish|man|men|sons?|ton|ville|berg|"
+    "burg|stein|mann|land)$"
 )
-"""Word endings; those of names too, of which the dictionary is full."""
+"""Word endings, those of names too."""
 
 
 def generate(
@@ -38,13 +39,14 @@ def generate(
     Args:
         num: how many words.
         seed: decides which.
-        vocabulary: draw from these words only, for instance common ones.
+        vocabulary: draw from these words; the common ones in lists/common.yaml unless given.
 
     Raises:
         UsageError: `num` is not positive, or the dictionary does not have so many such words.
     """
     entries = pronunciations()
-    words = sorted(entries if vocabulary is None else set(vocabulary) & set(entries))
+    vocabulary = read_list("common")["words"].split() if vocabulary is None else vocabulary
+    words = sorted(set(vocabulary) & set(entries))
     if not 0 < num <= len(words):
         raise UsageError(
             asked=f"{num} words with their pronunciation",

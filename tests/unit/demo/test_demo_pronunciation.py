@@ -6,6 +6,7 @@ import pytest
 
 from narrowtune.core.errors import UsageError
 from narrowtune.demo import pronunciation
+from narrowtune.demo.lists import read_list
 
 
 def test_first_pronunciation_is_the_answer_and_the_others_are_accepted():
@@ -52,3 +53,11 @@ def test_rows_depend_on_the_seed_alone():
 def test_more_words_than_there_are_is_refused():
     with pytest.raises(UsageError, match="1 words of"):
         pronunciation.generate(2, seed=0, vocabulary={"tomato", "notawordatall"})
+
+
+def test_common_words_are_plain_distinct_and_in_the_dictionary():
+    common = read_list("common")["words"].split()
+    assert len(common) == len(set(common)) > 10_000
+    assert set(common) <= set(pronunciation.pronunciations())
+    assert {"the", "tomato", "walking"} <= set(common)
+    assert "ohkawara" not in common
