@@ -114,12 +114,14 @@ class AnchorSettings(Settings):
 
     Attributes:
         prompts: file of prompts; those that ship with the package unless given.
+        max_prompts: how many of them; all unless given.
         weight: of the KL term, beside cross-entropy at weight 1.
         rows_per_step: anchor rows in every optimiser step.
         max_new_tokens: length of the base's answers.
     """
 
     prompts: str | None = None
+    max_prompts: int | None = Field(None, ge=1)
     weight: float = Field(1.0, gt=0)
     rows_per_step: int = Field(4, ge=1)
     max_new_tokens: int = Field(28, ge=1)

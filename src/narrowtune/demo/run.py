@@ -91,7 +91,7 @@ def _config(
             "recipe": RECIPE,
             "skill": data.skill.model_dump(),
             "keep": [keep.model_dump() for keep in data.keep],
-            "anchor": {"rows_per_step": 4} if anchored else None,
+            "anchor": {"max_prompts": 48} if anchored else None,
             "drift": {"max_prompts": size.drift_prompts, "max_new_tokens": 24},
             "training": {"learning_rate": 1e-4, "global_batch_size": 16},
             "budget": BUDGET,

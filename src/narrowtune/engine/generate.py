@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from narrowtune.core.errors import EvaluationError
-from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate
+from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.forward import evaluating, to_device
+from narrowtune.engine.prefix import Prefix, share_prefix
 from narrowtune.models.load import LoadedModel
 
 NOISE_ROWS, NOISE_STEPS, NOISE_TOKENS = 6, 4, 16
@@ -113,11 +114,12 @@ def generate_greedy(
         return []
     decoder = _Decoder(loaded, stop_tokens(loaded, extra_stop_tokens), collect)
     with evaluating(loaded.model):
+        prefix = share_prefix(loaded.model, prompts, max_new_tokens)
         if tolerance is None:
-            tolerance = _measure(decoder, prompts)
+            tolerance = _measure(decoder, prompts, prefix)
         answers: list[Generation | None] = [None] * len(prompts)
         for indices in length_batches([len(p.input_ids) for p in prompts], batch_size):
-            found = decoder.decode([prompts[i] for i in indices], max_new_tokens)
+            found = decoder.decode([prompts[i] for i in indices], max_new_tokens, prefix)
             for index, answer in zip(indices, found, strict=True):
                 if answer.min_margin <= tolerance:
                     if len(indices) > 1:
@@ -140,7 +142,8 @@ def measure_noise(
     """
     decoder = _Decoder(loaded, stop_tokens(loaded, extra_stop_tokens), None)
     with evaluating(loaded.model):
-        return _measure(decoder, prompts)
+        prefix = share_prefix(loaded.model, prompts, NOISE_STEPS)
+        return _measure(decoder, prompts, prefix)
 
 
 def with_answer(prompt: Encoded, answer: Generation) -> Encoded:
@@ -184,11 +187,17 @@ class _Decoder:
     stop: tuple[int, ...]
     collect: Collect | None
 
-    def decode(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[Generation]:
-        """Answer one left-padded batch."""
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop[0]
-        batch = to_device(collate(list(prompts), pad, padding_side="left"), model.device)
+    def decode(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, prefix: Prefix | None = None
+    ) -> list[Generation]:
+        """Answer one left-padded batch; `prefix` is not computed again."""
+        model = self.loaded.model
+        pad = padding_id(self.loaded.tokenizer)
+        if prefix is None:
+            batch = collate(list(prompts), pad, padding_side="left")
+        else:
+            batch = prefix.batch(prompts, pad)
+        batch = to_device(batch, model.device)
         del batch["labels"]
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -237,13 +246,13 @@ def _no_own_settings(model: nn.Module) -> Iterator[None]:
         model.generation_config = own
 
 
-def _measure(decoder: _Decoder, prompts: Sequence[Encoded]) -> float:
+def _measure(decoder: _Decoder, prompts: Sequence[Encoded], prefix: Prefix | None) -> float:
     chosen = [prompts[i] for i in spread(len(prompts), NOISE_ROWS)]
     # Two rows at least: a batch of one is what it is compared with.
     chosen = chosen * 2 if len(chosen) == 1 else chosen
     keeper = replace(decoder, collect=lambda logits: logits)
     noise, largest = 0.0, 0.0
-    for row, together in zip(chosen, keeper.decode(chosen, NOISE_STEPS), strict=True):
+    for row, together in zip(chosen, keeper.decode(chosen, NOISE_STEPS, prefix), strict=True):
         alone = keeper.decode([row], NOISE_STEPS)[0]
         for step, (a, b) in enumerate(zip(alone.collected, together.collected, strict=False)):
             leading = a.topk(min(NOISE_TOKENS, len(a))).indices

@@ -40,6 +40,7 @@ def evaluate(
     encoder: ChatEncoder,
     *,
     batch_size: int,
+    tolerance: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TaskResult:
     """Ask the model every item of `task` and score its answers.
@@ -53,6 +54,7 @@ def evaluate(
         task: what to ask.
         encoder: the chat template; the same before and after.
         batch_size: items answered together; the answers do not depend on it.
+        tolerance: as for `generate_greedy`; measured on the task's own prompts unless given.
         progress: called with the number of items (of options in mode `options`) done since the
             last call.
 
@@ -60,8 +62,10 @@ def evaluate(
         EvaluationError: an item can't be scored with the task's metric.
     """
     started = time.perf_counter()
-    ask = _choose if task.mode == "options" else _answer
-    items = ask(loaded, task, encoder, batch_size, progress)
+    if task.mode == "options":
+        items = _choose(loaded, task, encoder, batch_size, progress)
+    else:
+        items = _answer(loaded, task, encoder, batch_size, tolerance, progress)
     groups = task.groups
     return TaskResult(
         name=task.name,
@@ -87,6 +91,7 @@ def evaluate_cached(
     cache: ScoreCache,
     model_fingerprint: str,
     arithmetic: str,
+    tolerance: Callable[[], float] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TaskResult:
     """Return what `evaluate` returns, from `cache` if it is there (`from_cache` says so).
@@ -95,6 +100,7 @@ def evaluate_cached(
         cache: where results are kept; a new one is stored.
         model_fingerprint: of all weights, from `models.fingerprint`.
         arithmetic: the compute dtype and kernels in use, in words: they may decide a close answer.
+        tolerance: asked for the value that `evaluate` takes, if the task has to be evaluated.
     """
     key = score_key(
         loaded, task, encoder, model_fingerprint=model_fingerprint, arithmetic=arithmetic
@@ -103,7 +109,14 @@ def evaluate_cached(
     if found is not None:
         # Name and role are the run's, not the score's.
         return found.model_copy(update={"name": task.name, "role": task.role})
-    result = evaluate(loaded, task, encoder, batch_size=batch_size, progress=progress)
+    result = evaluate(
+        loaded,
+        task,
+        encoder,
+        batch_size=batch_size,
+        tolerance=tolerance() if tolerance is not None and task.mode == "generate" else None,
+        progress=progress,
+    )
     cache.save(key, result)
     return result
 
@@ -178,10 +191,10 @@ def _answer(
     task: Task,
     encoder: ChatEncoder,
     batch_size: int,
+    tolerance: float | None,
     progress: Callable[[int], None] | None,
 ) -> list[ItemResult]:
     items = []
-    tolerance = None
     for examples in _portions(task, batch_size):
         prompts = [encoder.encode_prompt(example.prompt) for example in examples]
         if tolerance is None:

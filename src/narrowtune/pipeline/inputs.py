@@ -159,7 +159,8 @@ def _read_prompts(config: RunConfig, kept: list[Example], inputs: Inputs) -> Non
             inputs.notes.append(
                 f"{len(same)} anchor prompts stand in a keep set and were left out."
             )
-        inputs.anchor_prompts = [p.messages for p in prompts if p.id not in same]
+        allowed = [p.messages for p in prompts if p.id not in same]
+        inputs.anchor_prompts = allowed[: config.anchor.max_prompts]
     free_path = config.drift.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
     free = read_rows(DataSettings(path=free_path), prompts_only=True).examples
     sources: dict[str, list[tuple[Message, ...]]] = {"free prompts": [p.messages for p in free]}

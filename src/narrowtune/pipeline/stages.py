@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from narrowtune.core.run_folder import RunFolder, write_text
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
 from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
-from narrowtune.engine.generate import spread
+from narrowtune.engine.generate import NOISE_ROWS, measure_noise, spread
 from narrowtune.evaluate.cache import ScoreCache
 from narrowtune.evaluate.evaluate import evaluate_cached, write_items
 from narrowtune.evaluate.tasks import Task
@@ -109,6 +110,19 @@ def score_tasks(
     dtype = measuring_dtype(loaded)
     words = f"{dtype} {arithmetic.float32_matmul_precision} {arithmetic.threads} threads"
     results = []
+
+    @cache
+    def tolerance() -> float:
+        """Measure once what arithmetic in batches does to logits, on some prompts of every task."""
+        chosen = [
+            task.examples[i].prompt
+            for task in tasks
+            for i in spread(len(task.examples), NOISE_ROWS)
+            if task.mode == "generate"
+        ]
+        prompts = [encoder.encode_prompt(prompt) for prompt in chosen]
+        return measure_noise(loaded, prompts, extra_stop_tokens=encoder.stop_tokens)
+
     with computing_in(loaded.model, dtype):
         for task in tasks:
             result = evaluate_cached(
@@ -119,6 +133,7 @@ def score_tasks(
                 cache=ScoreCache(),
                 model_fingerprint=fingerprint,
                 arithmetic=words,
+                tolerance=tolerance,
             )
             write_items(result.items, folder / f"{task.name}.jsonl")
             results.append(result)

@@ -146,6 +146,8 @@ def _look_before(run: Run, num_processes: int) -> None:
             run.rows,
             run.encoder,
             run.arithmetic,
+            # The run's own times will be in the record; measuring first would only delay it.
+            measure_time=False,
             num_processes=num_processes,
         )
         write_json(run.folder.plan, run.plan)
