@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +51,7 @@ from narrowtune.train.workload import EXAMPLE_LABELS, EXAMPLE_TOKENS, Batches, T
 
 _HEADER_BYTES = 330  # of a delta's header per tensor, beside its name twice: hashes, shape, place
 _EVALUATIONS = 2  # before and after
+_ENOUGH_SECONDS = 10.0  # of measuring evaluation
 
 
 def make_plan(
@@ -247,15 +249,27 @@ class _Planner:
         )
 
     def _evaluation_seconds(self) -> float | None:
-        """Answer one batch of every task, and multiply."""
+        """Answer one batch of each task, and multiply.
+
+        Once this has taken a while, the tasks that are left are taken to need the mean time of
+        those measured, item for item.
+        """
         if not self.tasks:
             return None
         # As evaluation does: on a CPU in fp32, for answers that don't depend on the batch.
         dtype = torch.float32 if self.device.type == "cpu" else self.loaded.dtype
+        per_item: list[float] = []
+        started = time.perf_counter()
         with computing_in(self.model, dtype):
-            return _EVALUATIONS * sum(self._task_seconds(task) for task in self.tasks)
+            for task in self.tasks:
+                per_item.append(self._seconds_per_item(task))
+                if time.perf_counter() - started > _ENOUGH_SECONDS:
+                    break
+        per_item += [statistics.fmean(per_item)] * (len(self.tasks) - len(per_item))
+        items = [task.num_items for task in self.tasks]
+        return _EVALUATIONS * sum(s * n for s, n in zip(per_item, items, strict=True))
 
-    def _task_seconds(self, task: TaskLoad) -> float:
+    def _seconds_per_item(self, task: TaskLoad) -> float:
         size = self.config.eval_batch_size
         started = time.perf_counter()
         if task.options:
@@ -269,7 +283,7 @@ class _Planner:
                 max_new_tokens=task.max_new_tokens,
                 batch_size=size,
             )
-        return (time.perf_counter() - started) * task.num_items / max(1, num_items)
+        return (time.perf_counter() - started) / max(1, num_items)
 
     def _delta_bytes(self) -> int:
         parameters = dict(self.model.named_parameters())

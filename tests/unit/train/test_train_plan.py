@@ -249,6 +249,20 @@ def test_time_and_cost(base, tmp_path):
     assert found.smallest_budget == smallest_provable_budget([20, 300])
 
 
+def test_measuring_evaluation_ends_after_a_while(base, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(module, "_ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(
+        module._Planner, "_seconds_per_item", lambda _, task: measured.append(task) or 0.5
+    )
+    tasks = [TaskLoad("held_out", num, num, prompts=text_rows(1)) for num in (10, 30)]
+    workload = Workload(rows=text_rows(), num_samples=8, tasks=tasks)
+    found = make_plan(base, settings(tmp_path), workload, arithmetic=BF16)
+    assert measured == tasks[:1]
+    assert found.time is not None
+    assert found.time.evaluation_seconds == 2 * 0.5 * 40
+
+
 def memory(loaded, tmp_path, *, training=None, workload=None, **changes):
     config = settings(tmp_path, training=training or {}, **changes)
     given = workload or Workload(rows=text_rows(length=60))
