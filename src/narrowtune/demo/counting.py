@@ -19,7 +19,12 @@ WORDINGS = (
 )
 
 ANSWERS = range(1, 9)
-LENGTHS = range(3, 13)
+OTHERS = (0, 0, 0, 1, 2)
+"""How many words of other kinds are in a list: drawn from these, so in two lists of five some are.
+
+With as many others as there are things to count, 640 questions teach the model the form of an
+answer and nothing else (docs/LOG.md).
+"""
 
 PHRASES = {
     "instruments": "musical instruments",
@@ -48,7 +53,7 @@ def generate(num: int, seed: int) -> list[dict[str, str]]:
     draw = random.Random(f"counting:{seed}")
     rows: list[dict[str, str]] = []
     seen: set[str] = set()
-    # Answers take turns before the shuffle: each is right equally often, to within one.
+    # Answers take turns and are shuffled within a turn: any run of rows is balanced as well.
     for answer in cycle(ANSWERS):
         if len(rows) == num:
             break
@@ -57,15 +62,17 @@ def generate(num: int, seed: int) -> list[dict[str, str]]:
             row = _question(draw, kinds, answer)
         seen.add(row["group"])
         rows.append(row)
-    draw.shuffle(rows)
+    turns = [rows[start : start + len(ANSWERS)] for start in range(0, num, len(ANSWERS))]
+    for turn in turns:
+        draw.shuffle(turn)
+    rows = [row for turn in turns for row in turn]
     return [{"id": f"counting-{seed}-{number}", **row} for number, row in enumerate(rows)]
 
 
 def _question(draw: random.Random, kinds: dict[str, list[str]], answer: int) -> dict[str, str]:
     kind = draw.choice(list(kinds))
-    length = draw.randint(max(LENGTHS[0], answer), LENGTHS[-1])
     others = [word for name, words in kinds.items() if name != kind for word in words]
-    words = draw.sample(kinds[kind], answer) + draw.sample(others, length - answer)
+    words = draw.sample(kinds[kind], answer) + draw.sample(others, draw.choice(OTHERS))
     draw.shuffle(words)
     question = draw.choice(WORDINGS).format(kind=PHRASES.get(kind, kind), words=", ".join(words))
     return {

@@ -1,0 +1,85 @@
+"""Writes docs/configuration.md from the settings themselves; a test checks that it is up to date.
+
+python scripts/write_configuration.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from narrowtune.core import config
+
+PATH = Path(__file__).parent.parent / "docs" / "configuration.md"
+SECTIONS = {
+    "(top level)": config.RunConfig,
+    "skill": config.SkillSettings,
+    "keep (each)": config.DataSettings,
+    "mix (each)": config.MixSettings,
+    "anchor": config.AnchorSettings,
+    "training": config.TrainingSettings,
+    "drift": config.DriftSettings,
+    "cost": config.CostSettings,
+}
+HEAD = """# Configuration
+
+Made by `python scripts/write_configuration.py`. A run is one YAML file; an unknown key is an error, and
+all mistakes are reported at once. On the command line the common settings are flags, and every other
+one is `--set key=value` (`--set training.optim=adamw_torch`). `skill`, `keep` and `mix` also take a
+path in place of keys, and `anchor` takes true.
+"""
+
+
+def describe(annotation: object) -> str:
+    """Return a type as people write it."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " / ".join(str(value) for value in inner)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("nothing" if a is type(None) else describe(a) for a in inner)
+    if origin in (list, dict):
+        return f"{origin.__name__} of {describe(inner[-1])}"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return "section"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def comments(kind: type[BaseModel]) -> dict[str, str]:
+    """Return what the class docstrings say of each attribute, bases first."""
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        text = inspect.cleandoc(each.__dict__.get("__doc__") or "")
+        _, _, attributes = text.partition("Attributes:\n")
+        for name, words in re.findall(
+            r"^    (\w+): (.*?)(?=^    \w+: |\Z)", attributes, re.M | re.S
+        ):
+            found[name] = " ".join(words.split())
+    return found
+
+
+def render() -> str:
+    """Return the page."""
+    parts = [HEAD]
+    for title, kind in SECTIONS.items():
+        said = comments(kind)
+        parts.append(f"\n## {title}\n\n| key | type | default | |\n|---|---|---|---|\n")
+        for name, field in kind.model_fields.items():
+            if field.default is not PydanticUndefined:
+                default = field.default
+            else:
+                default = field.default_factory() if field.default_factory else "required"
+            shown = "section" if isinstance(default, BaseModel) else default
+            shown = "" if shown is None or shown in ("", "section") or shown == [] else f"`{shown}`"
+            text = said.get(name, field.description or "")
+            parts.append(f"| `{name}` | {describe(field.annotation)} | {shown} | {text} |\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PATH.write_text(render(), encoding="utf-8")
