@@ -383,9 +383,8 @@ def run_all(args: argparse.Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.workers, initializer=_start, initargs=bench_args) as pool:
         while jobs := next_jobs(read_runs(path)):
-            print(
-                f"{len(jobs)} runs: {', '.join(f'{j.arm} {GRID[j.exponent]:g} s{j.seed}' for j in jobs)}"
-            )
+            names = ", ".join(f"{job.arm} {GRID[job.exponent]:g} s{job.seed}" for job in jobs)
+            print(f"{len(jobs)} runs: {names}", flush=True)
             for run in pool.imap_unordered(_run, jobs):
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(run) + "\n")
@@ -401,10 +400,11 @@ def describe(run: dict[str, Any]) -> str:
     """Return a run in one line."""
     verdict, drift = run["verdict"], run["drift"]
     arm = Arm(run["job"][0], run["job"][1])
+    learning, forgetting = (verdict[key]["value"] for key in ("learning", "forgetting"))
     return (
-        f"{arm!s:26} {run['learning_rate']:7g} s{run['job'][3]} validation {run['validation']:6.1%} "
-        f"learning {verdict['learning']['value']:5.1f} forgetting {verdict['forgetting']['value']:5.1f} "
-        f"KL {drift['kl_base_tuned']:.3f} {verdict['outcome']}"
+        f"{arm!s:26} {run['learning_rate']:7g} s{run['job'][3]} "
+        f"validation {run['validation']:6.1%} learning {learning:5.1f} "
+        f"forgetting {forgetting:5.1f} KL {drift['kl_base_tuned']:.3f} {verdict['outcome']}"
     )
 
 

@@ -1,6 +1,6 @@
 """Narrow tuning inside TRL: select, train with SFTTrainer, watch the drift, keep an exact delta.
 
-    python examples/trl_narrow.py --model FOLDER_OR_HUB_ID --data rows.jsonl --output skill.safetensors
+    python examples/trl_narrow.py --model FOLDER --data rows.jsonl --output skill.safetensors
 
 Needs `pip install narrowtune[trl]`. Rows are prompt/completion pairs, as TRL reads them. The model
 is loaded in fp32, so that the selected matrices are their own masters.

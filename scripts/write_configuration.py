@@ -29,10 +29,10 @@ SECTIONS = {
 }
 HEAD = """# Configuration
 
-Made by `python scripts/write_configuration.py`. A run is one YAML file; an unknown key is an error, and
-all mistakes are reported at once. On the command line the common settings are flags, and every other
-one is `--set key=value` (`--set training.optim=adamw_torch`). `skill`, `keep` and `mix` also take a
-path in place of keys, and `anchor` takes true.
+Made by `python scripts/write_configuration.py`. A run is one YAML file; an unknown key is an
+error, and all mistakes are reported at once. On the command line the common settings are flags, and
+every other one is `--set key=value` (`--set training.optim=adamw_torch`). `skill`, `keep` and `mix`
+also take a path in place of keys, and `anchor` takes true.
 """
 
 

@@ -33,7 +33,7 @@ def test_help_waits_for_no_heavy_library(module):
 
 
 def test_help_answers_at_once():
-    """The goal is 0.5 s on an unloaded machine; the best of some starts, with room for a busy one."""
+    """The goal is 0.5 s on an unloaded machine; here with room for a busy one."""
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()

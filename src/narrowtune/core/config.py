@@ -95,7 +95,12 @@ class SkillSettings(DataSettings):
 
 
 class MixSettings(Settings):
-    """General rows mixed into training: `path:share`, share of the skill's rows."""
+    """General rows mixed into training: `path:share`.
+
+    Attributes:
+        path: of the rows.
+        share: of the number of the skill's rows.
+    """
 
     path: str
     share: float = Field(gt=0)
@@ -131,9 +136,27 @@ class TrainingSettings(Settings):
     """Optimisation, with the names of `transformers.TrainingArguments`.
 
     Attributes:
+        learning_rate: peak of the schedule.
+        num_train_epochs: passes over the rows; ignored where max_steps is given.
+        max_steps: optimiser steps; 0 trains nothing, -1 leaves it to the epochs.
         global_batch_size: samples per optimiser step over all devices; accumulation is derived
             from it, so that every recipe and every machine takes the same steps.
+        per_device_train_batch_size: samples of one forward pass.
+        lr_scheduler_type: as transformers names schedules.
+        warmup_ratio: share of the steps.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+        optim: as transformers names optimisers.
+        gradient_checkpointing: compute activations again in the backward pass, to save memory.
         compute_dtype: `auto` measures which arithmetic is fastest here and records it.
+        save_steps: steps between checkpoints; 0 saves none.
+        save_total_limit: checkpoints kept.
+        eval_steps: steps between losses on validation rows; 0 never computes them.
+        load_best_model_at_end: end with the checkpoint of the lowest validation loss.
+        logging_steps: steps between lines of train.jsonl.
+        report_to: trackers, as transformers names them.
+        deepspeed: a DeepSpeed file, passed through.
+        fsdp: FSDP options, passed through.
     """
 
     learning_rate: float = Field(3e-5, gt=0)
@@ -148,9 +171,9 @@ class TrainingSettings(Settings):
     optim: str = "adamw_torch_fused"
     gradient_checkpointing: bool = False
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    save_steps: int = Field(0, ge=0, description="0 saves no checkpoints in between")
+    save_steps: int = Field(0, ge=0)
     save_total_limit: int = Field(2, ge=1)
-    eval_steps: int = Field(0, ge=0, description="0 never evaluates on validation rows")
+    eval_steps: int = Field(0, ge=0)
     load_best_model_at_end: bool = False
     logging_steps: int = Field(1, ge=1)
     report_to: list[str] = Field(default_factory=list)
@@ -173,7 +196,15 @@ class DriftSettings(Settings):
 
 
 class CostSettings(Settings):
-    """Factors for energy, emissions and money; what is not given is not reported."""
+    """Factors for energy, emissions and money; what is not given is not reported.
+
+    Attributes:
+        power_watts: the machine's power while it works.
+        co2_kg_per_kwh: emissions of the grid.
+        price_per_hour: of the machine.
+        price_per_kwh: of energy.
+        currency: of both prices.
+    """
 
     power_watts: float | None = Field(None, gt=0)
     co2_kg_per_kwh: float | None = Field(None, ge=0)
@@ -190,9 +221,20 @@ class RunConfig(Settings):
         recipe: name of a recipe (`narrowtune plan --help` lists them).
         skill: the rows to learn from and be tested on.
         keep: the rows that must not get worse.
+        mix: general rows mixed into training, such as `data.jsonl:0.1`.
+        anchor: hold the model to its own answers on general prompts.
+        drift: the prompts on which the shift of the output distribution is measured.
+        training: optimisation.
+        cost: factors for energy, emissions and money.
         budget: accepted mean held-out loss, percentage points.
         budget_task: accepted loss of the worst single task, percentage points.
         min_learning: what the lower bound of learning must exceed, percentage points.
+        output_dir: the run's folder.
+        revision: commit, tag or branch of a hub id.
+        dtype: of the weights; that of the stored ones unless given.
+        device: a torch device; `auto` is the first GPU, else the CPU.
+        eval_batch_size: items answered together; the answers don't depend on it.
+        seed: of splits, order and draws.
         max_length: most tokens per row; a row that is longer is an error, never cut.
         chat_template_kwargs: passed to the chat template, in training and in evaluation.
         gallery: whether the report shows the items whose answers changed.

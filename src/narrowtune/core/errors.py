@@ -32,6 +32,7 @@ class NarrowtuneError(Exception):
         self.asked, self.found, self.do = asked, found, do
 
     def __str__(self) -> str:
+        """Return the three parts, a line each."""
         return f"Asked: {self.asked}\nFound: {self.found}\nDo: {self.do}"
 
 
