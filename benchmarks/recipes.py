@@ -226,8 +226,6 @@ class Bench:
         from narrowtune.engine.arithmetic import apply_arithmetic
         from narrowtune.models.select import resolve
         from narrowtune.train.fit import fit
-        from narrowtune.train.masters import set_parameter_dtype
-
         training = {"learning_rate": GRID[job.exponent], "max_steps": max_steps}
         rows = [self.encoder.encode(example) for example in self.pools[job.seed]]
         with tempfile.TemporaryDirectory() as folder, apply_arithmetic(self.arithmetic):
@@ -239,8 +237,6 @@ class Bench:
                     "output_dir": folder,
                 }
             )
-            if self.arithmetic.compute_dtype == "float32":
-                set_parameter_dtype(self.loaded.model, torch.float32, None)
             anchor = self.anchor() if job.anchored else None
             fitted = fit(
                 self.loaded,
@@ -250,7 +246,6 @@ class Bench:
                 arithmetic=self.arithmetic,
                 anchor=anchor,
             )
-            set_parameter_dtype(self.loaded.model, self.loaded.dtype, None)
         return fitted
 
     def restore(self) -> None:

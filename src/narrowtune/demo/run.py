@@ -35,7 +35,7 @@ class Size:
     drift_prompts: int
 
 
-FULL = Size(num_train=640, num_test=160, keep_items=125, drift_prompts=60)
+FULL = Size(num_train=640, num_test=120, keep_items=100, drift_prompts=40)
 QUICK = Size(num_train=64, num_test=16, keep_items=12, drift_prompts=10)
 
 
@@ -91,8 +91,8 @@ def _config(
             "recipe": RECIPE,
             "skill": data.skill.model_dump(),
             "keep": [keep.model_dump() for keep in data.keep],
-            "anchor": {"max_prompts": 48} if anchored else None,
-            "drift": {"max_prompts": size.drift_prompts, "max_new_tokens": 24},
+            "anchor": {"max_prompts": 48, "weight": 5.0} if anchored else None,
+            "drift": {"max_prompts": size.drift_prompts, "max_new_tokens": 16},
             "training": {"learning_rate": 1e-4, "global_batch_size": 16},
             "budget": BUDGET,
             "eval_batch_size": 64,

@@ -39,7 +39,7 @@ from narrowtune.report.build import build_report
 from narrowtune.train.anchor import build_anchor
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.fit import FitResult, fit
-from narrowtune.train.masters import computing_in, set_parameter_dtype
+from narrowtune.train.masters import computing_in
 
 
 @dataclass
@@ -179,8 +179,6 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
                 batch_size=config.eval_batch_size,
                 seed=config.seed,
             )
-    if run.arithmetic.compute_dtype == "float32":
-        set_parameter_dtype(model, torch.float32, None)
     with run.watch.stage("train"):
         run.fitted = fit(
             run.loaded,
@@ -194,7 +192,6 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             callbacks=[ProgressBar(console, config.training.global_batch_size)],
             resume=resume,
         )
-    set_parameter_dtype(model, run.loaded.dtype, None)
 
 
 def _look_after(run: Run) -> None:

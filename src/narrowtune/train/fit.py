@@ -61,8 +61,8 @@ def fit(
 ) -> FitResult:
     """Train exactly the selection on `rows`, and prove it.
 
-    The model must be the base, in its own dtype or widened for `arithmetic`; afterwards the
-    selected tensors hold the tuned weights rounded to the base's dtype.
+    The model must be the base. Afterwards the selected tensors hold the tuned weights rounded to
+    the base's dtype, and every parameter has the dtype that it came with.
 
     Raises:
         TrainingError: a loss that is not finite, a batch without labels, a damaged checkpoint.
@@ -72,7 +72,9 @@ def fit(
     attributes = set(vars(model))
     set_seed(config.seed)
     parameters = dict(model.named_parameters())
-    widened = {name: parameters[name].dtype for name in selection.names}
+    dtypes = {name: parameter.dtype for name, parameter in parameters.items()}
+    if arithmetic.compute_dtype == "float32":
+        set_parameter_dtype(model, torch.float32, None)
     base = copy_tensors(model, selection.names, loaded.dtype)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in base)
@@ -93,6 +95,7 @@ def fit(
         model,
         args,
         selection=selection,
+        arithmetic=arithmetic,
         witness=witness,
         data_collator=lambda batch: collate(batch, pad),
         train_dataset=Rows(rows),
@@ -110,8 +113,8 @@ def fit(
         if steps > 0:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
-    # Accelerate leaves a forward that casts and a mark that it was there; without them the model is
-    # as before, and can be trained again. Its own unwrapping strips the model's decorators too.
+    # Accelerate leaves a mark that it was there (and under FSDP a forward that casts); without it
+    # the model can be trained again. Its own unwrapping would strip the model's decorators too.
     for name in set(vars(model)) - attributes:
         delattr(model, name)
     witness.close()
@@ -123,9 +126,8 @@ def fit(
     proof = prove(
         model, selection, before, base, witness, num_steps=trainer.state.global_step if steps else 0
     )
-    for name, dtype in widened.items():
-        set_parameter_dtype(model, dtype, [name])
-    for parameter in parameters.values():
+    for name, parameter in parameters.items():
+        set_parameter_dtype(model, dtypes[name], [name])
         parameter.requires_grad_(False)
     best = trainer.state.best_global_step if config.training.load_best_model_at_end else None
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -193,7 +193,7 @@ def _compare(name: str, parameter: Tensor, base: Tensor, received: bool) -> Tens
     num_changed = int(torch.count_nonzero(xor(tuned, before)))
     # In the base's own narrow dtype the difference would be rounded.
     wide = torch.promote_types(base.dtype, torch.float32)
-    difference = tuned.to(wide).sub_(before)
+    difference = tuned.to(wide) - before.to(wide)
     moved = float(torch.linalg.vector_norm(difference, dtype=torch.float64))
     size = float(torch.linalg.vector_norm(before.to(wide), dtype=torch.float64))
     return TensorProof(

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import TrainingError, UsageError
 from narrowtune.data.collate import IGNORE_INDEX, Encoded
+from narrowtune.engine.arithmetic import Arithmetic, autocast
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
 from narrowtune.models.select import Selection
 from narrowtune.train.anchor import Anchor, kl_base_tuned
@@ -97,7 +98,8 @@ def training_arguments(
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim=training.optim,
-        bf16=bf16,
+        # FSDP and DeepSpeed cast what they shard; otherwise the trainer casts each forward pass.
+        bf16=bf16 and bool(training.fsdp or training.deepspeed),
         use_cpu=on_cpu,
         seed=config.seed,
         data_seed=config.seed,
@@ -136,6 +138,8 @@ class NarrowTrainer(Trainer):
     Args:
         model: with `requires_grad` on exactly the selection, in fp32.
         selection: what trains, for checkpoints.
+        arithmetic: what a forward pass computes in. Not accelerate's mixed precision, which is set
+            once per process: runs of a comparison may differ in it.
         witness: sees the gradients; what it saw goes into checkpoints and comes back.
         anchor: rows that hold the model to the base; None trains on the task alone.
     """
@@ -148,6 +152,7 @@ class NarrowTrainer(Trainer):
         args: TrainingArguments,
         *,
         selection: Selection,
+        arithmetic: Arithmetic,
         witness: GradientWitness,
         data_collator: Callable[[list[Encoded]], dict[str, Any]],
         train_dataset: Dataset[Encoded],
@@ -166,6 +171,7 @@ class NarrowTrainer(Trainer):
         # Older releases of the Trainer divide by the accumulation steps unless this is set.
         self.model_accepts_loss_kwargs = True
         self.selection = selection
+        self.arithmetic = arithmetic
         self.witness = witness
         self.anchor = anchor
         self.num_tokens = 0
@@ -241,7 +247,8 @@ class NarrowTrainer(Trainer):
         anchor_num_labels = inputs.pop("anchor_num_labels", None)
         task_mask, targets = label_positions(inputs["labels"])
         mask = task_mask if anchor_mask is None else task_mask | anchor_mask
-        logits_NV = logits_at(model, inputs, mask)
+        with autocast(self.arithmetic, self.args.device):
+            logits_NV = logits_at(model, inputs, mask)
         # Anchor rows are below the task's, and positions come row by row.
         num_task = targets.numel()
         summed = nn.functional.cross_entropy(logits_NV[:num_task].float(), targets, reduction="sum")
@@ -255,7 +262,7 @@ class NarrowTrainer(Trainer):
         if not torch.isfinite(loss):
             raise TrainingError(
                 asked=f"optimiser step {self.state.global_step + 1}",
-                found=f"a loss of {float(loss)}",
+                found=f"a loss of {float(loss.detach())}",
                 do="lower training.learning_rate, or look at the rows of this step; the last "
                 "checkpoint is intact",
             )
@@ -284,7 +291,8 @@ class NarrowTrainer(Trainer):
         self.model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in self.get_eval_dataloader(eval_dataset):
-            summed, count = labelled_cross_entropy(self.model, self._prepare_inputs(batch))
+            with autocast(self.arithmetic, self.args.device):
+                summed, count = labelled_cross_entropy(self.model, self._prepare_inputs(batch))
             totals += torch.tensor([float(summed), count], device=totals.device)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, reduction="sum")

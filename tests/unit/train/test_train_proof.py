@@ -9,6 +9,7 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 from delta_cases import load
 from narrowtune.core.errors import ProofError
+from narrowtune.models.load import load_model
 from narrowtune.models.select import select
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
 
@@ -224,3 +225,25 @@ def test_a_base_of_zeros_that_moved_has_an_infinite_relative_update(run):
     assert run.prove().selected[0].relative_update == float("inf")
     run.parameters[name].data.zero_()
     assert run.prove().selected[0].relative_update == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_proving_only_looks(tiny, dtype):
+    loaded = load_model(str(tiny("llama", dtype)), device="cpu")
+    selection = select(loaded.model, "sa_proj")
+    parameters = dict(loaded.model.named_parameters())
+    base = {name: parameters[name].detach().clone() for name in selection.names}
+    before = snapshot_frozen(loaded.model, selection.names)
+    with torch.no_grad():
+        for name in selection.names:
+            parameters[name].add_(0.5)
+    tuned = {name: parameters[name].detach().clone() for name in selection.names}
+    prove(
+        loaded.model,
+        selection,
+        before,
+        base,
+        GradientWitness(loaded.model, selection.names),
+        num_steps=0,
+    )
+    assert all(torch.equal(parameters[name], tuned[name]) for name in selection.names)

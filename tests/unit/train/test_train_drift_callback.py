@@ -1,0 +1,73 @@
+"""DriftCallback under a plain transformers.Trainer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+import narrowtune as nt
+from narrowtune.core.errors import UsageError
+
+PROMPTS = ["Tell me about the sea.", "What is bread?"]
+
+
+def _train(folder, model_folder, callback, learning_rate=1e-2, tokenizer=True):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    loaded = AutoTokenizer.from_pretrained(model_folder)
+    nt.select(model, "sa_proj")
+    ids = loaded("say the word dog")["input_ids"]
+    row = {"input_ids": ids, "labels": ids}
+    trainer = Trainer(
+        model,
+        args=TrainingArguments(
+            output_dir=str(folder),
+            max_steps=6,
+            learning_rate=learning_rate,
+            report_to="none",
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+            per_device_train_batch_size=2,
+        ),
+        train_dataset=[row] * 12,
+        data_collator=lambda rows: {k: torch.tensor([r[k] for r in rows]) for k in rows[0]},
+        processing_class=loaded if tokenizer else None,
+        callbacks=[callback],
+    )
+    trainer.train()
+    return trainer
+
+
+def test_drift_is_measured_and_grows(tiny, tmp_path):
+    callback = nt.DriftCallback(PROMPTS, every=2, max_new_tokens=4)
+    _train(tmp_path, tiny("llama"), callback)
+    assert [step for step, _ in callback.history] == [2, 4, 6]
+    values = [kl for _, kl in callback.history]
+    assert values[0] > 0
+    assert values[-1] > values[0]
+    assert callback.stopped is None
+
+
+def test_without_training_there_is_no_drift(tiny, tmp_path):
+    callback = nt.DriftCallback(PROMPTS, every=3, max_new_tokens=4)
+    _train(tmp_path, tiny("llama"), callback, learning_rate=0.0)
+    assert [kl for _, kl in callback.history] == [0.0, 0.0]
+
+
+def test_the_budget_stops_training(tiny, tmp_path):
+    callback = nt.DriftCallback(PROMPTS, every=1, budget=1e-9, max_new_tokens=4)
+    trainer = _train(tmp_path, tiny("llama"), callback)
+    assert callback.stopped is not None
+    assert trainer.state.global_step == callback.stopped < 6
+
+
+def test_a_trainer_without_a_tokenizer_is_told_what_is_missing(tiny, tmp_path):
+    with pytest.raises(UsageError, match="processing_class"):
+        _train(tmp_path, tiny("llama"), nt.DriftCallback(PROMPTS), tokenizer=False)
+
+
+def test_no_prompts_is_an_error():
+    with pytest.raises(UsageError, match="0 prompts"):
+        nt.DriftCallback([])
