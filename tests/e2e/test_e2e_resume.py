@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import environment, run_cli, write_run
+from runs import counting_rows, environment, run_cli, write_rows, write_run
 from safetensors.torch import load_file
 
 from narrowtune.delta.store import Delta
@@ -88,14 +89,18 @@ def test_two_processes_give_the_delta_of_one(tiny, tmp_path):
     training = {"global_batch_size": 8, "per_device_train_batch_size": 4}
     one = write_run(tmp_path, model, "one", training=training)
     two = write_run(tmp_path, model, "two", training=training)
+    # 32 rows to train on: with a remainder, devices repeat rows to fill the epoch's last step.
+    write_rows(tmp_path / "skill.jsonl", counting_rows(46))
     assert run_cli("teach", one, cache=cache).returncode in (0, 3, 4)
+    # `--cpu` starts one process whatever number is asked for; this starts two, without any GPU.
+    launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
     launched = subprocess.run(
         [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+            *(sys.executable, "-m", *launch),
             *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
             *("-m", "narrowtune", "teach", str(two)),
         ],
-        env=environment(cache),
+        env={**environment(cache), "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -112,5 +117,7 @@ def test_two_processes_give_the_delta_of_one(tiny, tmp_path):
         first, second = ((bits ^ d.bits[name]).view(torch.float32) for d in deltas)
         difference += float((first.double() - second.double()).square().sum())
         size += float((first.double() - before.double()).square().sum())
+    splits = json.loads((tmp_path / "two/record.json").read_text())["data"][0]["splits"]
+    assert splits["train"] == 32
     assert size > 0
     assert (difference / size) ** 0.5 <= 1e-4

@@ -179,6 +179,13 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
                 batch_size=config.eval_batch_size,
                 seed=config.seed,
             )
+    one_pass = min(config.training.per_device_train_batch_size, config.training.global_batch_size)
+    missing = -len(run.rows) % (one_pass * state.num_processes)
+    if state.num_processes > 1 and missing:
+        run.inputs.notes.append(
+            f"{state.num_processes} devices: {missing} rows were seen twice in every epoch, to fill "
+            "its last step."
+        )
     with run.watch.stage("train"):
         run.fitted = fit(
             run.loaded,

@@ -273,9 +273,12 @@ class NarrowTrainer(Trainer):
         """Add the loss's two terms, averaged over the steps since the last log."""
         steps = self.state.global_step - self._terms_since
         if "loss" in logs and steps > 0:
-            logs["cross_entropy"] = self._terms["cross_entropy"] / steps
+            terms = torch.tensor(list(self._terms.values()), device=self.args.device)
+            if self.args.world_size > 1:
+                terms = self.accelerator.reduce(terms, reduction="sum")
+            logs["cross_entropy"] = float(terms[0]) / steps
             if self.anchor is not None:
-                logs["anchor_kl"] = self._terms["anchor_kl"] / steps
+                logs["anchor_kl"] = float(terms[1]) / steps
             self._terms = dict.fromkeys(self._terms, 0.0)
             self._terms_since = self.state.global_step
         super().log(logs, *args, **kwargs)
