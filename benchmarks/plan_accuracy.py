@@ -8,7 +8,7 @@ counting questions. Batch sizes 4 and 8 calibrated the memory model's one factor
 the table is for batch sizes that did not.
 
 On a machine that other work shares, seconds say more about that work than about the plan:
-`--clock cpu` takes the seconds that the process itself computed, in plan and measurement alike, with
+`--clock cpu` takes the seconds that the process itself computed, in plan and measurement, with
 one thread.
 """
 

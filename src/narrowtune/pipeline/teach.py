@@ -183,8 +183,8 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
     missing = -len(run.rows) % (one_pass * state.num_processes)
     if state.num_processes > 1 and missing:
         run.inputs.notes.append(
-            f"{state.num_processes} devices: {missing} rows were seen twice in every epoch, to fill "
-            "its last step."
+            f"{state.num_processes} devices: {missing} rows were seen twice in every epoch, to "
+            "fill its last step."
         )
     with run.watch.stage("train"):
         run.fitted = fit(
