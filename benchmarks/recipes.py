@@ -180,8 +180,8 @@ class Bench:
         requested = "float32" if self.loaded.model.device.type == "cuda" else "auto"
         self.arithmetic = measure_arithmetic(self.loaded.model, requested=requested)
         self._anchor: Any = None
-        self.before = self._score([self.validation, self.test, *self.kept])
         self.torch = torch
+        self.before = self._score([self.validation, self.test, *self.kept])
 
     def _score(self, tasks: Iterable[Any]) -> dict[str, Any]:
         import torch
@@ -203,29 +203,31 @@ class Bench:
         from narrowtune.data.splits import find_overlap
         from narrowtune.pipeline.inputs import SHIPPED_ANCHOR_PROMPTS, shipped_prompts
         from narrowtune.train.anchor import build_anchor
+        from narrowtune.train.masters import computing_in
 
         if self._anchor is None:
             path = str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
             prompts = read_rows(DataSettings(path=path), prompts_only=True).examples
             kept = [example for task in self.kept for example in task.examples]
             same = {item.left.id for item in find_overlap(prompts, kept)}
-            self._anchor = build_anchor(
-                self.loaded,
-                self.encoder,
-                [p.messages for p in prompts if p.id not in same],
-                AnchorSettings(),
-                batch_size=self.batch_size,
-                seed=0,
-            )
+            with computing_in(self.loaded.model, self.torch.float32):
+                self._anchor = build_anchor(
+                    self.loaded,
+                    self.encoder,
+                    [p.messages for p in prompts if p.id not in same],
+                    AnchorSettings(),
+                    batch_size=self.batch_size,
+                    seed=0,
+                )
         return self._anchor
 
     def fit(self, job: Job, max_steps: int = -1) -> Any:
         """Train; the caller restores the base."""
-        import torch
 
         from narrowtune.engine.arithmetic import apply_arithmetic
         from narrowtune.models.select import resolve
         from narrowtune.train.fit import fit
+
         training = {"learning_rate": GRID[job.exponent], "max_steps": max_steps}
         rows = [self.encoder.encode(example) for example in self.pools[job.seed]]
         with tempfile.TemporaryDirectory() as folder, apply_arithmetic(self.arithmetic):
@@ -238,7 +240,7 @@ class Bench:
                 }
             )
             anchor = self.anchor() if job.anchored else None
-            fitted = fit(
+            return fit(
                 self.loaded,
                 resolve(self.loaded.model, job.recipe),
                 rows,
@@ -246,7 +248,6 @@ class Bench:
                 arithmetic=self.arithmetic,
                 anchor=anchor,
             )
-        return fitted
 
     def restore(self) -> None:
         """Put the base back, bit for bit."""

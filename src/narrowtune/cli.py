@@ -21,6 +21,7 @@ from narrowtune.version import __version__
 
 if TYPE_CHECKING:
     from narrowtune.core.results import RunRecord
+    from narrowtune.delta.folder import FolderResult
 
 app = typer.Typer(
     name="narrowtune",
@@ -102,6 +103,13 @@ def _finish(record: RunRecord, folder: str, as_json: bool, console: Console) -> 
         console.print(f"Report: {Path(folder) / 'report.html'}")
     if record.verdict is not None:
         raise typer.Exit(EXIT_CODES[record.verdict.outcome])
+
+
+def _say_written(what: str, result: FolderResult) -> None:
+    console = _console(False)
+    console.print(f"{what}: {result.folder} ({result.num_tensors} tensors changed)", markup=False)
+    for name, reason in result.left_out.items():
+        console.print(f"  left out: {name} ({reason})", markup=False)
 
 
 @app.command()
@@ -316,8 +324,7 @@ def delta_apply(model: Model, path: Path, output: Annotated[Path, typer.Option()
     """Write the tuned model: the base's folder with the delta's bits flipped, exactly."""
     from narrowtune.delta.folder import apply_to_folder
 
-    apply_to_folder(Path(model), path, output)
-    _console(False).print(f"Applied: {output}")
+    _say_written("Applied", apply_to_folder(Path(model), path, output))
 
 
 @delta_app.command("undo")
@@ -325,8 +332,7 @@ def delta_undo(model: Model, path: Path, output: Annotated[Path, typer.Option()]
     """Write the base again from a tuned folder, bit for bit."""
     from narrowtune.delta.folder import undo_folder
 
-    undo_folder(Path(model), path, output)
-    _console(False).print(f"Undone: {output}")
+    _say_written("Undone", undo_folder(Path(model), path, output))
 
 
 @delta_app.command("merge")
@@ -339,5 +345,4 @@ def delta_merge(
     """Write a plain folder that `from_pretrained` and inference servers load."""
     from narrowtune.delta.folder import merge
 
-    merge(Path(model), path, output, max_shard_size)
-    _console(False).print(f"Merged: {output}")
+    _say_written("Merged", merge(Path(model), path, output, max_shard_size))

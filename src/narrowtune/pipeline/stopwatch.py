@@ -24,7 +24,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage, and say when it begins and how long it took."""
+        """Time a stage; say how long it took, and on a terminal also that it has begun."""
         if self._loud:
             self._console.print(
                 f"[dim]…[/] {name}", end="\r" if self._console.is_terminal else "\n"
