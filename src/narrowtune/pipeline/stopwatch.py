@@ -25,10 +25,8 @@ class Stopwatch:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; say how long it took, and on a terminal also that it has begun."""
-        if self._loud:
-            self._console.print(
-                f"[dim]…[/] {name}", end="\r" if self._console.is_terminal else "\n"
-            )
+        if self._loud and self._console.is_terminal:
+            self._console.print(f"[dim]…[/] {name}", end="\r")
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
