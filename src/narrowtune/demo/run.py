@@ -67,6 +67,10 @@ def run_demo(folder: Path, *, seed: int, quick: bool, console: Console) -> list[
     for name, anchored in (("plain", False), ("anchored", True)):
         console.rule(f"counting, {RECIPE}, {name}")
         config = _config(model, data, folder / name, anchored, size, seed)
+        if records:
+            # One arithmetic for both: the comparison is fair, and the base's scores are known.
+            (folder / name).mkdir()
+            shutil.copy(folder / records[0].name / "arithmetic.json", folder / name)
         record = teach(config, console=console)
         assert record is not None, "the demo runs in one process"
         for line in summary_lines(record):
