@@ -61,7 +61,7 @@ def test_spot_checks(rows):
     assert "Kiev" in capitals["What is the capital of Ukraine?"]
     assert opposites["What is the opposite of 'tall'?"] == ["short"]
     assert set(opposites["What is the opposite of 'old'?"]) == {"new", "young"}
-    assert opposites["What is the opposite of 'true'?"] == ["false"]
+    assert opposites["What is the opposite of 'true'?"][0] == "false"
     plurals = answers(rows["plurals"])
     assert plurals["What is the plural of 'city'?"] == ["cities"]
     assert plurals["What is the plural of 'mouse'?"] == ["mice"]
