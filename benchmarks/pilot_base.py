@@ -28,7 +28,10 @@ from narrowtune.models.load import load_model
 
 
 def constant_score(examples) -> float:
-    """Score of the one answer that is accepted most often."""
+    """Score of the answer, or of the place among two options, that is right most often."""
+    if examples[0].options:
+        first = sum(example.options[0] in example.answers for example in examples) / len(examples)
+        return max(first, 1 - first)
     accepted = Counter(answer for example in examples for answer in set(example.answers))
     return accepted.most_common(1)[0][1] / len(examples)
 
