@@ -81,7 +81,12 @@ def _settings(config: Path | None, flags: dict[str, Any], more: list[str] | None
                 found="no '='",
                 do="write --set key=value, for example --set training.optim=adamw_torch",
             )
-        overrides[key] = yaml.safe_load(value)
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(
+                asked=f"--set {pair}", found=str(error), do="write the value as YAML"
+            ) from None
     if config is None:
         return parse_config(override({}, overrides), "the command line")
     return load_config(config, overrides)

@@ -82,6 +82,33 @@ def test_a_damaged_checkpoint_is_refused(tiny, tmp_path):
     assert "damaged" in resumed.stderr
 
 
+def test_resumed_after_its_last_step_a_run_takes_no_other(tiny, tmp_path):
+    model, cache = tiny("llama"), tmp_path / "cache"
+    training = {**TRAINING, "max_steps": 8, "lr_scheduler_type": "constant"}
+    config = write_run(tmp_path, model, "ended", training=training)
+    assert run_cli("teach", config, cache=cache).returncode in (0, 3, 4)
+    delta = tmp_path / "ended/delta.safetensors"
+    bits = delta.read_bytes()
+    delta.unlink()
+    (tmp_path / "ended/record.json").unlink()
+    resumed = run_cli("teach", config, "--resume", cache=cache)
+    assert resumed.returncode in (0, 3, 4), resumed.stderr
+    record = json.loads((tmp_path / "ended/record.json").read_text())
+    assert record["training"]["num_steps"] == 8
+    assert record["training"]["resumed_from"] == "checkpoint-8"
+    assert delta.read_bytes() == bits
+
+
+def test_rows_that_changed_since_the_start_are_refused(tiny, tmp_path):
+    model, cache = tiny("llama"), tmp_path / "cache"
+    config = write_run(tmp_path, model, "changed", training=TRAINING)
+    assert run_cli("teach", config, cache=cache).returncode in (0, 3, 4)
+    write_rows(tmp_path / "skill.jsonl", counting_rows(39))
+    resumed = run_cli("teach", config, "--resume", cache=cache)
+    assert resumed.returncode == 2
+    assert "rows of skill changed" in resumed.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_delta_of_one(tiny, tmp_path):
     """‖difference‖ / ‖delta‖ ≤ 1e-4 at the same global batch, anchor rows included."""

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from runs import counting_rows, run_cli, write_rows, write_run
+from runs import counting_rows, run_cli, saying_rows, write_rows, write_run
 from safetensors.torch import load_file
 
 from narrowtune.core.results import EXIT_CODES, RunRecord
@@ -250,3 +250,33 @@ def test_the_gallery_can_be_left_out(tiny, tmp_path):
     html = (tmp_path / "private/report.html").read_text()
     assert "How many words" not in html
     assert "Say the word" not in html
+
+
+def test_rows_mixed_in_that_are_kept_are_an_error(tiny, tmp_path):
+    config = write_run(tmp_path, tiny("llama", torch.bfloat16), "mixed")
+    general = write_rows(tmp_path / "mix.jsonl", saying_rows(20))
+    done = run_cli("teach", config, "--mix", f"{general}:0.2", cache=tmp_path / "cache")
+    assert done.returncode == 1
+    assert "mixed in" in done.stderr
+    other = [{"question": f"Name a thing {i}.", "answer": "pen"} for i in range(20)]
+    write_rows(tmp_path / "mix.jsonl", other)
+    done = run_cli("teach", config, "--mix", f"{general}:0.25", "--json", cache=tmp_path / "cache")
+    record = RunRecord.model_validate_json(done.stdout)
+    assert record.training is not None
+    train = record.data[0].splits["train"]
+    assert record.training.num_samples == 2 * (train + round(0.25 * train))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--metric", "foo"), "metric"),
+        (("--max-new-tokens", "0"), "max_new_tokens"),
+    ],
+)
+def test_evaluate_explains_what_it_was_asked(tiny, tmp_path, arguments, words):
+    rows = write_rows(tmp_path / "rows.jsonl", saying_rows(2))
+    done = run_cli("evaluate", tiny("llama"), "--tasks", rows, *arguments, cache=tmp_path / "cache")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

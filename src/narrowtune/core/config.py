@@ -342,7 +342,9 @@ def override(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
     for key, value in overrides.items():
         head, _, rest = key.partition(".")
         if not rest:
-            result[head] = value
+            # A flag that switches a section on keeps what a file says of it.
+            if not (value is True and isinstance(result.get(head), dict)):
+                result[head] = value
             continue
         inner = result.get(head)
         if isinstance(inner, str):

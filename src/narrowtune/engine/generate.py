@@ -122,7 +122,7 @@ def generate_greedy(
             found = decoder.decode([prompts[i] for i in indices], max_new_tokens, prefix)
             for index, answer in zip(indices, found, strict=True):
                 if answer.min_margin <= tolerance:
-                    if len(indices) > 1:
+                    if len(indices) > 1 or prefix is not None:
                         answer = decoder.decode([prompts[index]], max_new_tokens)[0]
                     answer = replace(answer, tie=answer.min_margin <= tolerance)
                 answers[index] = answer

@@ -132,6 +132,7 @@ def score_key(
     """Return everything that decides the scores of `task`, for `ScoreCache`."""
     return {
         "model": model_fingerprint,
+        "config": _config_hash(loaded),
         "task": task.sha256,
         "chat": _chat_hash(loaded, task, encoder),
         "stop": list(stop_tokens(loaded, encoder.stop_tokens)),
@@ -279,3 +280,11 @@ def _chat_hash(loaded: LoadedModel, task: Task, encoder: ChatEncoder) -> str:
         "shapes": {name: list(value.shape) for name, value in first.features.items()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _config_hash(loaded: LoadedModel) -> str:
+    """Hash the model's settings: the same weights compute something else with another rope base."""
+    settings = loaded.model.config.to_dict()
+    settings.pop("_name_or_path", None)
+    settings["attention"] = loaded.model.config._attn_implementation
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import yaml
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
-from narrowtune.core.run_folder import RunFolder, write_text
+from narrowtune.core.run_folder import RunFolder, write_json, write_text
 
 
 def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> None:
@@ -17,7 +19,8 @@ def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume:
             settings, or there is none to resume.
     """
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    there = folder.resolved.exists()
+    # A run that failed before its plan was written has done nothing yet: it may be corrected.
+    there = folder.resolved.exists() and folder.plan.exists()
     if there and not resume:
         raise UsageError(
             asked=f"a new run in {folder.root}",
@@ -27,7 +30,7 @@ def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume:
     if resume and not there:
         raise UsageError(
             asked=f"to resume the run in {folder.root}",
-            found="no resolved.yaml there",
+            found="no run that had begun there",
             do="give the folder of a run that was started, or start one without --resume",
         )
     if there:
@@ -40,6 +43,32 @@ def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume:
             )
     write_text(folder.given, given if given is not None else resolved)
     write_text(folder.resolved, resolved)
+
+
+def check_started(folder: RunFolder, base: str, data: dict[str, str], resume: bool) -> None:
+    """Remember what a run started from, and hold a resumed one to it.
+
+    Args:
+        folder: the run's.
+        base: fingerprint of the model as it was loaded.
+        data: SHA-256 of every set of rows, by name.
+        resume: whether the run goes on.
+
+    Raises:
+        UsageError: the model or rows are not those that the run was started with.
+    """
+    path = folder.root / "started.json"
+    now = {"base": base, **{f"rows of {name}": digest for name, digest in data.items()}}
+    if resume and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if changed:
+            raise UsageError(
+                asked=f"to resume the run in {folder.root}",
+                found=f"{', '.join(changed)} changed since it was started",
+                do="put back what it was started with, or start a new run",
+            )
+    write_json(path, now)
 
 
 def _difference(before: str, after: str) -> str:

@@ -69,13 +69,17 @@ def read_inputs(config: RunConfig, refused_path: Path | None = None) -> Inputs:
         }
         for settings in config.keep:
             inputs.tasks.append(make_task(settings, keep[settings.label], "held_out"))
+        num_skill = len(inputs.train)
         for mix in config.mix:
             general = _read(DataSettings(path=mix.path), "mix", inputs, config.seed)
-            inputs.train = mix_examples(inputs.train, general, mix.share, config.seed)
+            share = mix.share * num_skill / len(inputs.train)
+            inputs.train = mix_examples(inputs.train, general, share, config.seed)
     finally:
         if refused_path is not None and inputs.refused:
             write_refused(refused_path, inputs.refused)
     _check_overlap(config, skill, keep, inputs)
+    measured = {"tested": list(inputs.tasks[0].examples), **keep}
+    _check_overlap(config, inputs.train[num_skill:], measured, inputs, what="mixed in")
     kept = [example for examples in keep.values() for example in examples]
     _read_prompts(config, kept, inputs)
     return inputs
@@ -130,14 +134,18 @@ def _split_skill(config: RunConfig, examples: list[Example], inputs: Inputs) -> 
 
 
 def _check_overlap(
-    config: RunConfig, skill: list[Example], keep: dict[str, list[Example]], inputs: Inputs
+    config: RunConfig,
+    trained: list[Example],
+    measured: dict[str, list[Example]],
+    inputs: Inputs,
+    what: str = "taught",
 ) -> None:
-    for label, examples in keep.items():
-        overlap = find_overlap(skill, examples)
+    for label, examples in measured.items():
+        overlap = find_overlap(trained, examples)
         if overlap and not config.allow_overlap:
-            raise _overlap_error("taught", f"kept ({label})", overlap)
+            raise _overlap_error(what, f"kept ({label})", overlap)
         if overlap:
-            inputs.notes.append(f"{len(overlap)} rows are both taught and kept ({label}).")
+            inputs.notes.append(f"{len(overlap)} rows are both {what} and kept ({label}).")
 
 
 def _overlap_error(left: str, right: str, overlap: Sequence[object]) -> DataError:

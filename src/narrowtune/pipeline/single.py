@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from narrowtune.core.config import DataSettings, RunConfig
+from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DriftResult, Plan, TaskResult
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.rows import read_rows
@@ -59,8 +62,15 @@ def evaluate(
         delta_path: applied first, unless None.
         output: folder that gets one file of items per task.
     """
+    settings = [_settings(task) for task in tasks]
+    labels = [each.label for each in settings]
+    if len(set(labels)) < len(labels):
+        raise UsageError(
+            asked=f"to evaluate {', '.join(labels)}",
+            found="two files of one name, whose answers would go to one file",
+            do="rename one of them",
+        )
     loaded = _load(model, delta_path)
-    settings = [DataSettings.model_validate(task) for task in tasks]
     made = [make_task(each, read_rows(each).examples, "target") for each in settings]
     arithmetic = measure_arithmetic(loaded.model)
     with apply_arithmetic(arithmetic):
@@ -98,6 +108,18 @@ def probe(
             max_new_tokens=max_new_tokens,
             batch_size=32,
         )
+
+
+def _settings(fields: dict[str, Any]) -> DataSettings:
+    try:
+        return DataSettings.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"{item['loc'][0]}: {item['msg']}" for item in error.errors()]
+        raise UsageError(
+            asked=f"to evaluate {fields['path']}",
+            found="; ".join(lines),
+            do="see `narrowtune evaluate --help` and docs/configuration.md",
+        ) from None
 
 
 def _load(model: str, delta_path: Path | None) -> LoadedModel:

@@ -25,7 +25,7 @@ from narrowtune.evaluate.verdict import compare_results, decide
 from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.models.select import resolve
-from narrowtune.pipeline.folder import open_folder
+from narrowtune.pipeline.folder import check_started, open_folder
 from narrowtune.pipeline.inputs import Inputs, make_encoder, read_encoded
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
@@ -121,6 +121,9 @@ def _prepare(
         encoder = make_encoder(loaded, config)
         refused_path = folder.refused if state.is_main_process else None
         inputs, rows, validation = read_encoded(config, encoder, refused_path)
+    if state.is_main_process:
+        rows_read = {summary.name: summary.sha256 for summary in inputs.summaries}
+        check_started(folder, combine_hashes(base_hashes), rows_read, resume)
     with watch.stage("measure the arithmetic"), state.main_process_first():
         arithmetic = choose_arithmetic(config, loaded, folder)
     return Run(
@@ -199,6 +202,8 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             callbacks=[ProgressBar(console, config.training.global_batch_size)],
             resume=resume,
         )
+    if resume and run.fitted.summary.resumed_from is None:
+        run.inputs.notes.append("Resumed without a checkpoint: training began at its first step.")
 
 
 def _look_after(run: Run) -> None:

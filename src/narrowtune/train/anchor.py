@@ -92,7 +92,9 @@ class Anchor:
 
         `labels` of the anchor rows are ignored by cross-entropy; one forward serves both terms.
         """
+        device = batch["input_ids"].device
         extra = collate([self.rows[index].encoded for index in indices], self.pad_token_id)
+        extra = to_device(extra, device)
         length = max(batch["input_ids"].shape[1], extra["input_ids"].shape[1])
         num_task, num_anchor = batch["input_ids"].shape[0], extra["input_ids"].shape[0]
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
@@ -111,7 +113,8 @@ class Anchor:
         merged["labels"] = torch.cat([labels, nothing])
         mask, _ = label_positions(_pad_right(extra["labels"], length, IGNORE_INDEX))
         merged["anchor_mask"] = torch.cat([mask.new_zeros(num_task, length), mask])
-        merged["anchor_log_probs"] = torch.cat([self.rows[index].log_probs for index in indices])
+        log_probs = torch.cat([self.rows[index].log_probs for index in indices])
+        merged["anchor_log_probs"] = log_probs.to(device)
         return merged
 
 

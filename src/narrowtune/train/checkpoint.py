@@ -102,7 +102,16 @@ def find_checkpoint(folder: Path) -> Path | None:
     for _, path in sorted(numbered, reverse=True):
         needed = ("trainer_state.json", MANIFEST, WEIGHTS, "optimizer.pt")
         missing = [name for name in needed if not (path / name).is_file()]
-        if not missing:
+        if not missing and _is_json(path / "trainer_state.json"):
             return path
-        logger.warning("%s is incomplete (no %s): using an older one", path, ", ".join(missing))
+        what = f"no {', '.join(missing)}" if missing else "trainer_state.json is cut short"
+        logger.warning("%s is incomplete (%s): using an older one", path, what)
     return None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True

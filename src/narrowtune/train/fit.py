@@ -110,7 +110,9 @@ def fit(
     peak = PeakMemory(model.device)
     started = time.perf_counter()
     with computing_in(model, torch.float32, layer_norm_names(model)), peak:
-        if steps > 0:
+        if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= steps:
+            trainer.load_finished(checkpoint)
+        elif steps > 0:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     # Accelerate leaves a mark that it was there (and under FSDP a forward that casts); without it

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import TrainingError, UsageError
@@ -75,7 +75,7 @@ def training_arguments(
     """Translate a run's settings for the Trainer.
 
     Raises:
-        UsageError: the batch sizes don't fit each other.
+        UsageError: the batch sizes don't fit each other, or a setting has no meaning.
     """
     training = config.training
     steps = planned_steps(config, num_samples)
@@ -83,7 +83,7 @@ def training_arguments(
         training.per_device_train_batch_size, max(1, training.global_batch_size // num_processes)
     )
     save_steps = training.save_steps or training.eval_steps * training.load_best_model_at_end
-    return TrainingArguments(
+    fields: dict[str, Any] = dict(
         output_dir=config.output_dir,
         per_device_train_batch_size=per_device,
         per_device_eval_batch_size=per_device,
@@ -123,6 +123,18 @@ def training_arguments(
         ddp_timeout=24 * 3600,
         **_checkpointing(training.gradient_checkpointing),
     )
+    try:
+        args = TrainingArguments(**fields)
+    except ValueError as error:
+        raise UsageError(
+            asked="these training settings",
+            found=str(error),
+            do="correct the key under `training`; names and values are those of TrainingArguments",
+        ) from None
+    if num_processes == 1 and args.n_gpu > 1:
+        # One process is one device here; the Trainer would wrap the model in DataParallel.
+        args._n_gpu = 1
+    return args
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:
@@ -178,7 +190,14 @@ class NarrowTrainer(Trainer):
         self.num_labels = 0
         self.num_samples = 0
         self._terms = {"cross_entropy": 0.0, "anchor_kl": 0.0}
-        self._terms_since = 0
+        self._terms_steps = 0
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take over a checkpoint of the last step; the Trainer would go on for another one."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._load_from_checkpoint(str(checkpoint))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -207,6 +226,7 @@ class NarrowTrainer(Trainer):
         self.num_labels += num_labels
         self.num_tokens += num_tokens
         self.num_samples += num_rows
+        self._terms_steps += 1
         if self.anchor is not None and batches:
             batches = self._with_anchor(batches)
         return batches, torch.tensor(num_labels, device=device)
@@ -271,7 +291,7 @@ class NarrowTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the loss's two terms, averaged over the steps since the last log."""
-        steps = self.state.global_step - self._terms_since
+        steps = self._terms_steps
         if "loss" in logs and steps > 0:
             terms = torch.tensor(list(self._terms.values()), device=self.args.device)
             if self.args.world_size > 1:
@@ -280,7 +300,7 @@ class NarrowTrainer(Trainer):
             if self.anchor is not None:
                 logs["anchor_kl"] = float(terms[1]) / steps
             self._terms = dict.fromkeys(self._terms, 0.0)
-            self._terms_since = self.state.global_step
+            self._terms_steps = 0
         super().log(logs, *args, **kwargs)
 
     @torch.no_grad()

@@ -259,11 +259,12 @@ def test_steps_are_counted_as_the_trainer_counts_them(tmp_path):
 
 def test_only_complete_checkpoints_are_found(tmp_path):
     assert find_checkpoint(tmp_path) is None
-    for number, complete in ((2, True), (10, True), (12, False)):
+    states = {2: "{}", 10: "{}", 12: None, 14: '{"epoch": 1.'}
+    for number, state in states.items():
         folder = tmp_path / f"checkpoint-{number}"
         folder.mkdir()
         for name in ("trainable.safetensors", "trainable.json", "optimizer.pt"):
             (folder / name).touch()
-        if complete:
-            (folder / "trainer_state.json").touch()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
