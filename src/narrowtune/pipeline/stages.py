@@ -18,6 +18,7 @@ from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
 from narrowtune.engine.generate import NOISE_ROWS, measure_noise, spread
 from narrowtune.evaluate.cache import ScoreCache
 from narrowtune.evaluate.evaluate import evaluate_cached, write_items
+from narrowtune.evaluate.statistics import effective_items
 from narrowtune.evaluate.tasks import Task
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
@@ -82,7 +83,7 @@ def _task_load(task: Task, encoder: ChatEncoder, batch_size: int) -> TaskLoad:
     return TaskLoad(
         role=task.role,
         num_items=len(task.examples),
-        num_groups=len({(g is None, i if g is None else g) for i, g in enumerate(task.groups)}),
+        num_groups=effective_items(task.groups),
         prompts=[] if by_options else [encoder.encode_prompt(e.prompt) for e in chosen],
         options=[[encoder.encode_answer(e.prompt, o) for o in e.options] for e in chosen]
         if by_options

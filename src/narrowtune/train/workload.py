@@ -26,7 +26,8 @@ class TaskLoad:
 
     Attributes:
         role: only held-out tasks count for the budget.
-        num_items: items of the task, and `num_groups` of them that stand alone.
+        num_items: items of the task.
+        num_groups: how many items that stand alone they are worth as evidence.
         prompts: some items' prompts, to measure on (mode `generate`).
         options: some items' encoded options, to measure on (mode `options`).
         max_new_tokens: decode limit.
@@ -34,7 +35,7 @@ class TaskLoad:
 
     role: Role
     num_items: int
-    num_groups: int
+    num_groups: float
     prompts: Sequence[Encoded] = ()
     options: Sequence[Sequence[Encoded]] = ()
     max_new_tokens: int = 0
