@@ -218,23 +218,17 @@ def test_under_bf16_autocast_the_logits_are_bf16_and_the_loss_fp32():
     assert count > 0
 
 
-def test_a_wrapped_model_gives_the_same_and_its_wrapper_is_called(tmp_path):
+def test_a_wrapped_model_gives_the_same_and_its_wrapper_is_called(one_process):
     model, batch = _model("llama", torch.float32), _batch("llama", torch.float32)
     expected, _ = labelled_cross_entropy(model, batch)
     expected.backward()
     gradients = _gradients(model)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
-        calls = []
-        wrapped.register_forward_hook(lambda *_: calls.append(1))
-        total, _ = labelled_cross_entropy(wrapped, batch)
-        total.backward()
-        found = _gradients(wrapped.module)
-    finally:
-        torch.distributed.destroy_process_group()
+    wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+    calls = []
+    wrapped.register_forward_hook(lambda *_: calls.append(1))
+    total, _ = labelled_cross_entropy(wrapped, batch)
+    total.backward()
+    found = _gradients(wrapped.module)
     assert calls == [1]
     assert total.item() == expected.item()
     assert all(torch.equal(found[name], gradients[name]) for name in gradients)

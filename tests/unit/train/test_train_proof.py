@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import socket
-
 import pytest
 import torch
 from torch import nn
@@ -166,19 +164,6 @@ def test_gradient_checkpointing_hides_nothing(run, use_reentrant):
     run.model.enable_input_require_grads()
     run.step()
     assert all(line.received_gradient for line in run.prove().selected)
-
-
-@pytest.fixture
-def one_process():
-    """A process group of one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def test_a_wrapped_model_is_seen_through(run, one_process):
