@@ -5,13 +5,15 @@
 
 The protocol, fixed before the first run:
 - arms: language_model, mlp, mlp_gate_up, sa_proj; and the last two with the anchor;
-- the same 1,280 counting questions per seed, in the same order, batch 16, 80 steps, cosine, one
+- the same 640 counting questions per seed, in the same order, batch 16, 40 steps, cosine, one
   epoch: equal work for every arm;
-- learning rates half a decade apart, from 1e-5, 3e-5, 1e-4; extended until every arm's best rate
-  (validation accuracy of the skill, seed 0) is not at the edge of its grid, the same number of
-  trials for every arm; then two more seeds at the best rate;
-- reported: the skill on 400 test questions, every held-out kind (over 3,000 items, none of them
-  used for a choice), KL(base‖tuned) and number-token bias on 200 prompts.
+- the grid, seed 0: learning rates half a decade apart, from 3e-5, 1e-4, 3e-4; extended until no
+  arm's best rate (accuracy on 200 validation questions) is at the edge of its grid, the same number
+  of trials for every arm. Learning is validation accuracy, forgetting is over 48 items of each of
+  seven held-out kinds (336);
+- the result, at each arm's best rate: seed 0 on 300 test questions and all held-out items (3,144,
+  none of them used for a choice), seeds 1 and 2 on the same questions and 48 items of each kind;
+  KL(base‖tuned) and number-token bias on 100 prompts.
 
 Every run is one line of runs.jsonl, so a stopped benchmark goes on where it was. Seconds and peak
 memory come from a pass of their own in which nothing else runs (`--cost`).
@@ -31,10 +33,12 @@ from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results" / "recipes"
 GRID = {-2: 3e-6, -1: 1e-5, 0: 3e-5, 1: 1e-4, 2: 3e-4, 3: 1e-3, 4: 3e-3, 5: 1e-2}
-FIRST = (-1, 0, 1)
+FIRST = (0, 1, 2)
 MOST_TRIALS = 7
 SEEDS = (0, 1, 2)
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 1280, 200, 400
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 640, 200, 300
+NUM_SOME = 48
+"""Items of each held-out kind where not all of them are asked."""
 
 
 class Arm(NamedTuple):
@@ -65,6 +69,7 @@ class Job(NamedTuple):
     anchored: bool
     exponent: int
     seed: int
+    stage: str = "grid"
 
     @property
     def arm(self) -> Arm:
@@ -88,9 +93,9 @@ def read_runs(path: Path) -> dict[Job, dict[str, Any]]:
 def best_exponent(arm: Arm, runs: dict[Job, dict[str, Any]]) -> int | None:
     """Return the rate with the best validation score of the skill; the lower of equals."""
     scored = {
-        job.exponent: run["validation"]
+        job.exponent: run["skill"]
         for job, run in runs.items()
-        if job.arm == arm and not job.seed
+        if job.arm == arm and job.stage == "grid"
     }
     return max(sorted(scored), key=lambda k: scored[k]) if scored else None
 
@@ -98,7 +103,7 @@ def best_exponent(arm: Arm, runs: dict[Job, dict[str, Any]]) -> int | None:
 def next_jobs(runs: dict[Job, dict[str, Any]]) -> list[Job]:
     """Return the runs that the protocol asks for next, given those that are there."""
     tried = {
-        arm: sorted(job.exponent for job in runs if job.arm == arm and job.seed == 0)
+        arm: sorted(job.exponent for job in runs if job.arm == arm and job.stage == "grid")
         for arm in ARMS
     }
     first = [Job(*arm, k, 0) for arm in ARMS for k in FIRST if k not in tried[arm]]
@@ -126,23 +131,23 @@ def next_jobs(runs: dict[Job, dict[str, Any]]) -> list[Job]:
     bests = {arm: best_exponent(arm, runs) for arm in ARMS}
     return [
         job
+        for seed in SEEDS
         for arm in ARMS
-        for seed in SEEDS[1:]
-        if (job := Job(*arm, bests[arm], seed)) not in runs  # type: ignore[arg-type]
+        if (job := Job(*arm, bests[arm], seed, "result")) not in runs  # type: ignore[arg-type]
     ]
 
 
 class Bench:
     """A model in memory, and everything that all runs share."""
 
-    def __init__(self, data: Path, device: str, max_keep: int | None, batch_size: int) -> None:
+    def __init__(self, data: Path, device: str, batch_size: int, threads: int | None) -> None:
         import torch
         import transformers
 
         from narrowtune.core.config import DataSettings, RunConfig
+        from narrowtune.core.results import TaskResult
         from narrowtune.data.rows import read_rows
         from narrowtune.demo.weights import smollm2_folder
-        from narrowtune.engine.arithmetic import measure_arithmetic
         from narrowtune.evaluate.tasks import make_task
         from narrowtune.models.load import load_model
         from narrowtune.pipeline.inputs import make_encoder
@@ -173,15 +178,36 @@ class Bench:
 
         self.validation = task(data / "validation.jsonl", "target", name="validation", **skill)
         self.test = task(data / "test.jsonl", "target", name="counting", **skill)
-        self.kept = [
-            task(data / "keep" / f"{keep['name']}.jsonl", "held_out", **{**keep, "limit": max_keep})
-            for keep in settings["keep"]
-        ]
-        requested = "float32" if self.loaded.model.device.type == "cuda" else "auto"
-        self.arithmetic = measure_arithmetic(self.loaded.model, requested=requested)
+        self.kept, self.some = (
+            [
+                task(
+                    data / "keep" / f"{keep['name']}.jsonl", "held_out", **{**keep, "limit": limit}
+                )
+                for keep in settings["keep"]
+            ]
+            for limit in (None, NUM_SOME)
+        )
+        self.arithmetic = self._arithmetic(data / "arithmetic.json", threads)
         self._anchor: Any = None
         self.torch = torch
-        self.before = self._score([self.validation, self.test, *self.kept])
+        path = data / "base.json"
+        if not path.exists():
+            scores = self._score([self.validation, self.test, *self.kept])
+            rows = {name: result.model_dump(mode="json") for name, result in scores.items()}
+            path.write_text(json.dumps(rows), encoding="utf-8")
+        base = json.loads(path.read_text(encoding="utf-8"))
+        self.before = {name: TaskResult.model_validate(row) for name, row in base.items()}
+
+    def _arithmetic(self, path: Path, threads: int | None) -> Any:
+        """Return the arithmetic of the first start, so that every run has the same."""
+        from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
+
+        if not path.exists():
+            requested = "float32" if self.loaded.model.device.type == "cuda" else "auto"
+            measured = measure_arithmetic(self.loaded.model, requested=requested)  # type: ignore[arg-type]
+            path.write_text(measured.to_json(), encoding="utf-8")
+        arithmetic = Arithmetic.from_json(path.read_text(encoding="utf-8"))
+        return arithmetic.model_copy(update={"threads": threads} if threads else {})
 
     def _score(self, tasks: Iterable[Any]) -> dict[str, Any]:
         import torch
@@ -268,37 +294,45 @@ class Bench:
         from narrowtune.probe.drift import measure_drift
         from narrowtune.train.masters import computing_in
 
+        grid = job.stage == "grid"
+        skill = self.validation if grid else self.test
+        kept = self.kept if job.stage == "result" and job.seed == 0 else self.some
         fitted = self.fit(job)
-        after = self._score([self.validation, self.test, *self.kept])
-        prompts = [
-            ("free prompts", p.messages)
-            for p in read_rows(
-                DataSettings(path=str(shipped_prompts(SHIPPED_FREE_PROMPTS))), prompts_only=True
-            ).examples[:100]
-        ]
-        share = 100 // len(self.kept) + 1
-        prompts += [(t.name, e.prompt) for t in self.kept for e in t.examples[:share]][:100]
-        with apply_arithmetic(self.arithmetic), computing_in(self.loaded.model, self.torch.float32):
-            drift = measure_drift(
-                self.loaded,
-                WeightSwap(self.loaded.model, fitted.base),
-                prompts,
-                self.encoder,
-                max_new_tokens=32,
-                batch_size=self.batch_size,
-                skill_answers={e.answers[0] for e in self.pools[job.seed]},
-            )
+        after = self._score([skill, *kept])
+        drift = None
+        if not grid:
+            prompts = [
+                ("free prompts", p.messages)
+                for p in read_rows(
+                    DataSettings(path=str(shipped_prompts(SHIPPED_FREE_PROMPTS))),
+                    prompts_only=True,
+                ).examples[:50]
+            ]
+            share = 50 // len(self.kept) + 1
+            prompts += [(t.name, e.prompt) for t in self.some for e in t.examples[:share]][:50]
+            with (
+                apply_arithmetic(self.arithmetic),
+                computing_in(self.loaded.model, self.torch.float32),
+            ):
+                drift = measure_drift(
+                    self.loaded,
+                    WeightSwap(self.loaded.model, fitted.base),
+                    prompts,
+                    self.encoder,
+                    max_new_tokens=32,
+                    batch_size=self.batch_size,
+                    skill_answers={e.answers[0] for e in self.pools[job.seed]},
+                ).model_dump()
         self.restore()
-        names = [self.test.name, *(task.name for task in self.kept)]
-        before, now = [self.before[n] for n in names], [after[n] for n in names]
-        verdict = decide(before, now, budget=5.0)
+        now = list(after.values())
+        before = [restrict(self.before[result.name], result) for result in now]
         return {
             "job": list(job),
             "learning_rate": GRID[job.exponent],
-            "validation": after["validation"].strict.mean,
-            "verdict": verdict.model_dump(),
+            "skill": now[0].strict.mean,
+            "verdict": decide(before, now, budget=5.0).model_dump(),
             "tasks": [change.model_dump() for change in compare_results(before, now)],
-            "drift": drift.model_dump(),
+            "drift": drift,
             "training": fitted.summary.model_dump(),
             "device": hardware().get("accelerators") or hardware().get("cpu"),
             "compute_dtype": self.arithmetic.compute_dtype,
@@ -320,6 +354,23 @@ class Bench:
             "compute_dtype": summary.compute_dtype,
             "load_average": os.getloadavg()[0],
         }
+
+
+def restrict(result: Any, other: Any) -> Any:
+    """Return `result` on the items of `other` alone."""
+    from narrowtune.evaluate.statistics import mean_score
+
+    ids = {item.id for item in other.items}
+    items = [item for item in result.items if item.id in ids]
+    groups = [item.group for item in items]
+    changed = {
+        "items": items,
+        "num_items": len(items),
+        "strict": mean_score([item.strict for item in items], groups),
+        "lenient": mean_score([item.lenient for item in items], groups),
+        "valid_format": sum(item.valid_format for item in items) / len(items),
+    }
+    return result.model_copy(update=changed)
 
 
 def write_data(folder: Path) -> None:
@@ -375,7 +426,10 @@ def run_all(args: argparse.Namespace) -> None:
     path = args.results / "runs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    bench_args = (args.data, args.device, args.limit_keep, args.batch_size)
+    # The base's answers once, before there are workers to wait for them.
+    Bench(args.data, args.device, args.batch_size, None)
+    threads = max(1, (os.cpu_count() or 1) // args.workers)
+    bench_args = (args.data, args.device, args.batch_size, threads)
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.workers, initializer=_start, initargs=bench_args) as pool:
         while jobs := next_jobs(read_runs(path)):
@@ -395,12 +449,13 @@ def run_all(args: argparse.Namespace) -> None:
 def describe(run: dict[str, Any]) -> str:
     """Return a run in one line."""
     verdict, drift = run["verdict"], run["drift"]
+    kl = f"KL {drift['kl_base_tuned']:.3f}" if drift else ""
     arm = Arm(run["job"][0], run["job"][1])
     learning, forgetting = (verdict[key]["value"] for key in ("learning", "forgetting"))
     return (
-        f"{arm!s:26} {run['learning_rate']:7g} s{run['job'][3]} "
-        f"validation {run['validation']:6.1%} learning {learning:5.1f} "
-        f"forgetting {forgetting:5.1f} KL {drift['kl_base_tuned']:.3f} {verdict['outcome']}"
+        f"{run['job'][4]:6} {arm!s:26} {run['learning_rate']:7g} s{run['job'][3]} "
+        f"skill {run['skill']:6.1%} learning {learning:5.1f} "
+        f"forgetting {forgetting:5.1f} {kl} {verdict['outcome']}"
     )
 
 
@@ -414,7 +469,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=64, help="of evaluation")
-    parser.add_argument("--limit-keep", type=int, help="items per held-out kind (for a trial)")
     parser.add_argument("--max-seconds", type=float, help="stop after the run that reaches this")
     parser.add_argument("--cost", type=int, metavar="STEPS", help="time so many steps of every arm")
     parser.add_argument("--write-data", action="store_true", help="write the data and stop")
@@ -430,7 +484,7 @@ def main() -> None:
     if args.write_data:
         return
     if args.cost:
-        bench = Bench(args.data, args.device, 8, args.batch_size)
+        bench = Bench(args.data, args.device, args.batch_size, None)
         rows = [bench.cost(arm, args.cost) for arm in ARMS]
         out = args.results / f"cost_{bench.loaded.model.device.type}.json"
         out.parent.mkdir(parents=True, exist_ok=True)

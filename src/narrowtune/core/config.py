@@ -149,6 +149,8 @@ class TrainingSettings(Settings):
         optim: as transformers names optimisers.
         gradient_checkpointing: compute activations again in the backward pass, to save memory.
         compute_dtype: `auto` measures which arithmetic is fastest here and records it.
+        packing: lay rows of text end to end, and compute what they all begin with once, where that
+            is cheaper; the sums are the same. False takes the plain path, row by row.
         save_steps: steps between checkpoints; 0 saves none.
         save_total_limit: checkpoints kept.
         eval_steps: steps between losses on validation rows; 0 never computes them.
@@ -171,6 +173,7 @@ class TrainingSettings(Settings):
     optim: str = "adamw_torch_fused"
     gradient_checkpointing: bool = False
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    packing: bool = True
     save_steps: int = Field(0, ge=0)
     save_total_limit: int = Field(2, ge=1)
     eval_steps: int = Field(0, ge=0)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import Value
+from narrowtune.engine.packing import packing
 
 ComputeDtype = Literal["bfloat16", "float32"]
 Precision = Literal["highest", "medium"]
@@ -41,6 +42,8 @@ class Arithmetic(Value):
     Attributes:
         compute_dtype: of the forward and backward pass; masters of what trains are fp32 in both.
         float32_matmul_precision: for `torch.set_float32_matmul_precision`.
+        packing: whether rows of text go through the model end to end where that is cheaper; False
+            is the plain path, row by row.
         threads: for `torch.set_num_threads`; results may differ in the last bit between counts.
         seconds: measured time of one pass over the model's matrix products, by candidate.
         error: relative error of the chosen arithmetic's products against fp64 (Frobenius norm,
@@ -52,6 +55,7 @@ class Arithmetic(Value):
     compute_dtype: ComputeDtype
     float32_matmul_precision: Precision = "highest"
     threads: int = Field(ge=1)
+    packing: bool = True
     seconds: dict[str, float] = Field(default_factory=dict)
     error: float | None = None
     float32_error: float | None = None
@@ -154,11 +158,12 @@ def measure_arithmetic(
 
 @contextmanager
 def apply_arithmetic(arithmetic: Arithmetic) -> Iterator[None]:
-    """Multiply with `arithmetic`'s precision and threads inside the block; as before after it.
+    """Compute as `arithmetic` says inside the block; as before after it.
 
     Casting is left to `autocast`, which must not span optimiser steps.
     """
-    with _settings(arithmetic.float32_matmul_precision, arithmetic.threads):
+    settings = _settings(arithmetic.float32_matmul_precision, arithmetic.threads)
+    with settings, packing(arithmetic.packing):
         yield
 
 

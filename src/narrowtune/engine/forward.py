@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from narrowtune.core.errors import ModelError
 from narrowtune.data.collate import IGNORE_INDEX
+from narrowtune.engine.packing import pack, packing
 
 
 def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tensor:
     """Run `model` on `batch` and return the logits at the positions where `mask` is true.
 
     The head sees the chosen positions only. At a vocabulary of 150,000 and one label in fifty
-    tokens, that saves most of the logits' memory and, in a small model, most of the time.
+    tokens, that saves most of the logits' memory and, in a small model, most of the time. Rows of
+    text go through the model end to end where that is cheaper (`engine.packing`).
 
     Args:
         model: a Hugging Face causal model, plain or wrapped for distributed training.
@@ -62,6 +64,9 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
         return (hidden_BTH[mask.to(hidden_BTH.device)].unsqueeze(0), *args[1:])
 
     inputs = {name: value for name, value in batch.items() if name != "labels"}
+    line = pack(inner, inputs, mask)
+    if line is not None:
+        inputs, mask = line.inputs, line.mask
     handle = head.register_forward_pre_hook(gather)
     try:
         logits_1NV = model(**inputs, use_cache=False).logits
@@ -110,6 +115,23 @@ def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
     targets = labels[:, 1:][mask[:, :-1]]
     return mask, targets
+
+
+@torch.no_grad()
+def packing_error(model: nn.Module, batch: Mapping[str, Any]) -> float:
+    """Return how much packing changes the logits at a batch's labels.
+
+    The norm of the difference relative to that of the logits around their mean: about 1e-6 in
+    fp32 and 1e-2 in bf16, and of the order of 1 where a model does not honour the line's mask or
+    positions. 0 where the batch is not packed.
+    """
+    mask, _ = label_positions(batch["labels"])
+    with packing(False):
+        plain = logits_at(model, batch, mask).float()
+    with packing(True):
+        packed = logits_at(model, batch, mask).float()
+    spread = plain - plain.mean(dim=-1, keepdim=True)
+    return float((packed - plain).norm() / spread.norm())
 
 
 def labelled_cross_entropy(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, int]:

@@ -1,7 +1,7 @@
 """How much memory training takes: counted where it can be, calibrated where it can't.
 
 Weights, masters, gradients and the base's copy follow from shapes. What autograd keeps for the
-backward pass is counted on the real graph of one row and of two, which gives a part per row and a
+backward pass is counted on the real graph of two batches, which gives a part per position and a
 part per step (casts of masters); it needs no formula per family. What an optimiser keeps is
 counted on a small parameter. Only the allocator's losses on a CPU are a calibrated factor
 (benchmarks/plan_accuracy.py measures how good the sum is).
@@ -76,30 +76,46 @@ class SavedTensors:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What autograd kept of one batch.
+
+    Attributes:
+        num_bytes: all of it.
+        positions: that the model computed.
+        logits: label positions x vocabulary.
+    """
+
+    num_bytes: int
+    positions: int
+    logits: int
+
+    @property
+    def without_logits(self) -> int:
+        """Bytes without the log-probabilities that the loss keeps."""
+        return self.num_bytes - _LOGIT_BYTES_KEPT * self.logits
+
+
+@dataclass(frozen=True)
 class Activations:
     """What one forward pass keeps, without the logits.
 
     Attributes:
-        per_step: bytes whatever the number of rows.
-        per_row: bytes for each row of the traced length.
+        per_step: bytes whatever the batch.
+        per_position: bytes for each position of a batch.
     """
 
-    per_step: int
-    per_row: int
+    per_step: float
+    per_position: float
 
-    def at(self, num_rows: int) -> int:
-        """Return bytes for a batch of `num_rows`."""
-        return self.per_step + self.per_row * num_rows
+    def at(self, num_positions: float) -> int:
+        """Return bytes for a batch of so many positions."""
+        return math.ceil(self.per_step + self.per_position * num_positions)
 
     @classmethod
-    def from_traces(cls, one_row: int, two_rows: int, row_logits: int) -> Activations:
-        """Make it from bytes kept by one and by two equal rows.
-
-        Args:
-            row_logits: label positions in a row x vocabulary.
-        """
-        per_row = two_rows - one_row
-        return cls(max(0, one_row - per_row), max(0, per_row - _LOGIT_BYTES_KEPT * row_logits))
+    def from_traces(cls, small: Kept, large: Kept) -> Activations:
+        """Make it from what a smaller and a larger batch kept."""
+        slope = (large.without_logits - small.without_logits) / (large.positions - small.positions)
+        return cls(max(0.0, small.without_logits - slope * small.positions), slope)
 
 
 def optimizer_bytes(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> float:
@@ -124,7 +140,7 @@ def estimate_memory(
     base_bytes: int,
     optimizer_bytes_per_parameter: float,
     activations: Activations,
-    num_rows: int,
+    num_positions: float,
     logits: int,
     anchor_logits: int = 0,
     anchor_cache_bytes: int = 0,
@@ -139,7 +155,7 @@ def estimate_memory(
         frozen_bytes: parameters that do not train, and buffers, as held while training.
         num_trainable: numbers that train; their masters and gradients are fp32.
         base_bytes: the copy of what trains, in the base's dtype, kept for the delta on the CPU.
-        num_rows: rows of a micro-batch, anchor rows included, at the traced length.
+        num_positions: of a micro-batch as the model computes it, anchor rows included.
         logits: label positions in the micro-batch x vocabulary; `anchor_logits` likewise.
         anchor_cache_bytes: the base's distributions, kept on the CPU.
         head_gradient_bytes: of the head's weight, if it trains: it exists before the activations
@@ -157,7 +173,7 @@ def estimate_memory(
     gradients = _MASTER_BYTES * num_trainable
     optimizer = math.ceil(optimizer_bytes_per_parameter * num_trainable)
     logit_bytes = _LOGIT_BYTES * logits + _ANCHOR_LOGIT_BYTES * anchor_logits
-    kept = activations.at(num_rows)
+    kept = activations.at(num_positions)
     losses = math.ceil(HEAP_LOSS * (kept + logit_bytes)) if on_cpu else 0
     weights = frozen_bytes + (base_bytes if on_cpu else 0)
     cache = anchor_cache_bytes if on_cpu else 0

@@ -27,7 +27,7 @@ from narrowtune.pipeline.inputs import (
     read_encoded,
     shipped_prompts,
 )
-from narrowtune.pipeline.stages import measuring_dtype, plan_run, score_tasks
+from narrowtune.pipeline.stages import check_packing, measuring_dtype, plan_run, score_tasks
 from narrowtune.probe.drift import measure_drift
 from narrowtune.train.masters import computing_in, copy_tensors
 
@@ -39,7 +39,12 @@ def plan(config: RunConfig, *, with_data: bool, measure_time: bool) -> Plan:
     )
     encoder = make_encoder(loaded, config)
     inputs, rows, _ = read_encoded(config, encoder) if with_data else (Inputs(), [], [])
-    arithmetic = measure_arithmetic(loaded.model, requested=config.training.compute_dtype)
+    arithmetic = check_packing(
+        measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
+        loaded,
+        rows,
+        allowed=config.training.packing,
+    )
     with apply_arithmetic(arithmetic):
         return plan_run(
             loaded, config, inputs, rows, encoder, arithmetic, measure_time=measure_time

@@ -13,8 +13,9 @@ from narrowtune.core.config import RunConfig
 from narrowtune.core.results import DriftResult, Plan, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_text
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.collate import Encoded
+from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
+from narrowtune.engine.forward import evaluating, packing_error, to_device
 from narrowtune.engine.generate import NOISE_ROWS, measure_noise, spread
 from narrowtune.evaluate.cache import ScoreCache
 from narrowtune.evaluate.evaluate import evaluate_cached, write_items
@@ -38,13 +39,46 @@ def measuring_dtype(loaded: LoadedModel) -> torch.dtype:
     return torch.float32 if loaded.model.device.type == "cpu" else loaded.dtype
 
 
-def choose_arithmetic(config: RunConfig, loaded: LoadedModel, folder: RunFolder) -> Arithmetic:
+MAX_PACKING_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""Relative difference of logits up to which packing counts as exact, by the dtype compared in."""
+
+_CHECKED_ROWS = 8
+
+
+def choose_arithmetic(
+    config: RunConfig, loaded: LoadedModel, rows: Sequence[Encoded], folder: RunFolder
+) -> Arithmetic:
     """Measure which arithmetic is fastest here, or read back what an earlier start measured."""
     if folder.arithmetic.exists():
         return Arithmetic.from_json(folder.arithmetic.read_text(encoding="utf-8"))
-    arithmetic = measure_arithmetic(loaded.model, requested=config.training.compute_dtype)
+    arithmetic = check_packing(
+        measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
+        loaded,
+        rows,
+        allowed=config.training.packing,
+    )
     write_text(folder.arithmetic, arithmetic.to_json())
     return arithmetic
+
+
+def check_packing(
+    arithmetic: Arithmetic, loaded: LoadedModel, rows: Sequence[Encoded], *, allowed: bool
+) -> Arithmetic:
+    """Compare the packed path with the plain one on some rows, and take the plain one if unlike."""
+    if not allowed or not rows:
+        return arithmetic.model_copy(update={"packing": allowed})
+    dtype = measuring_dtype(loaded)
+    batch = collate(rows[:_CHECKED_ROWS], padding_id(loaded.tokenizer))
+    with computing_in(loaded.model, dtype), evaluating(loaded.model):
+        error = packing_error(loaded.model, to_device(batch, loaded.model.device))
+    limit = MAX_PACKING_ERROR.get(dtype, MAX_PACKING_ERROR[torch.bfloat16])
+    agrees = error <= limit
+    note = f"; packed and plain logits differ by {error:.0e} (relative)"
+    if not agrees:
+        note += f", more than {limit:.0e}: rows are not packed"
+    return arithmetic.model_copy(
+        update={"packing": agrees, "note": arithmetic.note + note if error else arithmetic.note}
+    )
 
 
 def plan_run(

@@ -125,7 +125,7 @@ def _prepare(
         rows_read = {summary.name: summary.sha256 for summary in inputs.summaries}
         check_started(folder, combine_hashes(base_hashes), rows_read, resume)
     with watch.stage("measure the arithmetic"), state.main_process_first():
-        arithmetic = choose_arithmetic(config, loaded, folder)
+        arithmetic = choose_arithmetic(config, loaded, rows, folder)
     return Run(
         config,
         folder,

@@ -1,8 +1,8 @@
 """The plan: what would train and what it costs, from this model, these rows and this machine.
 
-Parameters are exact. FLOPs and what autograd keeps are counted on one row; seconds are measured on
-a quarter and on half of a batch and carried on in a straight line, so that a plan never takes the
-memory of the run that it is asked about. Nothing is changed.
+Parameters are exact. FLOPs are counted on one row, what autograd keeps on two and on four; seconds
+are measured on a quarter and on half of a batch. All is carried on in a straight line, so that a
+plan never takes the memory of the run that it is asked about. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from narrowtune.core.results import CostEstimate, MemoryEstimate, Plan, TimeEsti
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
 from narrowtune.engine.cost import estimate_cost
-from narrowtune.engine.forward import to_device
+from narrowtune.engine.forward import label_positions, to_device
 from narrowtune.engine.generate import generate_greedy
 from narrowtune.engine.memory import (
     Activations,
+    Kept,
     available_bytes,
     estimate_memory,
     optimizer_bytes,
@@ -43,13 +44,14 @@ from narrowtune.train.trial import (
     MakeOptimizer,
     borrowed,
     count_flops,
+    kept_bytes,
     time_pass,
     time_update,
-    trace,
 )
 from narrowtune.train.workload import EXAMPLE_LABELS, EXAMPLE_TOKENS, Batches, TaskLoad, Workload
 
 _HEADER_BYTES = 330  # of a delta's header per tensor, beside its name twice: hashes, shape, place
+_TRACED = (2, 4)  # rows; more than one, so that what a larger batch packs is packed here
 _EVALUATIONS = 2  # before and after
 _ENOUGH_SECONDS = 10.0  # of measuring evaluation
 
@@ -162,23 +164,23 @@ class _Planner:
 
     def _memory(self) -> MemoryEstimate:
         """Estimate the peak of the step that holds the longest row."""
-        batches, longest = self.batches, self.batches.longest
+        batches = self.batches
         on_cpu = self.device.type == "cpu"
         workspace = process_bytes() - sum_bytes(self.model.parameters()) if on_cpu else 0
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         with borrowed(self.model, self.selection.names, self.arithmetic):
-            whole = self._activations(longest, vocabulary)
+            whole = self._activations(vocabulary)
         activations = whole
         if self.config.training.gradient_checkpointing:
             checkpointing = borrowed(
                 self.model, self.selection.names, self.arithmetic, gradient_checkpointing=True
             )
             with checkpointing:
-                kept = self._activations(longest, vocabulary)
+                kept = self._activations(vocabulary)
             # One layer at a time is computed again, and then holds everything.
             num_layers = self.model.config.get_text_config().num_hidden_layers
-            again = (whole.per_row - kept.per_row) // num_layers
-            activations = Activations(kept.per_step, kept.per_row + again)
+            again = (whole.per_position - kept.per_position) / num_layers
+            activations = Activations(kept.per_step, kept.per_position + again)
         parameters = dict(self.model.named_parameters())
         chosen = [parameters[name] for name in self.selection.names]
         frozen = [p for name, p in parameters.items() if name not in set(self.selection.names)]
@@ -191,7 +193,7 @@ class _Planner:
             base_bytes=self.loaded.dtype.itemsize * self.selection.num_parameters,
             optimizer_bytes_per_parameter=optimizer_bytes(self.make_optimizer),
             activations=activations,
-            num_rows=batches.batch_size + batches.num_anchor_rows,
+            num_positions=batches.most_positions(),
             logits=math.ceil(batches.batch_size * batches.labels_per_sample * vocabulary),
             anchor_logits=batches.num_anchor_rows * anchor_logits,
             anchor_cache_bytes=4 * len(batches.anchor_rows) * anchor_logits,
@@ -201,12 +203,15 @@ class _Planner:
             device=self.device,
         )
 
-    def _activations(self, row: Encoded, vocabulary: int) -> Activations:
-        one, two = (
-            trace(self.model, self._batch([row] * count), self.arithmetic) for count in (1, 2)
-        )
-        row_logits = (two.num_labels - one.num_labels) * vocabulary
-        return Activations.from_traces(one.kept_bytes, two.kept_bytes, row_logits)
+    def _activations(self, vocabulary: int) -> Activations:
+        draw = random.Random(self.config.seed)
+        traces = []
+        for rows in (self.batches.draw_task(draw, size) for size in _TRACED):
+            batch = self._batch(rows)
+            num_labels = label_positions(batch["labels"])[1].numel()
+            num_bytes = kept_bytes(self.model, batch, self.arithmetic)
+            traces.append(Kept(num_bytes, self.batches.width(rows), num_labels * vocabulary))
+        return Activations.from_traces(*traces)
 
     def _time(self, memory: MemoryEstimate) -> TimeEstimate | None:
         """Measure parts of a step on a quarter and on half of a batch."""
@@ -234,9 +239,9 @@ class _Planner:
             gradient_checkpointing=self.config.training.gradient_checkpointing,
         ) as parameters:
             for size in sizes:
-                batch = self._batch(self.batches.draw(draw, size))
-                seconds = time_pass(self.model, batch, self.arithmetic)
-                points.append((batch["input_ids"].numel(), seconds))
+                rows = self.batches.draw(draw, size)
+                seconds = time_pass(self.model, self._batch(rows), self.arithmetic)
+                points.append((self.batches.width(rows), seconds))
             limit = self.config.training.max_grad_norm
             update = time_update(parameters, self.make_optimizer, limit)
         step = self.batches.micro_batches * _line(points, self.batches.positions()) + update

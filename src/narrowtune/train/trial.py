@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -110,25 +109,12 @@ def _random_states() -> Iterator[None]:
             np.random.set_state(states[1])
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What one forward pass with gradient leaves behind.
-
-    Attributes:
-        kept_bytes: what autograd kept for the backward pass.
-        num_labels: label positions.
-    """
-
-    kept_bytes: int
-    num_labels: int
-
-
-def trace(model: nn.Module, batch: Mapping[str, Any], arithmetic: Arithmetic) -> Trace:
-    """Run the loss forward once in a borrowed model, and count what is kept."""
+def kept_bytes(model: nn.Module, batch: Mapping[str, Any], arithmetic: Arithmetic) -> int:
+    """Run the loss forward once in a borrowed model; return what autograd keeps of it."""
     with autocast(arithmetic, batch["input_ids"].device), SavedTensors(model) as kept:
         # The loss holds the graph, and so everything that is counted, until this function ends.
-        _loss, num_labels = labelled_cross_entropy(model, batch)
-    return Trace(kept.num_bytes, num_labels)
+        _loss = labelled_cross_entropy(model, batch)
+    return kept.num_bytes
 
 
 def count_flops(model: nn.Module, names: Iterable[str], batch: Mapping[str, Any]) -> int:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.results import Role
-from narrowtune.data.collate import IGNORE_INDEX, Encoded
+from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
+from narrowtune.engine.forward import label_positions
+from narrowtune.engine.packing import num_positions
 from narrowtune.models.load import LoadedModel
 from narrowtune.train.trainer import accumulation_steps, planned_steps
 
-EXAMPLE_TOKENS, EXAMPLE_LABELS = 128, 16
-"""Length of a made-up row where no rows are given."""
+EXAMPLE_ROWS, EXAMPLE_TOKENS, EXAMPLE_LABELS = 16, 128, 16
+"""Number and length of made-up rows where none are given."""
 
 _DRAWS = 50  # batches drawn to see how much of them is padding
 
@@ -46,7 +48,7 @@ class Workload:
     """What a run would work on.
 
     Attributes:
-        rows: encoded training rows: all, or a sample; a made-up text row if there are none.
+        rows: encoded training rows: all, or a sample; made-up rows of text if there are none.
         num_samples: rows in an epoch; None if not known, and then the run has no totals.
         tasks: what is evaluated before and after.
         anchor_prompts: encoded prompts of the anchor, if there is one.
@@ -62,7 +64,7 @@ class Batches:
     """The batches that a run would draw.
 
     Attributes:
-        rows: of the task; one made-up row if the workload has none.
+        rows: of the task; made-up ones if the workload has none.
         anchor_rows: as long as the base's answers may become.
         batch_size: task rows of a micro-batch; `num_anchor_rows` more hold the model to the base.
         micro_batches: how many make an optimiser step on one process.
@@ -76,7 +78,8 @@ class Batches:
     def __init__(
         self, loaded: LoadedModel, config: RunConfig, workload: Workload, num_processes: int
     ) -> None:
-        self.rows = list(workload.rows) or [_example_row(loaded)]
+        self._loaded = loaded
+        self.rows = list(workload.rows) or _example_rows(loaded)
         self._seed = config.seed
         training = config.training
         per_process = max(1, training.global_batch_size // num_processes)
@@ -107,11 +110,6 @@ class Batches:
         return statistics.fmean(_num_labels(row) for row in self.rows)
 
     @property
-    def longest(self) -> Encoded:
-        """The row to which the widest batch is padded."""
-        return max([*self.rows, *self.anchor_rows], key=lambda row: len(row.input_ids))
-
-    @property
     def typical(self) -> Encoded:
         """The task row whose length is nearest to the mean."""
         mean = self.tokens_per_sample
@@ -119,25 +117,45 @@ class Batches:
 
     def draw(self, generator: random.Random, size: int) -> list[Encoded]:
         """Draw a micro-batch of `size` task rows and its share of anchor rows."""
-        enough = size <= len(self.rows)
-        rows = generator.sample(self.rows, size) if enough else generator.choices(self.rows, k=size)
         share = math.ceil(self.num_anchor_rows * size / self.batch_size)
-        return rows + generator.sample(self.anchor_rows, share)
+        return self.draw_task(generator, size) + generator.sample(self.anchor_rows, share)
+
+    def draw_task(self, generator: random.Random, size: int) -> list[Encoded]:
+        """Draw `size` task rows."""
+        enough = size <= len(self.rows)
+        return generator.sample(self.rows, size) if enough else generator.choices(self.rows, k=size)
+
+    def width(self, rows: Sequence[Encoded]) -> int:
+        """Return how many positions the model computes for `rows`: packed, or padded."""
+        batch = collate(rows, padding_id(self._loaded.tokenizer))
+        mask, _ = label_positions(batch.pop("labels"))
+        return num_positions(self._loaded.model, batch, mask)
 
     def positions(self) -> float:
-        """Return the mean number of positions of a micro-batch, padding included."""
+        """Return the mean number of positions of a micro-batch."""
+        return statistics.fmean(self.width(batch) for batch in self._drawn())
+
+    def most_positions(self) -> int:
+        """Return the positions of the largest of some micro-batches, each with the longest row."""
+        longest = max([*self.rows, *self.anchor_rows], key=lambda row: len(row.input_ids))
+        return max(self.width([longest, *batch[1:]]) for batch in self._drawn())
+
+    def _drawn(self) -> list[list[Encoded]]:
         generator = random.Random(self._seed)
-        batches = [self.draw(generator, self.batch_size) for _ in range(_DRAWS)]
-        return statistics.fmean(len(batch) * max(_lengths(batch)) for batch in batches)
+        return [self.draw(generator, self.batch_size) for _ in range(_DRAWS)]
 
 
-def _example_row(loaded: LoadedModel) -> Encoded:
-    """Return a row of text: ordinary token ids in the middle of the vocabulary."""
+def _example_rows(loaded: LoadedModel) -> list[Encoded]:
+    """Return rows of text that share nothing: ordinary tokens of the middle of the vocabulary."""
     size = loaded.model.get_input_embeddings().weight.shape[0]
     special = set(loaded.tokenizer.all_special_ids)
-    ids = [token for token in range(size // 4, size) if token not in special][:EXAMPLE_TOKENS]
-    labels = [IGNORE_INDEX] * (len(ids) - EXAMPLE_LABELS) + ids[-EXAMPLE_LABELS:]
-    return Encoded(input_ids=ids, labels=labels)
+    ids = [token for token in range(size // 4, size) if token not in special]
+    nothing = [IGNORE_INDEX] * (EXAMPLE_TOKENS - EXAMPLE_LABELS)
+    rows = []
+    for start in range(EXAMPLE_ROWS):
+        row = [ids[(start + place) % len(ids)] for place in range(EXAMPLE_TOKENS)]
+        rows.append(Encoded(input_ids=row, labels=nothing + row[-EXAMPLE_LABELS:]))
+    return rows
 
 
 def _answered(prompt: Encoded, num_tokens: int) -> Encoded:

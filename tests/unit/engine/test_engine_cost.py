@@ -12,11 +12,13 @@ from narrowtune.engine.forward import labelled_cross_entropy
 from narrowtune.engine.memory import (
     HEAP_LOSS,
     Activations,
+    Kept,
     SavedTensors,
     estimate_memory,
     optimizer_bytes,
     sum_bytes,
 )
+from narrowtune.engine.packing import packing
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_SIZE, VOCABULARY = 3, 32, 48, 4, 2, 8, 96
 TOKENS, LABELS = 20, 6
@@ -113,9 +115,9 @@ def test_padding_costs_the_whole_square():
     padded = batch(2)
     padded["attention_mask"][1, -4:] = 0
     model = train(build(), "q_proj")
-    with CountFlops() as whole:
+    with packing(False), CountFlops() as whole:
         labelled_cross_entropy(model, batch(2))
-    with CountFlops() as masked:
+    with packing(False), CountFlops() as masked:
         labelled_cross_entropy(model, padded)
     assert masked.forward - whole.forward == pytest.approx(2 * SCORES)
 
@@ -153,19 +155,17 @@ def test_saved_tensors_count_each_storage_once_and_no_parameter():
 
 
 def test_activations_from_two_traces():
-    found = Activations.from_traces(one_row=1000, two_rows=1700, row_logits=50)
-    assert (found.per_step, found.per_row) == (
-        300,
-        500,
-    )  # 50 log-probabilities of 4 bytes are logits
-    assert found.at(4) == 300 + 4 * 500
+    # 50 log-probabilities of 4 bytes to a row of 10 positions are logits.
+    found = Activations.from_traces(Kept(1000, 10, 50), Kept(1700, 20, 100))
+    assert (found.per_step, found.per_position) == (300, 50)
+    assert found.at(40) == 300 + 40 * 50
 
 
 def test_saved_bytes_grow_in_a_straight_line():
     model = train(build(), "q_proj")
     kept = []
     for num_rows in (1, 2, 5):
-        with SavedTensors(model) as saved:
+        with packing(False), SavedTensors(model) as saved:
             _loss = labelled_cross_entropy(model, batch(num_rows))
         kept.append(saved.num_bytes)
         del _loss
@@ -190,8 +190,8 @@ def estimate(device=GPU, **changes):
         "num_trainable": 100,
         "base_bytes": 200,
         "optimizer_bytes_per_parameter": 8.0,
-        "activations": Activations(per_step=50, per_row=500),
-        "num_rows": 2,
+        "activations": Activations(per_step=50, per_position=50),
+        "num_positions": 20,
         "logits": 10,
         "device": device,
     }
@@ -204,7 +204,7 @@ def test_the_peak_is_at_the_beginning_of_the_backward_pass_or_at_its_end():
     assert beginning.optimizer == 800
     assert (beginning.activations, beginning.logits) == (1050, 120)
     assert beginning.total == 1000 + 400 + 800 + 1050 + 120
-    end = estimate(num_rows=0, logits=0)
+    end = estimate(num_positions=0, logits=0)
     assert end.total == 1000 + 400 + 800 + 400
     assert estimate(accumulates=True).total == beginning.total + 400
 

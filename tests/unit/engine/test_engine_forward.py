@@ -158,8 +158,11 @@ def test_loss_and_gradient_equal_a_plain_one_in_fp64(name: str):
     found = _gradients(model)
     assert total.dtype == torch.float64
     assert abs(total.item() - plain.item()) / abs(plain.item()) < 1e-12
+    # Gemma's norms compute in fp32 whatever the model's dtype, and so sum their gradients.
+    rounding = 1e-5 if name == "gemma3" else 1e-9
     for parameter, gradient in found.items():
-        assert torch.allclose(gradient, expected[parameter], rtol=1e-9, atol=1e-12), parameter
+        close = torch.allclose(gradient, expected[parameter], rtol=rounding, atol=rounding / 1e3)
+        assert close, parameter
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

@@ -1,0 +1,166 @@
+"""The line gives the numbers of the rows it is made of, and says no where it could not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from narrowtune.data.collate import Encoded, collate
+from narrowtune.engine.forward import (
+    label_positions,
+    labelled_cross_entropy,
+    logits_at,
+    packing_error,
+)
+from narrowtune.engine.packing import num_positions, pack, packing
+from narrowtune.models.load import load_model
+from tiny_models import FAMILIES
+
+SHARED = [5, 9, 6, 7, 11]
+
+
+def rows(lengths=(4, 9, 6), shared=SHARED):
+    made = []
+    for number, length in enumerate(lengths):
+        own = [20 + (7 * number + place) % 30 for place in range(length)]
+        ids = [*shared, *own]
+        made.append(Encoded(ids, [-100] * (len(ids) - 2) + ids[-2:]))
+    return made
+
+
+def batch(made=None):
+    return collate(made or rows(), pad_token_id=0)
+
+
+@pytest.fixture
+def llama(tiny):
+    return load_model(str(tiny("llama", torch.float32)), device="cpu").model.double()
+
+
+def inputs_and_mask(given):
+    mask, _ = label_positions(given["labels"])
+    return {key: value for key, value in given.items() if key != "labels"}, mask
+
+
+def test_the_line_has_the_shared_beginning_once_and_no_padding(llama):
+    inputs, mask = inputs_and_mask(batch())
+    line = pack(llama, inputs, mask)
+    assert line is not None
+    own = [row.input_ids[len(SHARED) :] for row in rows()]
+    assert line.inputs["input_ids"].tolist() == [[*SHARED, *own[0], *own[1], *own[2]]]
+    positions = [*range(9), *range(5, 14), *range(5, 11)]
+    assert line.inputs["position_ids"].tolist() == [positions]
+    assert num_positions(llama, inputs, mask) == 5 + 4 + 9 + 6
+    assert int(line.mask.sum()) == int(mask.sum()) == 6
+
+
+def test_every_token_sees_the_beginning_and_its_own_row_only(llama):
+    inputs, mask = inputs_and_mask(batch())
+    line = pack(llama, inputs, mask)
+    assert line is not None
+    seen = line.inputs["attention_mask"][0, 0]
+    start = len(SHARED)
+    spans = [(start, 9), (9, 18), (18, 24)]
+    for index in range(start):
+        assert seen[index].nonzero()[:, 0].tolist() == list(range(index + 1))
+    for first, end in spans:
+        for index in range(first, end):
+            expected = [*range(start), *range(first, index + 1)]
+            assert seen[index].nonzero()[:, 0].tolist() == expected
+
+
+def test_a_beginning_never_reaches_a_position_that_is_asked_for(llama):
+    # The rows are the same up to the last token, which alone is labelled and alone differs.
+    made = [Encoded([*SHARED, 30, last], [-100] * 6 + [last]) for last in (40, 41)]
+    inputs, mask = inputs_and_mask(batch(made))
+    assert num_positions(llama, inputs, mask) == 5 + 2 * 2
+    with packing(False):
+        plain = logits_at(llama, inputs, mask)
+    assert torch.allclose(logits_at(llama, inputs, mask), plain, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_those_of_the_plain_path(family, tiny):
+    model = load_model(str(tiny(family, torch.float32)), device="cpu").model.double()
+    model.requires_grad_(True)
+    found = []
+    for allowed in (False, True):
+        model.zero_grad()
+        with packing(allowed):
+            total, count = labelled_cross_entropy(model, batch())
+        total.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((total.item(), count, gradients))
+    inputs, mask = inputs_and_mask(batch())
+    assert num_positions(model, inputs, mask) == 24, "the fast path was not taken"
+    plain, packed = found
+    # Norms of some families compute in fp32 whatever the model's dtype.
+    assert packed[0] == pytest.approx(plain[0], rel=1e-6)
+    assert packed[1] == plain[1]
+    assert packed[2].keys() == plain[2].keys()
+    for name, gradient in packed[2].items():
+        scale = plain[2][name].norm().clamp_min(1e-6)
+        assert (gradient - plain[2][name]).norm() / scale < 1e-5, name
+
+
+def test_llama_in_fp64_agrees_to_1e_12(llama):
+    total, _ = labelled_cross_entropy(llama, batch())
+    with packing(False):
+        plain, _ = labelled_cross_entropy(llama, batch())
+    assert total.item() == pytest.approx(plain.item(), rel=1e-12)
+
+
+def test_packing_error_sees_a_model_that_ignores_the_mask(llama, monkeypatch):
+    assert packing_error(llama, batch()) < 1e-12
+    forward = llama.forward
+
+    def deaf(*args, **kwargs):
+        if kwargs["attention_mask"].ndim == 4:
+            kwargs["attention_mask"] = None
+            kwargs["position_ids"] = None
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(llama, "forward", deaf)
+    assert packing_error(llama, batch()) > 0.01
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b, m: (b, m, {"pixel_values": torch.zeros(1)}),
+        lambda b, m: ({k: v[:1] for k, v in b.items()}, m[:1], {}),
+        lambda b, m: ({**b, "attention_mask": b["attention_mask"].flip(1)}, m, {}),
+        lambda b, m: (b, torch.zeros_like(m), {}),
+        lambda b, m: (b, torch.ones_like(m), {}),
+    ],
+    ids=["features", "one row", "left padding", "nothing asked for", "padding asked for"],
+)
+def test_what_is_not_packed(llama, change):
+    inputs, mask = inputs_and_mask(batch())
+    changed, chosen, features = change(inputs, mask)
+    assert pack(llama, {**changed, **features}, chosen) is None
+
+
+def test_rows_that_are_long_and_unlike_are_not_packed(llama):
+    made = [
+        Encoded([30 + (n + place) % 20 for place in range(900)], [-100] * 899 + [5])
+        for n in range(6)
+    ]
+    inputs, mask = inputs_and_mask(batch(made))
+    assert pack(llama, inputs, mask) is None
+    assert num_positions(llama, inputs, mask) == 6 * 900
+
+
+def test_a_window_shorter_than_a_row_is_not_packed(llama):
+    inputs, mask = inputs_and_mask(batch())
+    llama.config.sliding_window = 8
+    assert pack(llama, inputs, mask) is None
+    llama.config.sliding_window = 14
+    assert pack(llama, inputs, mask) is not None
+
+
+def test_the_plain_path_can_be_asked_for(llama):
+    inputs, mask = inputs_and_mask(batch())
+    with packing(False):
+        assert pack(llama, inputs, mask) is None
+    assert pack(llama, inputs, mask) is not None
