@@ -40,6 +40,7 @@ from narrowtune.train.anchor import build_anchor
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.masters import computing_in
+from narrowtune.train.trainer import num_repeated
 
 
 @dataclass
@@ -182,11 +183,10 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
                 batch_size=config.eval_batch_size,
                 seed=config.seed,
             )
-    one_pass = min(config.training.per_device_train_batch_size, config.training.global_batch_size)
-    missing = -len(run.rows) % (one_pass * state.num_processes)
-    if state.num_processes > 1 and missing:
+    repeated = num_repeated(config.training, len(run.rows), state.num_processes)
+    if repeated:
         run.inputs.notes.append(
-            f"{state.num_processes} devices: {missing} rows were seen twice in every epoch, to "
+            f"{state.num_processes} devices: {repeated} rows were seen twice in every epoch, to "
             "fill its last step."
         )
     with run.watch.stage("train"):

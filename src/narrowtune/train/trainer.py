@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from narrowtune.core.config import RunConfig
+from narrowtune.core.config import RunConfig, TrainingSettings
 from narrowtune.core.errors import TrainingError, UsageError
 from narrowtune.data.collate import IGNORE_INDEX, Encoded
 from narrowtune.engine.arithmetic import Arithmetic, autocast
@@ -61,6 +61,22 @@ def accumulation_steps(global_batch_size: int, per_device: int, num_processes: i
     return global_batch_size // one_pass
 
 
+def per_device_batch_size(training: TrainingSettings, num_processes: int) -> int:
+    """Return the rows of one forward pass: those asked for, or fewer where a step holds fewer."""
+    share = max(1, training.global_batch_size // num_processes)
+    return min(training.per_device_train_batch_size, share)
+
+
+def num_repeated(training: TrainingSettings, num_samples: int, num_processes: int) -> int:
+    """Return how many rows an epoch shows twice, so that all devices have full passes to the end.
+
+    One device takes a smaller last pass instead.
+    """
+    if num_processes == 1:
+        return 0
+    return -num_samples % (per_device_batch_size(training, num_processes) * num_processes)
+
+
 def planned_steps(config: RunConfig, num_samples: int) -> int:
     """Return the number of optimiser steps of a run; the last one of an epoch may be smaller."""
     if config.training.max_steps >= 0:
@@ -79,9 +95,7 @@ def training_arguments(
     """
     training = config.training
     steps = planned_steps(config, num_samples)
-    per_device = min(
-        training.per_device_train_batch_size, max(1, training.global_batch_size // num_processes)
-    )
+    per_device = per_device_batch_size(training, num_processes)
     save_steps = training.save_steps or training.eval_steps * training.load_best_model_at_end
     fields: dict[str, Any] = dict(
         output_dir=config.output_dir,

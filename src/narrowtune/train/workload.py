@@ -14,7 +14,7 @@ from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.forward import label_positions
 from narrowtune.engine.packing import num_positions
 from narrowtune.models.load import LoadedModel
-from narrowtune.train.trainer import accumulation_steps, planned_steps
+from narrowtune.train.trainer import accumulation_steps, per_device_batch_size, planned_steps
 
 EXAMPLE_ROWS, EXAMPLE_TOKENS, EXAMPLE_LABELS = 16, 128, 16
 """Number and length of made-up rows where none are given."""
@@ -82,8 +82,7 @@ class Batches:
         self.rows = list(workload.rows) or _example_rows(loaded)
         self._seed = config.seed
         training = config.training
-        per_process = max(1, training.global_batch_size // num_processes)
-        self.batch_size = min(training.per_device_train_batch_size, per_process)
+        self.batch_size = per_device_batch_size(training, num_processes)
         self.micro_batches = accumulation_steps(
             training.global_batch_size, self.batch_size, num_processes
         )

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
 
-from narrowtune.core.config import AnchorSettings, RunConfig
+from narrowtune.core.config import AnchorSettings, RunConfig, TrainingSettings
 from narrowtune.core.errors import TrainingError, UsageError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate, padding_id
@@ -20,7 +22,12 @@ from narrowtune.models.select import resolve
 from narrowtune.train.anchor import build_anchor, kl_base_tuned
 from narrowtune.train.checkpoint import find_checkpoint
 from narrowtune.train.fit import fit
-from narrowtune.train.trainer import accumulation_steps, planned_steps
+from narrowtune.train.trainer import (
+    accumulation_steps,
+    num_repeated,
+    per_device_batch_size,
+    planned_steps,
+)
 from tiny_models import VISION_FAMILIES
 
 FLOAT32 = Arithmetic(compute_dtype="float32", threads=1)
@@ -248,6 +255,24 @@ def test_batch_sizes_that_do_not_fit_are_a_usage_error():
     assert accumulation_steps(16, 4, 2) == 2
     with pytest.raises(UsageError, match="does not divide"):
         accumulation_steps(16, 5, 1)
+
+
+def test_a_pass_holds_no_more_than_a_device_s_share_of_a_step():
+    training = TrainingSettings(global_batch_size=4, per_device_train_batch_size=16)
+    assert per_device_batch_size(training, 1) == 4
+    assert per_device_batch_size(training, 2) == 2
+    assert per_device_batch_size(training, 8) == 1
+
+
+def test_rows_are_repeated_as_accelerate_repeats_them():
+    training = TrainingSettings(global_batch_size=4, per_device_train_batch_size=16)
+    assert num_repeated(training, 32, 2) == 0
+    assert num_repeated(training, 33, 1) == 0
+    for num_samples in range(31, 37):
+        batches = BatchSampler(range(num_samples), per_device_batch_size(training, 2), False)
+        shards = [BatchSamplerShard(batches, 2, index) for index in range(2)]
+        drawn = sum(len(batch) for shard in shards for batch in shard)
+        assert num_repeated(training, num_samples, 2) == drawn - num_samples
 
 
 def test_steps_are_counted_as_the_trainer_counts_them(tmp_path):
