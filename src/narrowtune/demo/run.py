@@ -24,6 +24,10 @@ from narrowtune.report.terminal import summary_lines
 BUDGET = 5.0
 RECIPE = "mlp_gate_up"
 
+_MARKER = ".narrowtune-demo"
+_FOLDERS = ("data", "plain", "anchored", "plots")
+_FILES = ("comparison.html", "comparison.md", "comparison.json", _MARKER)
+
 
 @dataclass(frozen=True)
 class Size:
@@ -42,6 +46,8 @@ QUICK = Size(num_train=64, num_test=16, keep_items=12, drift_prompts=10)
 def run_demo(folder: Path, *, seed: int, quick: bool, console: Console) -> list[RunRecord]:
     """Teach counting twice, print both verdicts, and write a comparison.
 
+    An earlier demo in `folder` is replaced.
+
     Args:
         folder: gets data/, plain/, anchored/ and comparison.html.
         seed: of the data and the runs.
@@ -49,7 +55,7 @@ def run_demo(folder: Path, *, seed: int, quick: bool, console: Console) -> list[
         console: where to say what happens.
 
     Raises:
-        UsageError: the folder holds something that is not a demo.
+        UsageError: the folder holds something that is not a demo's.
     """
     size = QUICK if quick else FULL
     _clear(folder)
@@ -127,15 +133,24 @@ def _sentence(record: RunRecord) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Remove an earlier demo; nothing else."""
-    marker = folder / ".narrowtune-demo"
-    if folder.exists() and any(folder.iterdir()):
-        if not marker.exists():
-            raise UsageError(
-                asked=f"a demo in {folder}",
-                found="files there that no demo wrote",
-                do="choose another --output-dir",
-            )
-        shutil.rmtree(folder)
+    """Remove an earlier demo; a folder that holds anything beside it is left alone.
+
+    Raises:
+        UsageError: there is something that no demo wrote.
+    """
+    marker = folder / _MARKER
+    there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    others = [name for name in there if name not in {*_FOLDERS, *_FILES}]
+    if others or (there and not marker.exists()):
+        named = ", ".join((others or there)[:3])
+        raise UsageError(
+            asked=f"a demo in {folder}",
+            found=f"what no demo wrote there: {named}",
+            do="choose another --output-dir, or move that away",
+        )
+    for name in _FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
