@@ -1,7 +1,7 @@
 """The run folder: where each stage's files are, and how they are written.
 
 Every file is written beside its place and moved there, so that a run that is killed leaves either
-the old file or the new one.
+the old file or the new one. The cache writes its files the same way.
 """
 
 from __future__ import annotations
@@ -10,13 +10,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from narrowtune.core.errors import UsageError
-
-Model = TypeVar("Model", bound=BaseModel)
+from pydantic import BaseModel
 
 
 @dataclass(frozen=True)
@@ -74,11 +70,15 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: BaseModel | dict[str, Any]) -> None:
@@ -89,19 +89,3 @@ def write_json(path: Path, value: BaseModel | dict[str, Any]) -> None:
         else json.dumps(value, indent=2)
     )
     write_text(path, text + "\n")
-
-
-def read_json(path: Path, kind: type[Model]) -> Model:
-    """Read a value back.
-
-    Raises:
-        UsageError: the file is missing or is not a `kind`.
-    """
-    try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise UsageError(
-            asked=f"a {kind.__name__} from {path}",
-            found=str(error).splitlines()[0],
-            do="point at a folder that `narrowtune teach` has written",
-        ) from None

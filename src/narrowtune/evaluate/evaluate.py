@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any
 
 import torch
 import transformers
-from pydantic import ValidationError
 
-from narrowtune.core.errors import EvaluationError
 from narrowtune.core.results import ItemResult, TaskResult
+from narrowtune.core.run_folder import write_text
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example
 from narrowtune.engine.generate import generate_greedy, measure_noise, stop_tokens
@@ -146,45 +144,7 @@ def score_key(
 
 def write_items(items: Sequence[ItemResult], path: Path) -> None:
     """Write one item per line; a reader sees the whole file or the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(item.model_dump_json() + "\n" for item in items)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_items(path: Path) -> list[ItemResult]:
-    """Read what `write_items` wrote.
-
-    Raises:
-        EvaluationError: there is no such file, or one of its lines is not an item.
-    """
-    try:
-        # Not splitlines(): an answer may hold U+2028 and the like, which JSON leaves as they are.
-        *lines, rest = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(
-            asked=f"the scored items in {path}", found=str(error), do="evaluate the task again"
-        ) from error
-    if rest:
-        raise EvaluationError(
-            asked=f"the scored items in {path}",
-            found=f"its last line ends after {len(rest)} characters",
-            do="evaluate the task again",
-        )
-    items = []
-    for number, line in enumerate(lines, 1):
-        try:
-            items.append(ItemResult.model_validate_json(line))
-        except ValidationError as error:
-            raise EvaluationError(
-                asked=f"the scored items in {path}",
-                found=f"line {number} is not an item: {error.errors()[0]['msg']}",
-                do="evaluate the task again",
-            ) from error
-    return items
+    write_text(path, "".join(item.model_dump_json() + "\n" for item in items))
 
 
 def _answer(

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.core.results import Estimate, Role, Score
@@ -216,14 +215,6 @@ def items_needed(
         middle = (low + high) // 2
         low, high = (low, middle) if clears(middle) else (middle, high)
     return high
-
-
-def mcnemar_exact(num_worse: int, num_better: int) -> float:
-    """Return the two-sided exact p-value of McNemar's test; 1.0 where no pair disagrees."""
-    num_changed = num_worse + num_better
-    if num_changed == 0:
-        return 1.0
-    return min(1.0, 2 * float(bdtr(min(num_worse, num_better), num_changed, 0.5)))
 
 
 def _estimate(

@@ -103,12 +103,6 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
         weights.smollm2_folder(tmp_path / "cache")
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path))
-    assert weights.cache_folder() == tmp_path
-    assert weights.cache_folder(tmp_path / "own") == tmp_path / "own"
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(
     not Path(os.environ.get("NARROWTUNE_SMOLLM2_WHEEL", "")).is_file(),

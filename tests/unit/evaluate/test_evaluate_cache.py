@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from narrowtune.core.results import ItemResult, Score, TaskResult
-from narrowtune.evaluate.cache import ScoreCache, cache_folder
+from narrowtune.evaluate.cache import ScoreCache
 
 KEY = {"model": "abc", "task": "def", "stop": [1, 2]}
 
@@ -104,19 +105,17 @@ def test_a_write_that_fails_leaves_the_entry_before_and_no_rest(cache: ScoreCach
     cache.save(KEY, result())
     before = stored(cache).read_bytes()
 
-    def fail(*args, **kwargs):
+    def fail(descriptor):
         raise OSError("no space left")
 
-    monkeypatch.setattr(json, "dump", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space"):
         cache.save(KEY, result())
     assert stored(cache).read_bytes() == before
     assert [p.suffix for p in cache.folder.rglob("*") if p.is_file()] == [".json"]
 
 
-def test_the_folder_is_the_environments_or_the_users(monkeypatch, tmp_path: Path):
-    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "here"))
-    assert cache_folder() == tmp_path / "here"
+def test_the_folder_is_the_environments_and_its_home_sign_is_expanded(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NARROWTUNE_CACHE", "~/here")
     assert ScoreCache().folder == tmp_path / "here" / "scores"
-    monkeypatch.delenv("NARROWTUNE_CACHE")
-    assert cache_folder() == Path.home() / ".cache" / "narrowtune"

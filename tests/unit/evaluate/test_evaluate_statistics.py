@@ -6,14 +6,13 @@ import time
 
 import numpy as np
 import pytest
-from scipy.stats import beta, binomtest
+from scipy.stats import beta
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.evaluate.statistics import (
     PairedTask,
     effective_items,
     items_needed,
-    mcnemar_exact,
     mean_change,
     mean_loss,
     mean_score,
@@ -186,14 +185,6 @@ def test_items_needed_with_changes():
     assert mean_loss([larger]).upper_bound == pytest.approx(3.0, abs=0.2)
     over = items_needed(tasks, -0.5)
     assert items_needed(tasks, -0.5, num_comparisons=5) > over
-
-
-def test_mcnemar_is_the_binomial_test():
-    assert mcnemar_exact(0, 0) == 1.0
-    assert mcnemar_exact(5, 5) == 1.0
-    for worse, better in [(1, 0), (9, 2), (3, 17)]:
-        expected = binomtest(worse, worse + better).pvalue
-        assert mcnemar_exact(worse, better) == pytest.approx(expected)
 
 
 def test_mean_gives_every_task_the_same_weight():
