@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from narrowtune.data.collate import Encoded, collate
+from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.forward import evaluating, label_positions, logits_at, to_device
 from narrowtune.engine.generate import NOISE_ROWS, TIE_FACTOR, length_batches, rounding, spread
 from narrowtune.models.load import LoadedModel
@@ -100,8 +100,7 @@ def _num_labels(encoded: Encoded) -> int:
 
 def _answer_logprobs(loaded: LoadedModel, rows: Sequence[Encoded]) -> list[float]:
     """Sum of log p over each row's labels, nats."""
-    pad = loaded.tokenizer.pad_token_id
-    batch = to_device(collate(list(rows), 0 if pad is None else pad), loaded.model.device)
+    batch = to_device(collate(rows, padding_id(loaded.tokenizer)), loaded.model.device)
     mask, targets = label_positions(batch["labels"])
     logprobs_NV = torch.log_softmax(logits_at(loaded.model, batch, mask).float(), dim=-1)
     chosen = logprobs_NV.gather(1, targets[:, None])[:, 0].double().cpu()

@@ -21,7 +21,7 @@ from torch import Tensor
 from narrowtune.core.errors import EvaluationError, UsageError
 from narrowtune.core.results import DriftResult, DriftTask, TokenGroupMass
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.collate import Encoded, collate
+from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.data.examples import Message, Text
 from narrowtune.engine.forward import evaluating, label_positions, logits_at, to_device
 from narrowtune.engine.generate import (
@@ -248,8 +248,7 @@ def _batches(rows: Sequence[Encoded], rows_max: int, labels_max: int) -> Iterato
 
 def _logits(loaded: LoadedModel, answers: BaseAnswers, batch: Sequence[int]) -> Tensor:
     """Return [N, V] at the positions that predict the answers' tokens."""
-    pad = loaded.tokenizer.pad_token_id
-    rows = collate([answers.rows[i] for i in batch], 0 if pad is None else pad)
+    rows = collate([answers.rows[i] for i in batch], padding_id(loaded.tokenizer))
     inputs = to_device(rows, loaded.model.device)
     with evaluating(loaded.model):
         return logits_at(loaded.model, inputs, label_positions(inputs["labels"])[0])
