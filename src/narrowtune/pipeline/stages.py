@@ -85,7 +85,6 @@ def plan_run(
     loaded: LoadedModel,
     config: RunConfig,
     inputs: Inputs,
-    rows: Sequence[Encoded],
     encoder: ChatEncoder,
     arithmetic: Arithmetic,
     *,
@@ -95,8 +94,8 @@ def plan_run(
     """Plan a run on its own rows; without rows, on a made-up one. The model stays as it is."""
     tasks = [_task_load(task, encoder, config.eval_batch_size) for task in inputs.tasks]
     workload = Workload(
-        rows=rows,
-        num_samples=len(rows) or None,
+        rows=inputs.rows,
+        num_samples=len(inputs.rows) or None,
         tasks=tasks,
         anchor_prompts=[encoder.encode_prompt(messages) for messages in inputs.anchor_prompts],
     )
@@ -126,6 +125,18 @@ def _task_load(task: Task, encoder: ChatEncoder, batch_size: int) -> TaskLoad:
     )
 
 
+def measure_tolerance(loaded: LoadedModel, tasks: Sequence[Task], encoder: ChatEncoder) -> float:
+    """Measure once what arithmetic in batches does to logits, on some prompts of every task."""
+    chosen = [
+        task.examples[i].prompt
+        for task in tasks
+        for i in spread(len(task.examples), NOISE_ROWS)
+        if task.mode == "generate"
+    ]
+    prompts = [encoder.encode_prompt(prompt) for prompt in chosen]
+    return measure_noise(loaded, prompts, extra_stop_tokens=encoder.stop_tokens)
+
+
 def score_tasks(
     loaded: LoadedModel,
     tasks: Sequence[Task],
@@ -148,15 +159,7 @@ def score_tasks(
 
     @cache
     def tolerance() -> float:
-        """Measure once what arithmetic in batches does to logits, on some prompts of every task."""
-        chosen = [
-            task.examples[i].prompt
-            for task in tasks
-            for i in spread(len(task.examples), NOISE_ROWS)
-            if task.mode == "generate"
-        ]
-        prompts = [encoder.encode_prompt(prompt) for prompt in chosen]
-        return measure_noise(loaded, prompts, extra_stop_tokens=encoder.stop_tokens)
+        return measure_tolerance(loaded, tasks, encoder)
 
     with computing_in(loaded.model, dtype):
         for task in tasks:
@@ -191,5 +194,5 @@ def measure_run_drift(
             encoder,
             max_new_tokens=config.drift.max_new_tokens,
             batch_size=config.eval_batch_size,
-            skill_answers={example.answers[0] for example in inputs.train},
+            skill_answers=inputs.skill_answers,
         )
