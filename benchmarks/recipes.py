@@ -4,7 +4,8 @@
     python benchmarks/recipes.py --table               # only prints the tables from the results
 
 The protocol, fixed before the first run:
-- arms: language_model, mlp, mlp_gate_up, sa_proj; and the last two with the anchor;
+- arms: language_model, mlp, mlp_gate_up, sa_proj; and the last two with the anchor (weight 4, four
+  rows a step, the first 12 tokens of the base's answers to the prompts that ship);
 - the same 640 counting questions per seed, in the same order, batch 16, 40 steps, cosine, one
   epoch: equal work for every arm;
 - the grid, seed 0: learning rates half a decade apart, from 3e-5, 1e-4, 3e-4; extended until no
@@ -38,6 +39,7 @@ FIRST = (0, 1, 2)
 MOST_TRIALS = 7
 SEEDS = (0, 1, 2)
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 640, 200, 300
+ANCHOR_WEIGHT, ANCHOR_TOKENS = 4.0, 12
 NUM_SOME = 32
 """Items of each held-out kind where not all of them are asked."""
 
@@ -250,7 +252,7 @@ class Bench:
                     self.loaded,
                     self.encoder,
                     [p.messages for p in prompts if p.id not in same],
-                    AnchorSettings(),
+                    AnchorSettings(weight=ANCHOR_WEIGHT, max_new_tokens=ANCHOR_TOKENS),
                     batch_size=self.batch_size,
                     seed=0,
                 )
