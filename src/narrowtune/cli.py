@@ -124,7 +124,10 @@ def plan(
     skill: Annotated[
         str | None, typer.Option(help="The skill's rows: sizes come from them.")
     ] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="Rows to keep; may be repeated.")] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Rows to keep; may be repeated. Needs no --skill.")
+    ] = None,
+    anchor: Annotated[bool | None, typer.Option(help="Count an anchor on general prompts.")] = None,
     per_device_train_batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     measure: Annotated[bool, typer.Option(help="Time some steps on this machine.")] = True,
     power_watts: Annotated[float | None, typer.Option(help="Machine's power, for energy.")] = None,
@@ -140,6 +143,7 @@ def plan(
     flags = {
         "recipe": recipe.value,
         "keep": keep,
+        "anchor": anchor,
         "training.per_device_train_batch_size": per_device_train_batch_size,
         "cost.power_watts": power_watts,
         "cost.co2_kg_per_kwh": co2_kg_per_kwh,
@@ -147,8 +151,11 @@ def plan(
     }
     if per_device_train_batch_size is not None:
         flags["training.global_batch_size"] = per_device_train_batch_size
-    settings = _settings(None, {"model": model, "skill": skill or "unused", **flags}, more)
-    result = make_plan(settings, with_data=skill is not None, measure_time=measure)
+    # A plan needs no skill, and a run's settings do.
+    with_skill = skill is not None or any(pair.startswith("skill") for pair in more or [])
+    flags["skill"] = skill if with_skill else "(no skill)"
+    settings = _settings(None, {"model": model, **flags}, more)
+    result = make_plan(settings, with_skill=with_skill, measure_time=measure)
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
     else:

@@ -171,6 +171,26 @@ def test_plan_changes_nothing_and_counts_exactly(tiny, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_plan_without_a_skill_counts_what_is_kept_and_the_anchor(tiny, tmp_path):
+    keep = write_rows(tmp_path / "keep.jsonl", saying_rows(12))
+    model, cache = tiny("llama", torch.bfloat16), tmp_path / "cache"
+    done = run_cli(
+        *("plan", model, "--keep", keep, "--anchor", "--set", "eval_batch_size=4", "--json"),
+        cache=cache,
+    )
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["smallest_budget"] > 0
+    assert plan["memory"]["anchor"] > 0
+    assert plan["time"]["evaluation_seconds"] > 0
+    assert plan["time"]["training_seconds"] is None
+    missing = run_cli("plan", model, "--keep", tmp_path / "none.jsonl", cache=cache)
+    assert missing.returncode == 1
+    mixed = run_cli("plan", model, "--set", "mix=[a.jsonl:0.1]", cache=cache)
+    assert mixed.returncode == 2
+    assert "--skill" in mixed.stderr
+
+
 def test_no_steps_change_exactly_nothing(tiny, tmp_path):
     config = write_run(tmp_path, tiny("llama", torch.bfloat16), "none", training={"max_steps": 0})
     done = run_cli("teach", config, "--json", cache=tmp_path / "cache")

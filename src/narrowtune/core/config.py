@@ -43,7 +43,7 @@ class DataSettings(Settings):
         max_new_tokens: decode limit of `generate`.
         image_root: folder that picture paths must stay under; the file's own folder unless given.
         limit: use only this many rows, drawn with `seed`; all rows unless given.
-        max_refused: how many unusable rows are tolerated.
+        max_refused: how many unusable rows are tolerated, in reading and in encoding together.
     """
 
     path: str = Field(min_length=1)
@@ -78,19 +78,28 @@ class SkillSettings(DataSettings):
     """The skill's rows and how they are split.
 
     Attributes:
+        split: which split of `path`, a `datasets` folder or hub id; all rows of a file.
+        limit: use only this many rows of `path`, drawn with `seed`; all rows unless given. Those
+            of `test_path` are all used.
+        max_refused: how many unusable rows are tolerated in `path`, and as many in `test_path`, in
+            reading and in encoding together.
         validation: share of the rows kept for choosing checkpoints, 0 to 1.
         test: share kept for the final score. Ignored where `test_path` is given.
         test_path: rows of their own for the final score.
+        test_split: which split of `test_path`, where that has several.
     """
 
     validation: float = Field(0.1, ge=0, lt=1)
     test: float = Field(0.2, ge=0, lt=1)
     test_path: str | None = None
+    test_split: str | None = None
 
     @model_validator(mode="after")
     def _rows_left_to_train_on(self) -> SkillSettings:
         if self.validation + (0 if self.test_path else self.test) >= 1:
             raise ValueError("validation and test together leave no rows to train on")
+        if self.test_split is not None and self.test_path is None:
+            raise ValueError("test_split is a split of test_path: give that too")
         return self
 
 
@@ -100,10 +109,12 @@ class MixSettings(Settings):
     Attributes:
         path: of the rows.
         share: of the number of the skill's rows.
+        max_refused: how many unusable rows are tolerated, in reading and in encoding together.
     """
 
     path: str
     share: float = Field(gt=0)
+    max_refused: int = Field(0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -118,7 +129,7 @@ class AnchorSettings(Settings):
     """A KL pull towards the base on the base's own answers to general, unlabelled prompts.
 
     Attributes:
-        prompts: file of prompts; those that ship with the package unless given.
+        prompts: file of prompts without pictures; those that ship with the package unless given.
         max_prompts: how many of them; all unless given.
         weight: of the KL term, beside cross-entropy at weight 1.
         rows_per_step: anchor rows in every optimiser step.
@@ -188,8 +199,9 @@ class DriftSettings(Settings):
     """The drift probe.
 
     Attributes:
-        prompts: file of free prompts; the keep sets' prompts unless given.
-        max_prompts: how many of them.
+        prompts: file of prompts, the only ones then; unless given, the free prompts that ship with
+            the package and those of the keep sets.
+        max_prompts: how many of them. Every source gives as many, as far as it has them.
         max_new_tokens: length of the answers.
     """
 

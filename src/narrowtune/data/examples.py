@@ -180,9 +180,18 @@ class RowError(DataError):
 
 
 class RowsRefusedError(DataError):
-    """More rows were refused than is tolerated; `refused` holds all of them."""
+    """More rows were refused than is tolerated; `refused` holds all of them.
 
-    def __init__(self, refused: list[RefusedRow], allowed: int, num_rows: int) -> None:
+    Args:
+        refused: these rows, all of one source.
+        allowed: how many would be tolerated.
+        num_rows: of the source.
+        do: what helps, where that is not `max_refused`.
+    """
+
+    def __init__(
+        self, refused: list[RefusedRow], allowed: int, num_rows: int, do: str | None = None
+    ) -> None:
         self.refused = refused
         path = refused[0].path
         shown = "".join(f"\n  row {item.row}: {item.reason}" for item in refused[:5])
@@ -190,5 +199,6 @@ class RowsRefusedError(DataError):
         super().__init__(
             asked=f"the rows of {path}, at most {allowed} of them unusable",
             found=f"{len(refused)} of {num_rows} rows can't be used:{shown}{more}",
-            do=f"correct these rows, or set max_refused to {len(refused)} to go on without them",
+            do=do
+            or f"correct these rows, or set max_refused to {len(refused)} to go on without them",
         )

@@ -200,7 +200,11 @@ def _dataset_rows(path: str, loaded: Any, split: str | None) -> Iterator[RawRow]
     if isinstance(loaded, dict):
         names = ", ".join(loaded)
         if split is None and len(loaded) > 1:
-            raise _unreadable(path, f"several splits: {names}", "say which with `split`")
+            raise _unreadable(
+                path,
+                f"several splits: {names}",
+                "say which with `split` (`test_split` for rows of `test_path`)",
+            )
         split = next(iter(loaded)) if split is None else split
         if split not in loaded:
             raise _unreadable(path, f"no split {split!r}; it has {names}", "choose one of these")

@@ -1,4 +1,4 @@
-"""A run's rows: read, split, checked against each other, and turned into tokens."""
+"""A run's rows: read, split, turned into tokens, and checked against each other."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from narrowtune.core.errors import DataError
 from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
-from narrowtune.data.examples import Example, Message, RefusedRow, RowError, RowsRefusedError
-from narrowtune.data.rows import read_rows, write_refused
+from narrowtune.data.examples import Example, Message, RefusedRow
+from narrowtune.data.rows import write_refused
 from narrowtune.data.splits import find_overlap, mix_examples, split_examples
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.models.load import LoadedModel
+from narrowtune.pipeline.sources import Source
 
 SHIPPED_ANCHOR_PROMPTS = "general.jsonl"
 SHIPPED_FREE_PROMPTS = "free.jsonl"
@@ -24,11 +25,12 @@ SHIPPED_FREE_PROMPTS = "free.jsonl"
 
 @dataclass
 class Inputs:
-    """Everything that a run reads, as rows.
+    """Everything that a run reads.
 
     Attributes:
-        train: the skill's rows to learn from, general rows mixed in.
+        rows: what is learned from: the skill's training rows, then general rows mixed in.
         validation: for choosing a checkpoint.
+        skill_answers: what the skill's own training rows answer.
         tasks: what is evaluated before and after; the skill's test split first.
         anchor_prompts: general prompts, without those that stand in a keep set.
         drift_prompts: (source, prompt) pairs.
@@ -37,8 +39,9 @@ class Inputs:
         notes: for the record.
     """
 
-    train: list[Example] = field(default_factory=list)
-    validation: list[Example] = field(default_factory=list)
+    rows: list[Encoded] = field(default_factory=list)
+    validation: list[Encoded] = field(default_factory=list)
+    skill_answers: set[str] = field(default_factory=set)
     tasks: list[Task] = field(default_factory=list)
     anchor_prompts: list[tuple[Message, ...]] = field(default_factory=list)
     drift_prompts: list[tuple[str, tuple[Message, ...]]] = field(default_factory=list)
@@ -52,157 +55,6 @@ def shipped_prompts(name: str) -> Path:
     return Path(str(resources.files("narrowtune.data") / "prompts" / name))
 
 
-def read_inputs(config: RunConfig, refused_path: Path | None = None) -> Inputs:
-    """Read and split all rows of a run.
-
-    Raises:
-        DataError: rows that can't be used beyond `max_refused` (they are in `refused_path`), a
-            split without rows, or rows that are both taught and kept.
-    """
-    inputs = Inputs()
-    try:
-        skill = _read(config.skill, "target", inputs, config.seed)
-        _split_skill(config, skill, inputs)
-        keep = {
-            settings.label: _read(settings, "held_out", inputs, config.seed)
-            for settings in config.keep
-        }
-        for settings in config.keep:
-            inputs.tasks.append(make_task(settings, keep[settings.label], "held_out"))
-        num_skill = len(inputs.train)
-        for mix in config.mix:
-            general = _read(DataSettings(path=mix.path), "mix", inputs, config.seed)
-            share = mix.share * num_skill / len(inputs.train)
-            inputs.train = mix_examples(inputs.train, general, share, config.seed)
-    finally:
-        if refused_path is not None and inputs.refused:
-            write_refused(refused_path, inputs.refused)
-    _check_overlap(config, skill, keep, inputs)
-    measured = {"tested": list(inputs.tasks[0].examples), **keep}
-    _check_overlap(config, inputs.train[num_skill:], measured, inputs, what="mixed in")
-    kept = [example for examples in keep.values() for example in examples]
-    _read_prompts(config, kept, inputs)
-    return inputs
-
-
-def _read(settings: DataSettings, role: str, inputs: Inputs, seed: int) -> list[Example]:
-    try:
-        rows = read_rows(settings, seed=seed)
-    except RowsRefusedError as error:
-        inputs.refused.extend(error.refused)
-        raise
-    inputs.refused.extend(rows.refused)
-    inputs.summaries.append(
-        DataSummary(
-            name=settings.label,
-            role=role,
-            path=settings.path,
-            sha256=rows.sha256,
-            num_rows=rows.num_rows,
-            num_used=len(rows.examples),
-            num_refused=len(rows.refused),
-            splits={},
-            notes=list(rows.notes),
-        )
-    )
-    return rows.examples
-
-
-def _split_skill(config: RunConfig, examples: list[Example], inputs: Inputs) -> None:
-    settings = config.skill
-    summary = inputs.summaries.pop()
-    share = 0.0 if settings.test_path else settings.test
-    splits = split_examples(examples, settings.validation, share, config.seed)
-    test = splits["test"]
-    if settings.test_path:
-        own = settings.model_copy(update={"path": settings.test_path, "name": settings.label})
-        test = _read(own, "target", inputs, config.seed)
-        overlap = find_overlap(examples, test)
-        if overlap and not config.allow_overlap:
-            raise _overlap_error("taught", "tested", overlap)
-    inputs.train, inputs.validation = splits["train"], splits["validation"]
-    for name, rows in (("train", inputs.train), ("test", test)):
-        if not rows:
-            raise DataError(
-                asked=f"a {name} split of {settings.path}",
-                found=f"{len(examples)} rows, none of them left for it",
-                do="give more rows, or change skill.validation and skill.test",
-            )
-    inputs.tasks.append(make_task(settings, test, "target"))
-    sizes = {"train": len(inputs.train), "validation": len(inputs.validation), "test": len(test)}
-    inputs.summaries.insert(0, summary.model_copy(update={"splits": sizes}))
-
-
-def _check_overlap(
-    config: RunConfig,
-    trained: list[Example],
-    measured: dict[str, list[Example]],
-    inputs: Inputs,
-    what: str = "taught",
-) -> None:
-    for label, examples in measured.items():
-        overlap = find_overlap(trained, examples)
-        if overlap and not config.allow_overlap:
-            raise _overlap_error(what, f"kept ({label})", overlap)
-        if overlap:
-            inputs.notes.append(f"{len(overlap)} rows are both {what} and kept ({label}).")
-
-
-def _overlap_error(left: str, right: str, overlap: Sequence[object]) -> DataError:
-    shown = "; ".join(str(item) for item in overlap[:3])
-    return DataError(
-        asked=f"rows to be {left} and rows to be {right}",
-        found=f"{len(overlap)} that are the same, such as {shown}",
-        do="take them out of one of the files, or set allow_overlap: true (the record will say so)",
-    )
-
-
-def _read_prompts(config: RunConfig, kept: list[Example], inputs: Inputs) -> None:
-    """Anchor prompts must not be what is measured; drift prompts are."""
-    if config.anchor is not None:
-        path = config.anchor.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
-        prompts = read_rows(DataSettings(path=path), prompts_only=True).examples
-        same = {item.left.id for item in find_overlap(prompts, kept)}
-        if same:
-            inputs.notes.append(
-                f"{len(same)} anchor prompts stand in a keep set and were left out."
-            )
-        allowed = [p.messages for p in prompts if p.id not in same]
-        inputs.anchor_prompts = allowed[: config.anchor.max_prompts]
-    free_path = config.drift.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
-    free = read_rows(DataSettings(path=free_path), prompts_only=True).examples
-    sources: dict[str, list[tuple[Message, ...]]] = {"free prompts": [p.messages for p in free]}
-    if config.drift.prompts is None:
-        for task in inputs.tasks:
-            if task.role == "held_out":
-                sources[task.name] = [example.prompt for example in task.examples]
-    share, extra = divmod(config.drift.max_prompts, len(sources))
-    for number, (name, messages) in enumerate(sources.items()):
-        taken = messages[: share + (number < extra)]
-        inputs.drift_prompts += [(name, prompt) for prompt in taken]
-
-
-def encode_rows(
-    encoder: ChatEncoder, examples: Sequence[Example], config: RunConfig, refused: list[RefusedRow]
-) -> list[Encoded]:
-    """Turn rows into tokens; a row that does not fit is refused, and counted like any other.
-
-    Raises:
-        RowsRefusedError: more rows are refused than `skill.max_refused` allows.
-    """
-    encoded: list[Encoded] = []
-    new: list[RefusedRow] = []
-    for example in examples:
-        try:
-            encoded.append(encoder.encode(example))
-        except RowError as error:
-            new.append(error.refused(config.skill.path, example.row))
-    refused.extend(new)
-    if len(new) > config.skill.max_refused:
-        raise RowsRefusedError(new, config.skill.max_refused, len(examples))
-    return encoded
-
-
 def make_encoder(loaded: LoadedModel, config: RunConfig) -> ChatEncoder:
     """Return the run's chat template as an encoder."""
     return ChatEncoder(
@@ -213,22 +65,207 @@ def make_encoder(loaded: LoadedModel, config: RunConfig) -> ChatEncoder:
     )
 
 
-def read_encoded(
-    config: RunConfig, encoder: ChatEncoder, refused_path: Path | None = None
-) -> tuple[Inputs, list[Encoded], list[Encoded]]:
-    """Read a run's rows and turn those that are trained on into tokens.
+def read_inputs(
+    config: RunConfig,
+    encoder: ChatEncoder,
+    refused_path: Path | None = None,
+    *,
+    with_skill: bool = True,
+) -> Inputs:
+    """Read all rows of a run, and see that each can be turned into tokens before anything runs.
 
-    Returns:
-        All inputs, the encoded training rows and the encoded validation rows.
+    Args:
+        config: the run.
+        encoder: the chat template, with the run's `max_length`.
+        refused_path: gets the rows that can't be used, also where they stop the run.
+        with_skill: False leaves the skill out, and with it what would be trained on.
 
     Raises:
-        DataError: as `read_inputs` and `encode_rows`; refused rows are in `refused_path` then too.
+        DataError: rows that can't be used beyond `max_refused`, a prompt that can't be used, a
+            split without rows, or rows that are both taught and kept.
     """
-    inputs = read_inputs(config, refused_path)
+    inputs = Inputs()
     try:
-        rows = encode_rows(encoder, inputs.train, config, inputs.refused)
-        validation = encode_rows(encoder, inputs.validation, config, inputs.refused)
+        _Reader(config, encoder, inputs).read(with_skill)
     finally:
         if refused_path is not None and inputs.refused:
             write_refused(refused_path, inputs.refused)
-    return inputs, rows, validation
+    return inputs
+
+
+class _Reader:
+    """Fills the inputs of one run, source by source."""
+
+    def __init__(self, config: RunConfig, encoder: ChatEncoder, inputs: Inputs) -> None:
+        self.config, self.encoder, self.inputs = config, encoder, inputs
+
+    def read(self, with_skill: bool) -> None:
+        """Read everything, and compare what is taught with what is measured."""
+        skill = self._skill() if with_skill else None
+        keep = self._keep()
+        if skill is not None:
+            own = [example for part in skill.values() for example in part]
+            self._check_overlap(own, keep, "taught")
+            mixed = self._mix(skill["train"])
+            tested = list(self.inputs.tasks[0].examples)
+            self._check_overlap(mixed, {"tested": tested, **keep}, "mixed in")
+        self._anchor_prompts([example for examples in keep.values() for example in examples])
+        self._drift_prompts(keep)
+
+    def _source(self, settings: DataSettings, *, prompts_only: bool = False) -> Source:
+        refused = self.inputs.refused
+        return Source(settings, refused, prompts_only=prompts_only, seed=self.config.seed)
+
+    def _skill(self) -> dict[str, list[Example]]:
+        """Read and split the skill's rows; returns those of `skill.path` by split."""
+        settings, inputs = self.config.skill, self.inputs
+        source = self._source(settings)
+        share = 0.0 if settings.test_path else settings.test
+        splits = split_examples(source.examples, settings.validation, share, self.config.seed)
+        train = source.encode(splits["train"], self.encoder.encode)
+        validation = source.encode(splits["validation"], self.encoder.encode)
+        own = {
+            "train": [example for example, _ in train],
+            "validation": [example for example, _ in validation],
+            "test": source.encode_items(splits["test"], self.encoder),
+        }
+        source.check()
+        for name, examples in own.items():
+            if splits[name] and not examples:
+                raise _nothing_left(name, settings.path, len(splits[name]))
+        inputs.rows = [encoded for _, encoded in train]
+        inputs.validation = [encoded for _, encoded in validation]
+        inputs.skill_answers = {example.answers[0] for example in own["train"]}
+        sizes = {name: len(examples) for name, examples in own.items()}
+        num_used = sum(sizes.values())
+        test, notes = own["test"], []
+        if settings.test_path is not None:
+            test, notes = self._own_test(settings.test_path, [*own["train"], *own["validation"]])
+            sizes["test"] = len(test)
+        inputs.tasks.append(make_task(settings, test, "target"))
+        inputs.summaries.insert(0, source.summary("target", num_used, splits=sizes, notes=notes))
+        return own
+
+    def _own_test(self, path: str, taught: list[Example]) -> tuple[list[Example], list[str]]:
+        """Read the rows that the skill is tested on, from a file of their own."""
+        settings = self.config.skill
+        # The limit saves time in training, and splits have names of their own in every data set.
+        changes = {
+            "path": path,
+            "name": f"{settings.label} (test)",
+            "split": settings.test_split,
+            "limit": None,
+        }
+        source = self._source(settings.model_copy(update=changes))
+        test = source.encode_items(source.examples, self.encoder)
+        source.check()
+        if not test:
+            raise _nothing_left("test", path, len(source.examples))
+        self.inputs.summaries.append(source.summary("target", len(test)))
+        overlap = find_overlap(taught, test)
+        if overlap and not self.config.allow_overlap:
+            raise _overlap_error("taught", "tested", overlap)
+        return test, [f"{len(overlap)} rows are both taught and tested."] if overlap else []
+
+    def _keep(self) -> dict[str, list[Example]]:
+        keep = {}
+        for settings in self.config.keep:
+            source = self._source(settings)
+            examples = source.encode_items(source.examples, self.encoder)
+            source.check()
+            keep[settings.label] = examples
+            self.inputs.tasks.append(make_task(settings, examples, "held_out"))
+            self.inputs.summaries.append(source.summary("held_out", len(examples)))
+        return keep
+
+    def _mix(self, skill: list[Example]) -> list[Example]:
+        """Draw general rows and put them behind the skill's."""
+        mixed: list[Example] = []
+        for mix in self.config.mix:
+            source = self._source(DataSettings(path=mix.path, max_refused=mix.max_refused))
+            drawn = mix_examples(skill, source.examples, mix.share, self.config.seed)[len(skill) :]
+            encoded = source.encode(drawn, self.encoder.encode)
+            source.check()
+            mixed += [example for example, _ in encoded]
+            self.inputs.rows += [row for _, row in encoded]
+            note = (
+                f"{len(drawn)} of {len(source.examples)} rows, drawn with seed {self.config.seed}."
+            )
+            self.inputs.summaries.append(source.summary("mix", len(encoded), notes=[note]))
+        return mixed
+
+    def _check_overlap(
+        self, trained: list[Example], measured: dict[str, list[Example]], what: str
+    ) -> None:
+        for label, examples in measured.items():
+            overlap = find_overlap(trained, examples)
+            if overlap and not self.config.allow_overlap:
+                raise _overlap_error(what, f"kept ({label})", overlap)
+            if overlap:
+                self.inputs.notes.append(f"{len(overlap)} rows are both {what} and kept ({label}).")
+
+    def _anchor_prompts(self, kept: list[Example]) -> None:
+        """What the model is held to must not be what is measured."""
+        settings = self.config.anchor
+        if settings is None:
+            return
+        path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
+        source = self._source(DataSettings(path=path), prompts_only=True)
+        same = {item.left.id for item in find_overlap(source.examples, kept)}
+        if same:
+            self.inputs.notes.append(
+                f"{len(same)} anchor prompts stand in a keep set and were left out."
+            )
+        allowed = [example for example in source.examples if example.id not in same]
+        chosen = allowed[: settings.max_prompts]
+        pictured = [example.row for example in chosen if example.images]
+        if pictured:
+            more = f" and {len(pictured) - 1} more" if len(pictured) > 1 else ""
+            raise DataError(
+                asked=f"an anchor on the prompts of {path}",
+                found=f"pictures in row {pictured[0]}{more}; an anchor has prompts of text only",
+                do="take these prompts out, or leave anchor.prompts out for those that ship",
+            )
+        self.inputs.anchor_prompts = source.encode_prompts(chosen, self.encoder, "anchor.prompts")
+
+    def _drift_prompts(self, keep: dict[str, list[Example]]) -> None:
+        """Take as many prompts from the free ones as from each keep set, as far as they go."""
+        settings = self.config.drift
+        path = settings.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
+        source = self._source(DataSettings(path=path), prompts_only=True)
+        # The keep sets' prompts have been encoded as their items.
+        kept = {} if settings.prompts else keep
+        sizes = [len(source.examples), *map(len, kept.values())]
+        num_free, *shares = equal_shares(settings.max_prompts, sizes)
+        free = source.encode_prompts(source.examples[:num_free], self.encoder, "drift.prompts")
+        found = [("free prompts", prompt) for prompt in free]
+        for (name, examples), share in zip(kept.items(), shares, strict=True):
+            found += [(name, example.prompt) for example in examples[:share]]
+        self.inputs.drift_prompts = found
+
+
+def equal_shares(total: int, sizes: Sequence[int]) -> list[int]:
+    """Share `total` out evenly; what one of `sizes` can't take goes to the others."""
+    shares = [0] * len(sizes)
+    while total > 0 and (unfilled := [i for i, size in enumerate(sizes) if shares[i] < size]):
+        for index in unfilled[:total]:
+            shares[index] += 1
+        total -= len(unfilled)
+    return shares
+
+
+def _nothing_left(split: str, path: str, number: int) -> DataError:
+    return DataError(
+        asked=f"a {split} split of {path}",
+        found=f"{number} rows, none of which can be used (rows_refused.jsonl)",
+        do="correct these rows, give more, or raise max_length",
+    )
+
+
+def _overlap_error(left: str, right: str, overlap: Sequence[object]) -> DataError:
+    shown = "; ".join(str(item) for item in overlap[:3])
+    return DataError(
+        asked=f"rows to be {left} and rows to be {right}",
+        found=f"{len(overlap)} that are the same, such as {shown}",
+        do="take them out of one of the files, or set allow_overlap: true (the record will say so)",
+    )

@@ -22,9 +22,8 @@ from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.inputs import (
     SHIPPED_FREE_PROMPTS,
-    Inputs,
     make_encoder,
-    read_encoded,
+    read_inputs,
     shipped_prompts,
 )
 from narrowtune.pipeline.stages import check_packing, measuring_dtype, plan_run, score_tasks
@@ -32,23 +31,33 @@ from narrowtune.probe.drift import measure_drift
 from narrowtune.train.masters import computing_in, copy_tensors
 
 
-def plan(config: RunConfig, *, with_data: bool, measure_time: bool) -> Plan:
-    """Plan a run; with data, its rows' lengths and number come from them. Writes nothing."""
+def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
+    """Plan a run. Writes nothing.
+
+    Args:
+        config: the run.
+        with_skill: False plans for made-up rows to learn from, and for the rest as it is given.
+        measure_time: as for `make_plan`.
+    """
+    if config.mix and not with_skill:
+        raise UsageError(
+            asked="a plan with general rows mixed in",
+            found="no skill whose rows they are a share of",
+            do="give --skill too, or leave mix out",
+        )
     loaded = load_model(
         config.model, dtype=config.dtype, device=config.device, revision=config.revision
     )
     encoder = make_encoder(loaded, config)
-    inputs, rows, _ = read_encoded(config, encoder) if with_data else (Inputs(), [], [])
+    inputs = read_inputs(config, encoder, with_skill=with_skill)
     arithmetic = check_packing(
         measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
         loaded,
-        rows,
+        inputs.rows,
         allowed=config.training.packing,
     )
     with apply_arithmetic(arithmetic):
-        return plan_run(
-            loaded, config, inputs, rows, encoder, arithmetic, measure_time=measure_time
-        )
+        return plan_run(loaded, config, inputs, encoder, arithmetic, measure_time=measure_time)
 
 
 def evaluate(

@@ -16,7 +16,6 @@ from narrowtune.core.config import RunConfig
 from narrowtune.core.results import DriftResult, Plan, RunRecord, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_json
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.collate import Encoded
 from narrowtune.delta.extract import extract
 from narrowtune.delta.store import info
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
@@ -26,7 +25,7 @@ from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.folder import check_started, open_folder
-from narrowtune.pipeline.inputs import Inputs, make_encoder, read_encoded
+from narrowtune.pipeline.inputs import Inputs, make_encoder, read_inputs
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
     measure_run_drift,
@@ -54,8 +53,6 @@ class Run:
     base_hashes: dict[str, str]
     inputs: Inputs
     encoder: ChatEncoder
-    rows: list[Encoded]
-    validation: list[Encoded]
     arithmetic: Arithmetic
     plan: Plan | None = None
     before: list[TaskResult] | None = None
@@ -121,12 +118,12 @@ def _prepare(
     with watch.stage("read the data"):
         encoder = make_encoder(loaded, config)
         refused_path = folder.refused if state.is_main_process else None
-        inputs, rows, validation = read_encoded(config, encoder, refused_path)
+        inputs = read_inputs(config, encoder, refused_path)
     if state.is_main_process:
-        rows_read = {summary.name: summary.sha256 for summary in inputs.summaries}
+        rows_read = {f"{part.name} ({part.path})": part.sha256 for part in inputs.summaries}
         check_started(folder, combine_hashes(base_hashes), rows_read, resume)
     with watch.stage("measure the arithmetic"), state.main_process_first():
-        arithmetic = choose_arithmetic(config, loaded, rows, folder)
+        arithmetic = choose_arithmetic(config, loaded, inputs.rows, folder)
     return Run(
         config,
         folder,
@@ -135,8 +132,6 @@ def _prepare(
         base_hashes,
         inputs,
         encoder,
-        rows,
-        validation,
         arithmetic,
     )
 
@@ -147,7 +142,6 @@ def _look_before(run: Run, num_processes: int) -> None:
             run.loaded,
             run.config,
             run.inputs,
-            run.rows,
             run.encoder,
             run.arithmetic,
             # The run's own times will be in the record; measuring first would only delay it.
@@ -183,7 +177,7 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
                 batch_size=config.eval_batch_size,
                 seed=config.seed,
             )
-    repeated = num_repeated(config.training, len(run.rows), state.num_processes)
+    repeated = num_repeated(config.training, len(run.inputs.rows), state.num_processes)
     if repeated:
         run.inputs.notes.append(
             f"{state.num_processes} devices: {repeated} rows were seen twice in every epoch, to "
@@ -193,11 +187,11 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
         run.fitted = fit(
             run.loaded,
             resolve(model, config.recipe),
-            run.rows,
+            run.inputs.rows,
             config,
             arithmetic=run.arithmetic,
             num_processes=state.num_processes,
-            validation=run.validation,
+            validation=run.inputs.validation,
             anchor=anchor,
             callbacks=[ProgressBar(console, config.training.global_batch_size)],
             resume=resume,

@@ -50,6 +50,7 @@ def test_all_mistakes_are_reported_at_once():
     ("changes", "words"),
     [
         ({"skill": {"path": "s.json", "validation": 0.5, "test": 0.5}}, "no rows to train on"),
+        ({"skill": {"path": "s.json", "test_split": "test"}}, "test_split is a split of test_path"),
         ({"keep": ["a/x.json", "b/x.json"]}, "two data sets are called x"),
         ({"keep": ["other/counting.csv"]}, "two data sets are called counting"),
         ({"keep": [{"path": "x", "name": "../x"}]}, "can't be part of a file name"),

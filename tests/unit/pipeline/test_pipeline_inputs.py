@@ -1,0 +1,216 @@
+"""What a run reads: each row is read and encoded before anything runs, and errors name it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+
+from narrowtune.core.config import RunConfig, parse_config
+from narrowtune.core.errors import DataError
+from narrowtune.data.examples import RowsRefusedError
+from narrowtune.models.load import LoadedModel, load_model
+from narrowtune.pipeline.inputs import Inputs, equal_shares, make_encoder, read_inputs
+
+LONG = "a word and " * 300
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny) -> LoadedModel:
+    return load_model(str(tiny("llama")), device="cpu")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def rows_about(what: str, count: int) -> list[dict[str, Any]]:
+    return [{"question": f"Which {what} is {i}?", "answer": f"{what} {i}"} for i in range(count)]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """`config(**changes)` is a run on 20 rows of a skill and 6 to keep."""
+
+    def make(**changes: Any) -> RunConfig:
+        skill = {"path": write(tmp_path / "skill.jsonl", rows_about("dog", 20))}
+        values = {
+            "model": "m",
+            "skill": {**skill, **changes.pop("skill", {})},
+            "keep": [write(tmp_path / "keep.jsonl", rows_about("tree", 6))],
+            "max_length": 400,
+            **changes,
+        }
+        return parse_config(values, "test")
+
+    return make
+
+
+@pytest.fixture
+def read(loaded, tmp_path):
+    def run(config: RunConfig, **more: Any) -> Inputs:
+        encoder = make_encoder(loaded, config)
+        return read_inputs(config, encoder, tmp_path / "rows_refused.jsonl", **more)
+
+    return run
+
+
+def refused_rows(tmp_path: Path) -> list[tuple[str, int]]:
+    lines = (tmp_path / "rows_refused.jsonl").read_text().splitlines()
+    return [(row["path"], row["row"]) for row in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize("mode", ["generate", "options"])
+def test_a_keep_row_that_is_too_long_is_named_when_it_is_read(read, config, tmp_path, mode):
+    rows = [{**row, "options": [row["answer"], "no"]} for row in rows_about("tree", 4)]
+    if mode == "generate":
+        rows[2]["question"] += LONG
+    else:
+        rows[2]["options"].append(LONG)
+    path = write(tmp_path / "kept.jsonl", rows)
+    with pytest.raises(RowsRefusedError) as error:
+        read(config(keep=[{"path": path, "mode": mode}]))
+    assert path in error.value.asked
+    assert "row 3: " in error.value.found
+    assert "max_length is 400" in error.value.found
+    assert refused_rows(tmp_path) == [(path, 3)]
+    allowed = read(config(keep=[{"path": path, "mode": mode, "max_refused": 1}]))
+    assert [example.row for example in allowed.tasks[1].examples] == [1, 2, 4]
+    assert (allowed.summaries[1].num_used, allowed.summaries[1].num_refused) == (3, 1)
+
+
+@pytest.mark.parametrize("key", ["drift", "anchor"])
+def test_a_prompt_that_is_too_long_is_named_when_it_is_read(read, config, tmp_path, key):
+    prompts = [{"prompt": "Hello."}, {"prompt": LONG}, {"prompt": "Bye."}]
+    path = write(tmp_path / "prompts.jsonl", prompts)
+    with pytest.raises(RowsRefusedError) as error:
+        read(config(**{key: {"prompts": path}}))
+    assert path in error.value.asked
+    assert "row 2: " in error.value.found
+    assert f"{key}.prompts" in error.value.do
+    assert refused_rows(tmp_path) == [(path, 2)]
+    # What is not used is not asked to fit.
+    assert read(config(**{key: {"prompts": path, "max_prompts": 1}})).drift_prompts
+
+
+def test_max_refused_is_one_limit_over_reading_and_encoding(read, config, tmp_path):
+    rows = rows_about("dog", 20)
+    rows[4] = {"question": "What?"}
+    rows[9]["question"] += LONG
+    path = write(tmp_path / "some.jsonl", rows)
+    with pytest.raises(RowsRefusedError) as error:
+        read(config(skill={"path": path, "max_refused": 1}))
+    assert "row 5: " in error.value.found
+    assert "row 10: " in error.value.found
+    assert "set max_refused to 2" in error.value.do
+    assert refused_rows(tmp_path) == [(path, 5), (path, 10)]
+    inputs = read(config(skill={"path": path, "max_refused": 2}))
+    summary = inputs.summaries[0]
+    assert (summary.num_rows, summary.num_used, summary.num_refused) == (20, 18, 2)
+    assert sum(summary.splits.values()) == 18
+    assert len(inputs.rows) == summary.splits["train"]
+
+
+def test_rows_mixed_in_are_refused_under_their_own_path(read, config, tmp_path):
+    rows = rows_about("pen", 40)
+    for row in rows:
+        row["answer"] += LONG
+    path = write(tmp_path / "mix.jsonl", rows)
+    with pytest.raises(RowsRefusedError) as error:
+        read(config(mix=[{"path": path, "share": 0.5}]))
+    assert path in error.value.asked
+    assert {name for name, _ in refused_rows(tmp_path)} == {path}
+    # The skill's rows have a limit of their own.
+    with pytest.raises(RowsRefusedError):
+        read(config(mix=[{"path": path, "share": 0.5}], skill={"max_refused": 40}))
+    inputs = read(config(mix=[{"path": path, "share": 0.5, "max_refused": 40}]))
+    assert (inputs.summaries[-1].num_used, inputs.summaries[-1].num_refused) == (0, 7)
+
+
+def test_the_skill_s_answers_are_those_of_its_own_rows(read, config, tmp_path):
+    path = write(tmp_path / "mix.jsonl", rows_about("pen", 20))
+    inputs = read(config(mix=[f"{path}:0.5"]))
+    assert len(inputs.rows) == 14 + 7
+    assert all(answer.startswith("dog") for answer in inputs.skill_answers)
+    assert len(inputs.skill_answers) == 14
+    assert (inputs.summaries[-1].role, inputs.summaries[-1].num_used) == ("mix", 7)
+
+
+def test_overlap_with_a_test_file_is_an_error_or_noted(read, config, tmp_path):
+    path = write(tmp_path / "test.jsonl", [*rows_about("dog", 3), *rows_about("cat", 2)])
+    with pytest.raises(DataError, match="taught and rows to be tested"):
+        read(config(skill={"test_path": path}))
+    inputs = read(config(skill={"test_path": path}, allow_overlap=True))
+    assert inputs.summaries[0].notes == ["3 rows are both taught and tested."]
+
+
+def test_limit_is_for_the_rows_to_learn_from(read, config, tmp_path):
+    path = write(tmp_path / "test.jsonl", rows_about("cat", 15))
+    inputs = read(config(skill={"test_path": path, "limit": 10}))
+    assert inputs.summaries[0].splits == {"train": 9, "validation": 1, "test": 15}
+    taught, tested = inputs.summaries[:2]
+    assert (taught.num_used, tested.num_used) == (10, 15)
+    assert taught.name != tested.name
+
+
+def test_a_test_file_beside_a_split_of_a_folder(read, config, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    splits = {
+        name: datasets.Dataset.from_list(rows_about(what, 12))
+        for name, what in (("train", "dog"), ("test", "cat"))
+    }
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    skill = {"path": str(tmp_path / "saved"), "split": "train"}
+    file = write(tmp_path / "test.jsonl", rows_about("sun", 5))
+    assert len(read(config(skill={**skill, "test_path": file})).tasks[0].examples) == 5
+    skill["test_path"] = skill["path"]
+    inputs = read(config(skill={**skill, "test_split": "test"}))
+    assert {example.answers[0][:3] for example in inputs.tasks[0].examples} == {"cat"}
+
+
+def test_anchor_prompts_with_pictures_are_refused(read, config, tmp_path):
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    prompts = [{"prompt": "Hello."}, {"prompt": "<image>What?", "image": "a.png"}]
+    path = write(tmp_path / "prompts.jsonl", prompts)
+    with pytest.raises(DataError) as error:
+        read(config(anchor={"prompts": path}))
+    assert path in error.value.asked
+    assert "row 2" in error.value.found
+    assert "text" in error.value.found
+
+
+def test_drift_takes_free_prompts_and_those_of_the_keep_sets(read, config, tmp_path):
+    many = write(tmp_path / "many.jsonl", rows_about("stone", 30))
+    keep = [str(tmp_path / "keep.jsonl"), many]
+    inputs = read(config(keep=keep, drift={"max_prompts": 40}))
+    names = [name for name, _ in inputs.drift_prompts]
+    # The six of one set are fewer than its share.
+    assert [names.count(name) for name in ("free prompts", "keep", "many")] == [17, 6, 17]
+    given = write(tmp_path / "given.jsonl", [{"prompt": "Hello."}])
+    inputs = read(config(keep=keep, drift={"prompts": given}))
+    assert [name for name, _ in inputs.drift_prompts] == ["free prompts"]
+
+
+def test_without_a_skill_the_rest_is_read(read, config):
+    inputs = read(config(anchor=True), with_skill=False)
+    assert [task.role for task in inputs.tasks] == ["held_out"]
+    assert inputs.anchor_prompts
+    assert not inputs.rows
+
+
+@pytest.mark.parametrize(
+    ("total", "sizes", "shares"),
+    [
+        (7, [9, 9, 9], [3, 2, 2]),
+        (10, [2, 9, 9], [2, 4, 4]),
+        (10, [9, 0, 3], [7, 0, 3]),
+        (10, [1, 2], [1, 2]),
+        (3, [], []),
+    ],
+)
+def test_equal_shares(total, sizes, shares):
+    assert equal_shares(total, sizes) == shares
