@@ -424,6 +424,10 @@ _BENCH: Bench | None = None
 
 def _start(*args: Any) -> None:
     global _BENCH
+    from narrowtune.engine.heap import return_freed_blocks
+
+    # Between runs of different recipes the heap of a worker otherwise grew to 10 GB.
+    return_freed_blocks()
     _BENCH = Bench(*args)
 
 
@@ -441,9 +445,6 @@ def run_all(args: argparse.Namespace) -> None:
     Bench(args.data, args.device, args.batch_size, None)
     threads = max(1, (os.cpu_count() or 1) // args.workers)
     bench_args = (args.data, args.device, args.batch_size, threads)
-    # Blocks of a few MiB go back to the system when freed: between runs of different recipes the
-    # heap of a worker otherwise grows to 10 GB.
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
     with ProcessPoolExecutor(
         args.workers, multiprocessing.get_context("spawn"), _start, bench_args
     ) as pool:
