@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recipes import ARMS, GRID, SEEDS, Arm, Job, best_exponent, next_jobs, read_runs
 
 SHARES = (0.5, 0.75, 0.9)
+
+
+class Point(NamedTuple):
+    """A run of the grid."""
+
+    rate: float
+    learning: float
+    forgetting: float
 
 
 def value(run: dict[str, Any], what: str) -> float:
@@ -17,27 +25,28 @@ def value(run: dict[str, Any], what: str) -> float:
     return float(run["verdict"][what]["value"])
 
 
-def frontier(runs: dict[Job, dict[str, Any]], arm: Arm) -> list[tuple[float, float, float, float]]:
-    """Return (rate, learning, forgetting, KL) of an arm's runs with seed 0, by rate."""
-    chosen = sorted((job, run) for job, run in runs.items() if job.arm == arm and job.seed == 0)
+def interval(run: dict[str, Any], what: str) -> str:
+    """Return a run's learning or forgetting with its 95 % interval."""
+    estimate = run["verdict"][what]
+    return f"{estimate['value']:.1f} ({estimate['low']:.1f} to {estimate['high']:.1f})"
+
+
+def frontier(runs: dict[Job, dict[str, Any]], arm: Arm) -> list[Point]:
+    """Return an arm's runs of the grid by rate."""
+    chosen = sorted((j, run) for j, run in runs.items() if j.arm == arm and j.stage == "grid")
     return [
-        (
-            GRID[job.exponent],
-            value(run, "learning"),
-            value(run, "forgetting"),
-            float(run["drift"]["kl_base_tuned"]),
-        )
+        Point(GRID[job.exponent], value(run, "learning"), value(run, "forgetting"))
         for job, run in chosen
     ]
 
 
-def forgetting_at(points: list[tuple[float, float, float, float]], wanted: float) -> float | None:
+def forgetting_at(points: list[Point], wanted: float) -> float | None:
     """Return the forgetting at a learning of `wanted`, linear between neighbouring rates.
 
     The first crossing as the rate grows; None if no rate reaches it.
     """
     before = (0.0, 0.0)
-    for _, learning, forgetting, _ in points:
+    for _, learning, forgetting in points:
         if learning >= wanted:
             span = learning - before[0]
             part = (wanted - before[0]) / span if span > 0 else 1.0
@@ -46,35 +55,14 @@ def forgetting_at(points: list[tuple[float, float, float, float]], wanted: float
     return None
 
 
-def print_tables(results: Path) -> None:
-    """Print Markdown tables of what is there, and what is still missing."""
-    runs = read_runs(results / "runs.jsonl")
-    points = {arm: frontier(runs, arm) for arm in ARMS}
-    print("Frontier, seed 0\n")
-    print(
-        "| recipe | learning rate | learning | forgetting | KL(base‖tuned) |\n|---|---|---|---|---|"
-    )
+def print_frontiers(points: dict[Arm, list[Point]]) -> None:
+    """Print the grid, and forgetting at matched learning."""
+    print("Grid, seed 0: learning on validation questions, forgetting on some held-out items\n")
+    print("| recipe | learning rate | learning | forgetting |\n|---|---|---|---|")
     for arm in ARMS:
-        for rate, learning, forgetting, kl in points[arm]:
-            print(f"| {arm} | {rate:g} | {learning:.1f} | {forgetting:.1f} | {kl:.3f} |")
-    print("\nBest rate on validation; every seed\n")
-    print("| recipe | rate | learning | mean | forgetting | mean | KL | seconds | peak GiB |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for arm in ARMS:
-        best = best_exponent(arm, runs)
-        found = [runs[Job(*arm, best, s)] for s in SEEDS if Job(*arm, best, s) in runs]  # type: ignore[arg-type]
-        if best is None or not found:
-            continue
-        cells = [str(arm), f"{GRID[best]:g}"]
-        for what in ("learning", "forgetting"):
-            values = [value(run, what) for run in found]
-            cells += [" ".join(f"{v:.1f}" for v in values), f"{statistics.fmean(values):.1f}"]
-        cells.append(f"{statistics.fmean(run['drift']['kl_base_tuned'] for run in found):.3f}")
-        cells.append(f"{statistics.fmean(run['training']['seconds'] for run in found):.0f}")
-        peak = max(run["training"]["peak_memory_bytes"] or 0 for run in found)
-        cells.append(f"{peak / 2**30:.2f}")
-        print("| " + " | ".join(cells) + " |")
-    reference = max((p[1] for p in points[ARMS[0]]), default=0.0)
+        for rate, learning, forgetting in points[arm]:
+            print(f"| {arm} | {rate:g} | {learning:.1f} | {forgetting:.1f} |")
+    reference = max((p.learning for p in points[ARMS[0]]), default=0.0)
     print(f"\nForgetting at shares of language_model's best learning ({reference:.1f} points)\n")
     print("| recipe | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |")
     print("|---" * (len(SHARES) + 1) + "|")
@@ -82,6 +70,79 @@ def print_tables(results: Path) -> None:
         row = [forgetting_at(points[arm], share * reference) for share in SHARES]
         shown = ["not reached" if x is None else f"{x:.1f}" for x in row]
         print(f"| {arm} | " + " | ".join(shown) + " |")
+
+
+def print_results(runs: dict[Job, dict[str, Any]]) -> None:
+    """Print the runs at each arm's best rate."""
+    print("\nAt each recipe's best rate on validation; test questions, 95 % intervals\n")
+    print(
+        "| recipe | rate | seed | items | learning | forgetting | KL(base‖tuned) | number mass |"
+        "\n|---|---|---|---|---|---|---|---|"
+    )
+    for arm in ARMS:
+        best = best_exponent(arm, runs)
+        found = [job for job in runs if job.arm == arm and job.stage == "result"]
+        for job in sorted(job for job in found if job.exponent == best):
+            run = runs[job]
+            groups = {group["name"]: group for group in run["drift"]["token_groups"]}
+            cells = [
+                str(arm),
+                f"{run['learning_rate']:g}",
+                str(job.seed),
+                str(run["num_held_out"]),
+                interval(run, "learning"),
+                interval(run, "forgetting"),
+                f"{run['drift']['kl_base_tuned']:.3f}",
+                f"{groups['numbers']['base_max']:.3f} → {groups['numbers']['tuned_max']:.3f}",
+            ]
+            print("| " + " | ".join(cells) + " |")
+        if len(found) == len(SEEDS):
+            means = [
+                statistics.fmean(value(runs[job], what) for job in found)
+                for what in ("learning", "forgetting")
+            ]
+            print(f"| {arm} | | mean | | {means[0]:.1f} | {means[1]:.1f} | | |")
+
+
+def print_tasks(runs: dict[Job, dict[str, Any]]) -> None:
+    """Print the change of every task of the runs on all held-out items."""
+    chosen = {job.arm: run for job, run in sorted(runs.items()) if job[3:] == (0, "result")}
+    if not chosen:
+        return
+    names = [task["name"] for task in next(iter(chosen.values()))["tasks"]]
+    print("\nEvery task before → after, %, seed 0\n")
+    print("| recipe | " + " | ".join(names) + " |" + "\n|---" + "|---" * len(names) + "|")
+    for arm in ARMS:
+        if arm in chosen:
+            tasks = chosen[arm]["tasks"]
+            cells = [
+                f"{100 * t['before']['mean']:.0f} → {100 * t['after']['mean']:.0f}" for t in tasks
+            ]
+            print(f"| {arm} | " + " | ".join(cells) + " |")
+
+
+def print_cost(path: Path) -> None:
+    """Print seconds and peak memory of training, each recipe alone on the machine."""
+    if not path.exists():
+        return
+    print("\nTraining alone on the machine\n")
+    print("| recipe | seconds per step | peak memory, GiB |\n|---|---|---|")
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        peak = (row["peak_memory_bytes"] or 0) / 2**30
+        print(f"| {row['arm']} | {row['seconds_per_step']:.2f} | {peak:.2f} |")
+
+
+def print_tables(results: Path) -> None:
+    """Print Markdown tables of what is there, and what is still missing."""
+    runs = read_runs(results / "runs.jsonl")
+    print_frontiers({arm: frontier(runs, arm) for arm in ARMS})
+    print_results(runs)
+    print_tasks(runs)
+    print_cost(results / "cost_cpu.json")
     missing = next_jobs(runs)
-    print(f"\n{len(runs)} runs; the protocol asks for {len(missing)} more at least.")
-    print(json.dumps([list(job) for job in missing]))
+    print(f"\n{len(runs)} runs; the protocol asks for {len(missing)} more at least:")
+    print(
+        ", ".join(
+            f"{job.arm} {GRID[job.exponent]:g} seed {job.seed} {job.stage}" for job in missing
+        )
+    )
