@@ -14,7 +14,14 @@ import typer
 import yaml
 from rich.console import Console
 
-from narrowtune.core.config import RunConfig, load_config, override, parse_config
+from narrowtune.core.config import (
+    ModelSettings,
+    RunConfig,
+    load_config,
+    override,
+    parse_config,
+    parse_model_settings,
+)
 from narrowtune.core.errors import NarrowtuneError, UsageError
 from narrowtune.core.recipes import RECIPES
 from narrowtune.version import __version__
@@ -43,6 +50,14 @@ Set = Annotated[
         "--set", help="Any other setting, as key=value (docs/configuration.md).", show_default=False
     ),
 ]
+SetModel = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="device, max_length or chat_template_kwargs.NAME, as key=value."),
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="Of the weights; that of the stored ones unless given.")
+]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 
 
@@ -72,6 +87,21 @@ def _root(
 
 def _settings(config: Path | None, flags: dict[str, Any], more: list[str] | None) -> RunConfig:
     """Merge a file, the flags that were given, and `--set` pairs, in this order."""
+    overrides = _overrides(flags, more)
+    if config is None:
+        return parse_config(override({}, overrides), "the command line")
+    return load_config(config, overrides)
+
+
+def _model_settings(
+    model: str, dtype: str | None, revision: str | None, more: list[str] | None
+) -> ModelSettings:
+    flags = {"model": model, "dtype": dtype, "revision": revision}
+    return parse_model_settings(override({}, _overrides(flags, more)), "the command line")
+
+
+def _overrides(flags: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
+    """Return the flags that were given and the `--set` pairs, which win, by dotted key."""
     overrides = {key: value for key, value in flags.items() if value is not None}
     for pair in more or []:
         key, equals, value = pair.partition("=")
@@ -87,9 +117,7 @@ def _settings(config: Path | None, flags: dict[str, Any], more: list[str] | None
             raise UsageError(
                 asked=f"--set {pair}", found=str(error), do="write the value as YAML"
             ) from None
-    if config is None:
-        return parse_config(override({}, overrides), "the command line")
-    return load_config(config, overrides)
+    return overrides
 
 
 def _console(as_json: bool) -> Console:
@@ -243,6 +271,9 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Gets one file of answers per task.")] = Path(
         "evaluation"
     ),
+    dtype: Dtype = None,
+    revision: Revision = None,
+    more: SetModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on rows with answers, with or without a delta."""
@@ -251,7 +282,7 @@ def evaluate(
 
     fields = {"metric": metric, "mode": mode, "max_new_tokens": max_new_tokens, "limit": limit}
     results = score(
-        model,
+        _model_settings(model, dtype, revision, more),
         [{"path": path, **fields} for path in tasks],
         delta,
         batch_size=batch_size,
@@ -272,13 +303,19 @@ def probe(
     ] = None,
     max_prompts: Annotated[int, typer.Option(min=1)] = 200,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    more: SetModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how far a delta moves the output distribution."""
     from narrowtune.pipeline.single import probe as measure
     from narrowtune.report.terminal import drift_table
 
-    result = measure(model, delta, prompts, max_prompts=max_prompts, max_new_tokens=max_new_tokens)
+    settings = _model_settings(model, dtype, revision, more)
+    result = measure(
+        settings, delta, prompts, max_prompts=max_prompts, max_new_tokens=max_new_tokens
+    )
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
     else:

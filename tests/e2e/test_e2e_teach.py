@@ -292,6 +292,8 @@ def test_rows_mixed_in_that_are_kept_are_an_error(tiny, tmp_path):
     [
         (("--metric", "foo"), "metric"),
         (("--max-new-tokens", "0"), "max_new_tokens"),
+        (("--dtype", "float8"), "dtype"),
+        (("--set", "max_lenght=5"), "max_lenght"),
     ],
 )
 def test_evaluate_explains_what_it_was_asked(tiny, tmp_path, arguments, words):

@@ -6,7 +6,7 @@ Key names follow `transformers.TrainingArguments` where that has the setting.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -29,6 +29,9 @@ class Settings(BaseModel):
     """Base of all settings: an unknown key is an error, and so is a number that is none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Kind = TypeVar("Kind", bound=Settings)
 
 
 class DataSettings(Settings):
@@ -233,6 +236,25 @@ class RunConfig(Settings):
 
     Attributes:
         model: folder or hub id of a Hugging Face model.
+        revision: commit, tag or branch of a hub id.
+        dtype: of the weights; that of the stored ones unless given.
+        device: a torch device; `auto` is the first GPU, else the CPU.
+        max_length: most tokens per row; a row that is longer is an error, never cut.
+        chat_template_kwargs: passed to the chat template, in training and in evaluation.
+    """
+
+    model: str
+    revision: str | None = None
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    device: str = "auto"
+    max_length: int | None = Field(None, ge=1)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunConfig(ModelSettings):
+    """One run: what to teach to which model, what to keep, and how much may be lost.
+
+    Attributes:
         recipe: name of a recipe (`narrowtune plan --help` lists them).
         skill: the rows to learn from and be tested on.
         keep: the rows that must not get worse.
@@ -245,18 +267,12 @@ class RunConfig(Settings):
         budget_task: accepted loss of the worst single task, percentage points.
         min_learning: what the lower bound of learning must exceed, percentage points.
         output_dir: the run's folder.
-        revision: commit, tag or branch of a hub id.
-        dtype: of the weights; that of the stored ones unless given.
-        device: a torch device; `auto` is the first GPU, else the CPU.
         eval_batch_size: items answered together; the answers don't depend on it.
         seed: of splits, order and draws.
-        max_length: most tokens per row; a row that is longer is an error, never cut.
-        chat_template_kwargs: passed to the chat template, in training and in evaluation.
         gallery: whether the report shows the items whose answers changed.
         allow_overlap: accept rows that are both taught and kept (the record says so).
     """
 
-    model: str
     recipe: str = "sa_proj"
     skill: SkillSettings
     keep: list[DataSettings] = Field(default_factory=list)
@@ -269,12 +285,7 @@ class RunConfig(Settings):
     budget_task: float | None = Field(None, ge=0)
     min_learning: float = 0.0
     output_dir: str = "runs/run"
-    revision: str | None = None
-    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
-    device: str = "auto"
     eval_batch_size: int = Field(32, ge=1)
-    max_length: int | None = Field(None, ge=1)
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     gallery: bool = True
     allow_overlap: bool = False
     seed: int = 42
@@ -309,20 +320,29 @@ class RunConfig(Settings):
 
 
 def parse_config(values: dict[str, Any], source: str) -> RunConfig:
-    """Validate `values` and report every mistake at once.
+    """Validate `values` as those of a run and report every mistake at once.
 
     Raises:
         UsageError: one line per wrong or unknown key.
     """
+    return _parse(RunConfig, values, f"a run described by {source}")
+
+
+def parse_model_settings(values: dict[str, Any], source: str) -> ModelSettings:
+    """Validate `values` as those of a model alone; errors are those of `parse_config`."""
+    return _parse(ModelSettings, values, f"a model described by {source}")
+
+
+def _parse(kind: type[Kind], values: dict[str, Any], asked: str) -> Kind:
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         lines = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'run'}: {item['msg']}"
+            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
             for item in error.errors()
         ]
         raise UsageError(
-            asked=f"a run described by {source}",
+            asked=asked,
             found="\n  ".join(["", *lines]),
             do="correct these keys; docs/configuration.md lists them all",
         ) from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from narrowtune.core.config import DataSettings, RunConfig
+from narrowtune.core.config import DataSettings, ModelSettings, RunConfig
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
@@ -16,7 +16,7 @@ from narrowtune.data.examples import Example, Message, RefusedRow
 from narrowtune.data.rows import write_refused
 from narrowtune.data.splits import find_overlap, mix_examples, split_examples
 from narrowtune.evaluate.tasks import Task, make_task
-from narrowtune.models.load import LoadedModel
+from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.pipeline.sources import Source
 
 SHIPPED_ANCHOR_PROMPTS = "general.jsonl"
@@ -55,13 +55,20 @@ def shipped_prompts(name: str) -> Path:
     return Path(str(resources.files("narrowtune.data") / "prompts" / name))
 
 
-def make_encoder(loaded: LoadedModel, config: RunConfig) -> ChatEncoder:
-    """Return the run's chat template as an encoder."""
+def load(settings: ModelSettings) -> LoadedModel:
+    """Load the model that a run or a command is about."""
+    return load_model(
+        settings.model, dtype=settings.dtype, device=settings.device, revision=settings.revision
+    )
+
+
+def make_encoder(loaded: LoadedModel, settings: ModelSettings) -> ChatEncoder:
+    """Return the model's chat template as an encoder."""
     return ChatEncoder(
         loaded.tokenizer,
         loaded.processor,
-        max_length=config.max_length,
-        chat_template_kwargs=config.chat_template_kwargs,
+        max_length=settings.max_length,
+        chat_template_kwargs=settings.chat_template_kwargs,
     )
 
 

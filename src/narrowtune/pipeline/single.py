@@ -8,24 +8,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from narrowtune.core.config import DataSettings, RunConfig
+from narrowtune.core.config import DataSettings, ModelSettings, RunConfig
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DriftResult, Plan, TaskResult
-from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.rows import read_rows
 from narrowtune.delta.apply import apply
 from narrowtune.delta.store import Delta
 from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
-from narrowtune.evaluate.tasks import make_task
 from narrowtune.models.fingerprint import fingerprint
-from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.inputs import (
     SHIPPED_FREE_PROMPTS,
+    load,
     make_encoder,
     read_inputs,
     shipped_prompts,
 )
+from narrowtune.pipeline.sources import read_prompts, read_task
 from narrowtune.pipeline.stages import check_packing, measuring_dtype, plan_run, score_tasks
 from narrowtune.probe.drift import measure_drift
 from narrowtune.train.masters import computing_in, copy_tensors
@@ -45,9 +43,7 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
             found="no skill whose rows they are a share of",
             do="give --skill too, or leave mix out",
         )
-    loaded = load_model(
-        config.model, dtype=config.dtype, device=config.device, revision=config.revision
-    )
+    loaded = load(config)
     encoder = make_encoder(loaded, config)
     inputs = read_inputs(config, encoder, with_skill=with_skill)
     arithmetic = check_packing(
@@ -61,7 +57,7 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
 
 
 def evaluate(
-    model: str,
+    model: ModelSettings,
     tasks: Sequence[dict[str, Any]],
     delta_path: Path | None,
     *,
@@ -71,7 +67,7 @@ def evaluate(
     """Score a model, or the same model with a delta applied in memory, on rows with answers.
 
     Args:
-        model: folder or hub id.
+        model: which one, and how it is loaded and spoken to.
         tasks: fields of `DataSettings`, one set each.
         delta_path: applied first, unless None.
         output: folder that gets one file of items per task.
@@ -84,14 +80,17 @@ def evaluate(
             found="two files of one name, whose answers would go to one file",
             do="rename one of them",
         )
-    loaded = _load(model, delta_path)
-    made = [make_task(each, read_rows(each).examples, "target") for each in settings]
+    loaded = load(model)
+    if delta_path is not None:
+        apply(loaded.model, Delta.load(delta_path))
+    encoder = make_encoder(loaded, model)
+    made = [read_task(each, encoder) for each in settings]
     arithmetic = measure_arithmetic(loaded.model)
     with apply_arithmetic(arithmetic):
         return score_tasks(
             loaded,
             made,
-            ChatEncoder(loaded.tokenizer, loaded.processor),
+            encoder,
             batch_size=batch_size,
             fingerprint=fingerprint(loaded.model),
             arithmetic=arithmetic,
@@ -100,15 +99,21 @@ def evaluate(
 
 
 def probe(
-    model: str, delta_path: Path, prompts: str | None, *, max_prompts: int, max_new_tokens: int
+    model: ModelSettings,
+    delta_path: Path,
+    prompts: str | None,
+    *,
+    max_prompts: int,
+    max_new_tokens: int,
 ) -> DriftResult:
     """Measure the drift that a delta causes, on prompts from a file or on those of the package."""
-    loaded = load_model(model)
+    loaded = load(model)
     delta = Delta.load(delta_path)
     base = copy_tensors(loaded.model, delta.metadata.tensors)
     apply(loaded.model, delta)
+    encoder = make_encoder(loaded, model)
     path = prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
-    rows = read_rows(DataSettings(path=path), prompts_only=True).examples[:max_prompts]
+    found = read_prompts(path, encoder, max_prompts, "--prompts")
     arithmetic = measure_arithmetic(loaded.model)
     with (
         apply_arithmetic(arithmetic),
@@ -117,8 +122,8 @@ def probe(
         return measure_drift(
             loaded,
             WeightSwap(loaded.model, base),
-            [(Path(path).stem, row.prompt) for row in rows],
-            ChatEncoder(loaded.tokenizer, loaded.processor),
+            [(Path(path).stem, messages) for messages in found],
+            encoder,
             max_new_tokens=max_new_tokens,
             batch_size=32,
         )
@@ -134,10 +139,3 @@ def _settings(fields: dict[str, Any]) -> DataSettings:
             found="; ".join(lines),
             do="see `narrowtune evaluate --help` and docs/configuration.md",
         ) from None
-
-
-def _load(model: str, delta_path: Path | None) -> LoadedModel:
-    loaded = load_model(model)
-    if delta_path is not None:
-        apply(loaded.model, Delta.load(delta_path))
-    return loaded

@@ -22,10 +22,10 @@ from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
 from narrowtune.engine.cost import estimate_cost
 from narrowtune.evaluate.verdict import compare_results, decide
 from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
-from narrowtune.models.load import LoadedModel, load_model
+from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.folder import check_started, open_folder
-from narrowtune.pipeline.inputs import Inputs, make_encoder, read_inputs
+from narrowtune.pipeline.inputs import Inputs, load, make_encoder, read_inputs
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
     measure_run_drift,
@@ -110,9 +110,7 @@ def _prepare(
     if state.is_main_process:
         open_folder(folder, config, given, resume)
     with watch.stage("load the model"):
-        loaded = load_model(
-            config.model, dtype=config.dtype, device=config.device, revision=config.revision
-        )
+        loaded = load(config)
         resolve(loaded.model, config.recipe)
         base_hashes = tensor_hashes(loaded.model)
     with watch.stage("read the data"):
