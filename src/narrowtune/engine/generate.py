@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ from narrowtune.models.load import LoadedModel
 
 NOISE_ROWS, NOISE_STEPS, NOISE_TOKENS = 6, 4, 16
 """Prompts, steps of each, and most likely tokens of each step that noise is measured on."""
+
+CHUNK_STEPS = 4
+"""Steps after which rows that have ended leave the batch."""
 
 TIE_FACTOR = 2.0
 """How much larger than the measured noise a gap must be: the measurement is a small sample."""
@@ -179,6 +183,16 @@ class _Recorder(LogitsProcessor):
         return scores
 
 
+@dataclass
+class _Started:
+    """A row's answer so far; `step_ids` and `margins` include the stop token's step."""
+
+    step_ids: list[int] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    collected: list[Tensor] = field(default_factory=list)
+    ended: bool = False
+
+
 @dataclass(frozen=True)
 class _Decoder:
     """Decodes one batch with fixed settings."""
@@ -190,7 +204,11 @@ class _Decoder:
     def decode(
         self, prompts: Sequence[Encoded], max_new_tokens: int, prefix: Prefix | None = None
     ) -> list[Generation]:
-        """Answer one left-padded batch; `prefix` is not computed again."""
+        """Answer one left-padded batch; `prefix` is not computed again.
+
+        Rows that have ended leave the batch every few steps, so that a long answer is not paid
+        for by all of them.
+        """
         model = self.loaded.model
         pad = padding_id(self.loaded.tokenizer)
         if prefix is None:
@@ -199,39 +217,75 @@ class _Decoder:
             batch = prefix.batch(prompts, pad)
         batch = to_device(batch, model.device)
         del batch["labels"]
+        # A picture's features are of the whole batch, so such a batch stays together to its end.
+        chunk = max_new_tokens if any(prompt.features for prompt in prompts) else CHUNK_STEPS
+        started = [_Started() for _ in prompts]
+        active = list(range(len(prompts)))
+        for done in range(0, max_new_tokens, chunk):
+            steps = min(chunk, max_new_tokens - done)
+            batch = self._go_on(batch, steps, pad, [started[i] for i in active])
+            going = [row for row, i in enumerate(active) if not started[i].ended]
+            if not going:
+                break
+            if len(going) < len(active):
+                rows = torch.tensor(going, device=model.device)
+                batch["past_key_values"].batch_select_indices(rows)
+                for name in ("input_ids", "attention_mask"):
+                    batch[name] = batch[name][rows]
+                active = [active[row] for row in going]
+        return [self._answer(row) for row in started]
+
+    def _go_on(
+        self, batch: dict[str, Any], steps: int, pad: int, rows: Sequence[_Started]
+    ) -> dict[str, Any]:
+        """Decode `steps` more tokens of every row; return the batch from which to go on."""
+        model = self.loaded.model
         settings = GenerationConfig(
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=steps,
             do_sample=False,
             num_beams=1,
             use_cache=True,
             eos_token_id=list(self.stop),
             pad_token_id=pad,
+            return_dict_in_generate=True,
         )
         recorder = _Recorder(self.collect)
         with _no_own_settings(model):
-            sequences = model.generate(
+            found = model.generate(
                 **batch,
                 generation_config=settings,
                 logits_processor=LogitsProcessorList([recorder]),
             )
-        new_BS = sequences[:, batch["input_ids"].shape[1] :].tolist()
+        sequences: Tensor = found.sequences
+        length = batch["input_ids"].shape[1]
+        new_BS = sequences[:, length:].tolist()
         margins_BS = torch.stack(recorder.margins, dim=1).tolist()
-        collected = torch.stack(recorder.collected, dim=1).cpu() if self.collect else None
-        return [
-            self._answer(row, margins, None if collected is None else collected[i])
-            for i, (row, margins) in enumerate(zip(new_BS, margins_BS, strict=True))
-        ]
+        kept = torch.stack(recorder.collected, dim=1).cpu() if self.collect else None
+        for index, row in enumerate(rows):
+            ids = new_BS[index]
+            end = next((i for i, token in enumerate(ids) if token in self.stop), None)
+            taken = len(ids) if end is None else end + 1
+            row.ended = end is not None
+            row.step_ids += ids[:taken]
+            row.margins += margins_BS[index][:taken]
+            if kept is not None:
+                row.collected.append(kept[index, :taken].clone())
+        mask: Tensor = batch["attention_mask"]
+        ahead = mask.new_ones(mask.shape[0], sequences.shape[1] - length)
+        return {
+            "input_ids": sequences,
+            "attention_mask": torch.cat([mask, ahead], dim=1),
+            "past_key_values": found.past_key_values,
+        }
 
-    def _answer(self, row: list[int], margins: list[float], kept: Tensor | None) -> Generation:
-        end = next((i for i, token in enumerate(row) if token in self.stop), None)
-        ids = tuple(row[:end])
-        steps = len(row) if end is None else end + 1
+    def _answer(self, row: _Started) -> Generation:
+        ids = tuple(row.step_ids[:-1] if row.ended else row.step_ids)
         return Generation(
             token_ids=ids,
             text=self.loaded.tokenizer.decode(list(ids), skip_special_tokens=True).strip(),
-            stop_ids=() if end is None else (row[end],),
-            min_margin=min(margins[:steps]),
-            collected=None if kept is None else kept[:steps].clone(),
+            stop_ids=tuple(row.step_ids[-1:]) if row.ended else (),
+            min_margin=min(row.margins),
+            collected=torch.cat(row.collected) if row.collected else None,
         )
 
 

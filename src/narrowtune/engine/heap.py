@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system, so that a run's later stages don't pay for its earlier ones.
+"""Freed memory goes back to the system: a run's later stages don't pay for its earlier ones.
 
 glibc raises the size from which a block gets pages of its own, up to 32 MiB, whenever such a block
 is freed. Tensors of a few MiB then come from the heap, and what is freed between blocks that stay

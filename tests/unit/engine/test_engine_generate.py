@@ -11,6 +11,7 @@ from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.data.examples import Message, Text
 from narrowtune.engine.generate import (
+    CHUNK_STEPS,
     Generation,
     generate_greedy,
     length_batches,
@@ -98,6 +99,28 @@ def test_a_stop_token_ends_an_answer_and_is_not_part_of_it(llama: LoadedModel):
     for a, b in zip(free, ended, strict=True):
         assert b.step_ids == a.step_ids[: len(b.step_ids)]
         assert b.stopped or b.step_ids == a.step_ids
+
+
+def test_rows_that_have_ended_leave_the_batch(llama: LoadedModel):
+    rows = prompts(llama)
+    free = generate_greedy(llama, rows, max_new_tokens=12, batch_size=9)
+    index, position = later_token(free)
+    chosen = free[index].token_ids[position]
+    sizes = []
+    llama.model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    ended = generate_greedy(
+        llama, rows, max_new_tokens=12, batch_size=9, extra_stop_tokens=[chosen], tolerance=-1.0
+    )
+    lengths = [len(answer.step_ids) for answer in ended]
+    for step, (size, width) in enumerate(sizes[-max(lengths) :]):
+        waiting = step - step % CHUNK_STEPS
+        assert size == sum(length > waiting for length in lengths)
+        assert step == 0 or width == 1, "nothing is computed twice"
+    assert min(lengths) <= CHUNK_STEPS < max(lengths)
+    for a, b in zip(free, ended, strict=True):
+        assert b.step_ids == a.step_ids[: len(b.step_ids)]
 
 
 def test_settings_of_the_checkpoint_do_not_leak_and_are_kept(llama: LoadedModel):
