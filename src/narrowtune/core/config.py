@@ -231,8 +231,8 @@ class CostSettings(Settings):
     currency: str = "EUR"
 
 
-class RunConfig(Settings):
-    """One run: what to teach to which model, what to keep, and how much may be lost.
+class ModelSettings(Settings):
+    """A model, and how it is loaded and spoken to.
 
     Attributes:
         model: folder or hub id of a Hugging Face model.
