@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from rich.console import Console
 from rich.progress import (
@@ -32,11 +35,13 @@ class LogFile(TrainerCallback):
     """Appends one JSON line per logged step to `train.jsonl`.
 
     A resumed run continues the file: lines after the checkpoint it resumes from are dropped, so
-    that every step stands in it once.
+    that every step stands in it once. What another callback adds to the state's `log_history`
+    (drift) is written too, in the line of its step if that has one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._num_written = 0
         self._started = time.perf_counter()
         self._before = 0.0
 
@@ -44,6 +49,7 @@ class LogFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Start the clock; keep the lines up to the step the run starts from."""
+        self._num_written = len(state.log_history)
         if not state.is_world_process_zero:
             return
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
@@ -54,25 +60,46 @@ class LogFile(TrainerCallback):
         self._started = time.perf_counter()
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Write the step's numbers."""
-        if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
+        self._write(state)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Write what was added after a step that nothing else was logged of."""
+        self._write(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Write what was added after the last step."""
+        self._write(state)
+
+    def _write(self, state: TrainerState) -> None:
+        added = state.log_history[self._num_written :]
+        self._num_written = len(state.log_history)
+        if not state.is_world_process_zero:
             return
         seconds = self._before + time.perf_counter() - self._started
-        numbers = {key: value for key, value in logs.items() if key != "epoch"}
-        row = {"step": state.global_step, "seconds": round(seconds, 3), **numbers}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        rows: dict[int, dict[str, Any]] = {}
+        for entry in added:
+            if "train_runtime" not in entry:
+                row = rows.setdefault(entry["step"], {"seconds": round(seconds, 3)})
+                row.update((key, value) for key, value in entry.items() if key != "epoch")
+        if rows:
+            lines = [json.dumps({"step": step, **row}) + "\n" for step, row in rows.items()]
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with loss, speed and time left; silent where the output is no terminal."""
+    """A bar with loss, speed and time left; silent where the output is no terminal.
+
+    A context manager: the Trainer tells callbacks nothing of an error, and a bar that is not taken
+    away leaves the terminal without a cursor.
+    """
 
     def __init__(self, console: Console, samples_per_step: int) -> None:
         self.samples_per_step = samples_per_step
@@ -129,7 +156,25 @@ class ProgressBar(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Take the bar away."""
-        self._progress.stop()
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away, if it is there."""
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+    def __enter__(self) -> ProgressBar:
+        """Return itself; leaving the block takes the bar away."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take the bar away."""
+        self.close()
 
 
 class DriftCallback(TrainerCallback):
@@ -137,6 +182,8 @@ class DriftCallback(TrainerCallback):
 
     Needs no labels: before the first step the model answers some prompts; every `every` steps
     KL(base‖now) is measured along those answers, logged as `drift`, and held against `budget`.
+    The base is the model as the first `train()` finds it: a second one with the same callback goes
+    on measuring from there. Another model needs a callback of its own.
     Works with `transformers.Trainer` and what derives from it, TRL's trainers too.
 
     Args:
@@ -148,7 +195,7 @@ class DriftCallback(TrainerCallback):
 
     Attributes:
         history: (step, KL in nats per token), one pair per measurement.
-        stopped: the step at which the budget stopped training, if it did.
+        stopped: the step at which the budget stopped the last training, if it did.
 
     Raises:
         UsageError: when training begins, if the trainer has no tokenizer as `processing_class`.
@@ -186,7 +233,8 @@ class DriftCallback(TrainerCallback):
         processing_class: Any = None,
         **_: Any,
     ) -> None:
-        """Let the base answer, and keep its distributions."""
+        """Let the base answer, the first time, and keep its distributions."""
+        self.stopped = None
         if state.global_step > 0 and self._answers is None:
             raise TrainingError(
                 asked=f"drift of a run that is resumed at step {state.global_step}",
@@ -210,15 +258,17 @@ class DriftCallback(TrainerCallback):
             folder=Path(),
             dtype=next(model.parameters()).dtype,
         )
-        self._answers = prepare_base_answers(
-            self._loaded,
-            None,
-            [("prompts", messages) for messages in self.prompts],
-            ChatEncoder(tokenizer, processor),
-            max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
-            keep_logits=True,
-        )
+        if self._answers is None:
+            with _one_dtype(self._loaded):
+                self._answers = prepare_base_answers(
+                    self._loaded,
+                    None,
+                    [("prompts", messages) for messages in self.prompts],
+                    ChatEncoder(tokenizer, processor),
+                    max_new_tokens=self.max_new_tokens,
+                    batch_size=self.batch_size,
+                    keep_logits=True,
+                )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -226,9 +276,19 @@ class DriftCallback(TrainerCallback):
         """Measure, and stop if the budget is spent."""
         if state.global_step % self.every or self._loaded is None or self._answers is None:
             return
-        drift = drift_against(self._loaded, self._answers).kl_base_tuned
+        with _one_dtype(self._loaded):
+            drift = drift_against(self._loaded, self._answers).kl_base_tuned
         self.history.append((state.global_step, drift))
         state.log_history.append({"step": state.global_step, "drift": drift})
         if self.budget is not None and drift > self.budget:
             self.stopped = state.global_step
             control.should_training_stop = True
+
+
+def _one_dtype(loaded: LoadedModel) -> AbstractContextManager[Any]:
+    """Let a model whose masters are wider than the rest compute as it does while it trains."""
+    dtypes = {p.dtype for p in loaded.model.parameters() if p.is_floating_point()}
+    if len(dtypes) == 1:
+        return nullcontext()
+    narrowest = min(dtypes, key=lambda dtype: dtype.itemsize)
+    return torch.autocast(loaded.model.device.type, narrowest)

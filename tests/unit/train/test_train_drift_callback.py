@@ -12,7 +12,7 @@ from narrowtune.core.errors import UsageError
 PROMPTS = ["Tell me about the sea.", "What is bread?"]
 
 
-def _train(folder, model_folder, callback, learning_rate=1e-2, tokenizer=True):
+def _train(folder, model_folder, callback, learning_rate=1e-2, tokenizer=True, again=False):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     loaded = AutoTokenizer.from_pretrained(model_folder)
@@ -37,6 +37,8 @@ def _train(folder, model_folder, callback, learning_rate=1e-2, tokenizer=True):
         callbacks=[callback],
     )
     trainer.train()
+    if again:
+        trainer.train()
     return trainer
 
 
@@ -48,6 +50,16 @@ def test_drift_is_measured_and_grows(tiny, tmp_path):
     assert values[0] > 0
     assert values[-1] > values[0]
     assert callback.stopped is None
+
+
+def test_a_second_training_is_still_measured_from_the_first_base(tiny, tmp_path):
+    callback = nt.DriftCallback(PROMPTS, every=6, max_new_tokens=4)
+    _train(tmp_path, tiny("llama"), callback, again=True)
+    (_, first), (_, second) = callback.history
+    assert second > first
+    alone = nt.DriftCallback(PROMPTS, every=6, max_new_tokens=4)
+    _train(tmp_path, tiny("llama"), alone)
+    assert alone.history == [(6, first)]
 
 
 def test_without_training_there_is_no_drift(tiny, tmp_path):
