@@ -37,6 +37,11 @@ def _kill_at(config: Path, checkpoint: Path, cache: Path) -> None:
     process.wait()
 
 
+def _validation_losses(path: Path) -> list[float]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row["eval_loss"] for row in rows if "eval_loss" in row]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_killed_in_the_second_epoch_and_resumed_ends_in_the_same_delta(tiny, tmp_path, dtype):
     model, cache = tiny("llama", dtype), tmp_path / "cache"
@@ -50,6 +55,12 @@ def test_killed_in_the_second_epoch_and_resumed_ends_in_the_same_delta(tiny, tmp
     assert "checkpoint-" in (tmp_path / "killed/record.json").read_text()
     bits = (tmp_path / "whole/delta.safetensors").read_bytes()
     assert (tmp_path / "killed/delta.safetensors").read_bytes() == bits
+    first, second = (
+        json.loads((tmp_path / name / "record.json").read_text())["training"]
+        for name in ("whole", "killed")
+    )
+    for count in ("num_steps", "num_samples", "num_tokens", "num_labels"):
+        assert second[count] == first[count]
 
 
 def test_a_checkpoint_cut_short_is_passed_over(tiny, tmp_path):
@@ -116,7 +127,8 @@ def test_rows_that_changed_since_the_start_are_refused(tiny, tmp_path):
 def test_two_processes_give_the_delta_of_one(tiny, tmp_path):
     """‖difference‖ / ‖delta‖ ≤ 1e-4 at the same global batch, anchor rows included."""
     model, cache = tiny("llama"), tmp_path / "cache"
-    training = {"global_batch_size": 8, "per_device_train_batch_size": 4}
+    # 5 rows to validate on: two devices of 4 rows each don't share them out evenly.
+    training = {"global_batch_size": 8, "per_device_train_batch_size": 4, "eval_steps": 4}
     one = write_run(tmp_path, model, "one", training=training)
     two = write_run(tmp_path, model, "two", training=training)
     # 32 rows to train on: with a remainder, devices repeat rows to fill the epoch's last step.
@@ -149,5 +161,9 @@ def test_two_processes_give_the_delta_of_one(tiny, tmp_path):
         size += float((first.double() - before.double()).square().sum())
     splits = json.loads((tmp_path / "two/record.json").read_text())["data"][0]["splits"]
     assert splits["train"] == 32
+    assert splits["validation"] % 8 != 0
+    losses = [_validation_losses(tmp_path / name / "train.jsonl") for name in ("one", "two")]
+    assert losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert size > 0
     assert (difference / size) ** 0.5 <= 1e-4

@@ -157,7 +157,8 @@ class TrainingSettings(Settings):
             from it, so that every recipe and every machine takes the same steps.
         per_device_train_batch_size: samples of one forward pass.
         lr_scheduler_type: as transformers names schedules.
-        warmup_ratio: share of the steps.
+        warmup_ratio: share of the steps; none where it is less than one step, since the first step
+            of a warm-up has the rate 0.
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm.
         optim: as transformers names optimisers.
@@ -222,6 +223,8 @@ class CostSettings(Settings):
         price_per_hour: of the machine.
         price_per_kwh: of energy.
         currency: of both prices.
+        measure_energy: measure the energy of training with codecarbon, where the extra `carbon` is
+            installed; it stands beside the estimate.
     """
 
     power_watts: float | None = Field(None, gt=0)
@@ -229,6 +232,7 @@ class CostSettings(Settings):
     price_per_hour: float | None = Field(None, ge=0)
     price_per_kwh: float | None = Field(None, ge=0)
     currency: str = "EUR"
+    measure_energy: bool = False
 
 
 class ModelSettings(Settings):

@@ -312,7 +312,15 @@ class Plan(Value):
 
 
 class TrainingSummary(Value):
-    """What the training stage did."""
+    """What the training stage did; of a resumed run, in all its parts.
+
+    Attributes:
+        seconds: of training. What was done after the last checkpoint and before a stop was done
+            again, and counts once.
+        peak_memory_bytes: of the part that took most.
+        energy_kwh: measured, of the whole machine; None unless `cost.measure_energy`.
+        energy_source: what measured it, or why there is no figure.
+    """
 
     num_steps: int
     num_epochs: float
@@ -331,6 +339,8 @@ class TrainingSummary(Value):
     anchor_weight: float | None
     anchor_seconds: float | None
     resumed_from: str | None
+    energy_kwh: float | None = None
+    energy_source: str | None = None
 
 
 class DataSummary(Value):

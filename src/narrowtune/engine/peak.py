@@ -9,7 +9,7 @@ import torch
 
 
 class PeakMemory:
-    """Context manager; afterwards `bytes` is the peak inside the block.
+    """Context manager; `read` gives the peak since its beginning, and after it `bytes` holds it.
 
     On Linux the kernel's high-water mark of this process is reset at entry, so an earlier peak
     does not count; where that is not possible `bytes` is None and not a guess.
@@ -39,9 +39,14 @@ class PeakMemory:
         trace: TracebackType | None,
     ) -> None:
         """Read the peak."""
+        self.bytes = self.read()
+
+    def read(self) -> int | None:
+        """Return the peak so far."""
         if self.device.type == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated(self.device)
-        elif self._resettable:
-            status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-            line = next(line for line in status if line.startswith("VmHWM:"))
-            self.bytes = int(line.split()[1]) * 1024
+            return torch.cuda.max_memory_allocated(self.device)
+        if not self._resettable:
+            return None
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        line = next(line for line in status if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024

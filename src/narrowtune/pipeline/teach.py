@@ -181,7 +181,10 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             f"{state.num_processes} devices: {repeated} rows were seen twice in every epoch, to "
             "fill its last step."
         )
-    with run.watch.stage("train"):
+    with (
+        run.watch.stage("train"),
+        ProgressBar(console, config.training.global_batch_size) as progress,
+    ):
         run.fitted = fit(
             run.loaded,
             resolve(model, config.recipe),
@@ -191,9 +194,11 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             num_processes=state.num_processes,
             validation=run.inputs.validation,
             anchor=anchor,
-            callbacks=[ProgressBar(console, config.training.global_batch_size)],
+            callbacks=[progress],
             resume=resume,
         )
+    # The report's times and cost are those of the whole training, like its numbers of rows.
+    run.watch.seconds["train"] += run.fitted.earlier_seconds
     if resume and run.fitted.summary.resumed_from is None:
         run.inputs.notes.append("Resumed without a checkpoint: training began at its first step.")
 

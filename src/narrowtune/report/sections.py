@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from narrowtune.core.results import CostEstimate, DeltaInfo, Plan, Proof, RunRecord, TensorProof
+from narrowtune.core.results import (
+    CostEstimate,
+    DeltaInfo,
+    Plan,
+    Proof,
+    RunRecord,
+    TensorProof,
+    TrainingSummary,
+)
 from narrowtune.report.text import count, duration, percent, plural, size, small, tick
 
 SHOWN_TENSORS = 10
@@ -152,7 +160,20 @@ def run_cost(record: RunRecord) -> list[Fact]:
             facts.append(Fact("of it the anchor", duration(training.anchor_seconds)))
         if training.peak_memory_bytes is not None:
             facts.append(Fact("peak memory", size(training.peak_memory_bytes)))
-    return [*facts, *(cost_facts(record.cost) if record.cost else [])]
+    facts += cost_facts(record.cost) if record.cost else []
+    return [*facts, *(_measured_energy(training) if training is not None else [])]
+
+
+def _measured_energy(training: TrainingSummary) -> list[Fact]:
+    """What was measured stands beside what was estimated, and each names its source."""
+    if training.energy_source is None:
+        return []
+    if training.energy_kwh is None:
+        return [Fact("energy of training", training.energy_source)]
+    return [
+        Fact("energy of training, measured", f"{small(training.energy_kwh)} kWh"),
+        Fact("measured by", training.energy_source),
+    ]
 
 
 def cost_facts(cost: CostEstimate) -> list[Fact]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,6 +22,7 @@ from torch import nn
 
 from narrowtune.core.errors import TrainingError
 from narrowtune.core.provenance import sha256_file
+from narrowtune.train.effort import Effort
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +30,31 @@ WEIGHTS = "trainable.safetensors"
 MANIFEST = "trainable.json"
 
 
-def save_trainable(
-    model: nn.Module, names: tuple[str, ...], folder: Path, received: Collection[str]
-) -> None:
-    """Write the parameters called `names`, and a manifest with their hash, into `folder`.
+@dataclass(frozen=True)
+class Progress:
+    """What a run had done when a checkpoint was written: a resumed run goes on counting from it.
 
-    `received` are the parameters that have had a gradient so far: the proof of a resumed run
-    counts those of its earlier part.
+    Attributes:
+        num_samples: rows trained on.
+        num_tokens: of these rows.
+        num_labels: label positions among them.
+        effort: what it took.
+        received: parameters that had a gradient, for the proof.
+        nonzero: those among them whose gradient was not zero throughout.
     """
+
+    num_samples: int
+    num_tokens: int
+    num_labels: int
+    effort: Effort
+    received: tuple[str, ...]
+    nonzero: tuple[str, ...]
+
+
+def save_trainable(
+    model: nn.Module, names: tuple[str, ...], folder: Path, progress: Progress
+) -> None:
+    """Write the parameters called `names`, and a manifest with their hash, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(model.named_parameters())
     tensors = {name: parameters[name].detach().cpu().contiguous() for name in names}
@@ -47,20 +66,21 @@ def save_trainable(
     manifest = {
         "sha256": sha256_file(folder / WEIGHTS),
         "names": list(names),
-        "received": sorted(received),
+        "progress": asdict(progress),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 @torch.no_grad()
-def load_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> list[str]:
+def load_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> Progress:
     """Put the tensors of `folder` into the parameters called `names`.
 
     Returns:
-        The parameters that had received a gradient when the checkpoint was written.
+        What the run had done when the checkpoint was written.
 
     Raises:
-        TrainingError: the file is damaged, or holds other tensors than this run trains.
+        TrainingError: the file is damaged, was written by another version, or holds other
+            tensors than this run trains.
     """
     asked = f"to resume from {folder}"
     try:
@@ -82,11 +102,25 @@ def load_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> li
             found=f"{len(manifest['names'])} tensors of another selection ({len(names)} wanted)",
             do="resume with the recipe that the checkpoint was made with",
         )
+    progress = _read_progress(manifest, asked)
     parameters = dict(model.named_parameters())
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         for name in names:
             parameters[name].copy_(file.get_tensor(name))
-    return list(manifest["received"])
+    return progress
+
+
+def _read_progress(manifest: dict[str, Any], asked: str) -> Progress:
+    try:
+        values = manifest["progress"]
+        lists = {name: tuple(values[name]) for name in ("received", "nonzero")}
+        return Progress(**{**values, **lists, "effort": Effort(**values["effort"])})
+    except (KeyError, TypeError) as error:
+        raise TrainingError(
+            asked=asked,
+            found=f"{MANIFEST} of another version of narrowtune ({error})",
+            do="resume with the version that wrote it, or start again",
+        ) from None
 
 
 def find_checkpoint(folder: Path) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,13 @@ from narrowtune.core.config import RunConfig
 from narrowtune.core.results import Proof, TrainingSummary
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
-from narrowtune.engine.peak import PeakMemory
+from narrowtune.engine.energy import EnergyMeter
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection
 from narrowtune.train.anchor import Anchor
 from narrowtune.train.callbacks import LogFile
 from narrowtune.train.checkpoint import find_checkpoint
+from narrowtune.train.effort import Effort, EffortMeter
 from narrowtune.train.masters import (
     computing_in,
     copy_tensors,
@@ -39,11 +39,13 @@ class FitResult:
         summary: numbers for the record.
         proof: evidence on every tensor.
         base: the selected tensors before training, in the base's dtype, on the CPU.
+        earlier_seconds: what parts of a resumed run before this one took of the summary's time.
     """
 
     summary: TrainingSummary
     proof: Proof
     base: dict[str, Tensor]
+    earlier_seconds: float = 0.0
 
 
 def fit(
@@ -91,30 +93,33 @@ def fit(
     pad = padding_id(loaded.tokenizer)
     use_cache = getattr(model.config, "use_cache", None)
     witness = GradientWitness(model, selection.names)
+    energy = EnergyMeter() if config.cost.measure_energy and args.process_index == 0 else None
+    meter = EffortMeter(model.device, energy)
     trainer = NarrowTrainer(
         model,
         args,
         selection=selection,
         arithmetic=arithmetic,
         witness=witness,
+        effort=meter,
         data_collator=lambda batch: collate(batch, pad),
         train_dataset=Rows(rows),
         eval_dataset=Rows(validation) if validation else None,
         anchor=anchor,
         callbacks=[LogFile(Path(config.output_dir) / "train.jsonl"), *callbacks],
     )
+    # For callbacks only (DriftCallback): the Trainer itself would change the model's settings.
+    trainer.callback_handler.processing_class = loaded.processor or loaded.tokenizer
     # It prints a dictionary per step where there is no tqdm bar.
     trainer.remove_callback(PrinterCallback)
     checkpoint = find_checkpoint(Path(config.output_dir)) if resume else None
     steps = planned_steps(config, len(rows))
-    peak = PeakMemory(model.device)
-    started = time.perf_counter()
-    with computing_in(model, torch.float32, layer_norm_names(model)), peak:
+    with computing_in(model, torch.float32, layer_norm_names(model)), meter:
         if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= steps:
             trainer.load_finished(checkpoint)
         elif steps > 0:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.perf_counter() - started
+    effort = meter.read()
     # Accelerate leaves a mark that it was there (and under FSDP a forward that casts); without it
     # the model can be trained again. Its own unwrapping would strip the model's decorators too.
     for name in set(vars(model)) - attributes:
@@ -139,9 +144,9 @@ def fit(
         num_samples=trainer.num_samples,
         num_tokens=trainer.num_tokens,
         num_labels=trainer.num_labels,
-        seconds=seconds,
-        samples_per_second=trainer.num_samples / seconds if seconds > 0 else 0.0,
-        peak_memory_bytes=peak.bytes,
+        seconds=effort.seconds,
+        samples_per_second=trainer.num_samples / effort.seconds if effort.seconds > 0 else 0.0,
+        peak_memory_bytes=effort.peak_memory_bytes,
         compute_dtype=arithmetic.compute_dtype,
         num_processes=num_processes,
         global_batch_size=config.training.global_batch_size,
@@ -151,5 +156,14 @@ def fit(
         anchor_weight=anchor.weight if anchor else None,
         anchor_seconds=anchor.seconds if anchor else None,
         resumed_from=checkpoint.name if checkpoint else None,
+        energy_kwh=effort.energy_kwh,
+        energy_source=_energy_source(energy, effort),
     )
-    return FitResult(summary, proof, base)
+    return FitResult(summary, proof, base, meter.earlier.seconds if meter.earlier else 0.0)
+
+
+def _energy_source(energy: EnergyMeter | None, effort: Effort) -> str | None:
+    """Return what measured the energy of all parts, or why there is no figure."""
+    if energy is None or energy.source.startswith("not measured") or effort.energy_kwh is not None:
+        return energy.source if energy else None
+    return "not measured: the part before the run was resumed has no figure"

@@ -24,7 +24,8 @@ from narrowtune.engine.arithmetic import Arithmetic, autocast
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
 from narrowtune.models.select import Selection
 from narrowtune.train.anchor import Anchor, kl_base_tuned
-from narrowtune.train.checkpoint import load_trainable, save_trainable
+from narrowtune.train.checkpoint import Progress, load_trainable, save_trainable
+from narrowtune.train.effort import EffortMeter
 from narrowtune.train.proof import GradientWitness
 
 
@@ -85,6 +86,28 @@ def planned_steps(config: RunConfig, num_samples: int) -> int:
     return math.ceil(config.training.num_train_epochs * per_epoch)
 
 
+def validation_batches(
+    num_rows: int, batch_size: int, num_processes: int, process: int
+) -> list[list[int]]:
+    """Return the rows of process `process`, by batch: each row is one process's, once.
+
+    All processes have as many batches; some of them may be empty.
+    """
+    first = process * batch_size
+    starts = range(first, first + num_rows, batch_size * num_processes)
+    return [list(range(start, min(start + batch_size, num_rows))) for start in starts]
+
+
+def warmup_steps(ratio: float, num_steps: int) -> int:
+    """Return how many steps of a run warm up: none if that is less than one, or it has but one.
+
+    The first step of a warm-up has the rate 0 in transformers' schedules, so in a short run it
+    would only be a step lost.
+    """
+    share = ratio * num_steps
+    return math.ceil(share) if share >= 1 and num_steps > 1 else 0
+
+
 def training_arguments(
     config: RunConfig, *, num_samples: int, bf16: bool, on_cpu: bool, num_processes: int
 ) -> TrainingArguments:
@@ -108,7 +131,7 @@ def training_arguments(
         num_train_epochs=max(training.num_train_epochs, 1e-9),
         max_steps=steps,
         lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=math.ceil(training.warmup_ratio * steps),
+        warmup_steps=warmup_steps(training.warmup_ratio, steps),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim=training.optim,
@@ -167,6 +190,7 @@ class NarrowTrainer(Trainer):
         arithmetic: what a forward pass computes in. Not accelerate's mixed precision, which is set
             once per process: runs of a comparison may differ in it.
         witness: sees the gradients; what it saw goes into checkpoints and comes back.
+        effort: measures what training takes; this goes into checkpoints and comes back too.
         anchor: rows that hold the model to the base; None trains on the task alone.
     """
 
@@ -180,6 +204,7 @@ class NarrowTrainer(Trainer):
         selection: Selection,
         arithmetic: Arithmetic,
         witness: GradientWitness,
+        effort: EffortMeter,
         data_collator: Callable[[list[Encoded]], dict[str, Any]],
         train_dataset: Dataset[Encoded],
         eval_dataset: Dataset[Encoded] | None = None,
@@ -199,6 +224,7 @@ class NarrowTrainer(Trainer):
         self.selection = selection
         self.arithmetic = arithmetic
         self.witness = witness
+        self.effort = effort
         self.anchor = anchor
         self.num_tokens = 0
         self.num_labels = 0
@@ -324,13 +350,26 @@ class NarrowTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Return the cross-entropy per label over the validation rows, exactly."""
+        """Return the cross-entropy per label over the validation rows, each counted once.
+
+        Rows are taken by number: the Trainer's own loader repeats some, to give every device as
+        many as the others.
+        """
         self.model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for batch in self.get_eval_dataloader(eval_dataset):
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        for indices in validation_batches(
+            len(rows),
+            self.args.per_device_eval_batch_size,
+            self.args.world_size,
+            self.args.process_index,
+        ):
+            # A sharded model computes on all devices or on none, so one without rows joins in.
+            batch = self.data_collator([rows[index] for index in indices or [0]])
             with autocast(self.arithmetic, self.args.device):
                 summed, count = labelled_cross_entropy(self.model, self._prepare_inputs(batch))
-            totals += torch.tensor([float(summed), count], device=totals.device)
+            if indices:
+                totals += torch.tensor([float(summed), count], device=totals.device)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, reduction="sum")
         self.model.train()
@@ -348,7 +387,17 @@ class NarrowTrainer(Trainer):
             super()._save(output_dir, state_dict)
         else:
             folder = Path(output_dir or self.args.output_dir)
-            save_trainable(self._inner_model(), self.selection.names, folder, self.witness.received)
+            save_trainable(self._inner_model(), self.selection.names, folder, self._progress())
+
+    def _progress(self) -> Progress:
+        return Progress(
+            num_samples=self.num_samples,
+            num_tokens=self.num_tokens,
+            num_labels=self.num_labels,
+            effort=self.effort.read(),
+            received=tuple(sorted(self.witness.received)),
+            nonzero=tuple(sorted(self.witness.nonzero)),
+        )
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -357,9 +406,13 @@ class NarrowTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             names = self.selection.names
-            received = load_trainable(self._inner_model(), names, Path(resume_from_checkpoint))
-            self.witness.received.update(received)
-            self.witness.nonzero.update(received)
+            done = load_trainable(self._inner_model(), names, Path(resume_from_checkpoint))
+            self.num_samples = done.num_samples
+            self.num_tokens = done.num_tokens
+            self.num_labels = done.num_labels
+            self.effort.earlier = done.effort
+            self.witness.received.update(done.received)
+            self.witness.nonzero.update(done.nonzero)
 
     def _load_best_model(self) -> None:
         if self._shards_parameters():

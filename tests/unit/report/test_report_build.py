@@ -331,3 +331,21 @@ def test_building_a_report_imports_no_ml_library(built, tmp_path):
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=120)
+
+
+def test_measured_energy_stands_beside_the_estimate_and_names_its_source(tmp_path, no_plots):
+    write_run(tmp_path)
+    record = RunRecord.model_validate_json(read(tmp_path, "record.json"))
+    for update, words in (
+        (
+            {"energy_kwh": 0.0123, "energy_source": "codecarbon 3, the whole machine: CPU(RAPL)"},
+            ("0.0123 kWh", "0.00340 kWh", "CPU(RAPL)"),
+        ),
+        ({"energy_source": "not measured: no counters"}, ("not measured: no counters",)),
+    ):
+        training = record.training.model_copy(update=update)
+        changed = record.model_copy(update={"training": training})
+        (tmp_path / "record.json").write_text(changed.model_dump_json(), encoding="utf-8")
+        build_report(tmp_path)
+        for page in ("report.html", "report.md"):
+            assert all(word in read(tmp_path, page) for word in words)

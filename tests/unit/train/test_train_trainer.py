@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from rich.console import Console
 from torch.utils.data import BatchSampler
+from transformers import TrainerCallback
 
 from narrowtune.core.config import AnchorSettings, RunConfig, TrainingSettings
-from narrowtune.core.errors import TrainingError, UsageError
+from narrowtune.core.errors import ProofError, TrainingError, UsageError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate, padding_id
 from narrowtune.data.examples import Example, Message, Text
@@ -20,13 +23,16 @@ from narrowtune.engine.forward import label_positions
 from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
 from narrowtune.train.anchor import build_anchor, kl_base_tuned
-from narrowtune.train.checkpoint import find_checkpoint
+from narrowtune.train.callbacks import DriftCallback, ProgressBar
+from narrowtune.train.checkpoint import find_checkpoint, load_trainable
 from narrowtune.train.fit import fit
 from narrowtune.train.trainer import (
     accumulation_steps,
     num_repeated,
     per_device_batch_size,
     planned_steps,
+    validation_batches,
+    warmup_steps,
 )
 from tiny_models import VISION_FAMILIES
 
@@ -59,7 +65,17 @@ def _prompts(count: int) -> list[tuple[Message, ...]]:
     return [(Message("user", (Text(f"Tell me about {i} stones."),)),) for i in range(count)]
 
 
-def _fit(folder, model_folder, num_rows=24, anchored=False, recipe="sa_proj", **training):
+def _fit(
+    folder,
+    model_folder,
+    num_rows=24,
+    anchored=False,
+    recipe="sa_proj",
+    callbacks=(),
+    resume=False,
+    arithmetic=FLOAT32,
+    **training,
+):
     loaded = load_model(str(model_folder), device="cpu")
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     rows = [encoder.encode(example) for example in _examples(num_rows)]
@@ -72,8 +88,10 @@ def _fit(folder, model_folder, num_rows=24, anchored=False, recipe="sa_proj", **
         resolve(loaded.model, recipe),
         rows,
         _config(folder, **training),
-        arithmetic=FLOAT32,
+        arithmetic=arithmetic,
         anchor=anchor,
+        callbacks=callbacks,
+        resume=resume,
     )
     return loaded, fitted
 
@@ -183,8 +201,6 @@ def test_anchor_rows_follow_from_the_step_alone_and_take_turns(tiny):
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_anchor_rows_of_text_go_below_rows_with_pictures(tiny, family, tmp_path):
-    import io
-
     from PIL import Image as Picture
 
     from narrowtune.data.examples import Image
@@ -249,6 +265,109 @@ def test_validation_is_the_mean_over_labels_and_chooses_the_best_checkpoint(tiny
     with torch.no_grad():
         now = float(loaded.model(**batch).loss)
     assert now == pytest.approx(min(losses.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+@pytest.mark.parametrize("num_rows", [1, 5, 8, 13])
+def test_every_validation_row_is_one_processes_once(num_rows, num_processes):
+    shares = [validation_batches(num_rows, 2, num_processes, p) for p in range(num_processes)]
+    assert len({len(share) for share in shares}) == 1
+    rows = [row for share in shares for batch in share for row in batch]
+    assert sorted(rows) == list(range(num_rows))
+    assert max(len(batch) for share in shares for batch in share) <= 2
+
+
+def test_a_short_run_has_no_warm_up_and_a_long_one_its_share(tmp_path, tiny):
+    assert [warmup_steps(0.03, steps) for steps in (0, 1, 33, 34, 100)] == [0, 0, 0, 2, 3]
+    assert [warmup_steps(1.0, steps) for steps in (1, 2)] == [0, 2]
+    _, fitted = _fit(tmp_path, tiny("llama"), num_rows=8, max_steps=1)
+    assert any(tensor.changed for tensor in fitted.proof.selected)
+
+
+def test_a_resumed_run_counts_all_its_parts(tiny, tmp_path):
+    """Stopped by an error in its third step, after a checkpoint of the second."""
+    whole = _fit(tmp_path / "whole", tiny("llama"))[1].summary
+    settings = {"save_steps": 2}
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "parts", tiny("llama"), callbacks=[Stop()], **settings)
+    manifest = tmp_path / "parts" / "checkpoint-2" / "trainable.json"
+    written = json.loads(manifest.read_text())
+    assert written["progress"]["effort"]["seconds"] > 0
+    peak = 2**50
+    written["progress"]["effort"].update(seconds=1000.0, peak_memory_bytes=peak)
+    # As if some gradients had been zero throughout: received is then more than is not zero.
+    written["progress"]["nonzero"] = written["progress"]["received"][:1]
+    manifest.write_text(json.dumps(written))
+    loaded, fitted = _fit(tmp_path / "parts", tiny("llama"), resume=True, **settings)
+    parts = fitted.summary
+    assert parts.resumed_from == "checkpoint-2"
+    for count in ("num_steps", "num_samples", "num_tokens", "num_labels"):
+        assert getattr(parts, count) == getattr(whole, count)
+    assert 1000 < parts.seconds < 1100
+    assert fitted.earlier_seconds == 1000
+    assert parts.samples_per_second == pytest.approx(parts.num_samples / parts.seconds)
+    assert parts.peak_memory_bytes in (peak, None)  # None where the system doesn't say
+    done = load_trainable(loaded.model, tuple(fitted.base), manifest.parent)
+    assert done.received == tuple(sorted(fitted.base))
+    assert done.nonzero == done.received[:1]
+
+
+def test_what_is_known_of_gradients_is_restored_and_no_more(tiny, tmp_path):
+    """Resumed after its last step, a run whose gradients were all zero is not proved."""
+    _fit(tmp_path, tiny("llama"), num_rows=8, save_steps=1)
+    manifest = tmp_path / "checkpoint-1" / "trainable.json"
+    written = json.loads(manifest.read_text())
+    written["progress"]["nonzero"] = []
+    manifest.write_text(json.dumps(written))
+    with pytest.raises(ProofError, match="zero throughout"):
+        _fit(tmp_path, tiny("llama"), num_rows=8, save_steps=1, resume=True)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tiny, tmp_path):
+    _fit(tmp_path, tiny("llama"), num_rows=8, save_steps=1)
+    manifest = tmp_path / "checkpoint-1" / "trainable.json"
+    written = json.loads(manifest.read_text())
+    del written["progress"]["num_labels"]
+    manifest.write_text(json.dumps(written))
+    with pytest.raises(TrainingError, match="another version"):
+        _fit(tmp_path, tiny("llama"), num_rows=8, save_steps=1, resume=True)
+
+
+def test_an_error_in_a_step_gives_the_terminal_back(tiny, tmp_path):
+    class Fails(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            raise RuntimeError("no space left")
+
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True)
+    with pytest.raises(RuntimeError), ProgressBar(console, 8) as bar:
+        _fit(tmp_path, tiny("llama"), num_rows=8, callbacks=[bar, Fails()])
+    hide, show = "\x1b[?25l", "\x1b[?25h"
+    assert shown.getvalue().rfind(show) > shown.getvalue().rfind(hide) >= 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drift_that_is_measured_while_training_is_in_the_log_file(tiny, tmp_path, dtype):
+    callback = DriftCallback(["Tell me about the sea."], every=1, max_new_tokens=3)
+    kind = str(dtype).removeprefix("torch.")
+    _fit(
+        tmp_path,
+        tiny("llama", dtype),
+        callbacks=[callback],
+        arithmetic=Arithmetic(compute_dtype=kind, threads=1),
+        logging_steps=2,
+    )
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["drift"]) for row in rows] == callback.history
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert ["loss" in row for row in rows] == [False, True, False]
+    assert callback.history[-1][1] > 0
 
 
 def test_batch_sizes_that_do_not_fit_are_a_usage_error():
