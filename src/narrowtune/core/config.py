@@ -136,14 +136,15 @@ class AnchorSettings(Settings):
         max_prompts: how many of them; all unless given.
         weight: of the KL term, beside cross-entropy at weight 1.
         rows_per_step: anchor rows in every optimiser step.
-        max_new_tokens: length of the base's answers.
+        max_new_tokens: length of the base's answers. Forgetting begins with an answer's first
+            tokens, and the pull is a mean over tokens, so short answers hold more.
     """
 
     prompts: str | None = None
     max_prompts: int | None = Field(None, ge=1)
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(4.0, gt=0)
     rows_per_step: int = Field(4, ge=1)
-    max_new_tokens: int = Field(28, ge=1)
+    max_new_tokens: int = Field(12, ge=1)
 
 
 class TrainingSettings(Settings):

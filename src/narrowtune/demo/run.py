@@ -101,7 +101,7 @@ def _config(
             "recipe": RECIPE,
             "skill": data.skill.model_dump(),
             "keep": [keep.model_dump() for keep in data.keep],
-            "anchor": {"max_prompts": 48, "weight": 5.0} if anchored else None,
+            "anchor": anchored or None,
             "drift": {"max_prompts": size.drift_prompts, "max_new_tokens": 16},
             "training": {"learning_rate": 1e-4, "global_batch_size": 16},
             "budget": BUDGET,
