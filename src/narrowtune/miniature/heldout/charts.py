@@ -1,0 +1,116 @@
+"""Values of bar charts, as numbers or words: mirrors ChartQA.
+
+Owns: upright and lying bars, with values written beside them or read off lines. Values are whole
+and from 1 to 9.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+from typing import NamedTuple
+
+from narrowtune.miniature.canvas import SIZE, Box, Canvas, Point
+from narrowtune.miniature.ground import plain_canvas
+from narrowtune.miniature.item import Item
+from narrowtune.miniature.palette import BRIGHT, Ink, ink_on, mix, shade
+from narrowtune.miniature.words import MONTHS
+
+HIGHEST = 9
+
+WORDINGS = {
+    "colour_value": ("What is the value of the {a} bar?", "What value does the {a} bar have?"),
+    "label_value": ("What is the value in {a}?", "What is the value of the bar for {a}?"),
+    "highest": ("What colour is the longest bar?", "Which colour has the highest value?"),
+    "lowest": ("What colour is the shortest bar?", "Which colour has the lowest value?"),
+    "difference": ("How much more is {a} than {b}?", "By how much is {a} more than {b}?"),
+}
+SUFFIX = "Answer with a single word."
+
+MOST_DIFFERENCE = 6
+
+
+class Bar(NamedTuple):
+    """A bar: what is written under it, its colour and its value."""
+
+    label: str
+    colour: str
+    value: int
+
+
+def make(draw: Random) -> Item:
+    """Return one chart to read."""
+    kind = draw.choice(list(WORDINGS))
+    number = draw.randint(3, 5)
+    first = draw.randrange(len(MONTHS))
+    labels = [MONTHS[(first + place) % len(MONTHS)] for place in range(number)]
+    colours = draw.sample(BRIGHT, number)
+    values = draw.sample(range(1, HIGHEST + 1), number)
+    a, b = draw.sample(range(number), 2)
+    if kind == "difference":
+        # The difference is drawn first, so that small ones are not the likely ones.
+        more = draw.randint(1, MOST_DIFFERENCE)
+        values[b] = draw.randint(1, HIGHEST - more)
+        values[a] = values[b] + more
+    bars = tuple(Bar(*fields) for fields in zip(labels, colours, values, strict=True))
+    order = sorted(bars, key=lambda bar: bar.value)
+    answer = {
+        "colour_value": str(values[a]),
+        "label_value": str(values[a]),
+        "highest": order[-1].colour,
+        "lowest": order[0].colour,
+        "difference": str(values[a] - values[b]),
+    }[kind]
+    names = labels if kind == "label_value" else colours
+    wording = draw.choice(WORDINGS[kind]).format(a=names[a], b=names[b])
+    return Item(kind, f"{wording}\n{SUFFIX}", (answer,), partial(_paint, bars))
+
+
+def _paint(bars: tuple[Bar, ...], draw: Random) -> Canvas:
+    inks = [mix(draw, bar.colour) for bar in bars]
+    canvas = plain_canvas(draw, inks, tones=("pale", "pale", "pale", "dark"))
+    frame = (20, 8 + draw.uniform(0, 6), SIZE - 4 - draw.uniform(0, 8), SIZE - 15)
+    upright, written = draw.random() < 0.65, draw.random() < 0.5
+    axis = ink_on(canvas.ground, draw)
+    _axes(canvas, frame, axis, upright=upright, written=written)
+    thick = draw.uniform(0.6, 0.85)
+    for place, (bar, ink) in enumerate(zip(bars, inks, strict=True)):
+        box, label, value = _place(frame, place, len(bars), bar.value, thick, upright=upright)
+        canvas.rectangle(box, ink, "bar")
+        canvas.text(label, bar.label, axis, 6)
+        if written:
+            canvas.text(value, str(bar.value), axis, 7)
+    return canvas
+
+
+def _place(
+    frame: Box, place: int, number: int, value: int, thick: float, *, upright: bool
+) -> tuple[Box, Point, Point]:
+    """Where a bar stands, where its label and where its value."""
+    left, top, right, bottom = frame
+    if upright:
+        slot = (right - left) / number
+        x, height = left + (place + 0.5) * slot, (bottom - top) * value / (HIGHEST + 1)
+        half = slot * thick / 2
+        box = (x - half, bottom - height, x + half, bottom)
+        return box, (x, bottom + 7), (x, bottom - height - 5)
+    slot = (bottom - top) / number
+    y, width = top + (place + 0.5) * slot, (right - left) * value / (HIGHEST + 1)
+    half = slot * thick / 2
+    box = (left, y - half, left + width, y + half)
+    return box, (left - 10, y), (left + width + 5, y)
+
+
+def _axes(canvas: Canvas, frame: Box, ink: Ink, *, upright: bool, written: bool) -> None:
+    left, top, right, bottom = frame
+    if not written:
+        faint = shade(canvas.ground, 0.8) if ink.name == "black" else shade(canvas.ground, 1.4)
+        for value in range(1, HIGHEST + 1):
+            share = value / (HIGHEST + 1)
+            x, y = left + share * (right - left), bottom - share * (bottom - top)
+            ends = [(left, y), (right, y)] if upright else [(x, top), (x, bottom)]
+            canvas.line(ends, faint, None, 1 if value % 2 else 1.5)
+            # Every second number: all of them would be too small to read.
+            if value % 2 == 0:
+                canvas.text((left - 6, y) if upright else (x, bottom + 6), str(value), ink, 6)
+    canvas.line([(left, top), (left, bottom), (right, bottom)], ink, None, 1)

@@ -1,0 +1,87 @@
+"""Questions whose options fit together so well that only the picture decides: mirrors MMStar.
+
+Owns: five kinds of puzzle. Options are drawn so that exchanging any two of them gives a question
+as likely as before: nothing about the right one shows in their texts.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+
+from narrowtune.miniature.heldout import boards
+from narrowtune.miniature.item import Item, Paint, listed, shuffled, with_article
+from narrowtune.miniature.marks import SHAPES
+from narrowtune.miniature.palette import BRIGHT
+
+WORDINGS = {
+    "caption": ("Which sentence is true?", "Which of these describes the picture?"),
+    "odd": ("Where is the odd one out?", "Where is the one that differs?"),
+    "most": ("Which colour is there most of?", "Which colour is most common?"),
+    "pattern": ("What comes next in the row?", "Which shape continues the pattern?"),
+    "size": ("Which shape is the largest?", "What is the largest shape?"),
+}
+SUFFIX = "Options: {options}\nAnswer with the letter."
+
+CORNERS = ("upper left", "upper right", "lower left", "lower right")
+_PATTERNS = ("ababab", "aabaab", "abcabc", "abbabb", "aabbaa")
+NUM_OPTIONS = 4
+
+
+def make(draw: Random) -> Item:
+    """Return one puzzle."""
+    kind = draw.choice(list(WORDINGS))
+    right, wrong, paint = _MAKERS[kind](draw)
+    options, letter = shuffled(draw, right, wrong)
+    shown = SUFFIX.format(options=listed(options, "{letter}: {text}", ", "))
+    return Item(kind, f"{draw.choice(WORDINGS[kind])}\n{shown}", (letter,), paint, options)
+
+
+def _caption(draw: Random) -> tuple[str, list[str], Paint]:
+    """Two relations crossed with two ways to colour the shapes: each word is in two options."""
+    shapes, colours = draw.sample(SHAPES, 2), draw.sample(BRIGHT, 2)
+    relations = draw.choice((("above", "below"), ("left of", "right of")))
+    texts, facts = [], []
+    for relation in relations:
+        for order in (colours, colours[::-1]):
+            first, second = (f"{c} {s}" for c, s in zip(order, shapes, strict=True))
+            texts.append(f"{with_article(first)} {relation} {with_article(second)}")
+            facts.append((((order[0], shapes[0]), (order[1], shapes[1])), relation))
+    place = draw.randrange(NUM_OPTIONS)
+    pair, relation = facts[place]
+    wrong = texts[:place] + texts[place + 1 :]
+    return texts[place], wrong, partial(boards.draw_pair, pair, relation)
+
+
+def _odd(draw: Random) -> tuple[str, list[str], Paint]:
+    place = draw.randrange(len(CORNERS))
+    wrong = [corner for corner in CORNERS if corner != CORNERS[place]]
+    shape, colour = draw.choice(SHAPES), draw.choice(BRIGHT)
+    if draw.random() < 0.5:
+        odd = (draw.choice([name for name in BRIGHT if name != colour]), shape)
+    else:
+        odd = (colour, draw.choice([name for name in SHAPES if name != shape]))
+    return CORNERS[place], wrong, partial(boards.draw_odd, (colour, shape), odd, place)
+
+
+def _most(draw: Random) -> tuple[str, list[str], Paint]:
+    colours = draw.sample(BRIGHT, NUM_OPTIONS)
+    numbers = (draw.randint(4, 5), draw.randint(1, 2), draw.randint(1, 2), draw.randint(1, 2))
+    everything = [c for c, n in zip(colours, numbers, strict=True) for _ in range(n)]
+    return colours[0], colours[1:], partial(boards.draw_crowd, tuple(everything))
+
+
+def _pattern(draw: Random) -> tuple[str, list[str], Paint]:
+    shapes, pattern = draw.sample(SHAPES, NUM_OPTIONS), draw.choice(_PATTERNS)
+    row = [shapes["abc".index(symbol)] for symbol in pattern]
+    right = row[-1]
+    wrong = [shape for shape in shapes if shape != right]
+    return right, wrong, partial(boards.draw_row, tuple(row[:-1]))
+
+
+def _size(draw: Random) -> tuple[str, list[str], Paint]:
+    shapes = draw.sample(SHAPES, NUM_OPTIONS)
+    return shapes[0], shapes[1:], partial(boards.draw_sizes, tuple(shapes))
+
+
+_MAKERS = {"caption": _caption, "odd": _odd, "most": _most, "pattern": _pattern, "size": _size}

@@ -1,0 +1,83 @@
+"""What is in a scene, which colour, how many, beside what, which weather: mirrors SeedBench.
+
+Owns: four options to each question about a landscape, all of them things that could be there.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+
+from narrowtune.miniature.canvas import SIZE, Canvas
+from narrowtune.miniature.item import Item, listed, shuffled, with_article
+from narrowtune.miniature.landscape import WEATHERS, Standing, draw_landscape
+from narrowtune.miniature.marks import THINGS
+from narrowtune.miniature.palette import BRIGHT
+from narrowtune.miniature.things import PLURALS
+
+WORDINGS = {
+    "identity": ("What is in the picture?", "Which of these is in the scene?"),
+    "attribute": ("What is the colour of the {a}?", "What colour does the {a} have?"),
+    "counting": ("How many {many} are in the scene?", "How many {many} does the picture show?"),
+    "beside": ("What is next to the {a}, on its right?", "What is directly right of the {a}?"),
+    "weather": ("What is the weather like?", "Which weather does the scene show?"),
+}
+SUFFIX = "Answer with the letter."
+
+NUM_OPTIONS = 4
+SLOTS = 4
+
+
+def make(draw: Random) -> Item:
+    """Return one scene to look at."""
+    kind, weather = draw.choice(list(WORDINGS)), draw.choice(WEATHERS)
+    names = draw.sample(THINGS, {"beside": SLOTS, "counting": 2}.get(kind, draw.randint(2, 3)))
+    if kind == "counting":
+        number = draw.randint(1, SLOTS)
+        row = [names[0]] * number + [names[1]] * (SLOTS - number)
+        draw.shuffle(row)
+    else:
+        row = list(names)
+    standing = _standing(draw, row)
+    place = draw.randrange(len(row) - 1)
+    a = standing[place]
+    if kind == "identity":
+        absent = [name for name in THINGS if name not in names]
+        right = with_article(a.name)
+        wrong = [with_article(name) for name in draw.sample(absent, 3)]
+    elif kind == "attribute":
+        others = draw.sample([colour for colour in BRIGHT if colour != a.colour], 3)
+        right, wrong = a.colour, others
+    elif kind == "counting":
+        right = str(number)
+        wrong = [str(other) for other in range(1, SLOTS + 1) if other != number]
+    elif kind == "beside":
+        absent = [name for name in THINGS if name not in names]
+        right = row[place + 1]
+        wrong = [name for name in row if name not in (right, a.name)] + [draw.choice(absent)]
+    else:
+        right, wrong = weather, [other for other in WEATHERS if other != weather]
+    options, letter = shuffled(draw, right, wrong)
+    wording = draw.choice(WORDINGS[kind]).format(a=a.name, many=PLURALS[names[0]])
+    question = f"{wording}\n{listed(options)}\n{SUFFIX}"
+    return Item(kind, question, (letter,), partial(_paint, weather, standing), options)
+
+
+def _standing(draw: Random, row: list[str]) -> tuple[Standing, ...]:
+    """Things from left to right, each in a slot of its own."""
+    slots = sorted(draw.sample(range(SLOTS), len(row)))
+    room = SIZE / SLOTS
+    return tuple(
+        Standing(
+            name,
+            draw.choice(BRIGHT),
+            (slot + 0.5) * room + draw.uniform(-2, 2),
+            draw.uniform(0.2, 0.9),
+            draw.random() < 0.5,
+        )
+        for name, slot in zip(row, slots, strict=True)
+    )
+
+
+def _paint(weather: str, standing: tuple[Standing, ...], draw: Random) -> Canvas:
+    return draw_landscape(draw, weather, standing, horizon=draw.uniform(44, 56), tall=24)

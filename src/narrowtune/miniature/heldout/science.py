@@ -1,0 +1,84 @@
+"""School science with a rule stated first, by an option's letter: mirrors ScienceQA.
+
+Owns: magnets, thermometers, scales and maps with a key. The rule is needed beside the picture; for
+a map it is drawn anew each time, so that it can't be learnt by heart.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+
+from narrowtune.miniature.heldout import apparatus
+from narrowtune.miniature.item import Item, Paint, listed, shuffled
+from narrowtune.miniature.marks import SHAPES
+from narrowtune.miniature.palette import BRIGHT
+
+LANDS = ("forest", "lake", "desert", "city", "farm", "swamp", "beach", "hill")
+SUFFIX = "Answer with the letter."
+
+RULES = {
+    "magnets": "Opposite poles attract. Like poles repel.",
+    "heat": "The higher the red line, the warmer the water.",
+    "scale": "The heavier side of a scale goes down.",
+}
+QUESTIONS = {
+    "magnets": "Will these magnets attract or repel?",
+    "heat": "Which cup of water is warmer?",
+    "scale": "Which one is heavier?",
+    "map": "What is at the star on the map?",
+}
+
+_Made = tuple[tuple[str, ...], str, str, Paint]
+"""Options, the right one's letter, the rule and the drawing."""
+
+
+def make(draw: Random) -> Item:
+    """Return one experiment or map."""
+    kind = draw.choice(list(QUESTIONS))
+    options, letter, rule, paint = _MAKERS[kind](draw)
+    question = f"Context: {rule}\nQuestion: {QUESTIONS[kind]}\n{listed(options)}\n{SUFFIX}"
+    return Item(kind, question, (letter,), paint, options)
+
+
+def _magnets(draw: Random) -> _Made:
+    attract = draw.random() < 0.5
+    left = draw.choice(("NS", "SN"))
+    # What faces the gap is the last pole of the left magnet and the first of the right one.
+    right = left if attract else left[::-1]
+    words = ("attract", "repel") if attract else ("repel", "attract")
+    options, letter = shuffled(draw, words[0], words[1:])
+    return options, letter, RULES["magnets"], partial(apparatus.draw_magnets, left, right)
+
+
+def _heat(draw: Random) -> _Made:
+    answer = draw.choice(("left", "right", "neither"))
+    low, high = draw.choice(((2, 4), (2, 5), (3, 5), (2, 6), (3, 6), (4, 6), (1, 3)))
+    same = draw.randint(1, 6)
+    levels = {"left": (high, low), "right": (low, high), "neither": (same, same)}[answer]
+    texts = {"left": "the left cup", "right": "the right cup", "neither": "they are the same"}
+    wrong = [text for name, text in texts.items() if name != answer]
+    options, letter = shuffled(draw, texts[answer], wrong)
+    return options, letter, RULES["heat"], partial(apparatus.draw_cups, levels)
+
+
+def _scale(draw: Random) -> _Made:
+    colours, shapes = draw.sample(BRIGHT, 2), draw.sample(SHAPES, 2)
+    texts = [f"the {colour} {shape}" for colour, shape in zip(colours, shapes, strict=True)]
+    heavy = draw.randrange(2)
+    options, letter = shuffled(draw, texts[heavy], [texts[1 - heavy]])
+    loads = tuple(zip(colours, shapes, strict=True))
+    return options, letter, RULES["scale"], partial(apparatus.draw_scale, loads, heavy)
+
+
+def _map(draw: Random) -> _Made:
+    colours, lands = draw.sample(BRIGHT, 4), draw.sample(LANDS, 4)
+    place = draw.randrange(4)
+    options, letter = shuffled(draw, lands[place], lands[:place] + lands[place + 1 :])
+    key = list(zip(colours, lands, strict=True))
+    draw.shuffle(key)
+    rule = "On the map, " + ", ".join(f"{colour} means {land}" for colour, land in key) + "."
+    return options, letter, rule, partial(apparatus.draw_map, tuple(colours), place)
+
+
+_MAKERS = {"magnets": _magnets, "heat": _heat, "scale": _scale, "map": _map}

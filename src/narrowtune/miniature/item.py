@@ -1,0 +1,59 @@
+"""A question about a picture that is not drawn yet.
+
+Owns: `Item` and the lettering of options. What is asked is decided before anything is drawn, so
+that questions can be had, and tested, without pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from narrowtune.miniature.canvas import Canvas
+
+Paint = Callable[[Random], Canvas]
+"""Draws a scene; the source of chance decides what the question does not."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question, its answer and how to draw its picture.
+
+    Attributes:
+        kind: which form of question of its task.
+        question: as asked, options included.
+        answers: accepted answers; the first is the one to learn.
+        paint: draws the scene.
+        options: texts to choose from, in the order of their letters; empty for open questions.
+    """
+
+    kind: str
+    question: str
+    answers: tuple[str, ...]
+    paint: Paint
+    options: tuple[str, ...] = ()
+
+
+def letter(place: int) -> str:
+    """Return the letter of the option at `place`."""
+    return chr(ord("A") + place)
+
+
+def shuffled(draw: Random, right: str, wrong: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Return all options in some order, and the letter of the right one."""
+    options = [right, *wrong]
+    draw.shuffle(options)
+    return tuple(options), letter(options.index(right))
+
+
+def listed(options: Sequence[str], style: str = "{letter}. {text}", between: str = "\n") -> str:
+    """Return the options with their letters, as a question shows them."""
+    return between.join(
+        style.format(letter=letter(place), text=text) for place, text in enumerate(options)
+    )
+
+
+def with_article(words: str) -> str:
+    """Return `words` with "a" or "an"."""
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"

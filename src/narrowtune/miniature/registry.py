@@ -1,0 +1,150 @@
+"""Every task of the small world: what it mirrors, how it is scored, and what guessing gives.
+
+Owns: the table. `chance` is the mean score of the best answer that is given without looking at the
+picture, per form of question; a test measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from narrowtune.core.config import MetricName
+from narrowtune.core.errors import UsageError
+from narrowtune.data.examples import Example
+from narrowtune.miniature.heldout import (
+    charts,
+    diagrams,
+    forms,
+    infographics,
+    puzzles,
+    scenes,
+    science,
+    street,
+)
+from narrowtune.miniature.item import Item
+from narrowtune.miniature.pretraining import captions, levels
+from narrowtune.miniature.sample import Sample, make_sample
+from narrowtune.miniature.targets import birds, clock, counting, signs, tissue
+
+TaskRole = Literal["target", "held_out", "probe", "pretrain"]
+
+
+@dataclass(frozen=True)
+class MiniatureTask:
+    """A task: any number of samples from any seed.
+
+    Attributes:
+        name: of the task and its files.
+        role: `target` is taught, `held_out` is kept, `probe` has free answers, `pretrain` is what
+            reference models learn first.
+        mirrors: the data set whose questions it is modelled on; empty where there is none.
+        answers: the form of an answer, for people.
+        metric: how answers are scored.
+        max_new_tokens: decode limit.
+        chance: score of the best answers that don't look at the picture, 0 to 1.
+        make: one item from a source of chance.
+        mode: how answers are got.
+    """
+
+    name: str
+    role: TaskRole
+    mirrors: str
+    answers: str
+    metric: MetricName
+    max_new_tokens: int
+    chance: float
+    make: Callable[[Random], Item]
+    mode: Literal["generate", "options"] = "generate"
+
+    def sample(self, split: str, seed: int, number: int) -> Sample:
+        """Return sample `number` of a split; its scene is drawn on first use."""
+        return make_sample(self.name, self.make, split, seed, number)
+
+    def samples(self, split: str, count: int, seed: int = 0) -> Iterator[Sample]:
+        """Yield the first `count` samples of a split."""
+        return (self.sample(split, seed, number) for number in range(count))
+
+    def examples(self, split: str, count: int, seed: int = 0) -> Iterator[Example]:
+        """Yield the same as rows with pictures in memory; no file is touched."""
+        return (sample.example() for sample in self.samples(split, count, seed))
+
+
+_TASKS = (
+    MiniatureTask("birds", "target", "CUB200", "letter", "option_letter", 8, 0.125, birds.make),
+    MiniatureTask(
+        "counting", "target", "PixmoCount", "sentence", "exact_match", 24, 0.125, counting.make
+    ),
+    MiniatureTask(
+        "tissue", "target", "PathVQA", "yes/no, term", "exact_match", 12, 0.361, tissue.make
+    ),
+    MiniatureTask(
+        "signs", "target", "TextVQA", "word, number", "exact_match", 12, 0.006, signs.make
+    ),
+    MiniatureTask("clock", "target", "TimeClock", "HH:MM", "exact_match", 12, 0.007, clock.make),
+    MiniatureTask(
+        "diagrams", "held_out", "AI2D", "letter", "option_letter", 8, 0.25, diagrams.make
+    ),
+    MiniatureTask(
+        "charts", "held_out", "ChartQA", "number, colour", "relaxed_number", 8, 0.128, charts.make
+    ),
+    MiniatureTask("forms", "held_out", "DocVQA", "word, number", "anls", 16, 0.1, forms.make),
+    MiniatureTask(
+        "infographics", "held_out", "InfoVQA", "number, word", "anls", 12, 0.12, infographics.make
+    ),
+    MiniatureTask(
+        "street", "held_out", "RealWorldQA", "word", "exact_match", 8, 0.425, street.make
+    ),
+    MiniatureTask(
+        "scenes", "held_out", "SeedBench", "letter", "option_letter", 8, 0.25, scenes.make
+    ),
+    MiniatureTask(
+        "science", "held_out", "ScienceQA", "letter", "option_letter", 8, 0.396, science.make
+    ),
+    MiniatureTask(
+        "puzzles", "held_out", "MMStar", "letter", "option_letter", 8, 0.25, puzzles.make
+    ),
+    MiniatureTask("captions", "probe", "", "sentence", "exact_match", 40, 0.0, captions.make),
+    MiniatureTask("names", "pretrain", "", "word", "exact_match", 8, 0.074, levels.make_names),
+    MiniatureTask("binding", "pretrain", "", "word", "exact_match", 8, 0.09, levels.make_binding),
+    MiniatureTask(
+        "relations", "pretrain", "", "word", "exact_match", 8, 0.5, levels.make_relations
+    ),
+    MiniatureTask("reading", "pretrain", "", "spelt", "exact_match", 16, 0.0, levels.make_reading),
+)
+
+TASKS: dict[str, MiniatureTask] = {task.name: task for task in _TASKS}
+"""Every task by its name, skills first."""
+
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("names",),
+    ("names", "binding", "captions"),
+    ("binding", "relations", "reading", "captions"),
+    ("diagrams", "charts", "forms", "infographics", "street", "scenes", "science", "puzzles"),
+)
+"""The curriculum: which tasks each level draws from, in the split `pretrain`, easiest first.
+
+Dense patch labels of any of them come before the first. No target skill is among them.
+"""
+
+
+def get_task(name: str) -> MiniatureTask:
+    """Return the task of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in TASKS:
+        raise UsageError(
+            asked=f"the miniature task {name!r}",
+            found="no task of that name",
+            do=f"choose one of {', '.join(TASKS)}",
+        )
+    return TASKS[name]
+
+
+def tasks_of(role: TaskRole) -> tuple[MiniatureTask, ...]:
+    """Return the tasks of a role, in the order of the table."""
+    return tuple(task for task in TASKS.values() if task.role == role)
