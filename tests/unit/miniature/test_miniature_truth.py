@@ -1,0 +1,122 @@
+"""What an answer says is what the picture shows: read off the plane of marks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.ndimage import label
+
+from narrowtune.core.errors import UsageError
+from narrowtune.miniature.canvas import SIZE
+from narrowtune.miniature.marks import HUES, SHAPES, WHAT
+from narrowtune.miniature.registry import TASKS
+
+
+def _planes(sample) -> tuple[np.ndarray, np.ndarray]:
+    return np.divmod(np.asarray(sample.scene.marks), len(HUES))
+
+
+def _shown(sample) -> dict[tuple[str, str], int]:
+    """How many pixels each pair of what and colour covers."""
+    values, counts = np.unique(np.asarray(sample.scene.marks), return_counts=True)
+    pairs = [divmod(int(value), len(HUES)) for value in values]
+    return {(WHAT[w], HUES[h]): int(n) for (w, h), n in zip(pairs, counts, strict=True)}
+
+
+def test_as_many_shapes_are_drawn_as_the_answer_says():
+    checked = 0
+    for sample in TASKS["counting"].samples("train", 150):
+        item, (what, hue) = sample.item, _planes(sample)
+        if item.kind == "thing":  # some things are drawn in several pieces
+            continue
+        words = item.answers[0].removesuffix(" in this image.").split()[3:]
+        wanted = np.isin(what, [WHAT.index(name) for name in SHAPES])
+        for word in words:
+            if word in HUES:
+                wanted &= hue == HUES.index(word)
+            elif not word.startswith("shape"):
+                name = next(n for n in SHAPES if word in (n, f"{n}s", f"{n}es"))
+                wanted &= what == WHAT.index(name)
+        # Different kinds may touch; shapes of one kind and colour are told apart by their gaps.
+        pieces = 0
+        for value in np.unique(what[wanted] * len(HUES) + hue[wanted]):
+            same = wanted & (what * len(HUES) + hue == value)
+            regions, number = label(same, structure=np.ones((3, 3)))
+            # The tip of a moon may come off as a pixel of its own.
+            pieces += sum((regions == region).sum() > 8 for region in range(1, number + 1))
+        assert pieces == int(item.answers[1]), sample.id
+        checked += 1
+    assert checked > 80
+
+
+def test_the_longest_bar_is_the_answer():
+    for sample in TASKS["charts"].samples("train", 150):
+        bars = {hue: n for (what, hue), n in _shown(sample).items() if what == "bar"}
+        if sample.item.kind == "highest":
+            assert max(bars, key=bars.get) == sample.item.answers[0], sample.id
+        elif sample.item.kind == "lowest":
+            assert min(bars, key=bars.get) == sample.item.answers[0], sample.id
+
+
+def test_the_option_named_is_what_the_scene_shows():
+    for sample in TASKS["scenes"].samples("train", 200):
+        item, shown = sample.item, _shown(sample)
+        right = item.options[ord(item.answers[0]) - ord("A")]
+        things = {what for what, _ in shown}
+        if item.kind == "identity":
+            offered = {text.split()[-1] for text in item.options}
+            assert offered & things == {right.split()[-1]}
+        elif item.kind == "attribute":
+            asked = next(word for word in item.question.split() if word.strip("?") in things)
+            assert (asked.strip("?"), right) in shown
+
+
+def test_the_hands_point_to_the_time():
+    for sample in TASKS["clock"].samples("train", 60):
+        what, _ = _planes(sample)
+        rows, columns = np.nonzero(what == WHAT.index("hand"))
+        dial = np.isin(what, [WHAT.index(name) for name in ("dial", "hand")])
+        places = np.nonzero(dial)
+        y, x = ((p.min() + p.max()) / 2 for p in places)
+        distance = np.hypot(rows - y, columns - x)
+        tip = distance.argmax()
+        angle = math.atan2(columns[tip] - x, y - rows[tip]) / math.tau * 60
+        minute = int(sample.item.answers[0][3:])
+        assert abs((angle - minute + 30) % 60 - 30) < 2.5, sample.id
+
+
+def test_letters_leave_marks_where_they_stand():
+    for sample in TASKS["reading"].samples("train", 40):
+        what, _ = _planes(sample)
+        text = sample.item.answers[0].split()
+        columns = [np.nonzero((what == WHAT.index(character)).any(0))[0] for character in text]
+        firsts = [place.min() for place in columns if place.size]
+        assert len(firsts) == len(text)
+        assert all(0 <= first < SIZE for first in firsts)
+        if len(set(text)) == len(text):
+            assert firsts == sorted(firsts), sample.id
+
+
+@pytest.mark.parametrize("patch", [8, 14, 16])
+def test_patches_are_labelled_by_what_covers_them(patch):
+    for sample in TASKS["names"].samples("train", 20):
+        labels, side = sample.scene.patch_labels(patch), SIZE // patch
+        assert len(labels.what) == len(labels.hue) == side * side
+        what, hue = _planes(sample)
+        for place in range(side * side):
+            row, column = divmod(place, side)
+            area = np.s_[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+            share = (what[area] > 0).mean()
+            if share > 0.5:  # one thing per picture: what covers half of a patch is it
+                assert labels.what[place] in what[area]
+                assert labels.hue[place] in hue[area]
+                assert labels.what[place] > 0
+            if share == 0:
+                assert labels.what[place] == 0
+
+
+def test_patches_must_fill_the_picture():
+    with pytest.raises(UsageError, match="divisor"):
+        TASKS["names"].sample("train", 0, 0).scene.patch_labels(9)
