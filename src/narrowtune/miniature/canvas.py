@@ -18,7 +18,8 @@ SIZE = 112
 """Width and height of every picture, in pixels.
 
 7 patches of 16, 14 of 8 or 8 of 14 (Qwen2.5-VL's), so that a tower of a few hundred thousand
-parameters sees 49 to 196 patches; a line holds sixteen letters of the smallest legible height, 7.
+parameters sees 49 to 196 patches; a line holds sixteen letters or more of the smallest legible
+height, 6.
 """
 
 _FINE = 2

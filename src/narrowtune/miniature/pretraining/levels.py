@@ -13,7 +13,7 @@ from narrowtune.miniature.canvas import SIZE, Canvas
 from narrowtune.miniature.glyphs import FACES
 from narrowtune.miniature.ground import plain_canvas
 from narrowtune.miniature.item import Item
-from narrowtune.miniature.marks import CHARACTERS, SHAPES
+from narrowtune.miniature.marks import CHARACTERS, SHAPES, THINGS
 from narrowtune.miniature.palette import OBJECT_COLOURS, mix, reads_well
 from narrowtune.miniature.pretraining.objects import SIDE, Placed, draw_objects, paint_objects
 
@@ -95,7 +95,7 @@ def _asked(draw: Random, shown: Placed, objects: tuple[Placed, ...], truth: bool
     if draw.random() < 0.5:
         colour = draw.choice([name for name in OBJECT_COLOURS if name not in colours])
         return shown._replace(colour=colour).text
-    other = draw.choice([name for name in SHAPES if name not in names])
+    other = draw.choice([name for name in (*SHAPES, *THINGS) if name not in names])
     return shown._replace(name=other).text
 
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from narrowtune.miniature.canvas import Canvas
 from narrowtune.miniature.ground import plain_canvas
 from narrowtune.miniature.item import Item, listed, shuffled
-from narrowtune.miniature.palette import mix
-from narrowtune.miniature.targets.plumage import draw_bird
+from narrowtune.miniature.palette import mix, shade, stands_out
+from narrowtune.miniature.targets.plumage import WING_SHADE, draw_bird
 
 NUM_OPTIONS = 8
 
@@ -75,8 +75,10 @@ def make(draw: Random) -> Item:
 
 
 def _paint(species: Species, draw: Random) -> Canvas:
-    colours = draw.sample(("red", "orange", "yellow", "green", "blue", "purple", "brown"), 2)
-    coat, mark = mix(draw, colours[0]), mix(draw, draw.choice(("black", "white")))
+    colour = draw.choice(("red", "orange", "yellow", "green", "blue", "purple", "brown"))
+    coat, mark = mix(draw, colour), mix(draw, draw.choice(("black", "white")))
+    if not stands_out(mark, shade(coat, WING_SHADE)):
+        mark = mix(draw, "white")
     canvas = plain_canvas(draw, [coat], tones=("pale", "pale", "middle"))
     draw_bird(canvas, draw, species.family, species.wing, species.head, coat, mark)
     return canvas

@@ -13,10 +13,10 @@ from random import Random
 from narrowtune.miniature.canvas import SIZE, Canvas, Point, around
 from narrowtune.miniature.ground import plain_canvas
 from narrowtune.miniature.item import Item
-from narrowtune.miniature.palette import BRIGHT, Ink, mix, shade, stands_out
+from narrowtune.miniature.palette import BRIGHT, Ink, mix, reads_well, shade
 
 STEP = 5
-"""Minutes between times: a minute turns the longer hand's tip by four pixels, five by twenty."""
+"""Minutes between times: one minute moves the long hand's tip by three or four pixels only."""
 
 WORDINGS = (
     "What time does the clock show in this image?",
@@ -57,7 +57,9 @@ def _colours(draw: Random) -> tuple[Ink, Ink]:
     while True:
         face = mix(draw, draw.choice(("white", "white", "black", "yellow", "pink", "blue")))
         hands = mix(draw, draw.choice(("black", "white", "blue", "red", "brown")))
-        if stands_out(hands, face):
+        if face.name == "black" and hands.name == "blue":
+            continue  # bright enough by the numbers, but thin lines vanish
+        if reads_well(hands, face):
             return face, hands
 
 

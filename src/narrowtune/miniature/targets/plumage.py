@@ -13,6 +13,9 @@ from typing import NamedTuple
 from narrowtune.miniature.canvas import SIZE, Canvas, Point
 from narrowtune.miniature.palette import Ink, mix, shade
 
+WING_SHADE = 0.62
+"""How much darker than its coat a bird's wing is."""
+
 
 class _Build(NamedTuple):
     """Ellipses as (x, y, half width, half height); the beak and tail as outlines."""
@@ -102,7 +105,7 @@ def draw_bird(
         neck = [pose.at(*point) for point in build.neck]
         canvas.line(neck, coat, "bird", 0.24 * pose.scale)
     canvas.polygon(pose.oval(x, y, wide, high), coat, "bird")
-    _wing(canvas, pose, build, wing, shade(coat, 0.62), sign)
+    _wing(canvas, pose, build, wing, shade(coat, WING_SHADE), sign)
     _crest(canvas, pose, build, head, sign)
     canvas.polygon(pose.oval(*build.head[:2], build.head[2], build.head[2]), coat, "bird")
     if head == "mask":
