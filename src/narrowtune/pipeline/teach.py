@@ -36,10 +36,10 @@ from narrowtune.pipeline.stages import (
 from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.report.build import build_report
 from narrowtune.train.anchor import build_anchor
+from narrowtune.train.arguments import num_repeated
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.masters import computing_in
-from narrowtune.train.trainer import num_repeated
 
 
 @dataclass

@@ -18,6 +18,7 @@ from narrowtune.engine.energy import EnergyMeter
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection
 from narrowtune.train.anchor import Anchor
+from narrowtune.train.arguments import planned_steps, training_arguments
 from narrowtune.train.callbacks import LogFile
 from narrowtune.train.checkpoint import find_checkpoint
 from narrowtune.train.effort import Effort, EffortMeter
@@ -28,7 +29,7 @@ from narrowtune.train.masters import (
     set_parameter_dtype,
 )
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
-from narrowtune.train.trainer import NarrowTrainer, Rows, planned_steps, training_arguments
+from narrowtune.train.trainer import NarrowTrainer, Rows
 
 
 @dataclass(frozen=True)

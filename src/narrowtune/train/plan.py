@@ -38,8 +38,8 @@ from narrowtune.engine.options import option_logprobs
 from narrowtune.evaluate.statistics import smallest_provable_budget
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection, resolve
+from narrowtune.train.arguments import training_arguments
 from narrowtune.train.masters import computing_in
-from narrowtune.train.trainer import training_arguments
 from narrowtune.train.trial import (
     MakeOptimizer,
     borrowed,

@@ -14,7 +14,7 @@ from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.forward import label_positions
 from narrowtune.engine.packing import num_positions
 from narrowtune.models.load import LoadedModel
-from narrowtune.train.trainer import accumulation_steps, per_device_batch_size, planned_steps
+from narrowtune.train.arguments import accumulation_steps, per_device_batch_size, planned_steps
 
 EXAMPLE_ROWS, EXAMPLE_TOKENS, EXAMPLE_LABELS = 16, 128, 16
 """Number and length of made-up rows where none are given."""

@@ -23,10 +23,7 @@ from narrowtune.engine.forward import label_positions
 from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
 from narrowtune.train.anchor import build_anchor, kl_base_tuned
-from narrowtune.train.callbacks import DriftCallback, ProgressBar
-from narrowtune.train.checkpoint import find_checkpoint, load_trainable
-from narrowtune.train.fit import fit
-from narrowtune.train.trainer import (
+from narrowtune.train.arguments import (
     accumulation_steps,
     num_repeated,
     per_device_batch_size,
@@ -34,6 +31,9 @@ from narrowtune.train.trainer import (
     validation_batches,
     warmup_steps,
 )
+from narrowtune.train.callbacks import DriftCallback, ProgressBar
+from narrowtune.train.checkpoint import find_checkpoint, load_trainable
+from narrowtune.train.fit import fit
 from tiny_models import VISION_FAMILIES
 
 FLOAT32 = Arithmetic(compute_dtype="float32", threads=1)

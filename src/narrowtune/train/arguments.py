@@ -1,0 +1,149 @@
+"""A run's settings as the Trainer's: batch sizes, steps, warm-up."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from transformers import TrainingArguments
+
+from narrowtune.core.config import RunConfig, TrainingSettings
+from narrowtune.core.errors import UsageError
+
+
+def accumulation_steps(global_batch_size: int, per_device: int, num_processes: int) -> int:
+    """Return how many micro-batches make one optimiser step.
+
+    Raises:
+        UsageError: the global batch size is not a multiple of what one pass takes.
+    """
+    one_pass = per_device * num_processes
+    if global_batch_size % one_pass:
+        raise UsageError(
+            asked=f"a global batch size of {global_batch_size}",
+            found=f"{per_device} samples on each of {num_processes} processes, {one_pass} in a "
+            "pass, which does not divide it",
+            do="choose training.per_device_train_batch_size so that the product divides "
+            "training.global_batch_size",
+        )
+    return global_batch_size // one_pass
+
+
+def per_device_batch_size(training: TrainingSettings, num_processes: int) -> int:
+    """Return the rows of one forward pass: those asked for, or fewer where a step holds fewer."""
+    share = max(1, training.global_batch_size // num_processes)
+    return min(training.per_device_train_batch_size, share)
+
+
+def num_repeated(training: TrainingSettings, num_samples: int, num_processes: int) -> int:
+    """Return how many rows an epoch shows twice, so that all devices have full passes to the end.
+
+    One device takes a smaller last pass instead.
+    """
+    if num_processes == 1:
+        return 0
+    return -num_samples % (per_device_batch_size(training, num_processes) * num_processes)
+
+
+def planned_steps(config: RunConfig, num_samples: int) -> int:
+    """Return the number of optimiser steps of a run; the last one of an epoch may be smaller."""
+    if config.training.max_steps >= 0:
+        return config.training.max_steps
+    per_epoch = math.ceil(num_samples / config.training.global_batch_size)
+    return math.ceil(config.training.num_train_epochs * per_epoch)
+
+
+def validation_batches(
+    num_rows: int, batch_size: int, num_processes: int, process: int
+) -> list[list[int]]:
+    """Return the rows of process `process`, by batch: each row is one process's, once.
+
+    All processes have as many batches; some of them may be empty.
+    """
+    first = process * batch_size
+    starts = range(first, first + num_rows, batch_size * num_processes)
+    return [list(range(start, min(start + batch_size, num_rows))) for start in starts]
+
+
+def warmup_steps(ratio: float, num_steps: int) -> int:
+    """Return how many steps of a run warm up: none if that is less than one, or it has but one.
+
+    The first step of a warm-up has the rate 0 in transformers' schedules, so in a short run it
+    would only be a step lost.
+    """
+    share = ratio * num_steps
+    return math.ceil(share) if share >= 1 and num_steps > 1 else 0
+
+
+def training_arguments(
+    config: RunConfig, *, num_samples: int, bf16: bool, on_cpu: bool, num_processes: int
+) -> TrainingArguments:
+    """Translate a run's settings for the Trainer.
+
+    Raises:
+        UsageError: the batch sizes don't fit each other, or a setting has no meaning.
+    """
+    training = config.training
+    steps = planned_steps(config, num_samples)
+    per_device = per_device_batch_size(training, num_processes)
+    save_steps = training.save_steps or training.eval_steps * training.load_best_model_at_end
+    fields: dict[str, Any] = dict(
+        output_dir=config.output_dir,
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=per_device,
+        gradient_accumulation_steps=accumulation_steps(
+            training.global_batch_size, per_device, num_processes
+        ),
+        learning_rate=training.learning_rate,
+        num_train_epochs=max(training.num_train_epochs, 1e-9),
+        max_steps=steps,
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=warmup_steps(training.warmup_ratio, steps),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optim,
+        # FSDP and DeepSpeed cast what they shard; otherwise the trainer casts each forward pass.
+        bf16=bf16 and bool(training.fsdp or training.deepspeed),
+        use_cpu=on_cpu,
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=training.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 500,
+        save_total_limit=training.save_total_limit,
+        eval_strategy="steps" if training.eval_steps else "no",
+        eval_steps=training.eval_steps or None,
+        load_best_model_at_end=training.load_best_model_at_end,
+        metric_for_best_model="eval_loss" if training.load_best_model_at_end else None,
+        greater_is_better=False if training.load_best_model_at_end else None,
+        report_to=training.report_to or "none",
+        deepspeed=training.deepspeed,
+        fsdp=training.fsdp or "",
+        remove_unused_columns=False,
+        dataloader_pin_memory=not on_cpu,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        ddp_timeout=24 * 3600,
+        **_checkpointing(training.gradient_checkpointing),
+    )
+    try:
+        args = TrainingArguments(**fields)
+    except ValueError as error:
+        raise UsageError(
+            asked="these training settings",
+            found=str(error),
+            do="correct the key under `training`; names and values are those of TrainingArguments",
+        ) from None
+    if num_processes == 1 and args.n_gpu > 1:
+        # One process is one device here; the Trainer would wrap the model in DataParallel.
+        args._n_gpu = 1
+    return args
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """Name the setting as this release of transformers does: it was renamed within version 5."""
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    new = "activation_checkpointing"
+    return {new if new in names else "gradient_checkpointing": True} if wanted else {}
