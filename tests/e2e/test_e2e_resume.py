@@ -116,6 +116,7 @@ def test_rows_that_changed_since_the_start_are_refused(tiny, tmp_path):
     skill = {"test_path": str(write_rows(tmp_path / "test.jsonl", tested))}
     config = write_run(tmp_path, model, "changed", training=TRAINING, skill=skill)
     assert run_cli("teach", config, cache=cache).returncode in (0, 3, 4)
+    (tmp_path / "changed/record.json").unlink()  # as if it had been stopped
     write_rows(tmp_path / "skill.jsonl", counting_rows(39))
     resumed = run_cli("teach", config, "--resume", cache=cache)
     assert resumed.returncode == 2

@@ -67,8 +67,15 @@ def test_a_second_run_into_the_same_folder_is_refused(taught):
     folder, _ = taught
     again = run_cli("teach", folder / "run.yaml", cache=folder / "cache")
     assert again.returncode == 2
-    assert "already there" in again.stderr
-    assert "--resume" in again.stderr
+    assert "already there and finished" in again.stderr
+    assert "--resume" not in again.stderr
+
+
+def test_a_finished_run_is_not_resumed(taught):
+    folder, _ = taught
+    again = run_cli("teach", folder / "run.yaml", "--resume", cache=folder / "cache")
+    assert again.returncode == 2
+    assert "a finished run" in again.stderr
 
 
 def test_resuming_with_other_settings_names_them(taught):

@@ -15,8 +15,8 @@ def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume:
     """Write the settings into the run's folder.
 
     Raises:
-        UsageError: the folder holds a run and none is to be resumed, or that run has other
-            settings, or there is none to resume.
+        UsageError: the folder holds a run and none is to be resumed, or that run is finished or
+            has other settings, or there is none to resume.
     """
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     # A run that failed before its plan was written has done nothing yet: it may be corrected.
@@ -24,8 +24,10 @@ def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume:
     if there and not resume:
         raise UsageError(
             asked=f"a new run in {folder.root}",
-            found="a run that is already there",
-            do="choose another --output-dir, or go on with it: --resume",
+            found="a run that is already there"
+            + (" and finished" if folder.record.exists() else ""),
+            do="choose another --output-dir"
+            + ("" if folder.record.exists() else ", or go on with it: --resume"),
         )
     if resume and not there:
         raise UsageError(
@@ -40,6 +42,12 @@ def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume:
                 asked=f"to resume the run in {folder.root}",
                 found=f"other settings than it was started with:\n{_difference(before, resolved)}",
                 do="resume with the settings in its resolved.yaml, or start a new run",
+            )
+        if folder.record.exists():
+            raise UsageError(
+                asked=f"to resume the run in {folder.root}",
+                found="a finished run: its record.json is there",
+                do="look at its report.html; to train again choose another --output-dir",
             )
     write_text(folder.given, given if given is not None else resolved)
     write_text(folder.resolved, resolved)

@@ -22,6 +22,11 @@ class Stopwatch:
         self._console = console
         self._loud = loud
 
+    def warn(self, text: str) -> None:
+        """Say something that the user should know before the next stage."""
+        if self._loud:
+            self._console.print(f"[yellow]![/] {text}")
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; say how long it took, and on a terminal also that it has begun."""

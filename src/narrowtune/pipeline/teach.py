@@ -147,6 +147,12 @@ def _look_before(run: Run, num_processes: int) -> None:
             num_processes=num_processes,
         )
         write_json(run.folder.plan, run.plan)
+    provable = run.plan.smallest_budget
+    if provable is not None and provable > run.config.budget:
+        run.watch.warn(
+            f"These keep items can't prove a loss within {run.config.budget:g} points, even if "
+            f"nothing is lost: {provable:.1f} at best. Add keep items, or raise the budget."
+        )
     with run.watch.stage("evaluate the base"):
         run.before = score_tasks(
             run.loaded,
