@@ -76,8 +76,8 @@ def print_results(runs: dict[Job, dict[str, Any]]) -> None:
     """Print the runs at each arm's best rate."""
     print("\nAt each recipe's best rate on validation; test questions, 95 % intervals\n")
     print(
-        "| recipe | rate | seed | items | learning | forgetting | KL(base‖tuned) | number mass |"
-        "\n|---|---|---|---|---|---|---|---|"
+        "| recipe | rate | seed | items | learning | forgetting | KL(base‖tuned) "
+        "| number-token bias |\n|---|---|---|---|---|---|---|---|"
     )
     for arm in ARMS:
         best = best_exponent(arm, runs)

@@ -63,6 +63,15 @@ def test_the_record_says_what_trained_and_that_nothing_else_moved(taught):
     assert all({"loss", "cross_entropy", "anchor_kl", "learning_rate"} <= set(r) for r in steps)
 
 
+def test_a_budget_that_the_items_cannot_prove_is_said_before_anything_runs(taught):
+    folder, done = taught
+    plan = json.loads((folder / "run/plan.json").read_text())
+    assert plan["smallest_budget"] > 1.0, "the run's budget is 1 point"
+    said = " ".join(done.stderr.split())
+    assert "can't prove a loss within 1 points" in said
+    assert said.index("can't prove") < said.index("evaluate the base")
+
+
 def test_a_second_run_into_the_same_folder_is_refused(taught):
     folder, _ = taught
     again = run_cli("teach", folder / "run.yaml", cache=folder / "cache")

@@ -163,7 +163,7 @@ def apply_arithmetic(arithmetic: Arithmetic) -> Iterator[None]:
     Casting is left to `autocast`, which must not span optimiser steps.
     """
     settings = _settings(arithmetic.float32_matmul_precision, arithmetic.threads)
-    with settings, packing(arithmetic.packing):
+    with settings, packing("cheaper" if arithmetic.packing else "never"):
         yield
 
 

@@ -123,12 +123,12 @@ def packing_error(model: nn.Module, batch: Mapping[str, Any]) -> float:
 
     The norm of the difference relative to that of the logits around their mean: about 1e-6 in
     fp32 and 1e-2 in bf16, and of the order of 1 where a model does not honour the line's mask or
-    positions. 0 where the batch is not packed.
+    positions. 0 where the batch can't be packed.
     """
     mask, _ = label_positions(batch["labels"])
-    with packing(False):
+    with packing("never"):
         plain = logits_at(model, batch, mask).float()
-    with packing(True):
+    with packing("always"):
         packed = logits_at(model, batch, mask).float()
     spread = plain - plain.mean(dim=-1, keepdim=True)
     return float((packed - plain).norm() / spread.norm())

@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-_ALLOWED: ContextVar[bool] = ContextVar("packing", default=True)
+When = Literal["never", "cheaper", "always"]
+
+_WHEN: ContextVar[When] = ContextVar("packing", default="cheaper")
 
 _TEXT = {"input_ids", "attention_mask"}
 _LINEAR_WIDTH = 6
@@ -26,13 +28,16 @@ hidden size in tokens: some 12 h² weights against 2 h per token attended to."""
 
 
 @contextmanager
-def packing(allowed: bool) -> Iterator[None]:
-    """Let rows be packed inside the block, or not; outside it is as before, allowed by default."""
-    token = _ALLOWED.set(allowed)
+def packing(when: When) -> Iterator[None]:
+    """Pack rows inside the block where it is exact: never, where it is cheaper, or always.
+
+    Outside it is as before; the default is where it is cheaper.
+    """
+    token = _WHEN.set(when)
     try:
         yield
     finally:
-        _ALLOWED.reset(token)
+        _WHEN.reset(token)
 
 
 class Line(NamedTuple):
@@ -58,11 +63,11 @@ def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Line | No
             first of them, so that each row has its own.
 
     Returns:
-        None where rows go through the model as they are: inside `packing(False)`, and where a line
-        would not be exact or not be cheaper. That is one row, pictures or other features, padding
-        on the left, attention that is not SDPA or that reaches back fewer tokens than a row has,
-        or rows so long and so different that the empty part of the line's square costs more than
-        the padding.
+        None where rows go through the model as they are: inside `packing("never")`, and where a
+        line would not be exact or not be cheaper. That is one row, pictures or other features,
+        padding on the left, attention that is not SDPA or that reaches back fewer tokens than a row
+        has, or rows so long and so different that the empty part of the line's square costs more
+        than the padding.
     """
     found = _kept_tokens(model, inputs, mask)
     if found is None:
@@ -89,7 +94,7 @@ def _kept_tokens(
     model: nn.Module, inputs: Mapping[str, Any], mask: Tensor
 ) -> tuple[Tensor, int] | None:
     """Return which tokens [B, T] make the line, and how many of the first row's all share."""
-    if not _ALLOWED.get() or set(inputs) != _TEXT:
+    if _WHEN.get() == "never" or set(inputs) != _TEXT:
         return None
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
     num_rows, length = ids.shape
@@ -105,6 +110,8 @@ def _kept_tokens(
     shared = int(alike.long().cumprod(dim=0).sum())
     kept = valid.clone()
     kept[1:, :shared] = False
+    if _WHEN.get() == "always":
+        return kept, shared
     tokens = int(kept.sum())
     width = _LINEAR_WIDTH * model.config.get_text_config().hidden_size
     if tokens * (width + tokens) >= num_rows * length * (width + length):

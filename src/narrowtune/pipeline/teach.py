@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -122,6 +123,8 @@ def _prepare(
         check_started(folder, combine_hashes(base_hashes), rows_read, resume)
     with watch.stage("measure the arithmetic"), state.main_process_first():
         arithmetic = choose_arithmetic(config, loaded, inputs.rows, folder)
+    if config.training.packing and not arithmetic.packing:
+        watch.warn(arithmetic.note)
     return Run(
         config,
         folder,
@@ -189,7 +192,7 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
         )
     with (
         run.watch.stage("train"),
-        ProgressBar(console, config.training.global_batch_size) as progress,
+        closing(ProgressBar(console, config.training.global_batch_size)) as progress,
     ):
         run.fitted = fit(
             run.loaded,

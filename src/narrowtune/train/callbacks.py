@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -97,8 +96,8 @@ class LogFile(TrainerCallback):
 class ProgressBar(TrainerCallback):
     """A bar with loss, speed and time left; silent where the output is no terminal.
 
-    A context manager: the Trainer tells callbacks nothing of an error, and a bar that is not taken
-    away leaves the terminal without a cursor.
+    Use it inside `contextlib.closing`: the Trainer tells callbacks nothing of an error, and a bar
+    that is not taken away leaves the terminal without a cursor.
     """
 
     def __init__(self, console: Console, samples_per_step: int) -> None:
@@ -162,19 +161,6 @@ class ProgressBar(TrainerCallback):
         """Take the bar away, if it is there."""
         if self._progress.live.is_started:
             self._progress.stop()
-
-    def __enter__(self) -> ProgressBar:
-        """Return itself; leaving the block takes the bar away."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Take the bar away."""
-        self.close()
 
 
 class DriftCallback(TrainerCallback):

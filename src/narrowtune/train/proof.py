@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from types import TracebackType
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -96,19 +95,6 @@ class GradientWitness:
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
-
-    def __enter__(self) -> GradientWitness:
-        """Return itself; leaving the block closes it."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Take the remaining hooks off."""
-        self.close()
 
 
 def prove(

@@ -126,6 +126,8 @@ class Batches:
 
     def width(self, rows: Sequence[Encoded]) -> int:
         """Return how many positions the model computes for `rows`: packed, or padded."""
+        if any(row.features for row in rows):
+            return len(rows) * max(_lengths(rows))  # never packed; pictures need not be joined
         batch = collate(rows, padding_id(self._loaded.tokenizer))
         mask, _ = label_positions(batch.pop("labels"))
         return num_positions(self._loaded.model, batch, mask)

@@ -115,9 +115,9 @@ def test_padding_costs_the_whole_square():
     padded = batch(2)
     padded["attention_mask"][1, -4:] = 0
     model = train(build(), "q_proj")
-    with packing(False), CountFlops() as whole:
+    with packing("never"), CountFlops() as whole:
         labelled_cross_entropy(model, batch(2))
-    with packing(False), CountFlops() as masked:
+    with packing("never"), CountFlops() as masked:
         labelled_cross_entropy(model, padded)
     assert masked.forward - whole.forward == pytest.approx(2 * SCORES)
 
@@ -165,7 +165,7 @@ def test_saved_bytes_grow_in_a_straight_line():
     model = train(build(), "q_proj")
     kept = []
     for num_rows in (1, 2, 5):
-        with packing(False), SavedTensors(model) as saved:
+        with packing("never"), SavedTensors(model) as saved:
             _loss = labelled_cross_entropy(model, batch(num_rows))
         kept.append(saved.num_bytes)
         del _loss

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import torch
 from torch import nn
@@ -143,7 +145,7 @@ def test_hooks_leave_after_the_first_gradient_that_is_not_zero(run):
     run.step()
     assert not any(hooks)
     assert run.witness.nonzero == set(run.selection.names)
-    with GradientWitness(run.model, run.selection.names[:1]):
+    with closing(GradientWitness(run.model, run.selection.names[:1])):
         assert run.parameters[run.selection.names[0]]._backward_hooks
     assert not run.parameters[run.selection.names[0]]._backward_hooks
 

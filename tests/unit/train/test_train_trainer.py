@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -346,7 +347,7 @@ def test_an_error_in_a_step_gives_the_terminal_back(tiny, tmp_path):
 
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True)
-    with pytest.raises(RuntimeError), ProgressBar(console, 8) as bar:
+    with pytest.raises(RuntimeError), closing(ProgressBar(console, 8)) as bar:
         _fit(tmp_path, tiny("llama"), num_rows=8, callbacks=[bar, Fails()])
     hide, show = "\x1b[?25l", "\x1b[?25h"
     assert shown.getvalue().rfind(show) > shown.getvalue().rfind(hide) >= 0
