@@ -1,8 +1,9 @@
 """The plan: what would train and what it costs, from this model, these rows and this machine.
 
 Parameters are exact. FLOPs are counted on one row, what autograd keeps on two and on four; seconds
-are measured on a quarter and on half of a batch. All is carried on in a straight line, so that a
-plan never takes the memory of the run that it is asked about. Nothing is changed.
+are measured on a quarter and on half of a batch, and on a whole one where that is quick and there
+is memory for two. The rest is carried on in a straight line, so that a plan never runs into the
+limit that it is asked about. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ _HEADER_BYTES = 330  # of a delta's header per tensor, beside its name twice: ha
 _TRACED = (2, 4)  # rows; more than one, so that what a larger batch packs is packed here
 _EVALUATIONS = 2  # before and after
 _ENOUGH_SECONDS = 10.0  # of measuring evaluation
+_QUICK_SECONDS = 5.0  # of a pass over half a batch, for a whole one to be measured as well
 
 
 def make_plan(
@@ -214,12 +216,13 @@ class _Planner:
         return Activations.from_traces(*traces)
 
     def _time(self, memory: MemoryEstimate) -> TimeEstimate | None:
-        """Measure parts of a step on a quarter and on half of a batch."""
+        """Measure parts of a step."""
         needed = memory.total - memory.workspace - memory.weights
-        if needed > available_bytes(self.device):
+        free = available_bytes(self.device)
+        if needed > free:
             self.notes.append(
                 f"Not timed: training needs {needed / 2**30:.1f} GiB beyond the weights, and "
-                f"{available_bytes(self.device) / 2**30:.1f} GiB are free here."
+                f"{free / 2**30:.1f} GiB are free here."
             )
             return None
         machine = hardware()
@@ -229,9 +232,9 @@ class _Planner:
                 "cores: a run is faster once the machine is free."
             )
         draw = random.Random(self.config.seed)
-        size = self.batches.batch_size
-        sizes = sorted({max(1, size // 4), max(1, size // 2)})
-        points = []
+        whole = self.batches.batch_size
+        sizes = sorted({max(1, whole // 4), max(1, whole // 2), whole})
+        points: list[tuple[int, float]] = []
         with borrowed(
             self.model,
             self.selection.names,
@@ -239,6 +242,10 @@ class _Planner:
             gradient_checkpointing=self.config.training.gradient_checkpointing,
         ) as parameters:
             for size in sizes:
+                if points and size == whole and (
+                    2 * needed > free or points[-1][1] > _QUICK_SECONDS
+                ):
+                    break
                 rows = self.batches.draw(draw, size)
                 seconds = time_pass(self.model, self._batch(rows), self.arithmetic)
                 points.append((self.batches.width(rows), seconds))
@@ -309,15 +316,16 @@ class _Planner:
 
 
 def _line(points: Sequence[tuple[int, float]], tokens: float) -> float:
-    """Return the seconds of `tokens` positions, from what one or two smaller batches took.
+    """Return the seconds of `tokens` positions, from what smaller batches took, the largest last.
 
-    A line through both, that neither falls nor starts below zero: where noise would have it so,
-    seconds are taken to be proportional to positions.
+    A line through the last two, that neither falls nor starts below zero: where noise, or
+    attention over a long line, would have it so, seconds are taken to be proportional to
+    positions.
     """
     last_tokens, last_seconds = points[-1]
     proportional = last_seconds * tokens / last_tokens
-    if len(points) < 2 or points[0][0] >= last_tokens:
+    if len(points) < 2 or points[-2][0] >= last_tokens:
         return proportional
-    slope = (last_seconds - points[0][1]) / (last_tokens - points[0][0])
+    slope = (last_seconds - points[-2][1]) / (last_tokens - points[-2][0])
     start = last_seconds - slope * last_tokens
     return start + slope * tokens if slope > 0 and start >= 0 else proportional

@@ -324,6 +324,7 @@ def test_batch_sizes_that_do_not_fit(base, tmp_path):
     ("points", "expected"),
     [
         ([(100, 2.0), (200, 3.0)], 5.0),  # one second whatever the batch, one per 100 positions
+        ([(50, 0.1), (100, 2.0), (200, 3.0)], 5.0),  # through the last two
         ([(200, 3.0)], 6.0),
         ([(200, 3.0), (200, 2.0)], 4.0),
         ([(100, 5.0), (200, 3.0)], 6.0),  # noise: a line would fall
@@ -332,3 +333,25 @@ def test_batch_sizes_that_do_not_fit(base, tmp_path):
 )
 def test_seconds_are_carried_on(points, expected):
     assert module._line(points, 400) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "free", "sizes"),
+    [(0.1, 10**12, [2, 4, 8]), (9.0, 10**12, [2, 4]), (0.1, None, [2, 4])],
+)
+def test_a_whole_batch_is_timed_where_it_is_quick_and_fits_twice(
+    base, tmp_path, monkeypatch, seconds, free, sizes
+):
+    found = make_plan(
+        base, settings(tmp_path), Workload(rows=text_rows()), arithmetic=BF16, measure_time=False
+    ).memory
+    needed = found.total - found.workspace - found.weights
+    clocked = []
+    monkeypatch.setattr(module, "available_bytes", lambda _: free or int(1.9 * needed))
+    monkeypatch.setattr(
+        module,
+        "time_pass",
+        lambda _model, batch, _arithmetic: clocked.append(len(batch["input_ids"])) or seconds,
+    )
+    make_plan(base, settings(tmp_path), Workload(rows=text_rows()), arithmetic=BF16)
+    assert clocked == sizes
