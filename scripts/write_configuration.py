@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import inspect
 import re
-import types
-import typing
 from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from narrowtune.core import config
+from narrowtune.core.mistakes import allowed_values
 
 PATH = Path(__file__).parent.parent / "docs" / "configuration.md"
 SECTIONS = {
@@ -36,20 +35,6 @@ also take a path in place of keys, and `anchor` takes true.
 """
 
 
-def describe(annotation: object) -> str:
-    """Return a type as people write it."""
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return " / ".join(str(value) for value in inner)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("nothing" if a is type(None) else describe(a) for a in inner)
-    if origin in (list, dict):
-        return f"{origin.__name__} of {describe(inner[-1])}"
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return "section"
-    return getattr(annotation, "__name__", str(annotation))
-
-
 def comments(kind: type[BaseModel]) -> dict[str, str]:
     """Return what the class docstrings say of each attribute, bases first."""
     found: dict[str, str] = {}
@@ -68,7 +53,7 @@ def render() -> str:
     parts = [HEAD]
     for title, kind in SECTIONS.items():
         said = comments(kind)
-        parts.append(f"\n## {title}\n\n| key | type | default | |\n|---|---|---|---|\n")
+        parts.append(f"\n## {title}\n\n| key | takes | default | |\n|---|---|---|---|\n")
         for name, field in kind.model_fields.items():
             if field.default is not PydanticUndefined:
                 default = field.default
@@ -77,7 +62,7 @@ def render() -> str:
             shown = "section" if isinstance(default, BaseModel) else default
             shown = "" if shown is None or shown in ("", "section") or shown == [] else f"`{shown}`"
             text = said.get(name, field.description or "")
-            parts.append(f"| `{name}` | {describe(field.annotation)} | {shown} | {text} |\n")
+            parts.append(f"| `{name}` | {allowed_values(field)} | {shown} | {text} |\n")
     return "".join(parts)
 
 

@@ -5,6 +5,7 @@ Key names follow `transformers.TrainingArguments` where that has the setting.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from narrowtune.core.errors import UsageError
+from narrowtune.core.mistakes import describe_mistakes
+from narrowtune.core.overrides import override
 from narrowtune.core.recipes import get_recipe
 
 MetricName = Literal[
@@ -122,10 +125,10 @@ class MixSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _from_string(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        path, _, share = value.rpartition(":")
-        return {"path": path, "share": share} if path else {"path": value}
+        given = {"path": value} if isinstance(value, str) else value
+        said = given.get("path") if isinstance(given, dict) and "share" not in given else None
+        path, _, share = said.rpartition(":") if isinstance(said, str) else ("", "", "")
+        return {**given, "path": path, "share": share} if path else given
 
 
 class AnchorSettings(Settings):
@@ -198,6 +201,11 @@ class TrainingSettings(Settings):
     report_to: list[str] = Field(default_factory=list)
     deepspeed: str | None = None
     fsdp: str | None = None
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class DriftSettings(Settings):
@@ -312,16 +320,32 @@ class RunConfig(ModelSettings):
     def _consistent(self) -> RunConfig:
         names = [self.skill.label, *(k.label for k in self.keep)]
         repeated = sorted({n for n in names if names.count(n) > 1})
-        mistakes = []
-        if repeated:
+        mistakes = self._taught_and_measured()
+        if repeated and not mistakes:
             mistakes.append(f"two data sets are called {', '.join(repeated)}: give each a name")
         if self.training.load_best_model_at_end and not self.training.eval_steps:
             mistakes.append("training.load_best_model_at_end needs training.eval_steps")
         if self.training.eval_steps and not self.skill.validation:
             mistakes.append("training.eval_steps needs rows to validate on: skill.validation is 0")
         if mistakes:
-            raise ValueError("; ".join(mistakes))
+            raise ValueError("\n  ".join(mistakes))
         return self
+
+    def _taught_and_measured(self) -> list[str]:
+        """Name what is sure to overlap with the skill, whatever its rows turn out to be."""
+        if self.allow_overlap:
+            return []
+        skill = self.skill
+        measured = {f"keep.{i}.path": (k.path, k.split) for i, k in enumerate(self.keep)}
+        if skill.test_path is not None:
+            measured["skill.test_path"] = (skill.test_path, skill.test_split)
+        return [
+            f"{key}: {path} is the skill's own file, so its rows would be both taught and "
+            f"{'tested' if key.startswith('skill') else 'kept'}; give other rows, or set "
+            "allow_overlap to true (the record will say so)"
+            for key, (path, split) in measured.items()
+            if split == skill.split and os.path.realpath(path) == os.path.realpath(skill.path)
+        ]
 
 
 def parse_config(values: dict[str, Any], source: str) -> RunConfig:
@@ -338,17 +362,18 @@ def parse_model_settings(values: dict[str, Any], source: str) -> ModelSettings:
     return _parse(ModelSettings, values, f"a model described by {source}")
 
 
+def parse_data_settings(values: dict[str, Any], asked: str) -> DataSettings:
+    """Validate `values` as those of one set of rows; errors are those of `parse_config`."""
+    return _parse(DataSettings, values, asked)
+
+
 def _parse(kind: type[Kind], values: dict[str, Any], asked: str) -> Kind:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
-            for item in error.errors()
-        ]
         raise UsageError(
             asked=asked,
-            found="\n  ".join(["", *lines]),
+            found="\n  ".join(["", *describe_mistakes(error, kind)]),
             do="correct these keys; docs/configuration.md lists them all",
         ) from None
 
@@ -364,7 +389,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(
             asked=f"a run described by {path}",
-            found=str(error),
+            found="no such file" if isinstance(error, FileNotFoundError) else str(error),
             do="give a YAML file; examples/ has some to start from",
         ) from None
     if not isinstance(values, dict):
@@ -374,20 +399,3 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
             do="give a YAML file; examples/ has some to start from",
         )
     return parse_config(override(values, overrides or {}), str(path))
-
-
-def override(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of `values` in which each dotted key of `overrides` is replaced."""
-    result = dict(values)
-    for key, value in overrides.items():
-        head, _, rest = key.partition(".")
-        if not rest:
-            # A flag that switches a section on keeps what a file says of it.
-            if not (value is True and isinstance(result.get(head), dict)):
-                result[head] = value
-            continue
-        inner = result.get(head)
-        if isinstance(inner, str):
-            inner = {"path": inner}
-        result[head] = override(inner if isinstance(inner, dict) else {}, {rest: value})
-    return result

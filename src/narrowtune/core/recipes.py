@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from narrowtune.core.errors import UsageError
+from narrowtune.core.mistakes import did_you_mean
 
 Component = Literal["language_model", "projector", "vision_tower"]
 """A named part of a model. Everything that is neither tower nor projector is language model."""
@@ -76,7 +77,7 @@ def get_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise UsageError(
             asked=f"the recipe {name!r}",
-            found="no recipe of that name",
+            found="no recipe of that name" + did_you_mean(name, RECIPES),
             do="choose one of " + ", ".join(RECIPES),
         )
     return RECIPES[name]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from narrowtune.core.errors import EvaluationError
+from narrowtune.core.mistakes import did_you_mean
 from narrowtune.evaluate.answers import (
     bare,
     contains_words,
@@ -85,7 +86,7 @@ def score(
     if metric not in METRICS:
         raise EvaluationError(
             asked=f"the metric {metric!r}",
-            found="no metric of that name",
+            found="no metric of that name" + did_you_mean(metric, METRICS),
             do="choose one of " + ", ".join(METRICS),
         )
     if not references or not all(reference.strip() for reference in references):

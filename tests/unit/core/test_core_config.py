@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from narrowtune.core.config import RunConfig, load_config, override, parse_config
+from narrowtune.core.config import RunConfig, load_config, parse_config
 from narrowtune.core.errors import UsageError
 
 SMALLEST = {"model": "./m", "skill": "counting.jsonl"}
@@ -57,6 +57,11 @@ def test_all_mistakes_are_reported_at_once():
         ({"keep": [{"path": ".."}]}, "can't be part of a file name"),
         ({"skill": ""}, "skill"),
         ({"mix": ["general.jsonl"]}, "mix.0.share"),
+        ({"keep": ["./counting.jsonl"]}, "keep.0.path: ./counting.jsonl is the skill's own file"),
+        (
+            {"skill": {"path": "s.json", "test_path": "s.json"}},
+            "skill.test_path: s.json is the skill's own file",
+        ),
         ({"mix": ["general.jsonl:0"]}, "mix.0.share"),
         ({"budget": float("nan")}, "budget"),
         ({"min_learning": float("inf")}, "min_learning"),
@@ -76,6 +81,17 @@ def test_two_inconsistencies_are_both_reported():
     found = mistakes(keep=["counting.csv"], training={"load_best_model_at_end": True})
     assert "two data sets" in found
     assert "eval_steps" in found
+
+
+def test_a_kept_skill_is_an_overlap_and_nothing_else():
+    assert "two data sets" not in mistakes(keep=["counting.jsonl"])
+    same = {"path": "counting.jsonl", "name": "again"}
+    assert parse(keep=[same], allow_overlap=True).keep[0].label == "again"
+    assert parse(skill={"path": "f", "split": "a"}, keep=[{"path": "f", "split": "b", "name": "g"}])
+
+
+def test_one_tracker_needs_no_list():
+    assert parse(training={"report_to": "wandb"}).training.report_to == ["wandb"]
 
 
 def test_rows_of_their_own_for_the_test_free_the_share():
@@ -104,15 +120,6 @@ def test_overrides_win_over_the_file(tmp_path):
     assert run.budget == 5
 
 
-def test_override_leaves_the_given_values_alone():
-    values = {"training": {"max_steps": 1}, "anchor": True}
-    assert override(values, {"training.max_steps": 2, "anchor.weight": 3.0}) == {
-        "training": {"max_steps": 2},
-        "anchor": {"weight": 3.0},
-    }
-    assert values == {"training": {"max_steps": 1}, "anchor": True}
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -132,7 +139,7 @@ def test_a_file_that_is_no_run(tmp_path, content, words):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(UsageError, match="no such file"):
         load_config(tmp_path / "none.yaml")
 
 

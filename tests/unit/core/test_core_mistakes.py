@@ -1,0 +1,90 @@
+"""A wrong setting is answered in our own words: its key, what was given, what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+
+from narrowtune.core.config import AnchorSettings, RunConfig, TrainingSettings, parse_config
+from narrowtune.core.errors import UsageError
+from narrowtune.core.mistakes import allowed_values, did_you_mean
+
+
+def line(key: str, **values) -> str:
+    """The line about `key` in the error for these settings."""
+    with pytest.raises(UsageError) as caught:
+        parse_config({"model": "m", "skill": "s.jsonl", **values}, "test")
+    return next(x.strip() for x in caught.value.found.split("\n") if x.startswith(f"  {key}: "))
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "words"),
+    [
+        ("seed", {"seed": "x"}, "'x' is given; it takes a whole number"),
+        ("skill.limit", {"skill": {"path": "s", "limit": 0}}, "0 is given; it takes a whole"),
+        ("training.eval_steps", {"training": {"eval_steps": 1.5}}, "a whole number from 0"),
+        ("training.packing", {"training": {"packing": "maybe"}}, "it takes true or false"),
+        ("training.learning_rate", {"training": {"learning_rate": -1}}, "a number above 0"),
+        ("skill.test", {"skill": {"path": "s", "test": 1}}, "a number from 0 and below 1"),
+        ("budget", {"budget": float("nan")}, "nan is given; it takes a number from 0"),
+        ("training", {"training": 5}, "5 is given; it takes a section of keys"),
+        ("keep", {"keep": "a.jsonl"}, "it takes a list, each a path or a section of keys"),
+        ("keep.1", {"keep": ["a.jsonl", 5]}, "5 is given; it takes a path or a section of keys"),
+        ("model", {"model": None}, "nothing is given; it takes text"),
+        ("keep.0.path", {"keep": [{}]}, "missing; it takes text that is not empty"),
+        (
+            "keep.0.metric",
+            {"keep": [{"path": "a", "metric": "numbr"}]},
+            "'numbr' is given (did you mean number?); it takes exact_match / contains / number",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(key, values, words):
+    assert words in line(key, **values)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "meant"),
+    [
+        ("budgte", {"budgte": 1}, "budget"),
+        ("training.epochs", {"training": {"epochs": 2}}, "num_train_epochs"),
+        ("learning_rate", {"learning_rate": 1}, "training.learning_rate"),
+        ("training.max_length", {"training": {"max_length": 9}}, "max_length"),
+        ("keep.0.pth", {"keep": [{"pth": "a"}]}, "path"),
+    ],
+)
+def test_an_unknown_key_says_which_was_meant_and_which_there_are(key, values, meant):
+    found = line(key, **values)
+    assert f"no such key (did you mean {meant}?); known are " in found
+    assert found.endswith(("allow_overlap, seed", "deepspeed, fsdp", "limit, max_refused"))
+
+
+def test_an_unknown_recipe_says_which_was_meant():
+    assert "(did you mean sa_proj?)" in line("recipe", recipe="sa_porj")
+    assert "mlp_gate_up" in line("recipe", recipe="nothing like it")
+
+
+def test_nothing_of_the_library_s_own_wording_is_left():
+    with pytest.raises(UsageError) as caught:
+        parse_config({"model": 3, "skil": "s", "training": {"optim": None}, "keep": 5}, "test")
+    for words in ("Input should", "Extra inputs", "Field required", "Value error"):
+        assert words not in caught.value.found
+
+
+def test_long_values_are_cut():
+    assert len(line("seed", seed="x" * 500)) < 150
+
+
+def test_allowed_values_of_the_settings():
+    assert allowed_values(AnchorSettings.model_fields["max_prompts"]) == (
+        "a whole number from 1 or nothing"
+    )
+    assert allowed_values(TrainingSettings.model_fields["warmup_ratio"]) == (
+        "a number from 0 and up to 1"
+    )
+    assert allowed_values(RunConfig.model_fields["chat_template_kwargs"]) == "keys and values"
+
+
+def test_did_you_mean():
+    assert did_you_mean("Sa_proj", ["sa_proj", "mlp"]) == " (did you mean sa_proj?)"
+    assert did_you_mean("gate", ["mlp_gate_up", "mlp"]) == " (did you mean mlp_gate_up?)"
+    assert did_you_mean("xyz", ["mlp"]) == ""

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from narrowtune.core.config import parse_config
+from narrowtune.core.errors import UsageError
+from narrowtune.core.overrides import override
+
+
+def test_override_leaves_the_given_values_alone():
+    values = {"training": {"max_steps": 1}, "anchor": True}
+    assert override(values, {"training.max_steps": 2, "anchor.weight": 3.0}) == {
+        "training": {"max_steps": 2},
+        "anchor": {"weight": 3.0},
+    }
+    assert values == {"training": {"max_steps": 1}, "anchor": True}
+
+
+def test_an_item_of_a_list_is_named_by_its_place():
+    values = {"keep": ["a.jsonl", {"path": "b.jsonl", "metric": "number"}], "mix": ["g.jsonl:0.1"]}
+    changes = {"keep.0.max_refused": 2, "keep.1.metric": "anls", "mix.0.max_refused": 3}
+    found = override(values, changes)
+    assert found["keep"] == [
+        {"path": "a.jsonl", "max_refused": 2},
+        {"path": "b.jsonl", "metric": "anls"},
+    ]
+    run = parse_config({"model": "m", "skill": "s.jsonl", **found}, "test")
+    assert (run.mix[0].path, run.mix[0].share, run.mix[0].max_refused) == ("g.jsonl", 0.1, 3)
+    assert values["keep"][0] == "a.jsonl"
+    assert override(values, {"keep.0": "c.jsonl"})["keep"][0] == "c.jsonl"
+
+
+@pytest.mark.parametrize("key", ["keep.1.metric", "keep.path", "keep.-1.path"])
+def test_a_place_that_a_list_does_not_have(key):
+    with pytest.raises(UsageError) as caught:
+        override({"keep": ["a.jsonl"]}, {key: "x"})
+    assert key in caught.value.asked
+    assert caught.value.found == "1 items in keep"
+    assert "keep.0" in caught.value.do
+
+
+def test_what_can_not_hold_a_key_is_not_replaced_in_silence():
+    assert override({"training": 5}, {"training.max_steps": 2}) == {"training": 5}
