@@ -10,125 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from narrowtune.core.data_settings import DataSettings, MixSettings, Settings, SkillSettings
 from narrowtune.core.errors import UsageError
 from narrowtune.core.mistakes import describe_mistakes
 from narrowtune.core.overrides import override
 from narrowtune.core.recipes import get_recipe
 
-MetricName = Literal[
-    "exact_match",
-    "contains",
-    "number",
-    "relaxed_number",
-    "option_letter",
-    "anls",
-    "edit_distance",
-]
-
-
-class Settings(BaseModel):
-    """Base of all settings: an unknown key is an error, and so is a number that is none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 Kind = TypeVar("Kind", bound=Settings)
-
-
-class DataSettings(Settings):
-    """One set of rows.
-
-    Attributes:
-        path: a .json, .jsonl, .csv or .parquet file, a folder saved by `datasets`, or a hub id.
-        name: what reports call it; the file's stem unless given.
-        split: which split of a `datasets` folder or hub id; all rows of a file.
-        metric: how answers are scored.
-        mode: `generate` decodes greedily; `options` compares the log-likelihood of each option.
-        max_new_tokens: decode limit of `generate`.
-        image_root: folder that picture paths must stay under; the file's own folder unless given.
-        limit: use only this many rows, drawn with `seed`; all rows unless given.
-        max_refused: how many unusable rows are tolerated, in reading and in encoding together.
-    """
-
-    path: str = Field(min_length=1)
-    name: str = ""
-    split: str | None = None
-    metric: MetricName = "exact_match"
-    mode: Literal["generate", "options"] = "generate"
-    max_new_tokens: int = Field(32, ge=1)
-    image_root: str | None = None
-    limit: int | None = Field(None, ge=1)
-    max_refused: int = Field(0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _label_is_file_name(self) -> DataSettings:
-        # Answers are kept in before/LABEL.jsonl, so a label must stay inside that folder.
-        if self.label in {"", ".", ".."} or set(self.label) & set("/\\\0"):
-            raise ValueError(f"{self.label!r} can't be part of a file name: give `name`")
-        return self
-
-    @property
-    def label(self) -> str:
-        """The name that reports use, and the name of the files with the answers."""
-        return self.name or Path(self.path).stem
-
-
-class SkillSettings(DataSettings):
-    """The skill's rows and how they are split.
-
-    Attributes:
-        split: which split of `path`, a `datasets` folder or hub id; all rows of a file.
-        limit: use only this many rows of `path`, drawn with `seed`; all rows unless given. Those
-            of `test_path` are all used.
-        max_refused: how many unusable rows are tolerated in `path`, and as many in `test_path`, in
-            reading and in encoding together.
-        validation: share of the rows kept for choosing checkpoints, 0 to 1.
-        test: share kept for the final score. Ignored where `test_path` is given.
-        test_path: rows of their own for the final score.
-        test_split: which split of `test_path`, where that has several.
-    """
-
-    validation: float = Field(0.1, ge=0, lt=1)
-    test: float = Field(0.2, ge=0, lt=1)
-    test_path: str | None = None
-    test_split: str | None = None
-
-    @model_validator(mode="after")
-    def _rows_left_to_train_on(self) -> SkillSettings:
-        if self.validation + (0 if self.test_path else self.test) >= 1:
-            raise ValueError("validation and test together leave no rows to train on")
-        if self.test_split is not None and self.test_path is None:
-            raise ValueError("test_split is a split of test_path: give that too")
-        return self
-
-
-class MixSettings(Settings):
-    """General rows mixed into training: `path:share`.
-
-    Attributes:
-        path: of the rows.
-        share: of the number of the skill's rows.
-        max_refused: how many unusable rows are tolerated, in reading and in encoding together.
-    """
-
-    path: str
-    share: float = Field(gt=0)
-    max_refused: int = Field(0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        given = {"path": value} if isinstance(value, str) else value
-        said = given.get("path") if isinstance(given, dict) and "share" not in given else None
-        path, _, share = said.rpartition(":") if isinstance(said, str) else ("", "", "")
-        return {**given, "path": path, "share": share} if path else given
 
 
 class AnchorSettings(Settings):

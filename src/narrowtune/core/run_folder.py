@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+
+from narrowtune.core.errors import UsageError
+
+COMPARISON = ("comparison.html", "comparison.md", "comparison.json")
+"""What a comparison of several runs is written to."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,38 @@ class RunFolder:
     def items(self, when: str, task: str) -> Path:
         """Item results of `task`, `before` or `after`."""
         return self.root / when / f"{task}.jsonl"
+
+
+def check_output(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
+    """See that files can be written into a folder, and that none of them is there already.
+
+    Args:
+        folder: there already, or to be made.
+        names: of the files.
+        overwrite: whether they may be replaced.
+
+    Raises:
+        UsageError: a file is there, or the folder can't be written.
+    """
+    asked = f"results in {folder}"
+    try:
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        # Permissions don't tell for every file system and user, so it is tried.
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+        there = [name for name in names if os.path.lexists(folder / name)]
+    except OSError as error:
+        raise UsageError(
+            asked=asked,
+            found=error.strerror or str(error),
+            do="choose another --output: a folder that can be written, or a new one",
+        ) from None
+    if there and not overwrite:
+        raise UsageError(
+            asked=asked,
+            found=f"{', '.join(there)} from before",
+            do="choose another --output, or replace what is there: --overwrite",
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -186,13 +186,13 @@ class RowsRefusedError(DataError):
         refused: these rows, all of one source.
         allowed: how many would be tolerated.
         num_rows: of the source.
-        do: what helps, where that is not `max_refused`.
+        do: what helps, where more is known than that `max_refused` does.
     """
 
     def __init__(
         self, refused: list[RefusedRow], allowed: int, num_rows: int, do: str | None = None
     ) -> None:
-        self.refused = refused
+        self.refused, self.num_rows = refused, num_rows
         path = refused[0].path
         shown = "".join(f"\n  row {item.row}: {item.reason}" for item in refused[:5])
         more = f"\n  and {len(refused) - 5} more" if len(refused) > 5 else ""

@@ -72,7 +72,7 @@ def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
             messages = messages[:-1]
     options = tuple(_texts(row.get("options"), "options"))
     if reading.needs_options and (len(options) < 2 or not set(answers) & set(options)):
-        raise RowError("options are asked for: two or more, with the answer among them")
+        raise RowError("mode 'options' needs two or more options with the answer among them")
     return Example(
         id=_name(row.get("id"), "id") or f"{reading.stem}:{number}",
         messages=messages,

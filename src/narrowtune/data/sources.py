@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ MAX_JSON_BYTES = 2 * 2**30
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _BATCH_ROWS = 256
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,19 @@ class RawRow:
     reason: str = ""
 
 
+def why_missing(path: str) -> str | None:
+    """Return why nothing can be read from `path`, as far as a look at the disk tells, or None.
+
+    What may be a hub id is not asked for here.
+    """
+    place = Path(path)
+    if place.exists():
+        return None
+    if place.suffix.lower() in SUFFIXES:
+        return "no such file"
+    return None if _HUB_ID.fullmatch(path) else "no such file or folder"
+
+
 def read_source(path: str, split: str | None) -> Iterator[RawRow]:
     """Yield the rows of a file, a folder saved by `datasets`, or a hub id.
 
@@ -43,9 +58,10 @@ def read_source(path: str, split: str | None) -> Iterator[RawRow]:
         DataError: there is no such source, or it can't be read at all.
     """
     file = Path(path)
+    reason = why_missing(path)
+    if reason is not None:
+        raise _unreadable(path, reason, "check the path")
     if file.suffix.lower() in SUFFIXES and not file.is_dir():
-        if not file.is_file():
-            raise _unreadable(path, "no such file", "check the path")
         if split is not None:
             raise _unreadable(
                 path, f"a split ({split}), which a file does not have", "leave it out"

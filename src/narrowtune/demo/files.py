@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from narrowtune.core.config import DataSettings, MetricName, SkillSettings
+from narrowtune.core.data_settings import DataSettings, MetricName, SkillSettings
 from narrowtune.core.errors import UsageError
 from narrowtune.demo import counting, pronunciation
 from narrowtune.demo.keep import KINDS, Row

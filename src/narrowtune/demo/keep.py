@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from narrowtune.core.config import MetricName
+from narrowtune.core.data_settings import MetricName
 from narrowtune.demo import words, world
 
 Row = dict[str, Any]

@@ -98,6 +98,26 @@ def score(
     return METRICS[metric].function(answer, references, options)
 
 
+def why_unscorable(
+    metric: str, references: Sequence[str], options: Sequence[str] = ()
+) -> str | None:
+    """Return why no answer could be scored against `references`, and which metrics fit, or None."""
+    reason = _misfit(metric, references, options)
+    if reason is None:
+        return None
+    fitting = [name for name in METRICS if _misfit(name, references, options) is None]
+    fits = f"; {', '.join(fitting)} would fit" if fitting else ""
+    return f"the metric {metric} found {reason}{fits}"
+
+
+def _misfit(metric: str, references: Sequence[str], options: Sequence[str]) -> str | None:
+    try:
+        score(metric, "", references, options)
+    except EvaluationError as error:
+        return error.found
+    return None
+
+
 def error_rate(answer: str, reference: str) -> float:
     """Return edits per reference token (phoneme or word error rate); may exceed 1.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from narrowtune.core.config import DataSettings, MetricName
+from narrowtune.core.data_settings import DataSettings, MetricName
 from narrowtune.core.errors import EvaluationError
 from narrowtune.core.results import Role
 from narrowtune.data.examples import Example, Message, Text

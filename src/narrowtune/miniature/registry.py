@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from narrowtune.core.config import MetricName
+from narrowtune.core.data_settings import MetricName
 from narrowtune.core.errors import UsageError
 from narrowtune.data.examples import Example
 from narrowtune.miniature.heldout import (

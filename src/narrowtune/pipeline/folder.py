@@ -15,9 +15,20 @@ def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume:
     """Write the settings into the run's folder.
 
     Raises:
-        UsageError: the folder holds a run and none is to be resumed, or that run is finished or
-            has other settings, or there is none to resume.
+        UsageError: the folder can't be written, or holds a run and none is to be resumed, or that
+            run is finished or has other settings, or there is none to resume.
     """
+    try:
+        _open(folder, config, given, resume)
+    except OSError as error:
+        raise UsageError(
+            asked=f"a run in {folder.root}",
+            found=f"{error.strerror or error}: {error.filename or folder.root}",
+            do="choose another --output-dir: a folder that can be written, or a new one",
+        ) from None
+
+
+def _open(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> None:
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     # A run that failed before its plan was written has done nothing yet: it may be corrected.
     there = folder.resolved.exists() and folder.plan.exists()

@@ -119,14 +119,14 @@ class _Reader:
         self._anchor_prompts([example for examples in keep.values() for example in examples])
         self._drift_prompts(keep)
 
-    def _source(self, settings: DataSettings, *, prompts_only: bool = False) -> Source:
-        refused = self.inputs.refused
-        return Source(settings, refused, prompts_only=prompts_only, seed=self.config.seed)
+    def _source(self, settings: DataSettings, key: str, *, prompts_only: bool = False) -> Source:
+        refused, seed = self.inputs.refused, self.config.seed
+        return Source(settings, refused, key=key, prompts_only=prompts_only, seed=seed)
 
     def _skill(self) -> dict[str, list[Example]]:
         """Read and split the skill's rows; returns those of `skill.path` by split."""
         settings, inputs = self.config.skill, self.inputs
-        source = self._source(settings)
+        source = self._source(settings, "skill")
         share = 0.0 if settings.test_path else settings.test
         splits = split_examples(source.examples, settings.validation, share, self.config.seed)
         train = source.encode(splits["train"], self.encoder.encode)
@@ -163,7 +163,7 @@ class _Reader:
             "split": settings.test_split,
             "limit": None,
         }
-        source = self._source(settings.model_copy(update=changes))
+        source = self._source(settings.model_copy(update=changes), "skill")
         test = source.encode_items(source.examples, self.encoder)
         source.check()
         if not test:
@@ -176,10 +176,12 @@ class _Reader:
 
     def _keep(self) -> dict[str, list[Example]]:
         keep = {}
-        for settings in self.config.keep:
-            source = self._source(settings)
+        for number, settings in enumerate(self.config.keep):
+            source = self._source(settings, f"keep.{number}")
             examples = source.encode_items(source.examples, self.encoder)
             source.check()
+            if not examples:
+                raise _nothing_left("keep", settings.path, len(source.examples))
             keep[settings.label] = examples
             self.inputs.tasks.append(make_task(settings, examples, "held_out"))
             self.inputs.summaries.append(source.summary("held_out", len(examples)))
@@ -188,8 +190,9 @@ class _Reader:
     def _mix(self, skill: list[Example]) -> list[Example]:
         """Draw general rows and put them behind the skill's."""
         mixed: list[Example] = []
-        for mix in self.config.mix:
-            source = self._source(DataSettings(path=mix.path, max_refused=mix.max_refused))
+        for number, mix in enumerate(self.config.mix):
+            settings = DataSettings(path=mix.path, max_refused=mix.max_refused)
+            source = self._source(settings, f"mix.{number}")
             drawn = mix_examples(skill, source.examples, mix.share, self.config.seed)[len(skill) :]
             encoded = source.encode(drawn, self.encoder.encode)
             source.check()
@@ -217,7 +220,7 @@ class _Reader:
         if settings is None:
             return
         path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
-        source = self._source(DataSettings(path=path), prompts_only=True)
+        source = self._source(DataSettings(path=path), "anchor.prompts", prompts_only=True)
         same = {item.left.id for item in find_overlap(source.examples, kept)}
         if same:
             self.inputs.notes.append(
@@ -233,18 +236,18 @@ class _Reader:
                 found=f"pictures in row {pictured[0]}{more}; an anchor has prompts of text only",
                 do="take these prompts out, or leave anchor.prompts out for those that ship",
             )
-        self.inputs.anchor_prompts = source.encode_prompts(chosen, self.encoder, "anchor.prompts")
+        self.inputs.anchor_prompts = source.encode_prompts(chosen, self.encoder)
 
     def _drift_prompts(self, keep: dict[str, list[Example]]) -> None:
         """Take as many prompts from the free ones as from each keep set, as far as they go."""
         settings = self.config.drift
         path = settings.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
-        source = self._source(DataSettings(path=path), prompts_only=True)
+        source = self._source(DataSettings(path=path), "drift.prompts", prompts_only=True)
         # The keep sets' prompts have been encoded as their items.
         kept = {} if settings.prompts else keep
         sizes = [len(source.examples), *map(len, kept.values())]
         num_free, *shares = equal_shares(settings.max_prompts, sizes)
-        free = source.encode_prompts(source.examples[:num_free], self.encoder, "drift.prompts")
+        free = source.encode_prompts(source.examples[:num_free], self.encoder)
         found = [("free prompts", prompt) for prompt in free]
         for (name, examples), share in zip(kept.items(), shares, strict=True):
             found += [(name, example.prompt) for example in examples[:share]]
@@ -263,9 +266,9 @@ def equal_shares(total: int, sizes: Sequence[int]) -> list[int]:
 
 def _nothing_left(split: str, path: str, number: int) -> DataError:
     return DataError(
-        asked=f"a {split} split of {path}",
+        asked=f"{split} rows from {path}",
         found=f"{number} rows, none of which can be used (rows_refused.jsonl)",
-        do="correct these rows, give more, or raise max_length",
+        do="correct these rows, give more, or raise --max-length",
     )
 
 
@@ -274,5 +277,6 @@ def _overlap_error(left: str, right: str, overlap: Sequence[object]) -> DataErro
     return DataError(
         asked=f"rows to be {left} and rows to be {right}",
         found=f"{len(overlap)} that are the same, such as {shown}",
-        do="take them out of one of the files, or set allow_overlap: true (the record will say so)",
+        do="take them out of one of the files, or accept them: --set allow_overlap=true (the "
+        "record will say so)",
     )

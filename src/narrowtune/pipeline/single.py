@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from narrowtune.core.config import DataSettings, ModelSettings, RunConfig
+from narrowtune.core.config import ModelSettings, RunConfig, parse_data_settings
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DriftResult, Plan, TaskResult
+from narrowtune.core.run_folder import check_output
 from narrowtune.delta.apply import apply
 from narrowtune.delta.store import Delta
 from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.swap import WeightSwap
+from narrowtune.pipeline.checks import check_paths, check_run
 from narrowtune.pipeline.inputs import (
     SHIPPED_FREE_PROMPTS,
     load,
@@ -43,6 +43,7 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
             found="no skill whose rows they are a share of",
             do="give --skill too, or leave mix out",
         )
+    check_run(config, with_skill=with_skill)
     loaded = load(config)
     encoder = make_encoder(loaded, config)
     inputs = read_inputs(config, encoder, with_skill=with_skill)
@@ -63,6 +64,7 @@ def evaluate(
     *,
     batch_size: int,
     output: Path,
+    overwrite: bool = False,
 ) -> list[TaskResult]:
     """Score a model, or the same model with a delta applied in memory, on rows with answers.
 
@@ -71,8 +73,12 @@ def evaluate(
         tasks: fields of `DataSettings`, one set each.
         delta_path: applied first, unless None.
         output: folder that gets one file of items per task.
+        overwrite: replace files of items that are there already.
+
+    Raises:
+        NarrowtuneError: before the model is loaded, where what is asked for can't be.
     """
-    settings = [_settings(task) for task in tasks]
+    settings = [parse_data_settings(task, f"to evaluate {task['path']}") for task in tasks]
     labels = [each.label for each in settings]
     if len(set(labels)) < len(labels):
         raise UsageError(
@@ -80,6 +86,9 @@ def evaluate(
             found="two files of one name, whose answers would go to one file",
             do="rename one of them",
         )
+    rows = [("--tasks", each.path) for each in settings]
+    check_paths(model.model, rows, [("--delta", delta_path)])
+    check_output(output, [f"{label}.jsonl" for label in labels], overwrite=overwrite)
     loaded = load(model)
     if delta_path is not None:
         apply(loaded.model, Delta.load(delta_path))
@@ -107,6 +116,7 @@ def probe(
     max_new_tokens: int,
 ) -> DriftResult:
     """Measure the drift that a delta causes, on prompts from a file or on those of the package."""
+    check_paths(model.model, [("--prompts", prompts)], [("--delta", delta_path)])
     loaded = load(model)
     delta = Delta.load(delta_path)
     base = copy_tensors(loaded.model, delta.metadata.tensors)
@@ -127,15 +137,3 @@ def probe(
             max_new_tokens=max_new_tokens,
             batch_size=32,
         )
-
-
-def _settings(fields: dict[str, Any]) -> DataSettings:
-    try:
-        return DataSettings.model_validate(fields)
-    except ValidationError as error:
-        lines = [f"{item['loc'][0]}: {item['msg']}" for item in error.errors()]
-        raise UsageError(
-            asked=f"to evaluate {fields['path']}",
-            found="; ".join(lines),
-            do="see `narrowtune evaluate --help` and docs/configuration.md",
-        ) from None

@@ -10,6 +10,7 @@ from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example, Message, RefusedRow, RowError, RowsRefusedError
 from narrowtune.data.rows import read_rows
+from narrowtune.evaluate.metrics import why_unscorable
 from narrowtune.evaluate.tasks import Task, make_task
 
 Made = TypeVar("Made")
@@ -21,6 +22,8 @@ class Source:
     Args:
         settings: where the rows are, and the limit.
         refused: gets every row that can't be used.
+        key: where these settings stand, for errors that say what to change: "keep.0" in those of
+            a run, "" where they are flags of a command. For prompts, what names their file.
         prompts_only: as for `read_rows`.
         seed: of the draw where there is a limit.
 
@@ -34,19 +37,22 @@ class Source:
         settings: DataSettings,
         refused: list[RefusedRow],
         *,
+        key: str,
         prompts_only: bool = False,
         seed: int = 42,
     ) -> None:
         self.settings = settings
+        self._key, self._prompts_only, self._seen = key, prompts_only, refused
+        self._unencoded: list[RefusedRow] = []
+        self._has_misfits = False
         try:
             rows = read_rows(settings, prompts_only=prompts_only, seed=seed)
         except RowsRefusedError as error:
             refused.extend(error.refused)
-            raise
+            raise self._too_many(error.refused, error.num_rows) from None
         refused.extend(rows.refused)
         self.examples = rows.examples
-        self._rows, self._all_refused = rows, refused
-        self._unencoded: list[RefusedRow] = []
+        self._rows = rows
 
     def encode(
         self, examples: Sequence[Example], encode: Callable[[Example], Made]
@@ -59,14 +65,18 @@ class Source:
             except RowError as error:
                 row = error.refused(self.settings.path, example.row)
                 self._unencoded.append(row)
-                self._all_refused.append(row)
+                self._seen.append(row)
         return made
 
     def encode_items(self, examples: Sequence[Example], encoder: ChatEncoder) -> list[Example]:
-        """Return the examples that can be asked, as the source's mode asks; refuse the others."""
+        """Return the examples that can be asked and scored as the settings say; refuse others."""
 
         # What it makes is not kept: the pixels of a whole set would not fit.
         def check(example: Example) -> None:
+            misfit = why_unscorable(self.settings.metric, example.answers, example.options)
+            if misfit is not None:
+                self._has_misfits = True
+                raise RowError(misfit)
             encoder.encode_prompt(example.prompt)
             if self.settings.mode == "options":
                 for option in example.options:
@@ -75,7 +85,7 @@ class Source:
         return [example for example, _ in self.encode(examples, check)]
 
     def encode_prompts(
-        self, examples: Sequence[Example], encoder: ChatEncoder, key: str
+        self, examples: Sequence[Example], encoder: ChatEncoder
     ) -> list[tuple[Message, ...]]:
         """Return the prompts' messages.
 
@@ -83,10 +93,10 @@ class Source:
             RowsRefusedError: one of them can't be encoded.
         """
         self.encode(examples, lambda example: encoder.encode_prompt(example.messages))
-        self.check(do=f"correct these prompts, or give {key} another file, or raise max_length")
+        self.check()
         return [example.messages for example in examples]
 
-    def check(self, do: str | None = None) -> None:
+    def check(self) -> None:
         """Hold what was refused to the limit.
 
         Raises:
@@ -94,7 +104,30 @@ class Source:
         """
         refused = [*self._rows.refused, *self._unencoded]
         if len(refused) > self.settings.max_refused:
-            raise RowsRefusedError(refused, self.settings.max_refused, self._rows.num_rows, do)
+            raise self._too_many(refused, self._rows.num_rows)
+
+    def _too_many(self, refused: list[RefusedRow], num_rows: int) -> RowsRefusedError:
+        return RowsRefusedError(
+            refused, self.settings.max_refused, num_rows, self._remedy(len(refused), num_rows)
+        )
+
+    def _remedy(self, num_refused: int, num_rows: int) -> str:
+        """Say what can be done, in what the command at hand accepts."""
+        if self._prompts_only:
+            return f"correct these prompts, or give {self._key} another file, or raise --max-length"
+        ways = ["correct these rows"]
+        if self._has_misfits:
+            ways.append(f"choose a metric that fits ({self._option('metric', 'NAME')})")
+        if self.settings.mode == "options":
+            ways.append(f"ask without options ({self._option('mode', 'generate')})")
+        if num_refused < num_rows:
+            ways.append(f"go on without them ({self._option('max_refused', num_refused)})")
+        return ", or ".join(ways)
+
+    def _option(self, name: str, value: object) -> str:
+        if self._key:
+            return f"--set {self._key}.{name}={value}"
+        return f"--{name.replace('_', '-')} {value}"
 
     def summary(
         self,
@@ -128,7 +161,7 @@ def read_task(settings: DataSettings, encoder: ChatEncoder) -> Task:
         DataError: more rows than `max_refused` can't be used.
         EvaluationError: rows that make no task.
     """
-    source = Source(settings, [])
+    source = Source(settings, [], key="")
     examples = source.encode_items(source.examples, encoder)
     source.check()
     return make_task(settings, examples, "target")
@@ -148,5 +181,5 @@ def read_prompts(
     Raises:
         DataError: the file can't be read, or one of these prompts can't be used.
     """
-    source = Source(DataSettings(path=path), [], prompts_only=True)
-    return source.encode_prompts(source.examples[:max_prompts], encoder, key)
+    source = Source(DataSettings(path=path), [], key=key, prompts_only=True)
+    return source.encode_prompts(source.examples[:max_prompts], encoder)

@@ -25,6 +25,7 @@ from narrowtune.evaluate.verdict import compare_results, decide
 from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import resolve
+from narrowtune.pipeline.checks import check_run
 from narrowtune.pipeline.folder import check_started, open_folder
 from narrowtune.pipeline.inputs import Inputs, load, make_encoder, read_inputs
 from narrowtune.pipeline.stages import (
@@ -108,6 +109,7 @@ def _prepare(
 ) -> Run:
     watch = Stopwatch(console, loud=state.is_main_process)
     folder = RunFolder(Path(config.output_dir))
+    check_run(config)
     if state.is_main_process:
         open_folder(folder, config, given, resume)
     with watch.stage("load the model"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from narrowtune.core.config import RunConfig, TrainingSettings
 from narrowtune.core.errors import UsageError
@@ -66,6 +68,15 @@ def validation_batches(
     return [list(range(start, min(start + batch_size, num_rows))) for start in starts]
 
 
+def planned_samples(config: RunConfig, num_samples: int, num_processes: int) -> int:
+    """Return how many rows the steps of a run use, those of every epoch counted again."""
+    training = config.training
+    shown = num_samples + num_repeated(training, num_samples, num_processes)
+    per_epoch = math.ceil(num_samples / training.global_batch_size)
+    epochs, more = divmod(planned_steps(config, num_samples), per_epoch)
+    return epochs * shown + min(more * training.global_batch_size, shown)
+
+
 def warmup_steps(ratio: float, num_steps: int) -> int:
     """Return how many steps of a run warm up: none if that is less than one, or it has but one.
 
@@ -74,6 +85,29 @@ def warmup_steps(ratio: float, num_steps: int) -> int:
     """
     share = ratio * num_steps
     return math.ceil(share) if share >= 1 and num_steps > 1 else 0
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """See that every tracker is one that transformers knows, and that its package is installed.
+
+    Raises:
+        UsageError: the Trainer could not be made with them.
+    """
+    wanted = [name for name in names if name not in ("all", "none")]
+    problems = []
+    for name in wanted:
+        try:
+            for tracker in get_reporting_integration_callbacks([name]):
+                tracker()
+        # What transformers raises for a name that it does not know, or a package that is missing.
+        except (ValueError, RuntimeError, ImportError) as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError(
+            asked=f"training.report_to: {', '.join(names)}",
+            found="\n  ".join(["", *problems]),
+            do="install what is missing, or take it out of training.report_to",
+        )
 
 
 def training_arguments(

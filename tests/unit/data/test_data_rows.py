@@ -275,7 +275,7 @@ def test_duplicate_ids_are_refused(read: Callable[..., Rows]) -> None:
 def test_options_must_hold_the_answer(read: Callable[..., Rows]) -> None:
     row = {"question": "a", "answer": "b", "options": ["c", "d"]}
     assert read(row).examples
-    with pytest.raises(RowsRefusedError, match="options are asked for"):
+    with pytest.raises(RowsRefusedError, match="needs two or more options"):
         read(row, mode="options")
 
 

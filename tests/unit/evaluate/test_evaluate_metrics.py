@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from narrowtune.core.config import MetricName
+from narrowtune.core.data_settings import MetricName
 from narrowtune.core.errors import EvaluationError
 from narrowtune.evaluate.answers import find_number, read_number
 from narrowtune.evaluate.metrics import METRICS, error_rate, score

@@ -106,7 +106,7 @@ def test_max_refused_is_one_limit_over_reading_and_encoding(read, config, tmp_pa
         read(config(skill={"path": path, "max_refused": 1}))
     assert "row 5: " in error.value.found
     assert "row 10: " in error.value.found
-    assert "set max_refused to 2" in error.value.do
+    assert "--set skill.max_refused=2" in error.value.do
     assert refused_rows(tmp_path) == [(path, 5), (path, 10)]
     inputs = read(config(skill={"path": path, "max_refused": 2}))
     summary = inputs.summaries[0]
@@ -129,6 +129,66 @@ def test_rows_mixed_in_are_refused_under_their_own_path(read, config, tmp_path):
         read(config(mix=[{"path": path, "share": 0.5}], skill={"max_refused": 40}))
     inputs = read(config(mix=[{"path": path, "share": 0.5, "max_refused": 40}]))
     assert (inputs.summaries[-1].num_used, inputs.summaries[-1].num_refused) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "reason", "remedy"),
+    [
+        (
+            {"metric": "number"},
+            {"answer": "two or three"},
+            "'two or three', which is not a number; exact_match, contains, relaxed_number",
+            "--set keep.1.metric=NAME",
+        ),
+        (
+            {"metric": "option_letter"},
+            {"answer": "a tree", "options": ["3", "4"]},
+            "names none of ['3', '4']; exact_match",
+            "--set keep.1.metric=NAME",
+        ),
+        (
+            {"mode": "options"},
+            {"answer": "3"},
+            "mode 'options' needs two or more options",
+            "--set keep.1.mode=generate",
+        ),
+    ],
+)
+def test_a_metric_or_mode_that_does_not_fit_is_named_with_its_row_and_what_fits(
+    read, config, tmp_path, settings, row, reason, remedy
+):
+    options = ["3", "4"] if settings != {"metric": "number"} else []
+    rows = [{"question": f"How many {i}?", "answer": "3", "options": options} for i in range(4)]
+    rows[2] = {"question": "What?", **row}
+    path = write(tmp_path / "misfit.jsonl", rows)
+    keep = [str(tmp_path / "keep.jsonl"), {"path": path, **settings}]
+    with pytest.raises(RowsRefusedError) as error:
+        read(config(keep=keep))
+    assert path in error.value.asked
+    assert "1 of 4 rows" in error.value.found
+    assert f"row 3: {'mode' if 'mode' in settings else 'the metric'}" in error.value.found
+    assert reason in error.value.found
+    assert remedy in error.value.do
+    assert "--set keep.1.max_refused=1" in error.value.do
+
+
+def test_rows_of_which_none_can_be_used_are_not_gone_on_without(read, config, tmp_path):
+    path = write(tmp_path / "words.jsonl", rows_about("tree", 3))
+    with pytest.raises(RowsRefusedError) as error:
+        read(config(keep=[{"path": path, "metric": "number"}]))
+    assert "3 of 3 rows" in error.value.found
+    assert "max_refused" not in error.value.do
+    with pytest.raises(DataError, match="none of which can be used") as error:
+        read(config(keep=[{"path": path, "metric": "number", "max_refused": 3}]))
+    assert path in error.value.asked
+
+
+def test_prompts_are_not_advised_to_be_refused(read, config, tmp_path):
+    path = write(tmp_path / "prompts.jsonl", [{"prompt": "Hello."}, {"text": "Bye."}])
+    with pytest.raises(RowsRefusedError) as error:
+        read(config(anchor={"prompts": path}))
+    assert "anchor.prompts" in error.value.do
+    assert "max_refused" not in error.value.do
 
 
 def test_the_skill_s_answers_are_those_of_its_own_rows(read, config, tmp_path):

@@ -1,0 +1,64 @@
+"""What can be seen before a model is loaded: paths that lead nowhere, trackers without package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from narrowtune.core.config import RunConfig
+from narrowtune.core.errors import DataError
+from narrowtune.data.sources import why_missing
+from narrowtune.train.arguments import check_trackers
+
+Named = tuple[str, str | Path | None]
+"""A path, after the setting or flag that gives it."""
+
+
+def check_run(config: RunConfig, *, with_skill: bool = True) -> None:
+    """Check what a run names before anything is loaded or written.
+
+    Raises:
+        DataError: paths that are not there, all of them.
+        UsageError: a tracker that can't be used.
+    """
+    skill, anchor = config.skill, config.anchor
+    rows: list[Named] = []
+    files: list[Named] = [("training.deepspeed", config.training.deepspeed)]
+    if with_skill:
+        rows += [("skill.path", skill.path), ("skill.test_path", skill.test_path)]
+        files.append(("skill.image_root", skill.image_root))
+    for number, keep in enumerate(config.keep):
+        rows.append((f"keep.{number}.path", keep.path))
+        files.append((f"keep.{number}.image_root", keep.image_root))
+    rows += [(f"mix.{number}.path", mix.path) for number, mix in enumerate(config.mix)]
+    rows.append(("anchor.prompts", anchor.prompts if anchor is not None else None))
+    rows.append(("drift.prompts", config.drift.prompts))
+    check_paths(config.model, rows, files)
+    check_trackers(config.training.report_to)
+
+
+def check_paths(model: str, rows: Sequence[Named], files: Sequence[Named] = ()) -> None:
+    """See that everything that is named is there; what is None is not looked for.
+
+    Args:
+        model: folder or hub id.
+        rows: files, folders or hub ids.
+        files: what must be on this disk.
+
+    Raises:
+        DataError: it lists all that are missing.
+    """
+    # Of all paths only a model's may begin with ~.
+    place = str(Path(model).expanduser()) if model.startswith("~") else model
+    looked_for = [("model", model, why_missing(place))]
+    looked_for += [(key, str(path), why_missing(str(path))) for key, path in rows if path]
+    for key, path in files:
+        there = path is None or Path(path).exists()
+        looked_for.append((key, str(path), None if there else "no such file or folder"))
+    missing = [f"{key} {path}: {reason}" for key, path, reason in looked_for if reason]
+    if missing:
+        raise DataError(
+            asked="what these paths lead to" if len(missing) > 1 else "what this path leads to",
+            found="\n  ".join(["", *missing]),
+            do=f"correct them; paths are relative to the working directory, {Path.cwd()}",
+        )
