@@ -9,7 +9,8 @@ from narrowtune.core.errors import NarrowtuneError
 
 def main() -> None:
     """Run the command line; an error made on purpose becomes three lines and an exit code."""
-    from narrowtune.cli import app, report_error
+    from narrowtune.cli.app import app
+    from narrowtune.cli.printing import report_error
     from narrowtune.engine.heap import return_freed_blocks
 
     return_freed_blocks()

@@ -27,7 +27,7 @@ def _modules_after(statement: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("module", ["narrowtune", "narrowtune.cli"])
+@pytest.mark.parametrize("module", ["narrowtune", "narrowtune.cli.app"])
 def test_help_waits_for_no_heavy_library(module):
     assert not _modules_after(f"import {module}").intersection(HEAVY)
 

@@ -95,13 +95,13 @@ def check_output(folder: Path, names: Sequence[str], *, overwrite: bool) -> None
         raise UsageError(
             asked=asked,
             found=error.strerror or str(error),
-            do="choose another --output: a folder that can be written, or a new one",
+            do="choose another folder: one that can be written, or a new one",
         ) from None
     if there and not overwrite:
         raise UsageError(
             asked=asked,
             found=f"{', '.join(there)} from before",
-            do="choose another --output, or replace what is there: --overwrite",
+            do="choose another folder, or replace what is there: --overwrite",
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from narrowtune.cli import app
+from narrowtune.cli.app import app
 from narrowtune.core.config import ModelSettings
 from narrowtune.core.errors import DataError, UsageError
 from narrowtune.delta.extract import extract
@@ -52,7 +52,7 @@ def test_flags_reach_the_settings(monkeypatch, command, tmp_path):
 
     monkeypatch.setattr(single, command, stop)
     more = {"evaluate": ["--tasks", "rows.jsonl"], "probe": ["--delta", "d.safetensors"]}[command]
-    flags = ["--dtype", "bfloat16", "--revision", "abc", "--set", "max_length=7"]
+    flags = ["--dtype", "bfloat16", "--revision", "abc", "--max-length", "7"]
     flags += ["--set", "chat_template_kwargs.enable_thinking=false"]
     CliRunner().invoke(app, [command, "m", *more, *flags])
     assert asked == [

@@ -1,0 +1,300 @@
+"""The commands, besides those on deltas."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from narrowtune.cli import delta as delta_commands
+from narrowtune.cli.flags import (
+    METRIC_HELP,
+    MODES,
+    RECIPE_HELP,
+    AsJson,
+    BatchSize,
+    Dtype,
+    MaxLength,
+    Model,
+    Overwrite,
+    Revision,
+    Set,
+    SetModel,
+    option,
+)
+from narrowtune.cli.printing import finish, open_console
+from narrowtune.cli.settings import model_settings, run_settings
+from narrowtune.version import __version__
+
+# Without rich's tables: they cut names of flags where the terminal is narrow.
+app = typer.Typer(
+    name="narrowtune",
+    help="Teach a (multimodal) language model a new skill without making it forget.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 ship or done, 1 error, 2 usage, 3 over budget, 4 not enough evidence.",
+)
+app.add_typer(delta_commands.app, name="delta")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"narrowtune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def plan(
+    model: Model,
+    recipe: Annotated[str, option("RECIPE", RECIPE_HELP)] = "sa_proj",
+    skill: Annotated[str | None, option("PATH", "The skill's rows: sizes come from them.")] = None,
+    keep: Annotated[
+        list[str] | None, option("PATH", "Rows to keep; may be repeated. Needs no --skill.")
+    ] = None,
+    anchor: Annotated[bool | None, typer.Option(help="Count an anchor on general prompts.")] = None,
+    per_device_train_batch_size: BatchSize = None,
+    max_length: MaxLength = None,
+    measure: Annotated[bool, typer.Option(help="Time some steps on this machine.")] = True,
+    power_watts: Annotated[float | None, option("W", "Machine's power, for energy.")] = None,
+    co2_kg_per_kwh: Annotated[float | None, option("KG", "Grid factor, for CO2.")] = None,
+    price_per_hour: Annotated[float | None, option("PRICE", "Of the machine.")] = None,
+    more: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would train and what it costs. Changes nothing."""
+    # A plan needs no skill, and a run's settings do.
+    with_skill = skill is not None or any(pair.startswith("skill") for pair in more or [])
+    flags = {
+        "model": model,
+        "recipe": recipe,
+        "skill": skill if with_skill else "(no skill)",
+        "keep": keep,
+        "anchor": anchor,
+        "training.per_device_train_batch_size": per_device_train_batch_size,
+        "training.global_batch_size": per_device_train_batch_size,
+        "max_length": max_length,
+        "cost.power_watts": power_watts,
+        "cost.co2_kg_per_kwh": co2_kg_per_kwh,
+        "cost.price_per_hour": price_per_hour,
+    }
+    settings = run_settings(None, flags, more)
+    from narrowtune.pipeline.single import plan as make_plan
+    from narrowtune.report.plan_view import render_plan
+
+    result = make_plan(settings, with_skill=with_skill, measure_time=measure)
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+    else:
+        open_console().print(render_plan(result))
+
+
+@app.command(short_help="Teach a skill, measure what was lost, and decide.")
+def teach(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A YAML file; flags override it.")
+    ] = None,
+    model: Annotated[str | None, option("MODEL", "Folder or hub id of the base model.")] = None,
+    recipe: Annotated[str | None, option("RECIPE", f"{RECIPE_HELP} sa_proj unless given.")] = None,
+    skill: Annotated[str | None, option("PATH", "Rows to learn from and be tested on.")] = None,
+    keep: Annotated[
+        list[str] | None, option("PATH", "Rows that must not get worse; may be repeated.")
+    ] = None,
+    mix: Annotated[
+        list[str] | None,
+        option("PATH:SHARE", "General rows mixed in, a share of the skill's; may be repeated."),
+    ] = None,
+    anchor: Annotated[
+        bool | None, typer.Option(help="Hold the model to the base on general prompts.")
+    ] = None,
+    budget: Annotated[float | None, option("POINTS", "Accepted mean loss.")] = None,
+    budget_task: Annotated[float | None, option("POINTS", "Accepted loss of any task.")] = None,
+    min_learning: Annotated[float | None, option("POINTS", "Least learning.")] = None,
+    metric: Annotated[str | None, option("METRIC", f"Of the skill. {METRIC_HELP}")] = None,
+    learning_rate: Annotated[float | None, option("RATE", "Peak of the schedule.")] = None,
+    num_train_epochs: Annotated[float | None, option("N", "Passes over the rows.")] = None,
+    max_steps: Annotated[int | None, option("N", "Optimiser steps, in place of epochs.")] = None,
+    global_batch_size: Annotated[int | None, option("N", "Rows of one optimiser step.")] = None,
+    per_device_train_batch_size: BatchSize = None,
+    max_length: MaxLength = None,
+    max_refused: Annotated[
+        int | None, option("N", "Unusable rows of the skill that are tolerated.")
+    ] = None,
+    output_dir: Annotated[str | None, option("FOLDER", "The run's folder.")] = None,
+    seed: Annotated[int | None, option("N", "Of splits, order and draws.")] = None,
+    gallery: Annotated[bool | None, typer.Option(help="Show answers in the report.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    more: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Teach a skill, prove what moved, measure what was lost, and decide."""
+    flags = {
+        "model": model,
+        "recipe": recipe,
+        "skill.path": skill,
+        "keep": keep,
+        "mix": mix,
+        "anchor": anchor,
+        "budget": budget,
+        "budget_task": budget_task,
+        "min_learning": min_learning,
+        "skill.metric": metric,
+        "skill.max_refused": max_refused,
+        "training.learning_rate": learning_rate,
+        "training.num_train_epochs": num_train_epochs,
+        "training.max_steps": max_steps,
+        "training.global_batch_size": global_batch_size,
+        "training.per_device_train_batch_size": per_device_train_batch_size,
+        "max_length": max_length,
+        "output_dir": output_dir,
+        "seed": seed,
+        "gallery": gallery,
+    }
+    settings = run_settings(config, flags, more)
+    from narrowtune.pipeline.teach import teach as run_teach
+
+    console = open_console(as_json)
+    given = config.read_text(encoding="utf-8") if config else None
+    record = run_teach(settings, given=given, resume=resume, console=console)
+    if record is not None:
+        finish(record, settings.output_dir, as_json, console)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    tasks: Annotated[list[str], option("PATH", "Rows with answers; may be repeated.")],
+    delta: Annotated[Path | None, option("DELTA", "Apply this delta first, in memory.")] = None,
+    metric: Annotated[str, option("METRIC", METRIC_HELP)] = "exact_match",
+    mode: Annotated[
+        str, option("MODE", f"{' or '.join(MODES)}: write an answer, or take the likeliest option.")
+    ] = MODES[0],
+    max_new_tokens: Annotated[int, option("N", "Length of an answer.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Rows that are answered together.")
+    ] = 32,
+    limit: Annotated[int | None, option("N", "Use only this many rows.")] = None,
+    max_length: MaxLength = None,
+    max_refused: Annotated[int, option("N", "Unusable rows tolerated in each set.")] = 0,
+    output: Annotated[Path, option("FOLDER", "Gets one file of answers per set of rows.")] = Path(
+        "evaluation"
+    ),
+    overwrite: Overwrite = False,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    more: SetModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on rows with answers, with or without a delta."""
+    flags = {"model": model, "dtype": dtype, "revision": revision, "max_length": max_length}
+    settings = model_settings(flags, more)
+    from narrowtune.pipeline.single import evaluate as score
+    from narrowtune.report.terminal import task_table
+
+    fields = {
+        "metric": metric,
+        "mode": mode,
+        "max_new_tokens": max_new_tokens,
+        "limit": limit,
+        "max_refused": max_refused,
+    }
+    results = score(
+        settings,
+        [{"path": path, **fields} for path in tasks],
+        delta,
+        batch_size=batch_size,
+        output=output,
+        overwrite=overwrite,
+    )
+    if as_json:
+        typer.echo(json.dumps([r.model_dump(exclude={"items"}) for r in results], indent=2))
+    else:
+        open_console().print(task_table(results))
+
+
+@app.command()
+def probe(
+    model: Model,
+    delta: Annotated[Path, option("DELTA", "The delta whose drift is measured.")],
+    prompts: Annotated[
+        str | None, option("PATH", "File of prompts; those of the package unless given.")
+    ] = None,
+    max_prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Use the first of them.")] = (
+        200
+    ),
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Length of an answer.")
+    ] = 32,
+    max_length: MaxLength = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    more: SetModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how far a delta moves the output distribution."""
+    flags = {"model": model, "dtype": dtype, "revision": revision, "max_length": max_length}
+    settings = model_settings(flags, more)
+    from narrowtune.pipeline.single import probe as measure
+    from narrowtune.report.terminal import drift_table
+
+    result = measure(
+        settings, delta, prompts, max_prompts=max_prompts, max_new_tokens=max_new_tokens
+    )
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+    else:
+        open_console().print(drift_table(result))
+
+
+@app.command(short_help="Build a run's report again; compare several runs.")
+def report(
+    run: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several to compare.")
+    ],
+    gallery: Annotated[bool, typer.Option(help="Show the answers that changed.")] = True,
+    output: Annotated[
+        Path | None, option("FOLDER", "Of a comparison; that of the runs unless given.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Build the report again from a run's folder; compare several runs."""
+    from narrowtune.core.run_folder import COMPARISON, check_output
+    from narrowtune.report.build import build_report
+    from narrowtune.report.comparison import build_comparison
+
+    if len(run) == 1:
+        path = build_report(run[0], gallery=gallery)
+    else:
+        folder = output or run[0].parent
+        check_output(folder, COMPARISON, overwrite=overwrite)
+        path = build_comparison(run, folder)
+    open_console().print(f"Report: {path}")
+
+
+@app.command(short_help="Teach counting to a real model; show what it broke.")
+def demo(
+    output_dir: Annotated[Path, option("FOLDER", "Where the runs go.")] = Path("runs/demo"),
+    seed: Annotated[int, option("N", "Of the data and the runs.")] = 42,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tenth of the work; shows the flow.")
+    ] = False,
+) -> None:
+    """Teach counting to a real model, plainly and with the anchor, and show what each broke."""
+    from narrowtune.core.run_folder import check_output
+    from narrowtune.demo.run import run_demo
+
+    # The demo itself sees to what is in the folder.
+    check_output(output_dir, (), overwrite=True)
+
+    run_demo(output_dir, seed=seed, quick=quick, console=open_console())

@@ -1,0 +1,52 @@
+"""How errors and results look on a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from narrowtune.core.errors import NarrowtuneError
+
+if TYPE_CHECKING:
+    from narrowtune.core.results import RunRecord
+    from narrowtune.delta.folder import FolderResult
+
+
+def report_error(error: NarrowtuneError) -> None:
+    """Print what was asked, what was found and what to do, to standard error."""
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold red]{type(error).__name__}[/]")
+    for label, text in (("asked", error.asked), ("found", error.found), ("do", error.do)):
+        console.print(f"  {label:<6}", end="", style="bold")
+        console.print(text, markup=False)
+
+
+def open_console(as_json: bool = False) -> Console:
+    """Return where to write for people: beside the result, where that is for machines."""
+    return Console(stderr=as_json, highlight=False)
+
+
+def finish(record: RunRecord, folder: str, as_json: bool, console: Console) -> None:
+    """Print a run's outcome, and leave with its exit code."""
+    from narrowtune.core.results import EXIT_CODES
+    from narrowtune.report.terminal import summary_lines
+
+    if as_json:
+        typer.echo(record.model_dump_json(indent=2))
+    else:
+        for line in summary_lines(record):
+            console.print(line)
+        console.print(f"Report: {Path(folder) / 'report.html'}")
+    if record.verdict is not None:
+        raise typer.Exit(EXIT_CODES[record.verdict.outcome])
+
+
+def say_written(what: str, result: FolderResult) -> None:
+    """Say what a new model folder holds."""
+    console = open_console()
+    console.print(f"{what}: {result.folder} ({result.num_tensors} tensors changed)", markup=False)
+    for name, reason in result.left_out.items():
+        console.print(f"  left out: {name} ({reason})", markup=False)

@@ -1,0 +1,53 @@
+"""What is typed becomes settings: a file first, then flags, then `--set`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from narrowtune.core.config import (
+    ModelSettings,
+    RunConfig,
+    load_config,
+    parse_config,
+    parse_model_settings,
+)
+from narrowtune.core.errors import UsageError
+from narrowtune.core.overrides import override
+
+_FLAGS = "the command line"
+
+
+def run_settings(config: Path | None, flags: dict[str, Any], more: list[str] | None) -> RunConfig:
+    """Merge a file, the flags that were given, and `--set` pairs, in this order."""
+    overrides = _overrides(flags, more)
+    if config is None:
+        return parse_config(override({}, overrides), _FLAGS)
+    return load_config(config, overrides)
+
+
+def model_settings(flags: dict[str, Any], more: list[str] | None) -> ModelSettings:
+    """Merge the flags that were given, and `--set` pairs."""
+    return parse_model_settings(override({}, _overrides(flags, more)), _FLAGS)
+
+
+def _overrides(flags: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
+    """Return the flags that were given and the `--set` pairs, which win, by dotted key."""
+    overrides = {key: value for key, value in flags.items() if value is not None}
+    for pair in more or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(
+                asked=f"--set {pair}",
+                found="no '='",
+                do="write --set key=value, for example --set training.optim=adamw_torch",
+            )
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(
+                asked=f"--set {pair}", found=str(error), do="write the value as YAML"
+            ) from None
+    return overrides
