@@ -39,7 +39,7 @@ from narrowtune.engine.options import option_logprobs
 from narrowtune.evaluate.statistics import smallest_provable_budget
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection, resolve
-from narrowtune.train.arguments import training_arguments
+from narrowtune.train.arguments import planned_samples, training_arguments
 from narrowtune.train.masters import computing_in
 from narrowtune.train.trial import (
     MakeOptimizer,
@@ -94,7 +94,7 @@ class _Planner:
         num_processes: int,
     ) -> None:
         self.loaded, self.model, self.config = loaded, loaded.model, config
-        self.arithmetic = arithmetic
+        self.arithmetic, self.num_processes = arithmetic, num_processes
         self.device: torch.device = loaded.model.device
         self.selection: Selection = resolve(loaded.model, config.recipe)
         self.batches = Batches(loaded, config, workload, num_processes)
@@ -136,7 +136,8 @@ class _Planner:
             per_device_train_batch_size=self.batches.batch_size,
             tokens_per_sample=self.batches.tokens_per_sample,
             labels_per_sample=self.batches.labels_per_sample,
-            num_samples=self.num_samples,
+            num_samples=self.num_samples
+            and planned_samples(self.config, self.num_samples, self.num_processes),
             num_steps=steps,
             flops_per_token=flops,
             flops_per_token_full=flops_full,

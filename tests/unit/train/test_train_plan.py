@@ -201,6 +201,7 @@ def test_totals_of_the_run(base, tmp_path):
         base, config, Workload(rows=rows, num_samples=90), arithmetic=BF16, measure_time=False
     )
     assert found.num_steps == 2 * 12  # 90 rows in batches of 8, twice
+    assert found.num_samples == 2 * 90
     assert found.tokens_per_sample == 21
     assert found.labels_per_sample == 4
     # Every batch of 8 has, or nearly has, a row of 22 tokens.

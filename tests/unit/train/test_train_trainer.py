@@ -28,6 +28,7 @@ from narrowtune.train.arguments import (
     accumulation_steps,
     num_repeated,
     per_device_batch_size,
+    planned_samples,
     planned_steps,
     validation_batches,
     warmup_steps,
@@ -400,6 +401,10 @@ def test_steps_are_counted_as_the_trainer_counts_them(tmp_path):
     assert planned_steps(_config(tmp_path), 25) == 4
     assert planned_steps(_config(tmp_path, max_steps=0), 25) == 0
     assert planned_steps(_config(tmp_path, num_train_epochs=2), 25) == 8
+    assert planned_samples(_config(tmp_path), 25, 1) == 25
+    # Three steps of 8 and one of 1 make an epoch.
+    for steps, samples in ((0, 0), (2, 16), (4, 25), (5, 33), (8, 50)):
+        assert planned_samples(_config(tmp_path, max_steps=steps), 25, 1) == samples
 
 
 def test_only_complete_checkpoints_are_found(tmp_path):
