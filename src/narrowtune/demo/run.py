@@ -14,6 +14,7 @@ from rich.console import Console
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
+from narrowtune.core.numbers import moved
 from narrowtune.core.results import RunRecord
 from narrowtune.demo.files import DemoData, write_demo_data
 from narrowtune.demo.weights import NOTE, smollm2_folder
@@ -125,9 +126,10 @@ def _sentence(record: RunRecord) -> str:
         if task.role == "held_out"
     )
     return (
-        f"[bold]{record.name}[/]: learned {verdict.learning.value:.0f} points, lost "
-        f"{verdict.forgetting.value:.1f} on average ({lost}); number tokens' mass on prompts that "
-        f"ask for no number {numbers.base_mass:.3f} → {numbers.tuned_mass:.3f}; "
+        f"[bold]{record.name}[/]: the skill {moved(-verdict.learning.value)}, the held-out "
+        f"tasks {moved(verdict.forgetting.value)} on average ({lost}); number tokens' "
+        f"mass on prompts that ask for no number {numbers.base_mass:.3f} → "
+        f"{numbers.tuned_mass:.3f}; "
         f"[bold]{verdict.outcome.replace('_', ' ')}[/] at a budget of {verdict.budget:g} points"
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from narrowtune.core.errors import EvaluationError
+from narrowtune.core.numbers import loss_range, moved, number, signed, worst_case
 from narrowtune.core.results import (
     Estimate,
     ItemResult,
@@ -98,9 +99,9 @@ def decide(
 
     needed = None if over or kept or not held_out else _needed(held_out, budget, budget_task)
     reasons = [_learning_reason(targets, learning, min_learning)]
-    reasons.append(_loss_reason("held-out tasks lost on average", forgetting, budget, held_out))
+    reasons.append(_loss_reason("The held-out tasks on average", forgetting, budget, held_out))
     if budget_task is not None and worst is not None:
-        what = f"the held-out task that lost most ({worst_task}) lost"
+        what = f"The worst held-out task ({worst_task})"
         reasons.append(_loss_reason(what, worst, budget_task, held_out))
     if held_out and not over and not kept:
         reasons.append(_needed_reason(needed))
@@ -144,18 +145,19 @@ def _learning_reason(
     if learning is None:
         return "Learning can't be judged: no skill was evaluated, so nothing can ship."
     num_items = sum(len(pair.before) for pair in targets)
-    found = f"the skill's score changed by {learning.value:+.2f} points ({num_items} items)"
+    found = f"the skill's score changed by {signed(learning.value, 2)} points ({num_items} items)"
     asked = f"the {min_learning:g} that it must exceed"
     if learning.lower_bound > min_learning:
-        return f"It learned: {found}, at least {learning.lower_bound:+.2f}, above {asked}."
+        return f"It learned: {found}, at least {signed(learning.lower_bound, 2)}, above {asked}."
     if not any(np.any(pair.before != pair.after) for pair in targets):
         return f"It did not learn: none of the skill's {num_items} items changed its score."
     if learning.upper_bound <= min_learning:
-        return f"It did not learn: {found}, at most {learning.upper_bound:+.2f}, not above {asked}."
+        at_most = signed(learning.upper_bound, 2)
+        return f"It did not learn: {found}, at most {at_most}, not above {asked}."
     needed = items_needed(targets, min_learning) if learning.value > min_learning else None
     more = f" About {needed:,} skill items per task would show it." if needed else ""
     return (
-        f"Learning is not shown: {found}, but perhaps only {learning.lower_bound:+.2f}, "
+        f"Learning is not shown: {found}, but perhaps only {signed(learning.lower_bound, 2)}, "
         f"not above {asked}.{more}"
     )
 
@@ -165,15 +167,16 @@ def _loss_reason(
 ) -> str:
     if loss is None:
         return "Forgetting can't be judged: no keep data was evaluated, so nothing can ship."
-    found = f"{what[0].upper()}{what[1:]} {loss.value:.2f} points"
+    found = f"{what} {moved(loss.value, 2)}"
     if not any(np.any(pair.before != pair.after) for pair in held_out):
         found += " (no held-out item changed its score)"
     if loss.lower_bound > budget:
-        return f"{found}, at least {loss.lower_bound:.2f}: over the budget of {budget:g}."
+        return f"{found}, at least {number(loss.lower_bound, 2)}: over the budget of {budget:g}."
     if loss.upper_bound <= budget:
-        return f"{found}, at most {loss.upper_bound:.2f}: within the budget of {budget:g}."
+        return f"{found}, {worst_case(loss.upper_bound, 2)}: within the budget of {budget:g}."
     return (
-        f"{found}, somewhere from {loss.lower_bound:.2f} to {loss.upper_bound:.2f}: "
+        f"{found}, somewhere from "
+        f"{loss_range(loss.value, loss.lower_bound, loss.upper_bound, 2)}: "
         f"the budget of {budget:g} is neither kept nor broken for certain."
     )
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from narrowtune.core.numbers import loss_range, moved, number, signed, worst_case
 from narrowtune.core.results import DriftResult, Estimate, TaskChange, Verdict
 from narrowtune.report.folder import LoggedStep
 from narrowtune.report.scale import (
@@ -19,7 +20,7 @@ from narrowtune.report.scale import (
     thin,
     tick_label,
 )
-from narrowtune.report.text import number, percent, signed, small
+from narrowtune.report.text import percent, small
 from narrowtune.report.text import tick as tick_text
 
 CURVE_HEIGHT = 150
@@ -37,77 +38,66 @@ class Tick:
 
 @dataclass(frozen=True)
 class Gauge:
-    """One estimate against one limit on one axis.
+    """One change, after − before, against one limit; what lies left of the limit is not allowed.
 
     Attributes:
-        limit: position of the limit; None where there is none.
-        beyond: which side of the limit is not allowed, "right" or "left".
+        limit: where the limit lies in the chart, and `limit_value` in points.
+        change: what is drawn; its sign is that of the axis.
+        amount: the change in words, "lost 4.2 points".
+        bound: the end that is held against the limit, in words.
+        between: the two-sided interval, in words.
     """
 
     title: str
-    estimate: Estimate
+    change: Estimate
     mark: Mark
     ticks: list[Tick]
     zero: float
-    limit: float | None
+    limit: float
+    limit_value: float
     limit_label: str
-    beyond: str
     role: str
-    unit: str
-    value: str
+    amount: str
     bound: str
+    between: str
 
 
 def gauges(verdict: Verdict) -> list[Gauge]:
-    """The mean held-out loss against the budget, and learning against what it must exceed."""
+    """The held-out tasks against the budget, and learning against what it must exceed."""
     drawn = []
-    if verdict.forgetting is not None:
-        drawn.append(
-            _gauge(
-                "Mean held-out loss",
-                verdict.forgetting,
-                verdict.budget,
-                f"budget {number(verdict.budget)}",
-                "right",
-                "held_out",
-            )
-        )
-    if verdict.learning is not None:
-        drawn.append(
-            _gauge(
-                "Learning",
-                verdict.learning,
-                verdict.min_learning,
-                f"must exceed {number(verdict.min_learning)}",
-                "left",
-                "target",
-            )
-        )
+    loss, learning = verdict.forgetting, verdict.learning
+    if loss is not None:
+        limit = (-verdict.budget, budget_label(verdict.budget))
+        bound = worst_case(loss.upper_bound)
+        drawn.append(_gauge("Held-out tasks, mean", "held_out", negate(loss), limit, bound))
+    if learning is not None:
+        limit = (verdict.min_learning, f"must exceed {signed(verdict.min_learning)}")
+        bound = f"at least {signed(learning.lower_bound)}"
+        drawn.append(_gauge("Skill", "target", learning, limit, bound))
     return drawn
 
 
-def _gauge(
-    title: str, estimate: Estimate, limit: float, label: str, beyond: str, role: str
-) -> Gauge:
-    scale = make_scale([*span(estimate), limit, 0.0], most_ticks=6, margin=0.1)
-    bound = (
-        f"at most {number(estimate.upper_bound)}"
-        if beyond == "right"
-        else f"at least {signed(estimate.lower_bound)}"
-    )
+def budget_label(budget: float) -> str:
+    """A budget where its line is drawn, at minus the points that may be lost."""
+    return f"budget: {number(budget)} lost"
+
+
+def _gauge(title: str, role: str, change: Estimate, limit: tuple[float, str], bound: str) -> Gauge:
+    scale = make_scale([*span(change), limit[0], 0.0], most_ticks=6, margin=0.1)
+    loss = negate(change)
     return Gauge(
         title=title,
-        estimate=estimate,
-        mark=mark(scale, estimate),
-        ticks=ticks(scale, sign=beyond == "left"),
-        zero=scale.at(0.0),
-        limit=scale.at(limit),
-        limit_label=label,
-        beyond=beyond,
         role=role,
-        unit="points lost" if beyond == "right" else "points gained",
-        value=number(estimate.value) if beyond == "right" else signed(estimate.value),
+        change=change,
+        mark=mark(scale, change),
+        ticks=ticks(scale, sign=True),
+        zero=scale.at(0.0),
+        limit=scale.at(limit[0]),
+        limit_value=limit[0],
+        limit_label=limit[1],
+        amount=moved(loss.value),
         bound=bound,
+        between=loss_range(loss.value, loss.low, loss.high),
     )
 
 

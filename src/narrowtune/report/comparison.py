@@ -10,14 +10,15 @@ from typing import Any
 from urllib.parse import quote
 
 from narrowtune.core.errors import ReportError
+from narrowtune.core.numbers import interval, number, signed
 from narrowtune.core.results import Estimate, RunRecord, TaskChange
 from narrowtune.core.run_folder import write_text
-from narrowtune.report.charts import Tick, ticks
+from narrowtune.report.charts import Tick, budget_label, negate, ticks
 from narrowtune.report.folder import read_record
 from narrowtune.report.plots import draw_comparison
 from narrowtune.report.render import render_html, render_json, render_markdown
 from narrowtune.report.scale import make_scale, mark, span
-from narrowtune.report.text import duration, interval, number, percent, signed, size, small, tick
+from narrowtune.report.text import duration, percent, size, small, tick
 from narrowtune.report.verdict import Headline, headline
 
 COMPARISON_SCHEMA = 1
@@ -50,7 +51,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Learning (up) against mean held-out loss (to the right)."""
+    """Learning (up) against the mean held-out change (to the right)."""
 
     points: list[Point]
     x_ticks: list[Tick]
@@ -109,9 +110,9 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     anchor = None if training is None else training.anchor_weight
     memory = None if training is None else training.peak_memory_bytes
     return [
-        ("Learning, points", none if learning is None else _with_interval(learning, sign=True)),
-        ("Held-out loss, points", none if loss is None else _with_interval(loss)),
-        ("Budget", none if verdict is None else number(verdict.budget)),
+        ("Skill, change in points", none if learning is None else _with_interval(learning)),
+        ("Held-out, change in points", none if loss is None else _with_interval(negate(loss))),
+        ("Budget, points lost", none if verdict is None else number(verdict.budget)),
         ("KL(base‖tuned)", none if drift is None else small(drift.kl_base_tuned)),
         ("Same top-1", none if drift is None else percent(drift.top1_agreement)),
         ("Recipe", record.recipe),
@@ -123,9 +124,8 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     ]
 
 
-def _with_interval(estimate: Estimate, *, sign: bool = False) -> str:
-    value = signed(estimate.value) if sign else number(estimate.value)
-    return f"{value} ({interval(estimate, sign=sign)})"
+def _with_interval(change: Estimate) -> str:
+    return f"{signed(change.value)} ({interval(change)})"
 
 
 def _scatter(rows: Sequence[Row]) -> Scatter | None:
@@ -134,11 +134,15 @@ def _scatter(rows: Sequence[Row]) -> Scatter | None:
         for row in rows
         if row.record.verdict is not None
     ]
-    known = [(row, up, right) for row, up, right in placed if up is not None and right is not None]
+    known = [
+        (row, up, negate(loss)) for row, up, loss in placed if up is not None and loss is not None
+    ]
     if not known:
         return None
     limits = sorted({row.record.verdict.budget for row, _, _ in known if row.record.verdict})
-    x_scale = make_scale([0.0, *limits, *(value for _, _, e in known for value in span(e))])
+    x_scale = make_scale(
+        [0.0, *(-limit for limit in limits), *(value for _, _, e in known for value in span(e))]
+    )
     y_scale = make_scale([0.0, *(value for _, e, _ in known for value in span(e))])
     points = []
     for row, up, right in known:
@@ -146,11 +150,11 @@ def _scatter(rows: Sequence[Row]) -> Scatter | None:
         points.append(Point(row, x.at, x.low, x.high, 100 - y.at, 100 - y.low, 100 - y.high))
     return Scatter(
         points=points,
-        x_ticks=ticks(x_scale),
+        x_ticks=ticks(x_scale, sign=True),
         y_ticks=[Tick(100 - t.at, t.label) for t in ticks(y_scale, sign=True)],
         x_zero=x_scale.at(0.0),
         y_zero=100 - y_scale.at(0.0),
-        budgets=[Tick(x_scale.at(limit), f"budget {number(limit)}") for limit in limits],
+        budgets=[Tick(x_scale.at(-limit), budget_label(limit)) for limit in limits],
     )
 
 

@@ -6,10 +6,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from narrowtune.core.numbers import number
 from narrowtune.core.results import Plan
 from narrowtune.report.sections import Fact, components, cost_facts
 from narrowtune.report.terminal import cell, fact_table, table
-from narrowtune.report.text import count, duration, number, percent, plural, size, small
+from narrowtune.report.text import count, duration, percent, plural, size, small
 from narrowtune.report.verdict import points
 
 

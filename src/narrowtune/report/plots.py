@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from narrowtune.core.numbers import signed
 from narrowtune.core.results import DriftResult, RunRecord, TaskChange, Verdict
 from narrowtune.report import plotstyle as look
-from narrowtune.report.charts import negate
+from narrowtune.report.charts import budget_label, gauges, negate
 from narrowtune.report.folder import LoggedStep, RunFiles
 from narrowtune.report.scale import running_mean
-from narrowtune.report.text import interval, number, signed, small, tick, visible
+from narrowtune.report.text import small, tick, visible
 from narrowtune.report.verdict import headline
 
 NAME_LENGTH = 34
@@ -42,29 +43,7 @@ def short(name: str) -> str:
 
 def _draw_verdict(record: RunRecord, verdict: Verdict, folder: Path) -> str:
     head = headline(record)
-    rows = [
-        (
-            "Mean held-out loss",
-            verdict.forgetting,
-            verdict.budget,
-            "budget",
-            look.HELD_OUT,
-            "points lost",
-        ),
-        (
-            "Learning",
-            verdict.learning,
-            verdict.min_learning,
-            "must exceed",
-            look.TARGET,
-            "points gained",
-        ),
-    ]
-    known = [
-        (title, estimate, limit, word, color, unit)
-        for title, estimate, limit, word, color, unit in rows
-        if estimate is not None
-    ]
+    known = gauges(verdict)
     if not known:
         return ""
     figure = look.new_figure(9, 1.3 + 1.75 * len(known))
@@ -77,22 +56,27 @@ def _draw_verdict(record: RunRecord, verdict: Verdict, folder: Path) -> str:
         color=look.TONES[head.tone],
     )
     grid = figure.subplots(len(known), 1, squeeze=False)[:, 0]
-    for axes, (title, estimate, limit, word, color, unit) in zip(grid, known, strict=True):
-        look.draw_interval(axes, estimate, 0, color)
+    for axes, gauge in zip(grid, known, strict=True):
+        color = look.TARGET if gauge.role == "target" else look.HELD_OUT
+        look.draw_interval(axes, gauge.change, 0, color)
         axes.axvline(0, color=look.BASE, lw=1)
-        look.limit_line(axes, limit, f"{word} {number(limit)}")
+        look.limit_line(axes, gauge.limit_value, gauge.limit_label)
         axes.set_ylim(-1, 1)
         axes.set_yticks([])
         _room(axes)
         look.only_x_grid(axes)
-        show = number if color == look.HELD_OUT else signed
-        axes.set_title(f"{title}: {show(estimate.value)} {unit} (95 %: {interval(estimate)})")
+        axes.set_title(f"{gauge.title}: {gauge.amount} (95 %: {gauge.between})")
         low, high = axes.get_xlim()
-        edges = (limit, high) if color == look.HELD_OUT else (low, limit)
-        axes.axvspan(*edges, color=look.LIMIT, alpha=0.07, lw=0)
+        axes.axvspan(low, gauge.limit_value, color=look.LIMIT, alpha=0.07, lw=0)
         axes.set_xlim(low, high)
+        axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
     look.save(figure, folder, "verdict")
     return "verdict"
+
+
+def signed_tick(value: float) -> str:
+    """A tick on an axis of changes."""
+    return f"+{tick(value)}" if value > 0 else tick(value)
 
 
 def _room(axes: Axes) -> None:
@@ -120,7 +104,7 @@ def _draw_tasks(tasks: list[TaskChange], verdict: Verdict | None, folder: Path) 
         # The budget is about the mean alone, so its line stays in that row.
         axes.plot([-verdict.budget] * 2, [-0.45, 0.3], color=look.LIMIT, lw=2)
         axes.annotate(
-            f"budget {number(-verdict.budget)}",
+            budget_label(verdict.budget),
             (-verdict.budget, 0.34),
             ha="right",
             color=look.LIMIT,
@@ -141,6 +125,7 @@ def _draw_tasks(tasks: list[TaskChange], verdict: Verdict | None, folder: Path) 
             annotation_clip=False,
         )
     look.only_x_grid(axes)
+    axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
     axes.set_xlabel("change after tuning, percentage points  (left: lost, right: gained)")
     figure.suptitle("Learning and forgetting", x=0.012, ha="left", fontsize=15, fontweight="bold")
     look.save(figure, folder, "learning_forgetting")
@@ -232,7 +217,7 @@ def draw_comparison(records: Sequence[RunRecord], folder: Path) -> bool:
     Runs are numbered by their place among `records`, as in the comparison's table.
     """
     known = [
-        (index, record, record.verdict.learning, record.verdict.forgetting)
+        (index, record, record.verdict.learning, negate(record.verdict.forgetting))
         for index, record in enumerate(records, start=1)
         if record.verdict and record.verdict.learning and record.verdict.forgetting
     ]
@@ -255,11 +240,13 @@ def draw_comparison(records: Sequence[RunRecord], folder: Path) -> bool:
         axes.axhline(0, color=look.BASE, lw=1)
         _room(axes)
         for budget in sorted({record.verdict.budget for record in records if record.verdict}):
-            look.limit_line(axes, budget, f"budget {number(budget)}")
+            look.limit_line(axes, -budget, budget_label(budget))
         axes.grid(axis="both")
-        axes.set_xlabel("mean held-out loss, percentage points")
-        axes.set_ylabel("learning, percentage points")
-        axes.set_title("Learning against forgetting: best is top left")
+        axes.set_xlabel("mean change of the held-out tasks, percentage points")
+        axes.set_ylabel("change of the skill, percentage points")
+        axes.set_title("Learning against forgetting: best is top right")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: signed_tick(value))
         figure.legend(loc="outside lower left", frameon=False, ncols=2, markerscale=0.6)
         look.save(figure, folder, "learning_vs_forgetting")
     return True

@@ -16,19 +16,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from narrowtune.core import numbers
 from narrowtune.report import text
 from narrowtune.report.verdict import points
 from narrowtune.version import __version__
 
 FILTERS = {
     "count": text.count,
-    "interval": text.interval,
+    "interval": numbers.interval,
     "moment": text.moment,
-    "number": text.number,
+    "number": numbers.number,
     "percent": text.percent,
     "plural": text.plural,
     "points": points,
-    "signed": text.signed,
+    "signed": numbers.signed,
     "small": text.small,
 }
 

@@ -12,10 +12,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from narrowtune.core.numbers import interval, loss_range, moved, number, signed
 from narrowtune.core.results import DeltaInfo, DriftResult, RunRecord, TaskResult
 from narrowtune.report.charts import drift_bars, token_groups
 from narrowtune.report.sections import Fact, delta_facts
-from narrowtune.report.text import interval, number, percent, signed, small, visible
+from narrowtune.report.text import percent, small, visible
 from narrowtune.report.verdict import Tone, headline, points
 
 STYLES: dict[Tone, str] = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow"}
@@ -34,8 +35,9 @@ def summary_lines(record: RunRecord) -> list[RenderableType]:
         loss = record.verdict.forgetting
         lines.append(
             Text(
-                f"Mean held-out loss {number(loss.value)} points ({interval(loss)}), "
-                f"budget {points(record.verdict.budget)}"
+                f"Held-out tasks {moved(loss.value)} on average "
+                f"(95 %: {loss_range(loss.value, loss.low, loss.high)}), "
+                f"budget {points(record.verdict.budget)} lost"
             )
         )
     lines.append(Text.assemble(("Next: ", "bold"), visible(head.next_step)))
@@ -79,7 +81,7 @@ def _change_table(record: RunRecord) -> Table:
             percent(task.before.mean),
             percent(task.after.mean),
             Text(signed(task.change.value), style="red" if lost else "green" if gained else ""),
-            interval(task.change, sign=True),
+            interval(task.change),
             f"{task.num_items:,}",
         )
     return made

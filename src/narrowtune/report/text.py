@@ -11,9 +11,8 @@ import re
 import unicodedata
 from datetime import datetime
 
-from narrowtune.core.results import Estimate
+from narrowtune.core.numbers import MINUS, number
 
-MINUS = "\u2212"
 _MARKDOWN = re.compile(r"([\\`*{}\[\]#|~$])|(?<![^\W_])(_)|(_)(?![^\W_])")
 _LINE_START = re.compile(r"^(\s*\d*)([-+.)])(?=\s)")
 
@@ -49,23 +48,6 @@ def markdown(text: str) -> str:
     return line.replace("<", "&lt;").replace(">", "&gt;")
 
 
-def number(value: float, digits: int = 1) -> str:
-    """A number with a true minus sign; non-finite values in words."""
-    if math.isnan(value):
-        return "not a number"
-    if math.isinf(value):
-        return "∞" if value > 0 else MINUS + "∞"
-    rounded = f"{abs(value):,.{digits}f}"
-    negative = value < 0 and float(rounded.replace(",", "")) != 0
-    return (MINUS if negative else "") + rounded
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """A number that always shows its direction; zero has none."""
-    text = number(value, digits)
-    return f"+{text}" if value > 0 and text.strip("0.") else text
-
-
 def percent(share: float, digits: int = 1) -> str:
     """A share between 0 and 1 in percent."""
     return f"{number(100 * share, digits)}\u00a0%"
@@ -90,12 +72,6 @@ def tick(value: float) -> str:
         if exponent
         else (mantissa)
     )
-
-
-def interval(estimate: Estimate, digits: int = 1, *, sign: bool = False) -> str:
-    """The two-sided interval, "0.1 to 0.9"."""
-    show = signed if sign else number
-    return f"{show(estimate.low, digits)} to {show(estimate.high, digits)}"
 
 
 def size(num_bytes: float) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from narrowtune.core.numbers import loss_range, moved, number, signed, worst_case
 from narrowtune.core.results import DriftResult, Outcome, RunRecord, TaskChange, Verdict
-from narrowtune.report.text import number, percent, plural, signed
+from narrowtune.report.text import percent, plural
 
 Tone = Literal["good", "bad", "unsure"]
 
@@ -82,7 +83,7 @@ def _learned(verdict: Verdict) -> str:
 def _ship(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
     loss = verdict.forgetting
     kept = (
-        f"what it may have lost elsewhere is at most {points(loss.upper_bound)} on average "
+        f"elsewhere it {moved(loss.value)} on average, {worst_case(loss.upper_bound)} "
         f"(95 % bound), within the {points(verdict.budget)} allowed"
         if loss is not None
         else "no held-out task was asked for"
@@ -129,9 +130,9 @@ def _not_enough(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
             "Train longer, with more rows or at a higher rate, or test on more skill items.",
         )
     meaning = (
-        f"{_learned(verdict)}. The mean held-out loss lies between {number(loss.lower_bound)} and "
-        f"{number(loss.upper_bound)} points, so these items can't tell whether it stays within "
-        f"{points(verdict.budget)}."
+        f"{_learned(verdict)}. On what it should keep it {moved(loss.value)} on average, somewhere "
+        f"from {loss_range(loss.value, loss.lower_bound, loss.upper_bound)} (95 % bounds), so "
+        f"these items can't tell whether a loss stays within {points(verdict.budget)}."
     )
     if verdict.items_needed is None:
         return meaning, "Evaluate on more held-out items, or accept a larger budget."
@@ -168,20 +169,20 @@ def _finding(task: TaskChange) -> Finding | None:
     invalid = 100 * (task.before_valid - task.after_valid)
     form = f"answers of valid form {percent(task.before_valid, 0)} → {percent(task.after_valid, 0)}"
     if task.change.high < 0:
-        both = f"{number(strict)} points lost as asked, {number(lenient)} read leniently; {form}."
+        both = f"{moved(strict)} as asked, {moved(lenient)} read leniently; {form}."
         if lenient < strict / 2:
             return Finding(
                 task.name,
                 "Format drift",
                 "unsure",
-                "The answers are mostly still there, in another form: " + both,
+                f"The answers are mostly still there, in another form: {both}",
             )
         also = " The form broke as well." if invalid >= SUBSTANTIAL else ""
         return Finding(
             task.name,
             "Forgetting",
             "bad",
-            "Right answers were lost, whatever their form: " + both + also,
+            f"Right answers were lost, whatever their form: {both}{also}",
         )
     if invalid >= SUBSTANTIAL:
         return Finding(

@@ -133,11 +133,20 @@ def test_the_worst_task_has_a_budget_of_its_own():
     assert decide(before, after, budget=3.0).outcome == "ship"
     verdict = decide(before, after, budget=3.0, budget_task=2.0)
     assert (verdict.outcome, verdict.worst_task) == ("over_budget", "a")
-    assert "lost most (a) lost 7.50 points" in reasons(verdict)
+    assert "The worst held-out task (a) lost 7.50 points" in reasons(verdict)
     assert decide(before, after, budget=3.0, budget_task=15.0).outcome == "ship"
     unsure = decide(before, after, budget=3.0, budget_task=9.0)
     assert unsure.outcome == "not_enough_evidence"
     assert unsure.items_needed > 400
+
+
+def test_reasons_call_a_gain_a_gain_and_write_a_true_minus():
+    before = [skill(3), result("a", 10, 40)]
+    verdict = decide(before, [skill(2), result("a", 12, 40)], budget=1.0)
+    assert "The held-out tasks on average gained 5.00 points" in reasons(verdict)
+    assert " lost to " in reasons(verdict)
+    assert "changed by −0.25 points" in reasons(verdict)
+    assert "-" not in reasons(verdict).replace("held-out", "")
 
 
 def test_groups_make_evidence_scarcer():

@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from report_runs import write_run
+from report_runs import estimate, write_run
 from rich.console import Console
 
 from narrowtune.core.errors import ReportError
@@ -79,8 +79,12 @@ def test_terminal_summary_has_colours_on_terminals_only(tmp_path):
     text = printed(record)
     assert "✕ Over budget" in text
     assert "\x1b" not in text
-    assert [word in text for word in ("counting", "capitals", "budget 5 points", "Next:")]
+    assert all(word in text for word in ("counting", "capitals", "budget 5 points", "Next:"))
     assert "\x1b[" in printed(record, force_terminal=True)
+    gained = estimate(-8.3, 20.0)
+    verdict = record.verdict.model_copy(update={"forgetting": gained})
+    text = printed(record.model_copy(update={"verdict": verdict})).replace("\n", " ")
+    assert "tasks gained 8.3 points on average (95 %: 11.7 lost to 28.3 gained)" in text
 
 
 def test_terminal_summary_takes_no_orders_from_data(tmp_path):
