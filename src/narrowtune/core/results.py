@@ -358,7 +358,12 @@ class DataSummary(Value):
 
 
 class DeltaInfo(Value):
-    """A delta file, described."""
+    """A delta file, described.
+
+    Attributes:
+        family: of the model that it was made of; empty in records of before it was kept.
+        notes: what the file says that its user must know.
+    """
 
     path: str
     num_tensors: int
@@ -369,6 +374,8 @@ class DeltaInfo(Value):
     base_fingerprint: str
     tuned_fingerprint: str
     recipe: str
+    family: str = ""
+    notes: list[str] = Field(default_factory=list)
 
 
 class RunRecord(Value):

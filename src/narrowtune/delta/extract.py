@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -54,6 +55,11 @@ def extract(
             they are now.
         notes: what a user of the delta must know, kept in the file.
 
+    Warns:
+        UserWarning: the base is in another dtype than the folder that the model was loaded from,
+            as after `from_pretrained(…, dtype=torch.float32)` of bf16 weights: the delta is exact,
+            but fits models loaded in that dtype alone, not the folder.
+
     Raises:
         DeltaError: the base can't be found or does not match the selection or its hashes, a dtype
             has no delta, or a value is NaN or infinite.
@@ -85,6 +91,7 @@ def extract(
         wrong = [n for n, record in records.items() if base_hashes.get(n) != record.base_sha256]
         if wrong:
             raise _mismatch(asked, f"the base's hashes are not those of {show_names(wrong)}")
+    _warn_of_other_dtype(model, records)
     metadata = Metadata(
         recipe=selection.recipe,
         family=selection.family,
@@ -132,6 +139,26 @@ def _base_reader(
     layout = read_layout(folder)
     places = locate(find_family(model), selection.names, folder, find_ties(model))
     return lambda name: layout.read(places[name][0]).to(dtype).contiguous()
+
+
+def _warn_of_other_dtype(model: nn.Module, records: Mapping[str, TensorRecord]) -> None:
+    """Say so where the folder behind `model` holds the selected tensors in another dtype."""
+    folder = Path(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    if not folder.name or not (folder / "config.json").is_file():
+        return
+    layout = read_layout(folder)
+    for name, record in records.items():
+        if record.disk_name not in layout.places:
+            continue
+        stored = dtype_name(layout.read(record.disk_name).dtype)
+        if stored != record.dtype:
+            warnings.warn(
+                f"this delta is {record.dtype}, and {folder} stores {name} as {stored}: it can be "
+                f"applied to models loaded in {record.dtype}, not to that folder. For a delta that "
+                f"fits the folder, load the base with dtype={stored!r}, or give `base` in it.",
+                stacklevel=3,
+            )
+            return
 
 
 def _round_to(parameter: Tensor, base: Tensor, name: str, asked: str) -> Tensor:

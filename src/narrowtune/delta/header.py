@@ -62,6 +62,13 @@ def read_header(path: Path, asked: str, error: type[NarrowtuneError] = DeltaErro
         error: the file can't be read, its header is longer than 64 MiB or names more than
             65,536 tensors, or the tensors do not fill the file without gap or overlap.
     """
+    if not path.is_file():
+        inside = sorted(file.name for file in path.glob("*.safetensors")) if path.is_dir() else []
+        raise error(
+            asked=asked,
+            found=f"{path} is a folder" if path.is_dir() else f"there is no file {path}",
+            do=f"give the file: {path / inside[0]}" if inside else "check the path",
+        )
     try:
         return _read(path)
     except (OSError, ValueError, RecursionError) as problem:

@@ -225,6 +225,8 @@ def info(path: str | Path) -> DeltaInfo:
         base_fingerprint=metadata.base_fingerprint,
         tuned_fingerprint=metadata.tuned_fingerprint,
         recipe=metadata.recipe,
+        family=metadata.family,
+        notes=list(metadata.notes),
     )
 
 

@@ -103,6 +103,8 @@ def delta_facts(delta: DeltaInfo) -> list[Fact]:
     changed = f" ({percent(delta.num_changed / delta.num_parameters)})" * bool(delta.num_parameters)
     return [
         Fact("file", delta.path),
+        Fact("recipe", delta.recipe),
+        Fact("model family", delta.family or "not recorded"),
         Fact("size", size(delta.file_bytes)),
         Fact("tensors", count(delta.num_tensors)),
         Fact("parameters", count(delta.num_parameters)),
@@ -110,6 +112,7 @@ def delta_facts(delta: DeltaInfo) -> list[Fact]:
         Fact("dtype", delta.dtype),
         Fact("base fingerprint", delta.base_fingerprint),
         Fact("tuned fingerprint", delta.tuned_fingerprint),
+        *(Fact("note", note) for note in delta.notes),
     ]
 
 
@@ -121,7 +124,7 @@ def training_facts(record: RunRecord) -> list[Fact]:
     processes = f"{training.num_processes} process" + "es" * (training.num_processes > 1)
     facts = [
         Fact("steps", count(training.num_steps)),
-        Fact("samples", f"{count(training.num_samples)} ({tick(training.num_epochs)} epochs)"),
+        Fact("samples", f"{count(training.num_samples)} ({training.num_epochs:.3g} epochs)"),
         Fact("labelled tokens", count(training.num_labels)),
         Fact("batch", f"{training.global_batch_size} over {processes}"),
         Fact("peak learning rate", tick(training.learning_rate)),

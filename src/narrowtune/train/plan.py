@@ -243,8 +243,10 @@ class _Planner:
             gradient_checkpointing=self.config.training.gradient_checkpointing,
         ) as parameters:
             for size in sizes:
-                if points and size == whole and (
-                    2 * needed > free or points[-1][1] > _QUICK_SECONDS
+                if (
+                    points
+                    and size == whole
+                    and (2 * needed > free or points[-1][1] > _QUICK_SECONDS)
                 ):
                     break
                 rows = self.batches.draw(draw, size)

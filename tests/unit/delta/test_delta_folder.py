@@ -294,6 +294,20 @@ def test_a_delta_with_a_flipped_byte_is_refused(make_case, tmp_path):
         apply_to_folder(case.folder, tmp_path / "cut.safetensors", tmp_path / "out")
 
 
+def test_a_path_that_is_no_delta_file_is_said(make_case, tmp_path):
+    case = make_case()
+    (tmp_path / "run").mkdir()
+    for place, found in (
+        (tmp_path / "none.safetensors", "there is no file"),
+        (tmp_path / "run", "is a folder"),
+    ):
+        with pytest.raises(DeltaError, match=f"(?s){found}.*check the path"):
+            apply_to_folder(case.folder, place, tmp_path / "out")
+    (tmp_path / "run" / "delta.safetensors").write_bytes(case.path.read_bytes())
+    with pytest.raises(DeltaError, match=r"(?s)is a folder.*give the file: .*run/delta\.safetensors"):
+        apply_to_folder(case.folder, tmp_path / "run", tmp_path / "out")
+
+
 def test_a_delta_that_names_a_tensor_twice_is_refused(make_case, tmp_path):
     case = make_case()
     metadata = case.delta.metadata

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -109,7 +110,9 @@ def test_every_source_of_the_base_gives_the_same_delta(make_case, family):
     disturb(tuned, case.selection.names)
     expected = case.delta.metadata.model_copy(update={"notes": []})
     for base in (None, case.folder, str(case.folder), case.load()):
-        delta = extract(tuned, case.selection, base)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            delta = extract(tuned, case.selection, base)
         assert delta.metadata == expected
         assert all(delta.bits[name].equal(bits) for name, bits in case.delta.bits.items())
 
@@ -120,7 +123,9 @@ def test_a_model_loaded_wider_than_its_folder_gives_a_delta_of_that_dtype(make_c
     before = weights(model)
     disturb(model, case.selection.names)
     tuned = weights(model)
-    delta = extract(model, case.selection)
+    expected = r"delta is float32.*stores .* as bfloat16.*dtype='bfloat16'"
+    with pytest.warns(UserWarning, match=expected):
+        delta = extract(model, case.selection)
     assert {record.dtype for record in delta.metadata.tensors.values()} == {"float32"}
     undo(model, delta)
     assert same_bits(weights(model), before)

@@ -63,7 +63,8 @@ def test_info_counts_what_changed(make_case, dtype):
     assert found.num_tensors == len(case.selection.names) == 8
     assert found.dtype == str(dtype).removeprefix("torch.")
     assert found.file_bytes == case.path.stat().st_size
-    assert found.recipe == "sa_proj"
+    assert (found.recipe, found.family) == ("sa_proj", "llama")
+    assert found.notes == case.delta.metadata.notes
     assert found.base_fingerprint != found.tuned_fingerprint
 
 

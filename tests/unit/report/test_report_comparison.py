@@ -102,6 +102,7 @@ def test_terminal_summary_takes_no_orders_from_data(tmp_path):
 def test_single_results_on_the_terminal(tmp_path):
     record = write_run(tmp_path, items=20, steps=1)
     assert "a1b2" in shown(delta_table(record.delta))
+    assert record.delta.recipe in shown(delta_table(record.delta))
     drift = shown(drift_table(record.drift))
     assert "1.84 ± 0.153" in drift
     assert "98.0" in drift
