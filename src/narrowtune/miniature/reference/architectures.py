@@ -1,0 +1,176 @@
+"""What a reference model is made of, before it has learned anything.
+
+Owns: sizes, special tokens, chat templates and processor settings. Every class is transformers'
+own, so that a reference model takes the same path through narrowtune as a published one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaOnevisionConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Tokenizer,
+)
+
+from narrowtune.core.errors import UsageError
+from narrowtune.miniature.canvas import SIZE
+from narrowtune.miniature.reference.tokenizer import train_tokenizer
+
+PATCH = 16
+"""Side in pixels of the area behind one visual token of the language model."""
+
+_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for b in m['content'] %}"
+    "{% if b['type'] == 'image' %}{{ 'PICTURE\n' }}{% else %}{{ b['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+_LANGUAGE_MODEL = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """An architecture at its size.
+
+    Attributes:
+        name: of the reference model and its folder.
+        placeholders: special tokens beside those of the chat.
+        picture: what stands for a picture in the chat template.
+        tower: name of the vision tower among the model's modules.
+        make_config: from the tokenizer to the model's settings.
+        processor_files: further files of the folder, by name.
+    """
+
+    name: str
+    placeholders: tuple[str, ...]
+    picture: str
+    tower: str
+    make_config: Callable[[Qwen2Tokenizer], PreTrainedConfig]
+    processor_files: dict[str, dict[str, Any]]
+
+    def write(self, folder: Path, *, seed: int) -> PreTrainedModel:
+        """Write a complete folder with random weights, and return the model in fp32."""
+        tokenizer = train_tokenizer(self.placeholders)
+        tokenizer.chat_template = _TEMPLATE.replace("PICTURE", self.picture)
+        config = self.make_config(tokenizer)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForImageTextToText.from_config(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(folder)
+        for name, values in self.processor_files.items():
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        model.save_pretrained(folder)
+        return model
+
+
+def _llava_onevision(tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
+    def number(token: str) -> int:
+        found = tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(found, int)
+        return found
+
+    return LlavaOnevisionConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "image_size": SIZE,
+            "patch_size": PATCH,
+            "vision_use_head": False,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": len(tokenizer),
+            "bos_token_id": number("<|endoftext|>"),
+            "eos_token_id": number("<|im_end|>"),
+            "pad_token_id": number("<|endoftext|>"),
+            **_LANGUAGE_MODEL,
+        },
+        image_token_index=number("<image>"),
+        video_token_index=number("<video>"),
+        # A picture of the small world is one tile: the overview and the tile show the same.
+        image_grid_pinpoints=[[SIZE, SIZE]],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+
+
+_PIXELS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+}
+
+BLUEPRINTS: dict[str, Blueprint] = {
+    "llava_onevision": Blueprint(
+        name="llava_onevision",
+        placeholders=("<image>", "<video>"),
+        picture="<image>",
+        tower="model.vision_tower",
+        make_config=_llava_onevision,
+        processor_files={
+            "preprocessor_config.json": {
+                **_PIXELS,
+                "image_processor_type": "LlavaOnevisionImageProcessor",
+                "processor_class": "LlavaOnevisionProcessor",
+                "image_grid_pinpoints": [[SIZE, SIZE]],
+                "size": {"height": SIZE, "width": SIZE},
+                "do_pad": True,
+            },
+            "processor_config.json": {
+                "processor_class": "LlavaOnevisionProcessor",
+                "num_image_tokens": (SIZE // PATCH) ** 2,
+                "vision_feature_select_strategy": "full",
+                "vision_aspect_ratio": "anyres_max_9",
+                "image_token": "<image>",
+                "video_token": "<video>",
+            },
+            "video_preprocessor_config.json": {
+                "video_processor_type": "LlavaOnevisionVideoProcessor"
+            },
+        },
+    ),
+}
+
+
+def get_blueprint(name: str) -> Blueprint:
+    """Return the architecture of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in BLUEPRINTS:
+        raise UsageError(
+            asked=f"the reference model {name!r}",
+            found="no architecture of that name",
+            do=f"choose one of {', '.join(BLUEPRINTS)}",
+        )
+    return BLUEPRINTS[name]

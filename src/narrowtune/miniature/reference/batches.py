@@ -1,0 +1,189 @@
+"""Batches of the small world for pre-training: pictures as pixels, questions as tokens.
+
+Owns: which samples a step draws, and their form. Everything follows from seed, stage and step, so
+that a run that was stopped goes on with the samples that it would have had.
+
+Shapes: B samples, S the picture's side, P tokens before the picture, T tokens after it (padded),
+N patches of 8 pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Qwen2Tokenizer
+
+from narrowtune.core.errors import ModelError
+from narrowtune.data.collate import IGNORE_INDEX
+from narrowtune.miniature.registry import TASKS
+from narrowtune.miniature.sample import Sample
+
+LABELLED_PATCH = 8
+"""Side in pixels of the patches that a tower learns to name: the size of a small letter."""
+
+_ROOM = 16  # T is a multiple of it, so that few shapes are compiled
+
+
+class Text(NamedTuple):
+    """A question and its answer around the place of the picture.
+
+    Attributes:
+        before: tokens in front of the picture, the same for every sample.
+        after: the question, the answer and the end of turn.
+        labels: as `after`, with `IGNORE_INDEX` where no answer is.
+    """
+
+    before: list[int]
+    after: list[int]
+    labels: list[int]
+
+
+class Writer:
+    """Turns samples into the tokens that a chat template makes of them.
+
+    A test holds it to `data.chat.ChatEncoder`; it is quicker since it leaves the picture alone.
+    """
+
+    def __init__(self, tokenizer: Qwen2Tokenizer, picture: str) -> None:
+        self._tokenizer = tokenizer
+        start, end = self._encode(f"<|im_start|>user\n{picture}\n"), self._encode(picture)
+        if len(end) != 1:
+            raise ModelError(
+                asked=f"one token for {picture}",
+                found=f"{len(end)} tokens",
+                do="add it to the tokenizer's special tokens",
+            )
+        self._picture = end[0]
+        self._before = start[: start.index(self._picture)]
+
+    def write(self, sample: Sample) -> Text:
+        """Return a sample's tokens, the picture's own left out."""
+        question = f"\n{sample.item.question}<|im_end|>\n<|im_start|>assistant\n"
+        asked = self._encode(question)
+        answer = self._encode(f"{sample.item.answers[0]}<|im_end|>")
+        return Text(self._before, asked + answer, [IGNORE_INDEX] * len(asked) + answer)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step learns from.
+
+    Attributes:
+        pixels: [B, 3, S, S], uint8.
+        before: [P], tokens in front of every picture.
+        after: [B, T], padded on the right.
+        labels: [B, T].
+        what, hue: [B, N], what each patch shows, as in `marks`; None unless asked for.
+    """
+
+    pixels: Tensor
+    before: Tensor
+    after: Tensor
+    labels: Tensor
+    what: Tensor | None = None
+    hue: Tensor | None = None
+
+
+def draw_samples(
+    shares: Mapping[str, float], count: int, seed: int, step: int, split: str = "pretrain"
+) -> list[Sample]:
+    """Return the samples of a step: tasks by their shares, no sample twice in a run."""
+    draw = Random(f"tasks {seed} {step}")
+    names = draw.choices(list(shares), weights=list(shares.values()), k=count)
+    return [
+        TASKS[name].sample(split, seed, step * count + place) for place, name in enumerate(names)
+    ]
+
+
+def collate_samples(
+    samples: Sequence[Sample], writer: Writer, padding: int, *, patches: bool = False
+) -> Batch:
+    """Return samples as one batch, the patch labels with it if asked for."""
+    texts = [writer.write(sample) for sample in samples]
+    width = -(-max(len(text.after) for text in texts) // _ROOM) * _ROOM
+    after = torch.full((len(texts), width), padding)
+    labels = torch.full((len(texts), width), IGNORE_INDEX)
+    for row, text in enumerate(texts):
+        after[row, : len(text.after)] = torch.tensor(text.after)
+        labels[row, : len(text.labels)] = torch.tensor(text.labels)
+    what = hue = None
+    if patches:
+        marked = [sample.scene.patch_labels(LABELLED_PATCH) for sample in samples]
+        what = torch.tensor([marks.what for marks in marked])
+        hue = torch.tensor([marks.hue for marks in marked])
+    pixels = np.stack([np.asarray(sample.scene.image) for sample in samples])
+    return Batch(
+        pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        before=torch.tensor(texts[0].before),
+        after=after,
+        labels=labels,
+        what=what,
+        hue=hue,
+    )
+
+
+class Steps(IterableDataset[list[Batch]]):
+    """The batches of steps `first` to `last`, each cut into micro-batches, short questions first.
+
+    Sorting by length keeps padding, and the number of shapes to compile, small.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        padding: int,
+        shares_of: Sequence[tuple[int, Mapping[str, float]]],
+        *,
+        batch_size: int,
+        micro_batches: int,
+        seed: int,
+        first: int,
+        last: int,
+        patches: bool,
+    ) -> None:
+        """Take the steps of a stage.
+
+        Args:
+            shares_of: from which step on which tasks are drawn, in order, starting at step 0.
+        """
+        self._writer, self._padding, self._shares_of = writer, padding, shares_of
+        self._batch_size, self._micro_batches = batch_size, micro_batches
+        self._seed, self._first, self._last, self._patches = seed, first, last, patches
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Yield each step's micro-batches."""
+        for step in range(self._first, self._last):
+            shares = [shares for start, shares in self._shares_of if start <= step][-1]
+            samples = draw_samples(shares, self._batch_size, self._seed, step)
+            samples.sort(key=lambda sample: len(sample.item.question))
+            size = self._batch_size // self._micro_batches
+            yield [
+                collate_samples(
+                    samples[start : start + size],
+                    self._writer,
+                    self._padding,
+                    patches=self._patches,
+                )
+                for start in range(0, self._batch_size, size)
+            ]
+
+
+def load_steps(steps: Steps, *, in_background: bool) -> DataLoader[list[Batch]]:
+    """Return the batches of `steps` in order, drawn ahead by another process if asked for."""
+    return DataLoader(
+        steps,
+        batch_size=None,
+        num_workers=1 if in_background else 0,
+        prefetch_factor=8 if in_background else None,
+    )

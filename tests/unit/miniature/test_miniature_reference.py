@@ -1,0 +1,219 @@
+"""Reference models: their quick paths are the real ones, and their training can be interrupted."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from narrowtune.core.errors import UsageError
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import collate, padding_id
+from narrowtune.engine.forward import to_device
+from narrowtune.miniature.marks import HUES, WHAT
+from narrowtune.miniature.reference import pretrain
+from narrowtune.miniature.reference.architectures import BLUEPRINTS, get_blueprint
+from narrowtune.miniature.reference.batches import (
+    Steps,
+    Writer,
+    collate_samples,
+    draw_samples,
+    load_steps,
+)
+from narrowtune.miniature.reference.forward import (
+    SEE,
+    PatchHead,
+    answer_logits,
+    hidden_states,
+    normalise,
+)
+from narrowtune.miniature.reference.pretrain import Pretraining, Schedule, rate_factor
+from narrowtune.miniature.registry import TASKS, tasks_of
+from narrowtune.models.load import load_model
+
+TINY = Schedule(seeing_steps=3, answering_steps=4, batch_size=6, micro_batches=2)
+
+
+@pytest.fixture(scope="module", params=sorted(BLUEPRINTS))
+def loaded(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    BLUEPRINTS[request.param].write(folder, seed=3)
+    return load_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def writer(loaded):
+    return Writer(loaded.tokenizer, BLUEPRINTS[loaded.family.name].picture)
+
+
+def samples_of_all(split="pretrain"):
+    return [task.sample(split, 5, number) for task in TASKS.values() for number in range(2)]
+
+
+def test_a_folder_is_loaded_like_any_other(loaded):
+    assert loaded.processor is not None
+    num_parameters = sum(p.numel() for p in loaded.model.parameters())
+    assert 2 * num_parameters < 8 * 2**20  # what ships
+
+
+def test_a_writer_writes_what_the_chat_template_makes(loaded, writer):
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    picture = loaded.model.config.image_token_id
+    for sample in samples_of_all():
+        row, text = encoder.encode(sample.example()), writer.write(sample)
+        first = row.input_ids.index(picture)
+        last = len(row.input_ids) - row.input_ids[::-1].index(picture)
+        assert text.before == row.input_ids[:first]
+        # The template ends a turn with a line break, which nothing is learned from.
+        length = len(text.after)
+        assert text.after == row.input_ids[last:][:length]
+        assert text.labels == row.labels[last:][:length]
+        assert all(label == -100 for label in row.labels[last:][length:])
+
+
+def test_frequent_words_and_every_digit_are_one_token(loaded):
+    for word in (" letters", " heart", "yes", "no", "red", " image", " shapes", "user", "A"):
+        assert len(loaded.tokenizer.encode(word, add_special_tokens=False)) == 1, word
+    assert len(loaded.tokenizer.encode("1234", add_special_tokens=False)) == 4
+
+
+def test_pixels_are_scaled_as_the_processor_does(loaded, writer):
+    sample = TASKS["street"].sample("pretrain", 1, 1)
+    row = ChatEncoder(loaded.tokenizer, loaded.processor).encode(sample.example())
+    batch = collate_samples([sample], writer, 0)
+    pixels = torch.as_tensor(row.features["pixel_values"])
+    assert torch.allclose(pixels.flatten(0, 1)[0].float(), normalise(batch.pixels)[0], atol=1e-6)
+
+
+def test_the_quick_forward_pass_is_the_models_own(loaded, writer):
+    samples = [TASKS[name].sample("pretrain", 2, 4) for name in ("counting", "forms", "puzzles")]
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    rows = collate([encoder.encode(s.example()) for s in samples], padding_id(loaded.tokenizer))
+    batch = to_device(rows, loaded.model.device)
+    labels = batch.pop("labels")
+    own = collate_samples(samples, writer, padding_id(loaded.tokenizer))
+    with torch.no_grad():
+        expected = loaded.model(**batch).logits[:, :-1][labels[:, 1:] != -100]
+        states = SEE[loaded.family.name](loaded.model, own.pixels)
+        found, wanted = answer_logits(
+            loaded.model, hidden_states(loaded.model, own, states), own.labels
+        )
+    assert torch.equal(wanted, labels[:, 1:][labels[:, 1:] != -100])
+    assert torch.allclose(found, expected, atol=2e-5, rtol=1e-4)
+    assert expected.std() > 0.01
+
+
+def test_patches_are_named_where_they_are():
+    head = PatchHead(5, 2, len(WHAT), len(HUES))
+    states = torch.zeros(1, 49, 5)
+    with torch.no_grad():
+        head.norm = torch.nn.Identity()
+        head.classify.weight.zero_()
+        head.classify.bias.zero_()
+        # The lower left of the four patches below a token says 7 where the token's state is 1.
+        width = len(WHAT) + len(HUES)
+        head.classify.weight[2 * width + 7, 0] = 1
+        states[0, 7 * 3 + 5, 0] = 1
+        what, hue = head(states)
+    assert what.shape == (1, 196, len(WHAT))
+    assert hue.shape == (1, 196, len(HUES))
+    row, column = divmod(int(what[0, :, 7].argmax()), 14)
+    assert (row, column) == (2 * 3 + 1, 2 * 5)
+    assert what.sum() == 1
+
+
+def test_a_batch_holds_what_its_samples_show(writer):
+    samples = samples_of_all()[:5]
+    batch = collate_samples(samples, writer, 0, patches=True)
+    for row, sample in enumerate(samples):
+        image = np.asarray(sample.scene.image)
+        assert np.array_equal(batch.pixels[row].permute(1, 2, 0).numpy(), image)
+        assert tuple(batch.what[row].tolist()) == sample.scene.patch_labels(8).what
+        assert tuple(batch.hue[row].tolist()) == sample.scene.patch_labels(8).hue
+
+
+def test_steps_are_the_same_from_wherever_they_start(writer):
+    settings = {"batch_size": 6, "micro_batches": 2, "seed": 1, "patches": False}
+    shares = [(0, {"names": 1.0}), (2, {"street": 1.0, "names": 1.0})]
+    every = list(
+        load_steps(Steps(writer, 0, shares, first=0, last=4, **settings), in_background=False)
+    )
+    late = list(
+        load_steps(Steps(writer, 0, shares, first=2, last=4, **settings), in_background=True)
+    )
+    assert len(late) == 2
+    for expected, found in zip(every[2:], late, strict=True):
+        for left, right in zip(expected, found, strict=True):
+            assert torch.equal(left.pixels, right.pixels)
+            assert torch.equal(left.after, right.after)
+
+
+def test_no_sample_comes_twice_and_no_skill_is_asked():
+    shares = pretrain.answering_shares(Schedule())[-1][1]
+    drawn = [sample.id for step in range(40) for sample in draw_samples(shares, 8, 0, step)]
+    assert len(set(drawn)) == len(drawn)
+    skills = {task.name for task in tasks_of("target")}
+    for _, level in pretrain.answering_shares(Schedule()):
+        assert not skills & set(level)
+        assert sum(level.values()) == pytest.approx(1)
+
+
+def test_the_rate_rises_stays_and_falls():
+    factors = [rate_factor(step, 1000) for step in range(1000)]
+    assert factors[0] == pytest.approx(0.01)
+    assert factors[99] == factors[700] == 1
+    assert factors[-1] == pytest.approx(1 / 250)
+
+
+def weights(folder, schedule, name, stop_after=None):
+    """Train; stop at a line of the log if asked to, as a kill would."""
+    training = Pretraining(get_blueprint(name), folder, schedule, compiled=False)
+
+    def report(progress):
+        if stop_after == (progress.stage, progress.step):
+            raise KeyboardInterrupt
+
+    training.run(report, log_every=1)
+    return training.model.state_dict()
+
+
+@pytest.mark.parametrize("stopped", [("seeing", 2), ("seeing", 3), ("answering", 2)])
+def test_what_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, stopped, monkeypatch):
+    monkeypatch.setattr(Pretraining, "_accuracy", lambda *_: {})
+    name = "llava_onevision"
+    expected = weights(tmp_path / "whole", TINY, name)
+    with pytest.raises(KeyboardInterrupt):
+        weights(tmp_path / "cut", TINY, name, stopped)
+    found = weights(tmp_path / "cut", TINY, name)
+    for key, value in expected.items():
+        assert torch.equal(value, found[key]), key
+    lines = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 1, 2, 3, 4]
+
+
+def test_other_settings_are_not_mixed_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(Pretraining, "_accuracy", lambda *_: {})
+    weights(tmp_path, TINY, "llava_onevision")
+    with pytest.raises(UsageError, match="it was started with"):
+        weights(tmp_path, replace(TINY, learning_rate=1.0), "llava_onevision")
+
+
+def test_both_stages_learn(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "_NUM_CHECKED", 2)
+    schedule = replace(TINY, seeing_steps=12, answering_steps=12, learning_rate=1e-2)
+    lines = []
+    training = Pretraining(get_blueprint("llava_onevision"), tmp_path, schedule, compiled=False)
+    training.run(lines.append, log_every=4)
+    for stage in ("seeing", "answering"):
+        losses = [line.loss for line in lines if line.stage == stage]
+        assert losses[-1] < losses[0]
+    assert set(lines[0].accuracy) == {"reading", "captions"}
+    assert {task.name for task in tasks_of("held_out")} <= set(lines[-1].accuracy)
+    again = load_model(str(training.save()))
+    assert again.dtype == torch.bfloat16
+
+
+def test_an_unknown_architecture():
+    with pytest.raises(UsageError, match="choose one of"):
+        get_blueprint("alexnet")
