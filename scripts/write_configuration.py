@@ -32,6 +32,13 @@ Made by `python scripts/write_configuration.py`. A run is one YAML file; an unkn
 error, and all mistakes are reported at once. On the command line the common settings are flags, and
 every other one is `--set key=value` (`--set training.optim=adamw_torch`). `skill`, `keep` and `mix`
 also take a path in place of keys, and `anchor` takes true.
+
+Flags are laid over the file, `--set` over both. `--skill PATH` replaces `skill.path` and leaves the
+section's other keys. `--keep` and `--mix` replace the file's whole list: each is a path (with its
+share for `--mix`) whose other keys have their defaults, so a list with metrics of its own is better
+kept in the file, or changed item by item (`--set keep.0.metric=number`, counted from 0).
+
+What a run writes is in [the run folder](run-folder.md).
 """
 
 
