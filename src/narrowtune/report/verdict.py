@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from narrowtune.core.numbers import loss_range, moved, number, signed, worst_case
 from narrowtune.core.results import DriftResult, Outcome, RunRecord, TaskChange, Verdict
-from narrowtune.report.text import percent, plural
+from narrowtune.report.text import percent, plural, small
 
 Tone = Literal["good", "bad", "unsure"]
 
@@ -192,12 +193,34 @@ def _finding(task: TaskChange) -> Finding | None:
 
 
 def drift_sentence(drift: DriftResult) -> str:
-    """What the drift figures say, in one sentence."""
-    agreement = percent(drift.top1_agreement, 1)
-    text = f"On {plural(drift.num_prompts, 'held-out prompt')} the tuned model picks the base's "
-    text += f"next token {agreement} of the time"
-    worst = max(drift.token_groups, key=lambda g: abs(g.tuned_mass - g.base_mass), default=None)
-    if worst is None:
-        return text + "."
-    moved = f"{percent(worst.base_mass)} to {percent(worst.tuned_mass)}"
-    return f"{text}; probability on the token group “{worst.name}” went from {moved}."
+    """What the drift figures say: how far, how often it matters, where, and towards which tokens.
+
+    e to the KL is the geometric mean of how many times less likely the tuned model makes what the
+    base would say; no threshold is needed to read it.
+    """
+    if drift.kl_base_tuned == 0:
+        return f"Nothing moved: on {plural(drift.num_prompts, 'prompt')} it is the base's, exactly."
+    factor = math.exp(min(drift.kl_base_tuned, 700.0))  # beyond that a float has no number
+    text = (
+        f"What the base would say has become {small(factor)} times less likely per token "
+        f"(KL {small(drift.kl_base_tuned)} nats, geometric mean over "
+        f"{plural(drift.num_prompts, 'prompt')}); the most likely token is still the base's "
+        f"{percent(drift.top1_agreement, 1)} of the time."
+    )
+    ranked = sorted(drift.tasks, key=lambda task: task.kl_base_tuned)
+    if len(ranked) > 1:
+        least, most = ranked[0], ranked[-1]
+        text += (
+            f" “{most.name}” moved most ({small(most.kl_base_tuned)} nats), "
+            f"“{least.name}” least ({small(least.kl_base_tuned)})."
+        )
+    moved_most = max(
+        drift.token_groups, key=lambda group: abs(group.tuned_mass - group.base_mass), default=None
+    )
+    if moved_most is not None:
+        change = f"{percent(moved_most.base_mass)} to {percent(moved_most.tuned_mass)}"
+        text += (
+            f" Of the token groups {moved_most.name.replace('_', ' ')} changed most: {change} of "
+            "the probability."
+        )
+    return text

@@ -7,12 +7,12 @@ import math
 import pytest
 from report_runs import estimate, write_run
 
-from narrowtune.core.results import ItemResult
+from narrowtune.core.results import DriftResult, DriftTask, ItemResult, TokenGroupMass
 from narrowtune.report import scale, text
 from narrowtune.report.charts import curves, gauges, negate
 from narrowtune.report.folder import LoggedStep, Pair
 from narrowtune.report.gallery import build_gallery, thumbnail
-from narrowtune.report.verdict import findings, headline
+from narrowtune.report.verdict import drift_sentence, findings, headline
 
 
 @pytest.mark.parametrize(
@@ -204,3 +204,46 @@ def test_pictures_outside_of_the_folder_are_not_opened(tmp_path):
     assert "outside" in thumbnail(tmp_path / "root", "../secret.png").problem
     assert "outside" in thumbnail(tmp_path / "root", str(tmp_path / "secret.png")).problem
     assert "broken.png" in thumbnail(tmp_path / "root", "broken.png").problem
+
+
+def drift(kl, **changes):
+    sources = [("capitals", 2 * kl), ("plurals", kl / 2), ("opposites", kl)]
+    values = {
+        "num_prompts": 100,
+        "num_tokens": 900,
+        "kl_base_tuned": kl,
+        "kl_stderr": 0.1,
+        "top1_agreement": 0.75,
+        "token_groups": [
+            TokenGroupMass(
+                name=name,
+                num_tokens_in_group=3,
+                base_max=0,
+                tuned_max=0,
+                base_mass=0.1,
+                tuned_mass=to,
+            )
+            for name, to in (("numbers", 0.2), ("skill_answers", 0.6))
+        ],
+        "tasks": [
+            DriftTask(name=n, num_prompts=9, num_tokens=9, kl_base_tuned=k, top1_agreement=0.5)
+            for n, k in sources
+        ],
+        "seconds": 1.0,
+    }
+    return DriftResult(**{**values, **changes})
+
+
+def test_drift_is_told_by_how_much_where_and_towards_what():
+    said = drift_sentence(drift(math.log(3)))
+    assert "3.00 times less likely per token (KL 1.10 nats" in said
+    assert "the base's 75.0\u00a0% of the time" in said
+    assert "“capitals” moved most (2.20 nats), “plurals” least (0.549)" in said
+    assert "skill answers changed most: 10.0\u00a0% to 60.0\u00a0%" in said
+    assert "moved most" not in drift_sentence(drift(1.0, tasks=[]))
+    assert "changed most" not in drift_sentence(drift(1.0, token_groups=[]))
+
+
+def test_drift_of_nothing_and_without_end():
+    assert "exactly" in drift_sentence(drift(0.0))
+    assert "times less likely" in drift_sentence(drift(1e6))
