@@ -36,7 +36,9 @@ def interval(estimate: Estimate, digits: int = 1) -> str:
 
 
 def moved(loss: float, digits: int = 1) -> str:
-    """A loss as a verb and an amount: "lost 4.2 points", "gained 8.3 points"."""
+    """A loss as a verb and an amount: "lost 4.2 points", "changed by 0.0 points"."""
+    if not number(loss, digits).strip("0."):
+        return f"changed by {number(0.0, digits)} points"
     return f"{_verb(loss, digits)} {number(abs(loss), digits)} points"
 
 

@@ -72,7 +72,7 @@ def gauges(verdict: Verdict) -> list[Gauge]:
         drawn.append(_gauge("Held-out tasks, mean", "held_out", negate(loss), limit, bound))
     if learning is not None:
         limit = (verdict.min_learning, f"must exceed {signed(verdict.min_learning)}")
-        bound = f"at least {signed(learning.lower_bound)}"
+        bound = worst_case(-learning.lower_bound)
         drawn.append(_gauge("Skill", "target", learning, limit, bound))
     return drawn
 
@@ -240,13 +240,13 @@ def token_groups(drift: DriftResult) -> list[Dumbbell]:
     """Per group of tokens: the largest single probability, and the summed one."""
     rows = []
     for group in drift.token_groups:
+        name = group.name.replace("_", " ")
         for detail, base, tuned in (
             ("largest single token", group.base_max, group.tuned_max),
             ("whole group", group.base_mass, group.tuned_mass),
         ):
-            rows.append(
-                Dumbbell(group.name, 100 * base, 100 * tuned, percent(base), percent(tuned), detail)
-            )
+            ends = (percent(base), percent(tuned))
+            rows.append(Dumbbell(name, 100 * base, 100 * tuned, *ends, detail))
     return rows
 
 

@@ -217,8 +217,10 @@ def drift_sentence(drift: DriftResult) -> str:
     moved_most = max(
         drift.token_groups, key=lambda group: abs(group.tuned_mass - group.base_mass), default=None
     )
-    if moved_most is not None:
-        change = f"{percent(moved_most.base_mass)} to {percent(moved_most.tuned_mass)}"
+    ends = [] if moved_most is None else [moved_most.base_mass, moved_most.tuned_mass]
+    shown = [percent(end) for end in ends]
+    if moved_most is not None and shown[0] != shown[1]:
+        change = " to ".join(shown)
         text += (
             f" Of the token groups {moved_most.name.replace('_', ' ')} changed most: {change} of "
             "the probability."

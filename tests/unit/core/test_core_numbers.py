@@ -22,7 +22,7 @@ from narrowtune.core.results import Estimate
         (numbers.signed(-3.14), "−3.1"),
         (numbers.moved(4.24), "lost 4.2 points"),
         (numbers.moved(-8.333, 2), "gained 8.33 points"),
-        (numbers.moved(-0.04), "lost 0.0 points"),
+        (numbers.moved(-0.04), "changed by 0.0 points"),
         (numbers.loss_range(4.2, 1.1, 7.6), "1.1 to 7.6"),
         (numbers.loss_range(4.2, -2.0, 9.1), "2.0 gained to 9.1 lost"),
         (numbers.loss_range(-8.3, -31.3, 13.5), "13.5 lost to 31.3 gained"),

@@ -242,6 +242,10 @@ def test_drift_is_told_by_how_much_where_and_towards_what():
     assert "skill answers changed most: 10.0\u00a0% to 60.0\u00a0%" in said
     assert "moved most" not in drift_sentence(drift(1.0, tasks=[]))
     assert "changed most" not in drift_sentence(drift(1.0, token_groups=[]))
+    same = TokenGroupMass(
+        name="a", num_tokens_in_group=1, base_max=0, tuned_max=0, base_mass=0.1, tuned_mass=0.10001
+    )
+    assert "changed most" not in drift_sentence(drift(1.0, token_groups=[same]))
 
 
 def test_drift_of_nothing_and_without_end():
