@@ -358,12 +358,7 @@ class DataSummary(Value):
 
 
 class DeltaInfo(Value):
-    """A delta file, described.
-
-    Attributes:
-        family: of the model that it was made of; empty in records of before it was kept.
-        notes: what the file says that its user must know.
-    """
+    """A delta file, described; `family` is empty in records of before it was kept."""
 
     path: str
     num_tensors: int
