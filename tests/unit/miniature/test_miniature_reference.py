@@ -21,13 +21,8 @@ from narrowtune.miniature.reference.batches import (
     draw_samples,
     load_steps,
 )
-from narrowtune.miniature.reference.forward import (
-    SEE,
-    PatchHead,
-    answer_logits,
-    hidden_states,
-    normalise,
-)
+from narrowtune.miniature.reference.eyes import SEE
+from narrowtune.miniature.reference.forward import PatchHead, answer_logits, hidden_states
 from narrowtune.miniature.reference.pretrain import Pretraining, Schedule, rate_factor
 from narrowtune.miniature.registry import TASKS, tasks_of
 from narrowtune.models.load import load_model
@@ -44,7 +39,8 @@ def loaded(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def writer(loaded):
-    return Writer(loaded.tokenizer, BLUEPRINTS[loaded.family.name].picture)
+    blueprint = BLUEPRINTS[loaded.family.name]
+    return Writer(loaded.tokenizer, blueprint.picture, blueprint.placeholder)
 
 
 def samples_of_all(split="pretrain"):
@@ -76,14 +72,6 @@ def test_frequent_words_and_every_digit_are_one_token(loaded):
     for word in (" letters", " heart", "yes", "no", "red", " image", " shapes", "user", "A"):
         assert len(loaded.tokenizer.encode(word, add_special_tokens=False)) == 1, word
     assert len(loaded.tokenizer.encode("1234", add_special_tokens=False)) == 4
-
-
-def test_pixels_are_scaled_as_the_processor_does(loaded, writer):
-    sample = TASKS["street"].sample("pretrain", 1, 1)
-    row = ChatEncoder(loaded.tokenizer, loaded.processor).encode(sample.example())
-    batch = collate_samples([sample], writer, 0)
-    pixels = torch.as_tensor(row.features["pixel_values"])
-    assert torch.allclose(pixels.flatten(0, 1)[0].float(), normalise(batch.pixels)[0], atol=1e-6)
 
 
 def test_the_quick_forward_pass_is_the_models_own(loaded, writer):

@@ -18,6 +18,7 @@ from transformers import (
     LlavaOnevisionConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2_5_VLConfig,
     Qwen2Tokenizer,
 )
 
@@ -55,6 +56,7 @@ class Blueprint:
         name: of the reference model and its folder.
         placeholders: special tokens beside those of the chat.
         picture: what stands for a picture in the chat template.
+        placeholder: the token in it that visual tokens replace.
         tower: name of the vision tower among the model's modules.
         make_config: from the tokenizer to the model's settings.
         processor_files: further files of the folder, by name.
@@ -63,6 +65,7 @@ class Blueprint:
     name: str
     placeholders: tuple[str, ...]
     picture: str
+    placeholder: str
     tower: str
     make_config: Callable[[Qwen2Tokenizer], PreTrainedConfig]
     processor_files: dict[str, dict[str, Any]]
@@ -83,12 +86,23 @@ class Blueprint:
         return model
 
 
-def _llava_onevision(tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
-    def number(token: str) -> int:
-        found = tokenizer.convert_tokens_to_ids(token)
-        assert isinstance(found, int)
-        return found
+def _number(tokenizer: Qwen2Tokenizer, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
 
+
+def _language_model(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+    return {
+        **_LANGUAGE_MODEL,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": _number(tokenizer, "<|endoftext|>"),
+        "eos_token_id": _number(tokenizer, "<|im_end|>"),
+        "pad_token_id": _number(tokenizer, "<|endoftext|>"),
+    }
+
+
+def _llava_onevision(tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
     return LlavaOnevisionConfig(
         vision_config={
             "model_type": "siglip_vision_model",
@@ -100,20 +114,46 @@ def _llava_onevision(tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
             "patch_size": PATCH,
             "vision_use_head": False,
         },
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": len(tokenizer),
-            "bos_token_id": number("<|endoftext|>"),
-            "eos_token_id": number("<|im_end|>"),
-            "pad_token_id": number("<|endoftext|>"),
-            **_LANGUAGE_MODEL,
-        },
-        image_token_index=number("<image>"),
-        video_token_index=number("<video>"),
+        text_config={"model_type": "qwen2", **_language_model(tokenizer)},
+        image_token_index=_number(tokenizer, "<image>"),
+        video_token_index=_number(tokenizer, "<video>"),
         # A picture of the small world is one tile: the overview and the tile show the same.
         image_grid_pinpoints=[[SIZE, SIZE]],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+
+
+def _qwen2_5_vl(tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
+    language_model = _language_model(tokenizer)
+    width = language_model["hidden_size"] // language_model["num_attention_heads"] // 2
+    return Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 4,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_heads": 4,
+            "patch_size": PATCH // 2,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": SIZE,
+            "fullatt_block_indexes": [1, 3],
+            "out_hidden_size": language_model["hidden_size"],
+        },
+        text_config={
+            **language_model,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                # Time, height and width: a quarter, three eighths and three eighths, as published.
+                "mrope_section": [width // 4, width * 3 // 8, width * 3 // 8],
+            },
+        },
+        image_token_id=_number(tokenizer, "<|image_pad|>"),
+        video_token_id=_number(tokenizer, "<|video_pad|>"),
+        vision_start_token_id=_number(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=_number(tokenizer, "<|vision_end|>"),
         tie_word_embeddings=True,
     )
 
@@ -134,6 +174,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
         name="llava_onevision",
         placeholders=("<image>", "<video>"),
         picture="<image>",
+        placeholder="<image>",
         tower="model.vision_tower",
         make_config=_llava_onevision,
         processor_files={
@@ -156,6 +197,34 @@ BLUEPRINTS: dict[str, Blueprint] = {
             "video_preprocessor_config.json": {
                 "video_processor_type": "LlavaOnevisionVideoProcessor"
             },
+        },
+    ),
+    "qwen2_5_vl": Blueprint(
+        name="qwen2_5_vl",
+        placeholders=(
+            "<|vision_start|>",
+            "<|vision_end|>",
+            "<|vision_pad|>",
+            "<|image_pad|>",
+            "<|video_pad|>",
+        ),
+        picture="<|vision_start|><|image_pad|><|vision_end|>",
+        placeholder="<|image_pad|>",
+        tower="model.visual",
+        make_config=_qwen2_5_vl,
+        processor_files={
+            "preprocessor_config.json": {
+                **_PIXELS,
+                "image_processor_type": "Qwen2VLImageProcessor",
+                "processor_class": "Qwen2_5_VLProcessor",
+                "min_pixels": SIZE * SIZE,
+                "max_pixels": SIZE * SIZE,
+                "patch_size": PATCH // 2,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+            },
+            "processor_config.json": {"processor_class": "Qwen2_5_VLProcessor"},
+            "video_preprocessor_config.json": {"video_processor_type": "Qwen2VLVideoProcessor"},
         },
     ),
 }

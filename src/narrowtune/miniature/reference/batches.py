@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Qwen2Tokenizer
 
-from narrowtune.core.errors import ModelError
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.miniature.registry import TASKS
 from narrowtune.miniature.sample import Sample
@@ -51,21 +50,15 @@ class Writer:
     A test holds it to `data.chat.ChatEncoder`; it is quicker since it leaves the picture alone.
     """
 
-    def __init__(self, tokenizer: Qwen2Tokenizer, picture: str) -> None:
+    def __init__(self, tokenizer: Qwen2Tokenizer, picture: str, placeholder: str) -> None:
+        """Take a blueprint's picture, and the token in it that visual tokens replace."""
         self._tokenizer = tokenizer
-        start, end = self._encode(f"<|im_start|>user\n{picture}\n"), self._encode(picture)
-        if len(end) != 1:
-            raise ModelError(
-                asked=f"one token for {picture}",
-                found=f"{len(end)} tokens",
-                do="add it to the tokenizer's special tokens",
-            )
-        self._picture = end[0]
-        self._before = start[: start.index(self._picture)]
+        front, _, self._back = picture.partition(placeholder)
+        self._before = self._encode(f"<|im_start|>user\n{front}")
 
     def write(self, sample: Sample) -> Text:
         """Return a sample's tokens, the picture's own left out."""
-        question = f"\n{sample.item.question}<|im_end|>\n<|im_start|>assistant\n"
+        question = f"{self._back}\n{sample.item.question}<|im_end|>\n<|im_start|>assistant\n"
         asked = self._encode(question)
         answer = self._encode(f"{sample.item.answers[0]}<|im_end|>")
         return Text(self._before, asked + answer, [IGNORE_INDEX] * len(asked) + answer)

@@ -3,13 +3,10 @@
 Owns: a path without the bookkeeping that pictures of any size need, so that it compiles to a few
 graphs; a test holds it to the model's own forward pass.
 
-Shapes: B samples, S the picture's side, V visual tokens, P and T tokens before and after them,
-H hidden size.
+Shapes: B samples, V visual tokens, P and T tokens before and after them, H hidden size.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,41 +14,7 @@ from transformers import PreTrainedModel
 
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.miniature.reference.batches import Batch
-
-See = Callable[[PreTrainedModel, Tensor], Tensor]
-"""From pixels [B, 3, S, S] to the tower's states, one per visual token [B, v, h]."""
-
-Look = Callable[[PreTrainedModel, Tensor], Tensor]
-"""From the tower's states to what the language model is given [B, V, H]."""
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """Return pixels of 0 to 255 as the processors scale them, to −1 to 1."""
-    return pixels.float() / 127.5 - 1
-
-
-def see_llava_onevision(model: PreTrainedModel, pixels: Tensor) -> Tensor:
-    """Return the last layer's states of a SigLIP tower, before its norm."""
-    tower = model.model.vision_tower
-    return tower.encoder(inputs_embeds=tower.embeddings(normalise(pixels))).last_hidden_state
-
-
-def look_llava_onevision(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Return the projected overview, then the one tile with the end of each row marked.
-
-    Overview and tile are the same pixels where a picture is as large as a tile.
-    """
-    features = model.model.multi_modal_projector(states)
-    num_pictures, num_patches, size = features.shape
-    side = round(num_patches**0.5)
-    newline = model.model.image_newline.expand(num_pictures, side, 1, size)
-    rows = torch.cat((features.view(num_pictures, side, side, size), newline.to(features)), dim=2)
-    return torch.cat((features, rows.flatten(1, 2)), dim=1)
-
-
-SEE: dict[str, See] = {"llava_onevision": see_llava_onevision}
-LOOK: dict[str, Look] = {"llava_onevision": look_llava_onevision}
-"""By architecture."""
+from narrowtune.miniature.reference.eyes import LOOK, place
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> Tensor:
@@ -61,7 +24,10 @@ def hidden_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> Tenso
     before = embed(batch.before).expand(len(looked), -1, -1)
     inputs = torch.cat((before, looked.to(before), embed(batch.after)), dim=1)
     # Right padding can't be seen by what stands before it: causal attention needs no mask.
-    found = model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    positions = place(model, len(batch.before), looked.shape[1], inputs.shape[1])
+    found = model.model.language_model(
+        inputs_embeds=inputs, position_ids=positions, use_cache=False
+    ).last_hidden_state
     return found[:, -batch.after.shape[1] :]
 
 

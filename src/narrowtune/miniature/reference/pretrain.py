@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, Qwen2Tokenizer
 
 from narrowtune.core.errors import UsageError
+from narrowtune.miniature.canvas import SIZE
 from narrowtune.miniature.marks import HUES, WHAT
 from narrowtune.miniature.reference.architectures import PATCH, Blueprint
 from narrowtune.miniature.reference.batches import (
@@ -30,7 +31,8 @@ from narrowtune.miniature.reference.batches import (
     collate_samples,
     load_steps,
 )
-from narrowtune.miniature.reference.forward import SEE, PatchHead, answer_logits, hidden_states
+from narrowtune.miniature.reference.eyes import SEE
+from narrowtune.miniature.reference.forward import PatchHead, answer_logits, hidden_states
 from narrowtune.miniature.registry import LEVELS, TASKS
 
 _NOTHING_WEIGHT = 0.2  # most patches show nothing, and that is soon learned
@@ -132,9 +134,10 @@ class Pretraining:
         self.model: PreTrainedModel = blueprint.write(folder / "model", seed=schedule.seed)
         self.model.train()
         tokenizer = Qwen2Tokenizer.from_pretrained(folder / "model")
-        self.writer = Writer(tokenizer, blueprint.picture)
+        self.writer = Writer(tokenizer, blueprint.picture, blueprint.placeholder)
         self.padding = int(tokenizer.pad_token_id)
-        size = self.model.config.vision_config.hidden_size
+        with torch.no_grad():
+            size = SEE[blueprint.name](self.model, torch.zeros(1, 3, SIZE, SIZE)).shape[-1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(schedule.seed)
             self.head = PatchHead(size, PATCH // LABELLED_PATCH, len(WHAT), len(HUES))

@@ -1,0 +1,124 @@
+"""How a reference model sees pictures that all have the same size, by architecture.
+
+Owns: from pixels to what the language model is given, in two halves: the tower, whose states the
+first stage of pre-training is about, and the projector; and where the visual tokens stand.
+
+Shapes: B pictures, S their side in pixels, h the width of the tower, H that of the language model,
+V visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+See = Callable[[PreTrainedModel, Tensor], Tensor]
+"""From pixels [B, 3, S, S] to the tower's states, one per place in the picture [B, v, h]."""
+
+Look = Callable[[PreTrainedModel, Tensor], Tensor]
+"""From the tower's states to what the language model is given [B, V, H]."""
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Return pixels of 0 to 255 as the processors scale them, to −1 to 1."""
+    return pixels.float() / 127.5 - 1
+
+
+def see_llava_onevision(model: PreTrainedModel, pixels: Tensor) -> Tensor:
+    """Return the last layer's states of a SigLIP tower, before its norm."""
+    tower = model.model.vision_tower
+    return tower.encoder(inputs_embeds=tower.embeddings(normalise(pixels))).last_hidden_state
+
+
+def look_llava_onevision(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Return the projected overview, then the one tile with the end of each row marked.
+
+    Overview and tile are the same pixels where a picture is as large as a tile.
+    """
+    features = model.model.multi_modal_projector(states)
+    num_pictures, num_patches, size = features.shape
+    side = round(num_patches**0.5)
+    newline = model.model.image_newline.expand(num_pictures, side, 1, size)
+    rows = torch.cat((features.view(num_pictures, side, side, size), newline.to(features)), dim=2)
+    return torch.cat((features, rows.flatten(1, 2)), dim=1)
+
+
+def see_qwen2_5_vl(model: PreTrainedModel, pixels: Tensor) -> Tensor:
+    """Return the last layer's states, those of four patches that are merged side by side."""
+    tower = model.model.visual
+    merge, patch = tower.spatial_merge_size, tower.patch_size
+    num_pictures, num_channels, size, _ = pixels.shape
+    side = size // patch
+    blocks = normalise(pixels).view(
+        num_pictures, num_channels, side // merge, merge, patch, side // merge, merge, patch
+    )
+    # Patches in the order in which they are merged; a still picture is two equal frames.
+    patches = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
+    patches = patches.expand(*patches.shape[:6], tower.config.temporal_patch_size, patch, patch)
+    states = tower.patch_embed(patches.reshape(num_pictures * side * side, -1))
+    places = torch.arange(side).view(side // merge, merge)
+    rows = places[:, None, :, None].expand(-1, side // merge, -1, merge).flatten()
+    columns = places[None, :, None, :].expand(side // merge, -1, merge, -1).flatten()
+    turns = tower.rotary_pos_emb(states, torch.stack((rows, columns), dim=-1))
+    states = states.view(num_pictures, side * side, -1)
+    for block in tower.blocks:
+        states = states + _attend(block.attn, block.norm1(states), turns)
+        states = states + block.mlp(block.norm2(states))
+    return states.reshape(num_pictures, (side // merge) ** 2, -1)
+
+
+def _attend(attention: Any, states: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """Attend within each picture: what the module does picture by picture, in one product."""
+    num_pictures, num_patches, size = states.shape
+    heads = attention.qkv(states).view(num_pictures, num_patches, 3, attention.num_heads, -1)
+    query, key, value = heads.unbind(2)
+    query, key = apply_rotary_pos_emb_vision(query, key, *turns)
+    found = functional.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2).to(query)
+    )
+    return attention.proj(found.transpose(1, 2).reshape(num_pictures, num_patches, size))
+
+
+def look_qwen2_5_vl(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Return each four merged patches as one visual token."""
+    merger = model.model.visual.merger
+    num_pictures, num_tokens, _ = states.shape
+    merged = merger(states.reshape(num_pictures * num_tokens * 4, -1))
+    return merged.view(num_pictures, num_tokens, -1)
+
+
+def place(model: PreTrainedModel, before: int, visual: int, length: int) -> Tensor:
+    """Return the positions of a row: [1, length], or [3, 1, length] where pictures have two axes.
+
+    Args:
+        before: tokens before the picture.
+        visual: visual tokens.
+        length: all tokens.
+    """
+    if model.config.model_type != "qwen2_5_vl":
+        return torch.arange(length)[None]
+    side = round(visual**0.5)
+    rows = torch.arange(side).repeat_interleave(side)
+    columns = torch.arange(side).repeat(side)
+    picture = before + torch.stack((torch.zeros_like(rows), rows, columns))
+    # What follows goes on from the largest position in the picture.
+    after = before + side + torch.arange(length - before - visual)
+    first = torch.arange(before).expand(3, -1)
+    return torch.cat((first, picture, after.expand(3, -1)), dim=1)[:, None]
+
+
+SEE: dict[str, See] = {
+    "llava_onevision": see_llava_onevision,
+    "qwen2_5_vl": see_qwen2_5_vl,
+}
+LOOK: dict[str, Look] = {
+    "llava_onevision": look_llava_onevision,
+    "qwen2_5_vl": look_qwen2_5_vl,
+}
+"""By architecture."""
