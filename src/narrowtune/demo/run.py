@@ -16,6 +16,7 @@ from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
 from narrowtune.core.numbers import moved
 from narrowtune.core.results import RunRecord
+from narrowtune.core.run_folder import COMPARISON
 from narrowtune.demo.files import DemoData, write_demo_data
 from narrowtune.demo.weights import NOTE, smollm2_folder
 from narrowtune.pipeline.teach import teach
@@ -27,7 +28,7 @@ RECIPE = "mlp_gate_up"
 
 _MARKER = ".narrowtune-demo"
 _FOLDERS = ("data", "plain", "anchored", "plots")
-_FILES = ("comparison.html", "comparison.md", "comparison.json", _MARKER)
+_FILES = (*COMPARISON, _MARKER)
 
 
 @dataclass(frozen=True)
