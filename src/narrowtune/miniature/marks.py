@@ -10,6 +10,9 @@ from narrowtune.miniature.palette import COLOURS
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring", "moon")
 THINGS = ("house", "tree", "car", "boat", "flower", "person", "dog", "cup")
 PARTS = ("arrow", "bar", "hand", "dial", "board", "panel", "bird", "beak", "feather", "cell", "sky")
+CARRIERS = ("board", "panel", "sky", "dial")
+"""Parts that other marks stand on."""
+
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 WHAT = ("nothing", *SHAPES, *THINGS, *PARTS, *CHARACTERS)

@@ -12,10 +12,13 @@ from PIL import Image
 
 from narrowtune.core.errors import UsageError
 from narrowtune.miniature.canvas import SIZE
-from narrowtune.miniature.marks import HUES, WHAT
+from narrowtune.miniature.marks import CARRIERS, HUES, WHAT
 
 LEAST_SHARE = 1 / 10
 """Share of a patch's pixels that a thing must cover to be named: less can't be seen well."""
+
+
+_IS_GROUND = np.isin(WHAT, ("nothing", *CARRIERS))
 
 
 class PatchLabels(NamedTuple):
@@ -26,7 +29,7 @@ class PatchLabels(NamedTuple):
 
 
 def label_patches(marks: Image.Image, patch: int) -> PatchLabels:
-    """Return what most of each patch shows, the background aside.
+    """Return what most of each patch shows: a thing, or what lies behind where none is seen.
 
     Args:
         marks: the plane that a `Canvas` keeps.
@@ -51,7 +54,8 @@ def label_patches(marks: Image.Image, patch: int) -> PatchLabels:
     ballots = (patches.reshape(side * side, patch * patch) + offset).ravel()
     votes = np.bincount(ballots, minlength=side * side * len(present))
     votes = votes.reshape(side * side, len(present))
-    is_thing = present >= len(HUES)
+    # A letter covers less of a patch than the board that it stands on, and is what matters there.
+    is_thing = ~_IS_GROUND[present // len(HUES)]
     things = np.where(is_thing, votes, -1)
     seen = things.max(1) >= LEAST_SHARE * patch * patch
     grounds = np.where(is_thing, -1, votes)

@@ -25,7 +25,7 @@ from narrowtune.miniature.heldout import (
     street,
 )
 from narrowtune.miniature.item import Item
-from narrowtune.miniature.pretraining import captions, levels
+from narrowtune.miniature.pretraining import captions, levels, parts
 from narrowtune.miniature.sample import Sample, make_sample
 from narrowtune.miniature.targets import birds, clock, counting, signs, tissue
 
@@ -113,6 +113,12 @@ _TASKS = (
         "relations", "pretrain", "", "word", "exact_match", 8, 0.5, levels.make_relations
     ),
     MiniatureTask("reading", "pretrain", "", "spelt", "exact_match", 16, 0.0, levels.make_reading),
+    MiniatureTask(
+        "choices", "pretrain", "", "letter", "option_letter", 8, 0.361, parts.make_choices
+    ),
+    MiniatureTask("words", "pretrain", "", "word", "exact_match", 8, 0.01, parts.make_words),
+    MiniatureTask("rows", "pretrain", "", "word, number", "exact_match", 8, 0.01, parts.make_rows),
+    MiniatureTask("arrows", "pretrain", "", "word", "exact_match", 8, 0.02, parts.make_arrows),
 )
 
 TASKS: dict[str, MiniatureTask] = {task.name: task for task in _TASKS}
@@ -120,8 +126,8 @@ TASKS: dict[str, MiniatureTask] = {task.name: task for task in _TASKS}
 
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("names",),
-    ("names", "binding", "captions"),
-    ("binding", "relations", "reading", "captions"),
+    ("names", "binding", "words", "choices", "captions"),
+    ("binding", "relations", "reading", "rows", "arrows", "choices"),
     ("diagrams", "charts", "forms", "infographics", "street", "scenes", "science", "puzzles"),
 )
 """The curriculum: which tasks each level draws from, in the split `pretrain`, easiest first.

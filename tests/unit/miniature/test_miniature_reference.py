@@ -22,7 +22,12 @@ from narrowtune.miniature.reference.batches import (
     load_steps,
 )
 from narrowtune.miniature.reference.eyes import SEE
-from narrowtune.miniature.reference.forward import PatchHead, answer_logits, hidden_states
+from narrowtune.miniature.reference.forward import (
+    PatchHead,
+    answer_logits,
+    answer_loss,
+    hidden_states,
+)
 from narrowtune.miniature.reference.pretrain import Pretraining, Schedule, rate_factor
 from narrowtune.miniature.registry import TASKS, tasks_of
 from narrowtune.models.load import load_model
@@ -33,7 +38,9 @@ TINY = Schedule(seeing_steps=3, answering_steps=4, batch_size=6, micro_batches=2
 @pytest.fixture(scope="module", params=sorted(BLUEPRINTS))
 def loaded(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    BLUEPRINTS[request.param].write(folder, seed=3)
+    blueprint = BLUEPRINTS[request.param]
+    tokenizer = blueprint.tokenizer()
+    blueprint.write(blueprint.build(tokenizer, seed=3), tokenizer, folder)
     return load_model(str(folder))
 
 
@@ -90,6 +97,14 @@ def test_the_quick_forward_pass_is_the_models_own(loaded, writer):
     assert torch.equal(wanted, labels[:, 1:][labels[:, 1:] != -100])
     assert torch.allclose(found, expected, atol=2e-5, rtol=1e-4)
     assert expected.std() > 0.01
+
+
+def test_every_answer_weighs_the_same_however_long_it_is():
+    labels = torch.tensor([[-100, 3, -100, -100], [-100, 1, 2, 0]])
+    logits = torch.randn(4, 5, dtype=torch.float64)
+    each = torch.nn.functional.cross_entropy(logits, torch.tensor([3, 1, 2, 0]), reduction="none")
+    found = answer_loss(logits, torch.tensor([3, 1, 2, 0]), labels)
+    assert float(found) == pytest.approx(float(each[0] + each[1:].mean()), abs=1e-6)
 
 
 def test_patches_are_named_where_they_are():
@@ -183,7 +198,7 @@ def test_what_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, stopped, 
 def test_other_settings_are_not_mixed_in(tmp_path, monkeypatch):
     monkeypatch.setattr(Pretraining, "_accuracy", lambda *_: {})
     weights(tmp_path, TINY, "llava_onevision")
-    with pytest.raises(UsageError, match="it was started with"):
+    with pytest.raises(UsageError, match="it was started for llava_onevision with"):
         weights(tmp_path, replace(TINY, learning_rate=1.0), "llava_onevision")
 
 
@@ -196,7 +211,7 @@ def test_both_stages_learn(tmp_path, monkeypatch):
     for stage in ("seeing", "answering"):
         losses = [line.loss for line in lines if line.stage == stage]
         assert losses[-1] < losses[0]
-    assert set(lines[0].accuracy) == {"reading", "captions"}
+    assert set(lines[2].accuracy) == {"reading", "captions", "forms", "diagrams"}
     assert {task.name for task in tasks_of("held_out")} <= set(lines[-1].accuracy)
     again = load_model(str(training.save()))
     assert again.dtype == torch.bfloat16

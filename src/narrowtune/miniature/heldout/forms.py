@@ -41,8 +41,7 @@ def make(draw: Random) -> Item:
         "date": f"{draw.randint(1, 28)} {draw.choice(MONTHS)}",
         "item": draw.choice(GOODS),
         "total": str(draw.randint(10, 999)),
-        "code": "".join(draw.choice("ABCDEFGHKLMNPRSTUVWXYZ") for _ in range(2))
-        + str(draw.randint(10, 99)),
+        "code": draw.choice("ABCDEFGHKLMNPRSTUVWXYZ") + str(draw.randint(100, 999)),
     }
     title = draw.choice(TITLES)
     fields = draw.sample(FIELDS, NUM_ROWS)

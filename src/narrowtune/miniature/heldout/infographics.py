@@ -40,7 +40,7 @@ def make(draw: Random) -> Item:
     """Return one infographic to search."""
     count, kind = draw.choice((3, 4)), draw.choice(list(WORDINGS))
     topics, icons = draw.sample(TOPICS, count), draw.sample(SHAPES, count)
-    numbers = draw.sample(range(10, 100), count)
+    numbers = _numbers(draw, count, kind)
     panels = tuple(Panel(*fields) for fields in zip(topics, icons, numbers, strict=True))
     asked, order = panels[0], sorted(panels, key=lambda panel: panel.number)
     answer = {
@@ -54,6 +54,19 @@ def make(draw: Random) -> Item:
     shown = draw.sample(panels, count)
     answers = (answer, f"{answer}%") if answer.isdigit() else (answer,)
     return Item(kind, f"{wording}\n{SUFFIX}", answers, partial(_paint, tuple(shown)))
+
+
+def _numbers(draw: Random, count: int, kind: str) -> list[int]:
+    """Return different numbers; the one asked for as highest or lowest is ten away from the rest.
+
+    The question is to compare what is read, not to tell a 3 from an 8.
+    """
+    while True:
+        numbers = draw.sample(range(10, 100), count)
+        order = sorted(numbers)
+        gap = order[-1] - order[-2] if kind == "highest" else order[1] - order[0]
+        if kind not in ("highest", "lowest") or gap >= 10:
+            return numbers
 
 
 def _paint(panels: tuple[Panel, ...], draw: Random) -> Canvas:

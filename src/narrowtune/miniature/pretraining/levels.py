@@ -25,7 +25,8 @@ _SPELT = _LETTERS.replace("l", "")  # which a row of letters could not tell from
 
 _COLUMNS = ("left", "middle", "right")
 _ROWS = ("upper", "middle", "lower")
-_PLACES = [f"{row} {column}" for row in _ROWS for column in _COLUMNS]
+PLACES = tuple(f"{row} {column}" for row in _ROWS for column in _COLUMNS)
+"""Of the grid that objects stand in, row by row."""
 
 
 def make_names(draw: Random) -> Item:
@@ -47,7 +48,7 @@ def make_binding(draw: Random) -> Item:
     question, answer = {
         "colour_of": (f"What colour is the {asked.name}?", asked.colour),
         "what_is": (f"What is {asked.colour}?", asked.name),
-        "where": (f"Where is the {asked.name}?", _PLACES[asked.row * SIDE + asked.column]),
+        "where": (f"Where is the {asked.name}?", PLACES[asked.row * SIDE + asked.column]),
     }[kind]
     return Item(kind, question, (answer,), partial(paint_objects, objects))
 
@@ -107,7 +108,7 @@ def _paint_text(text: str, draw: Random) -> Canvas:
     canvas, ink = plain_canvas(draw), mix(draw, draw.choice(OBJECT_COLOURS))
     while not reads_well(ink, canvas.ground):
         ink = mix(draw, draw.choice(OBJECT_COLOURS))
-    height = draw.uniform(9, 40 if len(text) == 1 else 22)
+    height = draw.uniform(7, 40 if len(text) == 1 else 22)
     room = (SIZE / 2 - 0.5 * height * len(text) - 3, SIZE / 2 - 0.6 * height - 2)
     at = tuple(SIZE / 2 + draw.uniform(-1, 1) * max(0.0, free) for free in room)
     shown = draw.choice((text, text.upper()))

@@ -70,20 +70,25 @@ class Blueprint:
     make_config: Callable[[Qwen2Tokenizer], PreTrainedConfig]
     processor_files: dict[str, dict[str, Any]]
 
-    def write(self, folder: Path, *, seed: int) -> PreTrainedModel:
-        """Write a complete folder with random weights, and return the model in fp32."""
+    def tokenizer(self) -> Qwen2Tokenizer:
+        """Return the tokenizer with its chat template."""
         tokenizer = train_tokenizer(self.placeholders)
         tokenizer.chat_template = _TEMPLATE.replace("PICTURE", self.picture)
-        config = self.make_config(tokenizer)
+        return tokenizer
+
+    def build(self, tokenizer: Qwen2Tokenizer, *, seed: int) -> PreTrainedModel:
+        """Return the model with random weights, in fp32."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForImageTextToText.from_config(config)
+            return AutoModelForImageTextToText.from_config(self.make_config(tokenizer))
+
+    def write(self, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
+        """Write a complete folder, as `narrowtune` loads any other."""
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(folder)
         for name, values in self.processor_files.items():
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         model.save_pretrained(folder)
-        return model
 
 
 def _number(tokenizer: Qwen2Tokenizer, token: str) -> int:

@@ -61,7 +61,8 @@ def see_qwen2_5_vl(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     # Patches in the order in which they are merged; a still picture is two equal frames.
     patches = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
     patches = patches.expand(*patches.shape[:6], tower.config.temporal_patch_size, patch, patch)
-    states = tower.patch_embed(patches.reshape(num_pictures * side * side, -1))
+    # What blocks add up stays in fp32 under autocast, as in a SigLIP tower.
+    states = tower.patch_embed(patches.reshape(num_pictures * side * side, -1)).float()
     places = torch.arange(side).view(side // merge, merge)
     rows = places[:, None, :, None].expand(-1, side // merge, -1, merge).flatten()
     columns = places[None, :, None, :].expand(side // merge, -1, merge, -1).flatten()

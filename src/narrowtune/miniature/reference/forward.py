@@ -31,6 +31,21 @@ def hidden_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> Tenso
     return found[:, -batch.after.shape[1] :]
 
 
+def answer_loss(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each sample's answer, per token of it, summed over samples.
+
+    A caption's twelve tokens count as much as a letter and its end of turn: otherwise the
+    captions have most of the loss.
+
+    Args:
+        logits, labels: of `answer_logits`.
+        all_labels: [B, T] that these came from.
+    """
+    lengths = (all_labels[:, 1:] != IGNORE_INDEX).sum(1)
+    each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return (each / lengths.repeat_interleave(lengths)).sum()
+
+
 def answer_logits(model: PreTrainedModel, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits [n, vocabulary] and labels [n] of the answers' tokens, row by row."""
     ahead = labels[:, 1:]

@@ -8,6 +8,7 @@ chance for a long time.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, Qwen2Tokenizer
+from transformers import PreTrainedModel
 
 from narrowtune.core.errors import UsageError
 from narrowtune.miniature.canvas import SIZE
@@ -32,13 +33,22 @@ from narrowtune.miniature.reference.batches import (
     load_steps,
 )
 from narrowtune.miniature.reference.eyes import SEE
-from narrowtune.miniature.reference.forward import PatchHead, answer_logits, hidden_states
+from narrowtune.miniature.reference.forward import (
+    PatchHead,
+    answer_logits,
+    answer_loss,
+    hidden_states,
+)
 from narrowtune.miniature.registry import LEVELS, TASKS
 
 _NOTHING_WEIGHT = 0.2  # most patches show nothing, and that is soon learned
 _DECAY = 0.25  # share of a stage over which its rate falls to nothing
 _WARMUP = 100  # steps
 _NUM_CHECKED = 64  # samples of each task that the log's accuracy is of
+_CHECK_EVERY = 5  # lines of the log
+_REVIEW = (0.0, 1 / 3, 1 / 3, 0.15)  # share of a level's samples that is of those before it
+_AHEAD = 0.25  # share of the level before the last that is of the last
+_HARD = ("diagrams", "charts", "forms", "infographics")  # drawn twice as often as others
 _STAGES = ("seeing", "answering")
 
 
@@ -63,7 +73,7 @@ class Schedule:
     micro_batches: int = 2
     learning_rate: float = 2e-3
     tower_factor: float = 0.2
-    level_starts: tuple[float, ...] = (0.05, 0.15, 0.35)
+    level_starts: tuple[float, ...] = (0.02, 0.07, 0.2)
 
 
 @dataclass
@@ -88,28 +98,38 @@ class Progress:
 def answering_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]]:
     """Return from which step on which tasks are drawn, and how often.
 
-    Each level keeps a third of its samples for the levels before it, evenly, so that nothing is
-    forgotten on the way.
+    Each level keeps a part of its samples for the levels before it, so that nothing is forgotten on
+    the way; the level before the last has a part of the last, whose letters take long to find.
     """
     starts = (0.0, *schedule.level_starts)
     found: list[tuple[int, Mapping[str, float]]] = []
     earlier: list[str] = []
-    for start, level in zip(starts, LEVELS, strict=True):
-        shares = dict.fromkeys(level, (1.0 if not earlier else 2 / 3) / len(level))
-        for name in earlier:
-            shares[name] = shares.get(name, 0.0) + 1 / 3 / len(earlier)
+    for start, level, review in zip(starts, LEVELS, _REVIEW, strict=True):
+        ahead = _AHEAD if level == LEVELS[-2] else 0.0
+        parts = ((level, 1 - review - ahead), (earlier, review), (LEVELS[-1], ahead))
+        shares: dict[str, float] = {}
+        for names, share in parts:
+            weights = _weights(names)
+            for name, weight in weights.items():
+                if share:
+                    added = share * weight / sum(weights.values())
+                    shares[name] = shares.get(name, 0.0) + added
         found.append((round(start * schedule.answering_steps), shares))
         earlier = list(dict.fromkeys((*earlier, *level)))
     return found
 
 
+def _weights(names: Sequence[str]) -> dict[str, float]:
+    return {name: 2.0 if name in _HARD else 1.0 for name in names}
+
+
 def seeing_shares() -> list[tuple[int, Mapping[str, float]]]:
-    """Return every task alike: labels say what is where, and no question is asked.
+    """Return every task: labels say what is where, and no question is asked.
 
     The skills' pictures are among them, as a published tower has seen birds and clocks before
     anyone asks it for their names.
     """
-    return [(0, dict.fromkeys(TASKS, 1.0))]
+    return [(0, _weights(list(TASKS)))]
 
 
 def rate_factor(step: int, num_steps: int) -> float:
@@ -131,11 +151,13 @@ class Pretraining:
             compiled: True for `torch.compile`, several times as fast on a CPU.
         """
         self.blueprint, self.folder, self.schedule = blueprint, folder, schedule
-        self.model: PreTrainedModel = blueprint.write(folder / "model", seed=schedule.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer = blueprint.tokenizer()
+        self.model: PreTrainedModel = blueprint.build(self.tokenizer, seed=schedule.seed)
         self.model.train()
-        tokenizer = Qwen2Tokenizer.from_pretrained(folder / "model")
-        self.writer = Writer(tokenizer, blueprint.picture, blueprint.placeholder)
-        self.padding = int(tokenizer.pad_token_id)
+        self.writer = Writer(self.tokenizer, blueprint.picture, blueprint.placeholder)
+        self.padding = int(self.tokenizer.pad_token_id)
+        self._checks: dict[tuple[str, str], Batch] = {}
         with torch.no_grad():
             size = SEE[blueprint.name](self.model, torch.zeros(1, 3, SIZE, SIZE)).shape[-1]
         with torch.random.fork_rng(devices=[]):
@@ -175,8 +197,12 @@ class Pretraining:
 
     def save(self) -> Path:
         """Write the model in bf16 to the folder's `model/`, and return that."""
-        self.model.eval().to(torch.bfloat16).save_pretrained(self.folder / "model")
-        return self.folder / "model"
+        part, whole = self.folder / "model.part", self.folder / "model"
+        self.blueprint.write(self.model.eval().to(torch.bfloat16), self.tokenizer, part)
+        if whole.exists():
+            shutil.rmtree(whole)
+        part.replace(whole)
+        return whole
 
     def _tower(self) -> nn.Module:
         tower: nn.Module = self.model.get_submodule(self.blueprint.tower)
@@ -219,9 +245,9 @@ class Pretraining:
             optimizer.zero_grad(set_to_none=True)
             if (step + 1) % log_every == 0 or step + 1 == num_steps:
                 seconds = before + time.monotonic() - started
-                found = Progress(
-                    stage, step + 1, seconds, sum(losses) / len(losses), self._accuracy(stage)
-                )
+                checked = (step + 1) % (_CHECK_EVERY * log_every) == 0 or step + 1 == num_steps
+                accuracy = self._accuracy(stage) if checked else {}
+                found = Progress(stage, step + 1, seconds, sum(losses) / len(losses), accuracy)
                 losses.clear()
                 self._checkpoint(stage, optimizer, step + 1, seconds)
                 with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
@@ -231,7 +257,7 @@ class Pretraining:
     def _learn(self, stage: str, parts: Sequence[Batch]) -> float:
         """Put a step's gradients into the parameters; return its loss."""
         total = 0.0
-        num_answers = sum(int((part.labels[:, 1:] >= 0).sum()) for part in parts)
+        num_samples = sum(len(part.labels) for part in parts)
         for part in parts:
             with torch.autocast("cpu", torch.bfloat16):
                 states = self._see(self.model, part.pixels)
@@ -241,8 +267,7 @@ class Pretraining:
                 else:
                     hidden = self._hidden(self.model, part, states)
                     logits, labels = answer_logits(self.model, hidden, part.labels)
-                    loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
-                    loss = loss / num_answers
+                    loss = answer_loss(logits, labels, part.labels) / num_samples
             loss.backward()
             total += loss.item()
         return total
@@ -251,13 +276,12 @@ class Pretraining:
     def _accuracy(self, stage: str) -> dict[str, float]:
         """Return how much is right on the first samples of the validation split."""
         if stage == "seeing":
-            tasks = ["reading", "captions"]
+            tasks = ["reading", "captions", "forms", "diagrams"]
         else:
-            tasks = [*LEVELS[0], *LEVELS[1][1:], *LEVELS[2][1:3], *LEVELS[3]]
+            tasks = list(dict.fromkeys(name for level in LEVELS for name in level))
         found = {}
         for name in tasks:
-            samples = list(TASKS[name].samples("validation", _NUM_CHECKED, self.schedule.seed))
-            batch = collate_samples(samples, self.writer, self.padding, patches=stage == "seeing")
+            batch = self._check(stage, name)
             with torch.autocast("cpu", torch.bfloat16):
                 states = SEE[self.blueprint.name](self.model, batch.pixels)
                 if stage == "seeing":
@@ -267,16 +291,26 @@ class Pretraining:
                     found[name] = float(right.float().mean())
                     continue
                 hidden = hidden_states(self.model, batch, states)
-                guessed = self.model.lm_head(hidden[:, :-1]).argmax(-1)
-            labels = batch.labels[:, 1:]
-            whole = ((guessed == labels) | (labels < 0)).all(dim=1)
-            found[name] = float(whole.float().mean())
+                logits, labels = answer_logits(self.model, hidden, batch.labels)
+            lengths = (batch.labels[:, 1:] >= 0).sum(1).tolist()
+            right = (logits.argmax(-1) == labels).split(lengths)
+            found[name] = sum(bool(each.all()) for each in right) / len(right)
         return found
+
+    def _check(self, stage: str, name: str) -> Batch:
+        """Return the samples of a task that the log's accuracy is of; they are drawn once."""
+        key = stage, name
+        if key not in self._checks:
+            samples = list(TASKS[name].samples("validation", _NUM_CHECKED, self.schedule.seed))
+            patches = stage == "seeing"
+            self._checks[key] = collate_samples(samples, self.writer, self.padding, patches=patches)
+        return self._checks[key]
 
     def _checkpoint(
         self, stage: str, optimizer: torch.optim.Optimizer, step: int, seconds: float
     ) -> None:
         state = {
+            "name": self.blueprint.name,
             "stage": stage,
             "step": step,
             "seconds": seconds,
@@ -295,10 +329,10 @@ class Pretraining:
         if not path.exists():
             return 0, 0.0
         state = torch.load(path, weights_only=True)
-        if state["schedule"] != asdict(self.schedule):
+        if (state["name"], state["schedule"]) != (self.blueprint.name, asdict(self.schedule)):
             raise UsageError(
                 asked=f"to go on with the pre-training in {self.folder}",
-                found=f"it was started with {state['schedule']}",
+                found=f"it was started for {state['name']} with {state['schedule']}",
                 do="give the same settings, or another folder",
             )
         self.model.load_state_dict(state["model"])
