@@ -84,8 +84,25 @@ def test_what_is_chosen(model, monkeypatch, seconds, requested, expected):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(module, "_time", lambda _, mode, threads, __: table[mode, threads])
+    monkeypatch.setattr(module, "_PAUSE", 0)
     found = measure_arithmetic(model, num_tokens=16, requested=requested)
     assert (found.compute_dtype, found.float32_matmul_precision, found.threads) == expected
+
+
+def test_other_work_for_a_moment_does_not_decide(model, monkeypatch):
+    """As measured once beside a burst of work: fp32 was chosen, and a run took twice as long."""
+    one = {HIGHEST: [2.03], MEDIUM: [1.85], BF16: [1.17]}
+    two = {HIGHEST: [1.10], MEDIUM: [1.93, 0.90], BF16: [1.54, 1.49, 0.53]}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(
+        module, "_time", lambda _, mode, threads, __: (one if threads == 1 else two)[mode].pop(0)
+    )
+    monkeypatch.setattr(module, "_PAUSE", 0)
+    found = measure_arithmetic(model, num_tokens=16)
+    assert (found.compute_dtype, found.threads) == ("bfloat16", 2)
+    assert found.seconds["bfloat16 highest, 2 threads"] == 0.53
+    assert not any([*one.values(), *two.values()])  # no more looks than it took
 
 
 def test_measuring_changes_nothing(model):
