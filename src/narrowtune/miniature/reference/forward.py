@@ -8,8 +8,12 @@ Shapes: B samples, V visual tokens, P and T tokens before and after them, H hidd
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from narrowtune.data.collate import IGNORE_INDEX
@@ -29,6 +33,22 @@ def hidden_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> Tenso
         inputs_embeds=inputs, position_ids=positions, use_cache=False
     ).last_hidden_state
     return found[:, -batch.after.shape[1] :]
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attend by two matrix products and a softmax inside the block.
+
+    A CPU's flash kernel takes a third of a training step at this size, most of it going back.
+    """
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    # Named after CUDA, but it is what keeps the products in bf16 on a CPU, too.
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def answer_loss(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from narrowtune.miniature.reference.forward import (
     answer_logits,
     answer_loss,
     hidden_states,
+    plain_attention,
 )
 from narrowtune.miniature.registry import LEVELS, TASKS
 
@@ -259,7 +260,7 @@ class Pretraining:
         total = 0.0
         num_samples = sum(len(part.labels) for part in parts)
         for part in parts:
-            with torch.autocast("cpu", torch.bfloat16):
+            with plain_attention(), torch.autocast("cpu", torch.bfloat16):
                 states = self._see(self.model, part.pixels)
                 if stage == "seeing":
                     what, hue = self.head(states)
