@@ -25,7 +25,7 @@ from narrowtune.miniature.heldout import (
     street,
 )
 from narrowtune.miniature.item import Item
-from narrowtune.miniature.pretraining import captions, levels, parts
+from narrowtune.miniature.pretraining import captions, levels, parts, sheets
 from narrowtune.miniature.sample import Sample, make_sample
 from narrowtune.miniature.targets import birds, clock, counting, signs, tissue
 
@@ -119,6 +119,7 @@ _TASKS = (
     MiniatureTask("words", "pretrain", "", "word", "exact_match", 8, 0.01, parts.make_words),
     MiniatureTask("rows", "pretrain", "", "word, number", "exact_match", 8, 0.01, parts.make_rows),
     MiniatureTask("arrows", "pretrain", "", "word", "exact_match", 8, 0.02, parts.make_arrows),
+    MiniatureTask("pages", "pretrain", "", "spelt", "exact_match", 48, 0.0, sheets.make),
 )
 
 TASKS: dict[str, MiniatureTask] = {task.name: task for task in _TASKS}
@@ -132,7 +133,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 )
 """The curriculum: which tasks each level draws from, in the split `pretrain`, easiest first.
 
-Dense patch labels of any of them come before the first. No target skill is among them.
+Dense patch labels of any of them, and of pages, come before the first. No target skill is among
+them.
 """
 
 

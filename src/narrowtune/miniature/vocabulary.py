@@ -23,7 +23,7 @@ from narrowtune.miniature.heldout import (
 from narrowtune.miniature.landscape import WEATHERS
 from narrowtune.miniature.marks import SHAPES, THINGS
 from narrowtune.miniature.palette import COLOURS
-from narrowtune.miniature.pretraining import captions, parts
+from narrowtune.miniature.pretraining import captions, parts, sheets
 from narrowtune.miniature.targets import birds, clock, counting, signs, tissue
 
 _SENTENCES = (
@@ -66,7 +66,7 @@ def _texts() -> Iterator[str]:
     yield from (*birds.WORDINGS, *counting.WORDINGS, *clock.WORDINGS, *captions.PROMPTS)
     open_forms = (tissue.OPEN, tissue.YES_NO, signs.WORDINGS, diagrams.WORDINGS, charts.WORDINGS)
     more_forms = (forms.WORDINGS, infographics.WORDINGS, street.WORDINGS, scenes.WORDINGS)
-    yield from (*parts.LAYOUTS, *parts.ROWS_WORDINGS, *parts.WORDS_WORDINGS)
+    yield from (sheets.WORDING, *parts.LAYOUTS, *parts.ROWS_WORDINGS, *parts.WORDS_WORDINGS)
     for table in (parts.ARROWS_WORDINGS, *open_forms, *more_forms, puzzles.WORDINGS):
         for wordings in table.values():
             yield from wordings

@@ -12,15 +12,18 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.results import Proof, TrainingSummary
+from narrowtune.core.study_settings import DistillationSettings
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.energy import EnergyMeter
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection
+from narrowtune.models.swap import WeightSwap
 from narrowtune.train.anchor import Anchor
 from narrowtune.train.arguments import planned_steps, training_arguments
 from narrowtune.train.callbacks import LogFile
 from narrowtune.train.checkpoint import find_checkpoint
+from narrowtune.train.distillation import Distillation
 from narrowtune.train.effort import Effort, EffortMeter
 from narrowtune.train.masters import (
     computing_in,
@@ -59,6 +62,7 @@ def fit(
     num_processes: int = 1,
     validation: Sequence[Encoded] = (),
     anchor: Anchor | None = None,
+    distillation: DistillationSettings | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
 ) -> FitResult:
@@ -107,6 +111,9 @@ def fit(
         train_dataset=Rows(rows),
         eval_dataset=Rows(validation) if validation else None,
         anchor=anchor,
+        distillation=Distillation(WeightSwap(model, base), **distillation.model_dump())
+        if distillation is not None
+        else None,
         callbacks=[LogFile(Path(config.output_dir) / "train.jsonl"), *callbacks],
     )
     # For callbacks only (DriftCallback): the Trainer itself would change the model's settings.

@@ -23,6 +23,7 @@ from narrowtune.models.select import Selection
 from narrowtune.train.anchor import Anchor, kl_base_tuned
 from narrowtune.train.arguments import validation_batches
 from narrowtune.train.checkpoint import Progress, load_trainable, save_trainable
+from narrowtune.train.distillation import Distillation
 from narrowtune.train.effort import EffortMeter
 from narrowtune.train.proof import GradientWitness
 
@@ -53,6 +54,7 @@ class NarrowTrainer(Trainer):
         witness: sees the gradients; what it saw goes into checkpoints and comes back.
         effort: measures what training takes; this goes into checkpoints and comes back too.
         anchor: rows that hold the model to the base; None trains on the task alone.
+        distillation: holds the model to what it was, on the task's own rows; None does not.
     """
 
     loss_is_scaled_for_ga = True
@@ -70,6 +72,7 @@ class NarrowTrainer(Trainer):
         train_dataset: Dataset[Encoded],
         eval_dataset: Dataset[Encoded] | None = None,
         anchor: Anchor | None = None,
+        distillation: Distillation | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         super().__init__(
@@ -87,10 +90,11 @@ class NarrowTrainer(Trainer):
         self.witness = witness
         self.effort = effort
         self.anchor = anchor
+        self.distillation = distillation
         self.num_tokens = 0
         self.num_labels = 0
         self.num_samples = 0
-        self._terms = {"cross_entropy": 0.0, "anchor_kl": 0.0}
+        self._terms = {"cross_entropy": 0.0, "anchor_kl": 0.0, "distillation": 0.0}
         self._terms_steps = 0
 
     def load_finished(self, checkpoint: Path) -> None:
@@ -158,7 +162,7 @@ class NarrowTrainer(Trainer):
 
         Summed over micro-batches and averaged over devices it is: cross-entropy over all labels
         of the step divided by their number, plus the anchor's weight times KL(base‖tuned) over
-        all anchor positions divided by theirs.
+        all anchor positions divided by theirs, plus distillation's term over the labels.
 
         Raises:
             TrainingError: the loss is not finite; no step is taken.
@@ -168,13 +172,25 @@ class NarrowTrainer(Trainer):
         anchor_num_labels = inputs.pop("anchor_num_labels", None)
         task_mask, targets = label_positions(inputs["labels"])
         mask = task_mask if anchor_mask is None else task_mask | anchor_mask
-        with autocast(self.arithmetic, self.args.device):
-            logits_NV = logits_at(model, inputs, mask)
+
+        def forward(positions: Tensor) -> Tensor:
+            with autocast(self.arithmetic, self.args.device):
+                return logits_at(model, inputs, positions)
+
+        distillation, teacher_NV = self.distillation, None
+        if distillation is not None:
+            teacher_NV = distillation.teach(lambda: forward(task_mask))
+        logits_NV = forward(mask)
         # Anchor rows are below the task's, and positions come row by row.
         num_task = targets.numel()
         summed = nn.functional.cross_entropy(logits_NV[:num_task].float(), targets, reduction="sum")
-        loss = summed / (num_items_in_batch if num_items_in_batch is not None else num_task)
+        num_labels = num_items_in_batch if num_items_in_batch is not None else num_task
+        loss = summed / num_labels
         self._terms["cross_entropy"] += float(loss.detach())
+        if distillation is not None and teacher_NV is not None:
+            held = distillation.loss(teacher_NV, logits_NV[:num_task]) / num_labels
+            self._terms["distillation"] += float(held.detach())
+            loss = loss + distillation.weight * held
         if anchor_mask is not None:
             assert self.anchor is not None
             kl = kl_base_tuned(anchor_log_probs, logits_NV[num_task:]) / anchor_num_labels
@@ -200,6 +216,8 @@ class NarrowTrainer(Trainer):
             logs["cross_entropy"] = float(terms[0]) / steps
             if self.anchor is not None:
                 logs["anchor_kl"] = float(terms[1]) / steps
+            if self.distillation is not None:
+                logs["distillation"] = float(terms[2]) / steps
             self._terms = dict.fromkeys(self._terms, 0.0)
             self._terms_steps = 0
         super().log(logs, *args, **kwargs)

@@ -211,7 +211,7 @@ def test_both_stages_learn(tmp_path, monkeypatch):
     for stage in ("seeing", "answering"):
         losses = [line.loss for line in lines if line.stage == stage]
         assert losses[-1] < losses[0]
-    assert set(lines[2].accuracy) == {"reading", "captions", "forms", "diagrams"}
+    assert set(lines[2].accuracy) == {"pages", "reading", "captions", "forms", "diagrams"}
     assert {task.name for task in tasks_of("held_out")} <= set(lines[-1].accuracy)
     again = load_model(str(training.save()))
     assert again.dtype == torch.bfloat16

@@ -49,6 +49,7 @@ _NUM_CHECKED = 64  # samples of each task that the log's accuracy is of
 _CHECK_EVERY = 5  # lines of the log
 _REVIEW = (0.0, 1 / 3, 1 / 3, 0.15)  # share of a level's samples that is of those before it
 _AHEAD = 0.25  # share of the level before the last that is of the last
+_PAGES = 0.7  # weight of pages of letters for each other task, while the tower learns to see
 _HARD = ("diagrams", "charts", "forms", "infographics")  # drawn twice as often as others
 _STAGES = ("seeing", "answering")
 
@@ -130,7 +131,7 @@ def seeing_shares() -> list[tuple[int, Mapping[str, float]]]:
     The skills' pictures are among them, as a published tower has seen birds and clocks before
     anyone asks it for their names.
     """
-    return [(0, _weights(list(TASKS)))]
+    return [(0, {**_weights(list(TASKS)), "pages": _PAGES * len(TASKS)})]
 
 
 def rate_factor(step: int, num_steps: int) -> float:
@@ -277,7 +278,7 @@ class Pretraining:
     def _accuracy(self, stage: str) -> dict[str, float]:
         """Return how much is right on the first samples of the validation split."""
         if stage == "seeing":
-            tasks = ["reading", "captions", "forms", "diagrams"]
+            tasks = ["pages", "reading", "captions", "forms", "diagrams"]
         else:
             tasks = list(dict.fromkeys(name for level in LEVELS for name in level))
         found = {}

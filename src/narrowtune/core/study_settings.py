@@ -1,0 +1,147 @@
+"""A study as one file: which recipes, at which rates, learn which skills in which order.
+
+Arms are recipes with what goes with them; chains are arms at one rate, in one order, with one seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from narrowtune.core.config import AnchorSettings, DriftSettings, ModelSettings, TrainingSettings
+from narrowtune.core.data_settings import DataSettings, MixSettings, Settings, SkillSettings
+from narrowtune.core.errors import UsageError
+from narrowtune.core.recipes import get_recipe
+
+
+class DistillationSettings(Settings):
+    """Learning without Forgetting (arXiv 1606.09282): hold to the model that the stage began with.
+
+    On the skill's own rows, at their labelled positions; the teacher is the same model with its
+    earlier weights swapped in.
+
+    Attributes:
+        weight: λ, of the distillation term beside cross-entropy at weight 1.
+        temperature: T, by which both distributions are softened; the term is multiplied by T².
+    """
+
+    weight: float = Field(1.0, gt=0)
+    temperature: float = Field(2.0, gt=0)
+
+
+class ArmSettings(Settings):
+    """A recipe in a study, with what is added to it.
+
+    Attributes:
+        recipe: name of a recipe.
+        name: what tables call the arm; recipe and additions unless given.
+        learning_rates: peaks of the schedule, one run each.
+        anchor: hold the model to the base's answers to general prompts.
+        distillation: Learning without Forgetting.
+        wise_ft: share α of the weights before a stage in the average that replaces those after it
+            (WiSE-FT, arXiv 2109.01903); the average is scored and is what the next stage starts
+            from.
+        mix: labelled general rows replayed in every stage.
+    """
+
+    recipe: str
+    name: str = ""
+    learning_rates: list[float] = Field(min_length=1)
+    anchor: AnchorSettings | None = None
+    distillation: DistillationSettings | None = None
+    wise_ft: float | None = Field(None, ge=0, le=1)
+    mix: list[MixSettings] = Field(default_factory=list)
+
+    @field_validator("recipe")
+    @classmethod
+    def _known_recipe(cls, value: str) -> str:
+        try:
+            return get_recipe(value).name
+        except UsageError as error:
+            raise ValueError(f"{error.found}; {error.do}") from None
+
+    @field_validator("anchor", "distillation", mode="before")
+    @classmethod
+    def _flag(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rates(cls, values: list[float]) -> list[float]:
+        if min(values) <= 0 or len(set(values)) < len(values):
+            raise ValueError("rates are above 0, and each is given once")
+        return values
+
+    @property
+    def label(self) -> str:
+        """The arm's name."""
+        added = [
+            "anchor" if self.anchor else "",
+            "LwF" if self.distillation else "",
+            f"WiSE-FT {self.wise_ft:g}" if self.wise_ft is not None else "",
+            "replay" if self.mix else "",
+        ]
+        return self.name or " + ".join([self.recipe, *filter(None, added)])
+
+
+class StudySettings(ModelSettings):
+    """Arms side by side: same samples, same order, same number of steps.
+
+    Attributes:
+        skills: what is taught, each with rows of its own to be tested on.
+        keep: what must not get worse.
+        arms: recipes and what is added to them.
+        orders: names of skills in the order in which they are taught, by the order's name; all
+            skills as they are listed unless given.
+        seeds: each draws its own rows and their order.
+        num_samples: rows of a skill that a stage learns from, drawn with the seed; all unless
+            given.
+        training: optimisation; the rate is the arm's.
+        drift: the prompts on which the shift of the output distribution is measured.
+        eval_batch_size: items answered together; the answers don't depend on it.
+        output_dir: the study's folder.
+    """
+
+    skills: list[SkillSettings] = Field(min_length=1)
+    keep: list[DataSettings] = Field(min_length=1)
+    arms: list[ArmSettings] = Field(min_length=1)
+    orders: dict[str, list[str]] = Field(default_factory=dict)
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    num_samples: int | None = Field(None, ge=1)
+    training: TrainingSettings = TrainingSettings()
+    drift: DriftSettings = DriftSettings()
+    eval_batch_size: int = Field(32, ge=1)
+    output_dir: str = "runs/study"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudySettings:
+        skills = [skill.label for skill in self.skills]
+        mistakes = [
+            f"two {kind} are called {', '.join(twice)}: give each a name"
+            for kind, names in (
+                ("data sets", [*skills, *(keep.label for keep in self.keep)]),
+                ("arms", [arm.label for arm in self.arms]),
+            )
+            if (twice := sorted({name for name in names if names.count(name) > 1}))
+        ]
+        for name, order in self.orders.items():
+            unknown = [skill for skill in order if skill not in skills]
+            if unknown or not order or len(set(order)) < len(order):
+                mistakes.append(
+                    f"orders.{name}: each of {', '.join(skills)} at most once, and at least one"
+                )
+        mistakes += [
+            f"skills.{number}: its own test rows are missing: give test_path"
+            for number, skill in enumerate(self.skills)
+            if skill.test_path is None
+        ]
+        if mistakes:
+            raise ValueError("\n  ".join(mistakes))
+        return self
+
+    @property
+    def all_orders(self) -> dict[str, Sequence[str]]:
+        """The orders by name."""
+        return dict(self.orders) or {"default": [skill.label for skill in self.skills]}

@@ -1,0 +1,349 @@
+"""Runs a study: every chain, stage by stage, from one loaded model.
+
+Owns: the model between chains (it is put back to the base, bit for bit), and what lets a stopped
+study go on: the results' file, and the weights of the chain at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from narrowtune.core.config import RunConfig
+from narrowtune.core.data_settings import DataSettings
+from narrowtune.core.errors import DataError
+from narrowtune.core.run_folder import write_text
+from narrowtune.core.study_settings import ArmSettings, StudySettings
+from narrowtune.data.collate import Encoded
+from narrowtune.data.examples import Example
+from narrowtune.data.splits import find_overlap, mix_examples, split_examples
+from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
+from narrowtune.evaluate.evaluate import evaluate
+from narrowtune.evaluate.tasks import Task, make_task
+from narrowtune.models.select import resolve
+from narrowtune.models.swap import WeightSwap
+from narrowtune.pipeline.inputs import (
+    SHIPPED_ANCHOR_PROMPTS,
+    SHIPPED_FREE_PROMPTS,
+    load,
+    make_encoder,
+    shipped_prompts,
+)
+from narrowtune.pipeline.sources import Source, read_prompts
+from narrowtune.pipeline.stages import measure_tolerance, measuring_dtype
+from narrowtune.probe.drift import measure_drift
+from narrowtune.study.chains import Chain
+from narrowtune.study.results import BASE, ChainKey, StageResult, TaskScores, summarise
+from narrowtune.train.anchor import Anchor, build_anchor
+from narrowtune.train.fit import FitResult, fit
+from narrowtune.train.masters import computing_in, copy_tensors
+
+_MOST_ENCODED = 2
+"""Sets of training rows held as tensors: those of one skill and seed serve every arm in turn."""
+
+
+class Study:
+    """The model, its data and its base, ready for any chain.
+
+    Args:
+        settings: of the study.
+        arithmetic: what an earlier start measured; measured now unless given.
+        threads: of this process; all unless given.
+    """
+
+    def __init__(
+        self,
+        settings: StudySettings,
+        *,
+        arithmetic: Arithmetic | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Load and read everything.
+
+        Raises:
+            NarrowtuneError: the model or rows can't be used, or rows are both taught and measured.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.settings = settings
+        self.folder = Path(settings.output_dir)
+        self.loaded = load(settings)
+        self.encoder = make_encoder(self.loaded, settings)
+        names = {
+            name for arm in settings.arms for name in resolve(self.loaded.model, arm.recipe).names
+        }
+        self.base = copy_tensors(self.loaded.model, names)
+        self.arithmetic = arithmetic or measure_arithmetic(
+            self.loaded.model, requested=settings.training.compute_dtype
+        )
+        self.skills = {skill.label: skill for skill in settings.skills}
+        self.pools: dict[str, list[Example]] = {}
+        self.validation: dict[str, Task] = {}
+        self.tasks: list[Task] = []
+        self._read()
+        path = settings.drift.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
+        prompts = read_prompts(path, self.encoder, settings.drift.max_prompts, "drift.prompts")
+        self.drift_prompts = [("free prompts", prompt) for prompt in prompts]
+        self._encoded: dict[tuple[str, int], list[Encoded]] = {}
+        self._anchors: dict[str, Anchor] = {}
+        self._tolerance: float | None = None
+
+    def _read(self) -> None:
+        """Read every skill and keep set, and see that nothing is both taught and measured."""
+        for number, skill in enumerate(self.settings.skills):
+            source = Source(skill, [], key=f"skills.{number}")
+            usable = [example for example, _ in source.encode(source.examples, self.encoder.encode)]
+            source.check()
+            parts = split_examples(usable, skill.validation, 0.0, 0)
+            self.pools[skill.label] = parts["train"]
+            if parts["validation"]:
+                task = make_task(skill, parts["validation"], "target")
+                self.validation[skill.label] = task
+            tested = skill.model_copy(update={"path": skill.test_path, "limit": None})
+            self.tasks.append(self._task(tested, f"skills.{number}", skill.label))
+        for number, keep in enumerate(self.settings.keep):
+            task = self._task(keep, f"keep.{number}", keep.label)
+            self.tasks.append(
+                Task(**{**vars(task), "role": "held_out"})  # the same items in another role
+            )
+        measured = [example for task in self.tasks for example in task.examples]
+        for name, pool in self.pools.items():
+            overlap = find_overlap(pool, measured)
+            if overlap:
+                raise DataError(
+                    asked=f"to teach {name} and to measure what is learned and kept",
+                    found=f"{len(overlap)} rows on both sides, such as {overlap[0]}",
+                    do="take them out of one of the files",
+                )
+
+    def _task(self, settings: DataSettings, key: str, label: str) -> Task:
+        source = Source(settings, [], key=key)
+        examples = source.encode_items(source.examples, self.encoder)
+        source.check()
+        return make_task(settings.model_copy(update={"name": label}), examples, "target")
+
+    def score_base(self) -> StageResult:
+        """Return the base's scores."""
+        with apply_arithmetic(self.arithmetic):
+            return StageResult(
+                chain=ChainKey(arm=BASE, learning_rate=0.0, order="", seed=0),
+                stage=0,
+                skill="",
+                tasks={task.name: self._score(task) for task in self.tasks},
+            )
+
+    def run(self, chain: Chain, num_done: int, report: Callable[[StageResult], None]) -> None:
+        """Run what is missing of a chain; the model is the base before and after.
+
+        Args:
+            chain: which one.
+            num_done: stages whose results are known. The weights after the last of them are read
+                back; where they are not there, the chain is run again from its beginning.
+            report: is given each stage's result before the next begins.
+        """
+        state = self.folder / "chains" / f"{_digest(chain.key)}.safetensors"
+        first = num_done if num_done and self._restore(state, num_done) else 0
+        try:
+            for stage in range(first, len(chain.skills)):
+                result = self._stage(chain, stage)
+                report(result)
+                if stage + 1 < len(chain.skills):
+                    self._save(state, stage + 1, chain.arm)
+        finally:
+            self._put_back()
+        state.unlink(missing_ok=True)
+
+    def _stage(self, chain: Chain, stage: int) -> StageResult:
+        """Teach one skill, and score everything."""
+        skill, arm = chain.skills[stage], chain.arm
+        with tempfile.TemporaryDirectory() as folder, apply_arithmetic(self.arithmetic):
+            fitted = self._fit(chain, skill, folder)
+            if arm.wise_ft is not None:
+                self._average(fitted, arm.wise_ft)
+            names = resolve(self.loaded.model, arm.recipe).names
+            base = {name: self.base[name] for name in names}
+            with computing_in(self.loaded.model, measuring_dtype(self.loaded)):
+                drift = measure_drift(
+                    self.loaded,
+                    WeightSwap(self.loaded.model, base),
+                    self.drift_prompts,
+                    self.encoder,
+                    max_new_tokens=self.settings.drift.max_new_tokens,
+                    batch_size=self.settings.eval_batch_size,
+                    skill_answers={example.answers[0] for example in self.pools[skill]},
+                )
+            kept_back = self.validation.get(skill)
+            return StageResult(
+                chain=chain.key,
+                stage=stage + 1,
+                skill=skill,
+                tasks={task.name: self._score(task) for task in self.tasks},
+                validation=self._score(kept_back) if kept_back is not None else None,
+                drift=drift,
+                steps=fitted.summary.num_steps,
+                seconds=fitted.summary.seconds,
+                final_loss=fitted.summary.final_loss,
+                relative_update=self._relative_update(base),
+            )
+
+    def _fit(self, chain: Chain, skill: str, folder: str) -> FitResult:
+        arm, seed = chain.arm, chain.key.seed
+        training = {"learning_rate": chain.key.learning_rate}
+        config = RunConfig(
+            model=self.settings.model,
+            recipe=arm.recipe,
+            skill=self.skills[skill],
+            training=self.settings.training.model_copy(update=training),
+            output_dir=folder,
+            seed=seed,
+        )
+        rows = self._rows(skill, seed)
+        return fit(
+            self.loaded,
+            resolve(self.loaded.model, arm.recipe),
+            [*rows, *self._replayed(arm, skill, seed)],
+            config,
+            arithmetic=self.arithmetic,
+            anchor=self._anchor(arm),
+            distillation=arm.distillation,
+        )
+
+    def _drawn(self, skill: str, seed: int) -> list[Example]:
+        pool, number = self.pools[skill], self.settings.num_samples
+        if number is None:
+            return pool
+        if number > len(pool):
+            raise DataError(
+                asked=f"{number} rows of {skill} for every stage (num_samples)",
+                found=f"{len(pool)} to learn from",
+                do="give more rows, or lower num_samples",
+            )
+        return Random(f"{skill} {seed}").sample(pool, number)
+
+    def _rows(self, skill: str, seed: int) -> list[Encoded]:
+        """Return the rows of a stage, the same for every arm."""
+        key = skill, seed
+        if key not in self._encoded:
+            while len(self._encoded) >= _MOST_ENCODED:
+                del self._encoded[next(iter(self._encoded))]
+            self._encoded[key] = [self.encoder.encode(row) for row in self._drawn(skill, seed)]
+        return self._encoded[key]
+
+    def _replayed(self, arm: ArmSettings, skill: str, seed: int) -> list[Encoded]:
+        own = self._drawn(skill, seed) if arm.mix else []
+        found = []
+        for number, mix in enumerate(arm.mix):
+            settings = DataSettings(path=mix.path, max_refused=mix.max_refused)
+            source = Source(settings, [], key=f"mix.{number}", seed=seed)
+            drawn = mix_examples(own, source.examples, mix.share, seed)[len(own) :]
+            found += [row for _, row in source.encode(drawn, self.encoder.encode)]
+            source.check()
+        return found
+
+    def _anchor(self, arm: ArmSettings) -> Anchor | None:
+        """Return the base's own answers; they are made once, while the model is the base."""
+        settings = arm.anchor
+        if settings is None:
+            return None
+        key = settings.model_dump_json()
+        if key not in self._anchors:
+            path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
+            prompts = read_prompts(
+                path, self.encoder, settings.max_prompts or 2**62, "anchor.prompts"
+            )
+            with (
+                WeightSwap(self.loaded.model, self.base).base(),
+                computing_in(self.loaded.model, measuring_dtype(self.loaded)),
+            ):
+                self._anchors[key] = build_anchor(
+                    self.loaded,
+                    self.encoder,
+                    prompts,
+                    settings,
+                    batch_size=self.settings.eval_batch_size,
+                    seed=0,
+                )
+        return self._anchors[key]
+
+    def _score(self, task: Task) -> TaskScores:
+        with computing_in(self.loaded.model, measuring_dtype(self.loaded)):
+            if self._tolerance is None:
+                self._tolerance = measure_tolerance(self.loaded, self.tasks, self.encoder)
+            return summarise(
+                evaluate(
+                    self.loaded,
+                    task,
+                    self.encoder,
+                    batch_size=self.settings.eval_batch_size,
+                    tolerance=self._tolerance,
+                )
+            )
+
+    @torch.no_grad()
+    def _average(self, fitted: FitResult, share: float) -> None:
+        """Replace the tuned weights by their average with those before the stage (WiSE-FT)."""
+        for name, parameter in self.loaded.model.named_parameters():
+            before = fitted.base.get(name)
+            if before is not None:
+                mean = torch.lerp(parameter.float(), before.to(parameter.device).float(), share)
+                parameter.copy_(mean)
+
+    @torch.no_grad()
+    def _relative_update(self, base: dict[str, torch.Tensor]) -> float:
+        moved = total = 0.0
+        for name, parameter in self.loaded.model.named_parameters():
+            if name in base:
+                before = base[name].double()
+                moved += float((parameter.detach().cpu().double() - before).square().sum())
+                total += float(before.square().sum())
+        return (moved / total) ** 0.5
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for name, parameter in self.loaded.model.named_parameters():
+            if name in self.base:
+                parameter.data = parameter.data.to(self.base[name].dtype)
+                parameter.copy_(self.base[name])
+
+    def _save(self, path: Path, stage: int, arm: ArmSettings) -> None:
+        tensors = copy_tensors(self.loaded.model, resolve(self.loaded.model, arm.recipe).names)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        save_file(tensors, part, {"stage": str(stage)})
+        part.replace(path)
+
+    @torch.no_grad()
+    def _restore(self, path: Path, stage: int) -> bool:
+        """Put a chain's weights after `stage` into the model; False if they are not there."""
+        if not path.exists():
+            return False
+        with safe_open(path, "pt") as file:
+            if file.metadata() != {"stage": str(stage)}:
+                return False
+            parameters: dict[str, Any] = dict(self.loaded.model.named_parameters())
+            for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                parameters[name].copy_(file.get_tensor(name))
+        return True
+
+
+def remember_arithmetic(folder: Path, arithmetic: Arithmetic) -> None:
+    """Keep what was measured, so that all chains compute alike however often they are stopped."""
+    write_text(folder / "arithmetic.json", arithmetic.to_json())
+
+
+def known_arithmetic(folder: Path) -> Arithmetic | None:
+    """Return what an earlier start measured, if there was one."""
+    path = folder / "arithmetic.json"
+    return Arithmetic.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _digest(key: ChainKey) -> str:
+    return hashlib.sha256(key.model_dump_json().encode()).hexdigest()[:16]

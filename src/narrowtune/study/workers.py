@@ -1,0 +1,109 @@
+"""Several chains of a study at once, each in a process of its own.
+
+Owns: the processes and the one file that they write to. Small models use one core well and two
+badly, so that as many processes as cores are quicker there than threads are.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.synchronize import Lock
+from pathlib import Path
+from typing import NamedTuple
+
+from narrowtune.core.study_settings import StudySettings
+from narrowtune.engine.heap import return_freed_blocks
+from narrowtune.study.chains import Chain, all_chains, open_chains
+from narrowtune.study.results import BASE, StageResult, append_result, by_chain, read_results
+from narrowtune.study.run import Study, known_arithmetic, remember_arithmetic
+
+Report = Callable[[StageResult, int], None]
+"""Is given each result and how many stages are still to come."""
+
+
+class _Worker(NamedTuple):
+    study: Study
+    path: Path
+    lock: Lock
+
+
+_WORKER: _Worker | None = None
+
+
+def results_path(settings: StudySettings) -> Path:
+    """Return where a study's results are."""
+    return Path(settings.output_dir) / "results.jsonl"
+
+
+def run_study(settings: StudySettings, report: Report, *, num_workers: int = 1) -> None:
+    """Run what is missing of a study.
+
+    Args:
+        settings: what was asked for. A study may be given more arms, rates, orders or seeds later;
+            what was run stays.
+        report: is told of every stage.
+        num_workers: chains at a time.
+
+    Raises:
+        NarrowtuneError: of the first chain that fails; results of others stay.
+    """
+    path = results_path(settings)
+    results = read_results(path)
+    if not any(result.chain.arm == BASE for result in results):
+        study = Study(settings, arithmetic=known_arithmetic(Path(settings.output_dir)))
+        remember_arithmetic(Path(settings.output_dir), study.arithmetic)
+        base = study.score_base()
+        append_result(path, base)
+        del study
+        results.append(base)
+        report(base, _num_open(open_chains(list(all_chains(settings)), results), results))
+    chains = open_chains(list(all_chains(settings)), results)
+    missing = _num_open(chains, results)
+    if not chains:
+        return
+    known = by_chain(results)
+    threads = max(1, (os.cpu_count() or 1) // num_workers)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(num_workers, len(chains)), spawn, _start, (settings, path, threads, spawn.Lock())
+    ) as pool:
+        futures = [pool.submit(_run, chain, len(known.get(chain.key, ()))) for chain in chains]
+        try:
+            for future in as_completed(futures):
+                for result in future.result():
+                    missing -= 1
+                    report(result, missing)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _num_open(chains: Sequence[Chain], results: Sequence[StageResult]) -> int:
+    known = by_chain(results)
+    return sum(len(chain.skills) - len(known.get(chain.key, ())) for chain in chains)
+
+
+def _start(settings: StudySettings, path: Path, threads: int, lock: Lock) -> None:
+    global _WORKER
+    # Between arms of different sizes the heap of a worker would only grow.
+    return_freed_blocks()
+    arithmetic = known_arithmetic(Path(settings.output_dir))
+    if arithmetic is not None:
+        arithmetic = arithmetic.model_copy(update={"threads": threads})
+    _WORKER = _Worker(Study(settings, arithmetic=arithmetic, threads=threads), path, lock)
+
+
+def _run(chain: Chain, num_done: int) -> list[StageResult]:
+    assert _WORKER is not None
+    worker, found = _WORKER, []
+
+    def report(result: StageResult) -> None:
+        with worker.lock:
+            append_result(worker.path, result)
+        found.append(result)
+
+    worker.study.run(chain, num_done, report)
+    return found

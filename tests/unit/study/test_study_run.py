@@ -1,0 +1,242 @@
+"""A study on a tiny model: what it runs, that it can be stopped, and that nothing leaks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from narrowtune.core.errors import DataError
+from narrowtune.core.study_settings import ArmSettings, StudySettings
+from narrowtune.study.chains import all_chains, open_chains
+from narrowtune.study.results import base_of, by_chain, read_results, unpack_scores
+from narrowtune.study.run import Study
+from narrowtune.study.workers import results_path, run_study
+
+WORDS = ("dog", "cat", "sun", "tree", "bread", "rain", "milk", "stone", "car", "pen")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def rows(kind, first, count):
+    asked = {"first": "Name the first", "last": "Name the last", "say": "Say"}[kind]
+    return [
+        {
+            "question": f"{asked} of {WORDS[i % 10]} {WORDS[(i * 3 + 1) % 10]} {i}",
+            "answer": WORDS[(i * 3 + 1) % 10 if kind == "last" else i % 10],
+        }
+        for i in range(first, first + count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def settings(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    prompts = [{"prompt": f"Tell me about the {word}."} for word in WORDS]
+    free = write(folder / "free.jsonl", prompts)
+    skills = [
+        {
+            "name": kind,
+            "path": write(folder / f"{kind}.jsonl", rows(kind, 0, 30)),
+            "test_path": write(folder / f"{kind}_test.jsonl", rows(kind, 100, 6)),
+            "max_new_tokens": 4,
+        }
+        for kind in ("first", "last")
+    ]
+    return StudySettings.model_validate(
+        {
+            "model": str(tiny("llama", torch.bfloat16)),
+            "skills": skills,
+            "keep": [
+                {
+                    "name": "say",
+                    "path": write(folder / "say.jsonl", rows("say", 200, 6)),
+                    "max_new_tokens": 4,
+                }
+            ],
+            "arms": [
+                {"recipe": "sa_proj", "learning_rates": [1e-3, 1e-2]},
+                {"recipe": "mlp", "learning_rates": [1e-2], "distillation": True},
+            ],
+            "num_samples": 16,
+            "training": {
+                "global_batch_size": 4,
+                "per_device_train_batch_size": 4,
+                "compute_dtype": "float32",
+            },
+            "drift": {"prompts": free, "max_new_tokens": 4, "max_prompts": 4},
+            "eval_batch_size": 8,
+            "output_dir": str(folder / "out"),
+        }
+    )
+
+
+def changed(settings, tmp_path, **update):
+    return settings.model_copy(update={"output_dir": str(tmp_path / "out"), **update})
+
+
+def without_seconds(results):
+    drift = {"seconds": 0.0}
+    return [
+        result.model_copy(
+            update={
+                "seconds": 0.0,
+                "drift": result.drift and result.drift.model_copy(update=drift),
+            }
+        )
+        for result in results
+    ]
+
+
+def weights(study):
+    return {n: p.detach().clone() for n, p in study.loaded.model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def finished(settings):
+    """Every chain in this process."""
+    study = Study(settings, threads=1)
+    before = weights(study)
+    found = [study.score_base()]
+    for chain in all_chains(settings):
+        study.run(chain, 0, found.append)
+        after = weights(study)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    return found
+
+
+def test_every_stage_of_every_chain_is_scored(settings, finished):
+    base, chains = base_of(finished), by_chain(finished)
+    assert [key.arm for key in chains] == ["sa_proj", "sa_proj", "mlp + LwF"]
+    for stages in chains.values():
+        assert [stage.skill for stage in stages] == ["first", "last"]
+        for stage in stages:
+            assert set(stage.tasks) == set(base.tasks) == {"first", "last", "say"}
+            assert stage.tasks["say"].role == "held_out"
+            assert len(unpack_scores(stage.tasks["say"].items)) == 6
+            assert stage.steps == 4
+            assert stage.relative_update > 0
+            assert stage.drift.kl_base_tuned > 0
+            assert stage.validation is not None
+    # The second stage goes on from the first: it is further from the base.
+    assert all(second.relative_update > first.relative_update for first, second in chains.values())
+    assert not open_chains(list(all_chains(settings)), finished)
+
+
+def test_a_rate_changes_the_result_and_a_second_run_does_not(settings, finished):
+    slow, fast, _ = by_chain(finished).values()
+    assert slow[0].drift.kl_base_tuned < fast[0].drift.kl_base_tuned
+    study, again = Study(settings, threads=1), []
+    study.run(next(all_chains(settings)), 0, again.append)
+    assert without_seconds(again) == without_seconds(slow)
+
+
+def test_a_study_that_is_stopped_goes_on(settings, finished, tmp_path):
+    mine = changed(settings, tmp_path)
+    chain = next(all_chains(mine))
+    study, found = Study(mine, threads=1), []
+
+    def stop(result):
+        found.append(result)
+        if result.stage == 2:
+            raise KeyboardInterrupt
+
+    def stop_at_once(result):
+        found.append(result)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(chain, 0, stop)
+    assert [result.stage for result in found] == [1, 2]
+    # Stage 2 was not written down: it runs again from the weights after stage 1.
+    found.pop()
+    study.run(chain, 1, found.append)
+    assert without_seconds(found) == without_seconds(by_chain(finished)[chain.key])
+    assert not list(Path(mine.output_dir).rglob("*.safetensors"))
+    # Without the weights, the chain begins again.
+    with pytest.raises(KeyboardInterrupt):
+        study.run(chain, 0, stop_at_once)
+    again = []
+    study.run(chain, 1, again.append)
+    assert [result.stage for result in again] == [1, 2]
+
+
+def test_processes_give_what_one_gives(settings, finished, tmp_path):
+    mine = changed(settings, tmp_path)
+    told = []
+    run_study(mine, lambda result, missing: told.append(missing), num_workers=2)
+    found = read_results(results_path(mine))
+    assert len(told) == len(found) == len(finished)
+    assert told[0] == 6
+    assert told[-1] == 0
+    expected = {(r.chain, r.stage): r for r in without_seconds(finished)}
+    assert {(r.chain, r.stage): r for r in without_seconds(found)} == expected
+    # Nothing is left to do, and a seed more is all that is added.
+    run_study(mine, lambda *_: told.append("again"), num_workers=2)
+    assert "again" not in told
+
+
+def test_no_steps_change_nothing(settings, tmp_path):
+    training = settings.training.model_copy(update={"max_steps": 0})
+    mine = changed(settings, tmp_path, training=training)
+    study, found = Study(mine, threads=1), []
+    base = study.score_base()
+    study.run(next(all_chains(mine)), 0, found.append)
+    assert all(result.tasks == base.tasks for result in found)
+    assert all(result.drift.kl_base_tuned == 0 for result in found)
+    assert all(result.relative_update == 0 for result in found)
+
+
+def test_an_average_lies_between(settings, tmp_path):
+    arms = [
+        ArmSettings(recipe="sa_proj", learning_rates=[1e-2], name=f"a{share}", wise_ft=share)
+        for share in (0.0, 0.5, 1.0)
+    ]
+    mine = changed(settings, tmp_path, arms=arms, orders={"one": ["first"]})
+    study, found = Study(mine, threads=1), []
+    for chain in all_chains(mine):
+        study.run(chain, 0, found.append)
+    whole, half, none = (result.relative_update for result in found)
+    assert half == pytest.approx(whole / 2, rel=0.05)  # the average is rounded to bf16
+    assert none == 0
+    assert found[2].drift.kl_base_tuned == 0
+
+
+def test_replay_and_anchor_and_distillation_take_part(settings, tmp_path):
+    general = write(tmp_path / "general.jsonl", rows("say", 300, 20))
+    prompts = {"prompts": settings.drift.prompts, "max_new_tokens": 4, "rows_per_step": 2}
+    arms = [
+        {"recipe": "sa_proj", "learning_rates": [1e-2]},
+        {"recipe": "sa_proj", "learning_rates": [1e-2], "anchor": prompts},
+        {"recipe": "sa_proj", "learning_rates": [1e-2], "mix": [f"{general}:0.5"]},
+        {
+            "recipe": "sa_proj",
+            "learning_rates": [1e-2],
+            "distillation": {"weight": 100.0},
+        },
+    ]
+    arms = [ArmSettings.model_validate(arm) for arm in arms]
+    mine = changed(settings, tmp_path, arms=arms, orders={"one": ["first"]})
+    study, found = Study(mine, threads=1), []
+    for chain in all_chains(mine):
+        study.run(chain, 0, found.append)
+    plain, anchored, replayed, held = found
+    assert [result.chain.arm for result in found] == [arm.label for arm in arms]
+    assert anchored.drift.kl_base_tuned < plain.drift.kl_base_tuned
+    assert replayed.steps == plain.steps + 2
+    assert held.relative_update < plain.relative_update
+
+
+def test_rows_on_both_sides_are_refused(settings, tmp_path):
+    keep = [settings.keep[0].model_copy(update={"path": settings.skills[0].path})]
+    with pytest.raises(DataError, match="rows on both sides"):
+        Study(changed(settings, tmp_path, keep=keep), threads=1)
+
+
+def test_more_rows_than_there_are_is_an_error(settings, tmp_path):
+    study = Study(changed(settings, tmp_path, num_samples=1000), threads=1)
+    with pytest.raises(DataError, match="num_samples"):
+        study.run(next(all_chains(study.settings)), 0, print)
