@@ -226,6 +226,17 @@ def test_no_steps_change_exactly_nothing(tiny, tmp_path):
     assert record.delta.num_changed == 0
 
 
+def test_another_dtype_is_said_once_before_anything_is_measured_and_in_the_record(tiny, tmp_path):
+    config = write_run(tmp_path, tiny("llama", torch.bfloat16), "wide", training={"max_steps": 0})
+    done = run_cli("teach", config, "--set", "dtype=float32", "--json", cache=tmp_path / "cache")
+    assert done.returncode == 4, done.stderr
+    note = "a delta will fit the model in float32 only"
+    assert done.stderr.count(note) == 1
+    assert done.stderr.index(note) < done.stderr.index("evaluate the base")
+    assert "Warning" not in done.stderr
+    assert sum(note in each for each in json.loads(done.stdout)["notes"]) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [

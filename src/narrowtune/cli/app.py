@@ -262,24 +262,41 @@ def report(
     run: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several to compare.")
     ],
-    gallery: Annotated[bool, typer.Option(help="Show the answers that changed.")] = True,
+    gallery: Annotated[
+        bool | None,
+        typer.Option(help="Of one run: the answers that changed; --no-gallery leaves them out."),
+    ] = None,
     output: Annotated[
         Path | None, option("FOLDER", "Of a comparison; that of the runs unless given.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Build the report again from a run's folder; compare several runs."""
+    from narrowtune.core.errors import UsageError
     from narrowtune.core.run_folder import COMPARISON, check_output
     from narrowtune.report.build import build_report
     from narrowtune.report.comparison import build_comparison
 
     if len(run) == 1:
-        path = build_report(run[0], gallery=gallery)
+        flags = ["--output"] * (output is not None) + ["--overwrite"] * overwrite
+        if flags:
+            raise UsageError(
+                asked=f"the report of {run[0]} with {' and '.join(flags)}",
+                found="one run, whose report stands in the run's own folder and is replaced",
+                do="leave that out; or name several runs, to compare them",
+            )
+        path = build_report(run[0], gallery=gallery is not False)
     else:
+        if gallery is not None:
+            raise UsageError(
+                asked=f"a comparison with {'--gallery' if gallery else '--no-gallery'}",
+                found=f"{len(run)} runs, and a comparison shows no answers",
+                do="leave that out; or name one run, for its report",
+            )
         folder = output or run[0].parent
         check_output(folder, COMPARISON, overwrite=overwrite)
         path = build_comparison(run, folder)
-    open_console().print(f"Report: {path}")
+    open_console().print(f"Report: {path}", markup=False, soft_wrap=True)
 
 
 @app.command(short_help="Teach counting to a real model; show what it broke.")

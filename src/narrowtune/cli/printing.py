@@ -39,7 +39,7 @@ def finish(record: RunRecord, folder: str, as_json: bool, console: Console) -> N
     else:
         for line in summary_lines(record):
             console.print(line)
-        console.print(f"Report: {Path(folder) / 'report.html'}")
+        console.print(f"Report: {Path(folder) / 'report.html'}", markup=False, soft_wrap=True)
     if record.verdict is not None:
         raise typer.Exit(EXIT_CODES[record.verdict.outcome])
 
@@ -47,6 +47,7 @@ def finish(record: RunRecord, folder: str, as_json: bool, console: Console) -> N
 def say_written(what: str, result: FolderResult) -> None:
     """Say what a new model folder holds."""
     console = open_console()
-    console.print(f"{what}: {result.folder} ({result.num_tensors} tensors changed)", markup=False)
+    changed = f"{result.num_tensors} tensors changed"
+    console.print(f"{what}: {result.folder} ({changed})", markup=False, soft_wrap=True)
     for name, reason in result.left_out.items():
-        console.print(f"  left out: {name} ({reason})", markup=False)
+        console.print(f"  left out: {name} ({reason})", markup=False, soft_wrap=True)

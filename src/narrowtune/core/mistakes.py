@@ -39,6 +39,10 @@ def allowed_values(field: FieldInfo) -> str:
 
 
 def _line(item: ErrorDetails, kind: type[BaseModel]) -> str:
+    if item["type"] == "invalid_key":
+        return _key_is_no_text(item, item["loc"][:-1])
+    if item["loc"][-1:] == ("[key]",):  # in a section of any keys
+        return _key_is_no_text(item, item["loc"][:-2])
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"{key}: {_unknown(item, kind)}"
@@ -53,6 +57,13 @@ def _line(item: ErrorDetails, kind: type[BaseModel]) -> str:
     named = typing.get_origin(annotation) is typing.Literal and isinstance(given, str)
     hint = did_you_mean(given, typing.get_args(annotation)) if named else ""
     return f"{key}: {_shown(given)} is given{hint}; it takes {allowed}"
+
+
+def _key_is_no_text(item: ErrorDetails, section: tuple[int | str, ...]) -> str:
+    given = item["input"]
+    key = ".".join([*map(str, section), _shown(given)])
+    why = " (YAML reads yes, no, on and off as true or false)" if isinstance(given, bool) else ""
+    return f"{key}: a key must be text{why}; put quotes round it"
 
 
 def _unknown(item: ErrorDetails, kind: type[BaseModel]) -> str:

@@ -12,6 +12,8 @@ from narrowtune.core.results import Estimate
 
 MINUS = "\u2212"
 
+_MOST_DIGITS = 15  # that a float holds
+
 
 def number(value: float, digits: int = 1) -> str:
     """A number with a true minus sign; non-finite values in words."""
@@ -22,6 +24,25 @@ def number(value: float, digits: int = 1) -> str:
     rounded = f"{abs(value):,.{digits}f}"
     negative = value < 0 and float(rounded.replace(",", "")) != 0
     return (MINUS if negative else "") + rounded
+
+
+def digits_beside(limit: float, *values: float) -> int:
+    """How many digits values need to stay on their sides of a limit that is shown unrounded.
+
+    0.26 beside a limit of 0.28 must not become 0.3.
+    """
+    enough = (
+        digits
+        for digits in range(1, _MOST_DIGITS)
+        if all((round(value, digits) > limit) == (value > limit) for value in values)
+    )
+    return next(enough, _MOST_DIGITS)
+
+
+def rounded_up(value: float) -> float:
+    """The next number of two digits: a limit that is just reachable stays so as it is shown."""
+    rounded = round(value, 2)
+    return rounded if rounded >= value else round(rounded + 0.01, 2)
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -55,8 +76,16 @@ def loss_range(loss: float, low: float, high: float, digits: int = 1) -> str:
 
 def worst_case(upper_bound: float, digits: int = 1) -> str:
     """The upper bound of a loss: "at most 3.2 lost", or "at least 1.0 gained"."""
-    word = "at least" if _verb(upper_bound, digits) == "gained" else "at most"
-    return f"{word} {number(abs(upper_bound), digits)} {_verb(upper_bound, digits)}"
+    verb = _verb(upper_bound, digits)
+    word = "at least" if verb == "gained" else "at most"
+    return f"{word} {number(abs(upper_bound), digits)} {verb}"
+
+
+def best_case(lower_bound: float, digits: int = 1) -> str:
+    """The lower bound of a loss: "at least 1.2 lost", or "at most 3.0 gained"."""
+    verb = _verb(lower_bound, digits)
+    word = "at most" if verb == "gained" else "at least"
+    return f"{word} {number(abs(lower_bound), digits)} {verb}"
 
 
 def _verb(loss: float, digits: int) -> str:

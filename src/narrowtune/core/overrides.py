@@ -6,6 +6,9 @@ from typing import Any
 
 from narrowtune.core.errors import UsageError
 
+_SWITCHES = ("anchor",)
+"""Sections that true switches on, and false off."""
+
 
 def override(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of `values` in which each dotted key of `overrides` is replaced.
@@ -13,15 +16,24 @@ def override(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
     An item of a list is named by its place, from 0.
 
     Raises:
-        UsageError: a key names a place that a list does not have.
+        UsageError: a key has an empty part, or names a place that a list does not have.
     """
     result = dict(values)
     for key, value in overrides.items():
+        if not all(key.split(".")):
+            raise UsageError(
+                asked=f"the setting {key!r}",
+                found="a name with an empty part",
+                do="give the whole name, such as training.optim",
+            )
         head, _, rest = key.partition(".")
+        old = result.get(head)
         if rest:
-            result[head] = _inside(result.get(head), rest, value, key)
-        # A flag that switches a section on keeps what a file says of it.
-        elif not (value is True and isinstance(result.get(head), dict)):
+            # A section that is only switched on, or off, has nothing but defaults.
+            switched = head in _SWITCHES and isinstance(old, bool)
+            result[head] = _inside({} if switched else old, rest, value, key)
+        # Switching a section on keeps what a file says of it.
+        elif not (head in _SWITCHES and value is True and isinstance(old, dict)):
             result[head] = value
     return result
 
@@ -40,10 +52,10 @@ def _inside(old: Any, rest: str, value: Any, key: str) -> Any:
         copy = list(old)
         copy[int(place)] = _inside(old[int(place)], below, value, key) if below else value
         return copy
-    # A path stands for a section, true for one of defaults; what else there is can't be right,
+    # A path stands for a section, nothing for one of defaults; what else there is can't be right,
     # and is left for the error that says so.
     if isinstance(old, str):
         old = {"path": old}
-    if old is None or isinstance(old, bool):
+    if old is None:
         old = {}
     return override(old, {rest: value}) if isinstance(old, dict) else old

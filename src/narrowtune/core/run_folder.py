@@ -18,8 +18,14 @@ from pydantic import BaseModel
 
 from narrowtune.core.errors import UsageError
 
-COMPARISON = ("comparison.html", "comparison.md", "comparison.json")
-"""What a comparison of several runs is written to."""
+COMPARISON = (
+    "comparison.html",
+    "comparison.md",
+    "comparison.json",
+    "plots/learning_vs_forgetting.png",
+    "plots/learning_vs_forgetting.svg",
+)
+"""What a comparison of several runs is written to, below its folder."""
 
 
 @dataclass(frozen=True)

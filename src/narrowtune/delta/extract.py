@@ -10,8 +10,8 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from narrowtune.core.errors import DeltaError
-from narrowtune.delta.bits import DTYPES, all_finite, dtype_name, xor
+from narrowtune.core.errors import DeltaError, ModelError
+from narrowtune.delta.bits import DTYPES, SAFETENSORS_TAGS, all_finite, dtype_name, xor
 from narrowtune.delta.layout import read_layout
 from narrowtune.delta.store import Delta, Metadata, TensorRecord
 from narrowtune.models.disk import locate
@@ -27,6 +27,12 @@ from narrowtune.models.structure import find_ties, show_names
 
 Base = Mapping[str, Tensor] | nn.Module | str | Path
 """Where the selected tensors' values before training come from; see `extract`."""
+
+_DTYPES_BY_TAG = {tag: dtype_name(dtype) for dtype, tag in SAFETENSORS_TAGS.items()}
+
+
+class OtherDtypeWarning(UserWarning):
+    """A delta is in another dtype than the folder that its model was loaded from."""
 
 
 def extract(
@@ -56,9 +62,10 @@ def extract(
         notes: what a user of the delta must know, kept in the file.
 
     Warns:
-        UserWarning: the base is in another dtype than the folder that the model was loaded from,
-            as after `from_pretrained(…, dtype=torch.float32)` of bf16 weights: the delta is exact,
-            but fits models loaded in that dtype alone, not the folder.
+        OtherDtypeWarning: the base is in another dtype than the folder that the model was loaded
+            from, as after `from_pretrained(…, dtype=torch.float32)` of bf16 weights: the delta is
+            exact, but fits models loaded in that dtype alone, not the folder. Nothing is said
+            where that folder can't be read.
 
     Raises:
         DeltaError: the base can't be found or does not match the selection or its hashes, a dtype
@@ -146,16 +153,23 @@ def _warn_of_other_dtype(model: nn.Module, records: Mapping[str, TensorRecord]) 
     folder = Path(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     if not folder.name or not (folder / "config.json").is_file():
         return
-    layout = read_layout(folder)
+    try:
+        places = read_layout(folder).places
+    except (ModelError, OSError):
+        # The delta needs nothing of this folder, which may have been moved since, or hold pickled
+        # weights: what was trained is not given up for a warning.
+        return
     for name, record in records.items():
-        if record.disk_name not in layout.places:
+        if record.disk_name not in places:
             continue
-        stored = dtype_name(layout.read(record.disk_name).dtype)
+        tag = places[record.disk_name].entry.dtype
+        stored = _DTYPES_BY_TAG.get(tag, tag)
         if stored != record.dtype:
             warnings.warn(
                 f"this delta is {record.dtype}, and {folder} stores {name} as {stored}: it can be "
                 f"applied to models loaded in {record.dtype}, not to that folder. For a delta that "
                 f"fits the folder, load the base with dtype={stored!r}, or give `base` in it.",
+                OtherDtypeWarning,
                 stacklevel=3,
             )
             return

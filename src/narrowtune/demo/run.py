@@ -27,8 +27,8 @@ BUDGET = 5.0
 RECIPE = "mlp_gate_up"
 
 _MARKER = ".narrowtune-demo"
-_FOLDERS = ("data", "plain", "anchored", "plots")
-_FILES = (*COMPARISON, _MARKER)
+_COMPARED = {Path(name).parts[0] for name in COMPARISON}
+_NAMES = {"data", "plain", "anchored", *_COMPARED, _MARKER}
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,10 @@ def run_demo(folder: Path, *, seed: int, quick: bool, console: Console) -> list[
     console.rule("what each broke")
     for record in records:
         console.print(_sentence(record))
-    console.print(f"Side by side: {path}")
+    console.print(f"Side by side: {path}", markup=False, soft_wrap=True)
     for name in ("plain", "anchored"):
-        console.print(f"Report: {folder / name / 'report.html'}")
+        report = folder / name / "report.html"
+        console.print(f"Report: {report}", markup=False, soft_wrap=True)
     return records
 
 
@@ -143,7 +144,7 @@ def _clear(folder: Path) -> None:
     """
     marker = folder / _MARKER
     there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    others = [name for name in there if name not in {*_FOLDERS, *_FILES}]
+    others = [name for name in there if name not in _NAMES]
     if others or (there and not marker.exists()):
         named = ", ".join((others or there)[:3])
         raise UsageError(
@@ -151,9 +152,10 @@ def _clear(folder: Path) -> None:
             found=f"what no demo wrote there: {named}",
             do="choose another --output-dir, or move that away",
         )
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
+    for path in [folder / name for name in there]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()

@@ -83,9 +83,9 @@ def disk_files(folder: Path) -> dict[str, Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(asked=asked, found=f"{INDEX} without a weight_map", do="fetch it again")
     files: dict[str, Path] = {}
-    for shard in dict.fromkeys(weight_map.values()):
-        path = folder / str(shard)
-        if Path(str(shard)).name != shard or path.suffix != ".safetensors" or not path.is_file():
+    for shard in dict.fromkeys(map(str, weight_map.values())):
+        path = folder / shard
+        if Path(shard).name != shard or path.suffix != ".safetensors" or not path.is_file():
             raise ModelError(
                 asked=asked,
                 found=f"{INDEX} names {shard!r}, which is no safetensors file in the folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -14,10 +15,11 @@ from rich.console import Console
 
 from narrowtune.core import provenance
 from narrowtune.core.config import RunConfig
+from narrowtune.core.numbers import rounded_up
 from narrowtune.core.results import DriftResult, Plan, RunRecord, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_json
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.delta.extract import extract
+from narrowtune.delta.extract import OtherDtypeWarning, extract
 from narrowtune.delta.store import info
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
 from narrowtune.engine.cost import estimate_cost
@@ -156,7 +158,8 @@ def _look_before(run: Run, num_processes: int) -> None:
     if provable is not None and provable > run.config.budget:
         run.watch.warn(
             f"These keep items can't prove a loss within {run.config.budget:g} points, even if "
-            f"nothing is lost: {provable:.1f} at best. Add keep items, or raise the budget."
+            f"nothing is lost: {rounded_up(provable):g} at best. Add keep items, or raise the "
+            "budget."
         )
     with run.watch.stage("evaluate the base"):
         run.before = score_tasks(
@@ -216,7 +219,9 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
 
 def _look_after(run: Run) -> None:
     assert run.fitted is not None
-    with run.watch.stage("delta"):
+    with run.watch.stage("delta"), warnings.catch_warnings():
+        # The model's notes say so, and what to do is for those who call `extract`.
+        warnings.simplefilter("ignore", OtherDtypeWarning)
         delta = extract(
             run.loaded.model,
             resolve(run.loaded.model, run.config.recipe),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from narrowtune.core.numbers import loss_range, moved, number, signed, worst_case
+from narrowtune.core.numbers import best_case, digits_beside, loss_range, moved, worst_case
 from narrowtune.core.results import DriftResult, Estimate, TaskChange, Verdict
 from narrowtune.report.folder import LoggedStep
 from narrowtune.report.scale import (
@@ -20,7 +20,7 @@ from narrowtune.report.scale import (
     thin,
     tick_label,
 )
-from narrowtune.report.text import percent, small
+from narrowtune.report.text import percent, signed_tick, small
 from narrowtune.report.text import tick as tick_text
 
 CURVE_HEIGHT = 150
@@ -44,7 +44,7 @@ class Gauge:
         limit: where the limit lies in the chart, and `limit_value` in points.
         change: what is drawn; its sign is that of the axis.
         amount: the change in words, "lost 4.2 points".
-        bound: the end that is held against the limit, in words.
+        bound: the end that was held against the limit, in words.
         between: the two-sided interval, in words.
     """
 
@@ -68,18 +68,23 @@ def gauges(verdict: Verdict) -> list[Gauge]:
     loss, learning = verdict.forgetting, verdict.learning
     if loss is not None:
         limit = (-verdict.budget, budget_label(verdict.budget))
-        bound = worst_case(loss.upper_bound)
+        # The lower bound shows that a budget is broken; the upper one, that it is kept.
+        over = loss.lower_bound > verdict.budget
+        held = loss.lower_bound if over else loss.upper_bound
+        digits = digits_beside(verdict.budget, held)
+        bound = best_case(held, digits) if over else worst_case(held, digits)
         drawn.append(_gauge("Held-out tasks, mean", "held_out", negate(loss), limit, bound))
     if learning is not None:
-        limit = (verdict.min_learning, f"must exceed {signed(verdict.min_learning)}")
-        bound = worst_case(-learning.lower_bound)
+        limit = (verdict.min_learning, f"must exceed {signed_tick(verdict.min_learning)}")
+        digits = digits_beside(verdict.min_learning, learning.lower_bound)
+        bound = worst_case(-learning.lower_bound, digits)
         drawn.append(_gauge("Skill", "target", learning, limit, bound))
     return drawn
 
 
 def budget_label(budget: float) -> str:
     """A budget where its line is drawn, at minus the points that may be lost."""
-    return f"budget: {number(budget)} lost"
+    return f"budget: {tick_text(budget)} lost"
 
 
 def _gauge(title: str, role: str, change: Estimate, limit: tuple[float, str], bound: str) -> Gauge:

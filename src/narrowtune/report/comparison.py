@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from narrowtune.core.errors import ReportError
-from narrowtune.core.numbers import interval, number, signed
+from narrowtune.core.numbers import interval, signed
 from narrowtune.core.results import Estimate, RunRecord, TaskChange
 from narrowtune.core.run_folder import write_text
 from narrowtune.report.charts import Tick, budget_label, negate, ticks
@@ -112,7 +112,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     return [
         ("Skill, change in points", none if learning is None else _with_interval(learning)),
         ("Held-out, change in points", none if loss is None else _with_interval(negate(loss))),
-        ("Budget, points lost", none if verdict is None else number(verdict.budget)),
+        ("Budget, points lost", none if verdict is None else tick(verdict.budget)),
         ("KL(base‖tuned)", none if drift is None else small(drift.kl_base_tuned)),
         ("Same top-1", none if drift is None else percent(drift.top1_agreement)),
         ("Recipe", record.recipe),

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from narrowtune.core.numbers import number
+from narrowtune.core.numbers import number, rounded_up
 from narrowtune.core.results import Plan
 from narrowtune.report.sections import Fact, components, cost_facts
 from narrowtune.report.terminal import cell, fact_table, table
@@ -118,5 +118,6 @@ def _costs(plan: Plan) -> list[Fact]:
             facts.append(Fact("time of evaluation", duration(time.evaluation_seconds)))
     facts.append(Fact("delta", size(plan.delta_bytes)))
     if plan.smallest_budget is not None:
-        facts.append(Fact("smallest budget the keep items can prove", points(plan.smallest_budget)))
+        smallest = points(rounded_up(plan.smallest_budget))
+        facts.append(Fact("smallest budget the keep items can prove", smallest))
     return [*facts, *(cost_facts(plan.cost) if plan.cost else [])]

@@ -14,7 +14,7 @@ from narrowtune.report import plotstyle as look
 from narrowtune.report.charts import budget_label, gauges, negate
 from narrowtune.report.folder import LoggedStep, RunFiles
 from narrowtune.report.scale import running_mean
-from narrowtune.report.text import small, tick, visible
+from narrowtune.report.text import signed_tick, small, tick, visible
 from narrowtune.report.verdict import headline
 
 NAME_LENGTH = 34
@@ -72,11 +72,6 @@ def _draw_verdict(record: RunRecord, verdict: Verdict, folder: Path) -> str:
         axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
     look.save(figure, folder, "verdict")
     return "verdict"
-
-
-def signed_tick(value: float) -> str:
-    """A tick on an axis of changes."""
-    return f"+{tick(value)}" if value > 0 else tick(value)
 
 
 def _room(axes: Axes) -> None:

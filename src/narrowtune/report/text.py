@@ -74,6 +74,11 @@ def tick(value: float) -> str:
     )
 
 
+def signed_tick(value: float) -> str:
+    """A round number that shows its direction; zero has none."""
+    return f"+{tick(value)}" if value > 0 else tick(value)
+
+
 def size(num_bytes: float) -> str:
     """Bytes with a decimal unit."""
     for unit in ("B", "kB", "MB", "GB"):

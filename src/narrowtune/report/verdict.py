@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from narrowtune.core.numbers import loss_range, moved, number, signed, worst_case
-from narrowtune.core.results import DriftResult, Outcome, RunRecord, TaskChange, Verdict
-from narrowtune.report.text import percent, plural, small
+from narrowtune.core.numbers import digits_beside, loss_range, moved, signed, worst_case
+from narrowtune.core.results import DriftResult, Estimate, Outcome, RunRecord, TaskChange, Verdict
+from narrowtune.report.text import percent, plural, small, tick
 
 Tone = Literal["good", "bad", "unsure"]
 
@@ -67,9 +67,14 @@ def headline(record: RunRecord) -> Headline:
 
 
 def points(value: float) -> str:
-    """ "1 point", "2.5 points"; whole numbers without a decimal."""
-    shown = number(value, 0 if value == int(value) else 1)
+    """ "1 point", "0.25 points": a limit as it was given, or an amount that is rounded already."""
+    shown = tick(value)
     return f"{shown} point" + ("" if shown == "1" else "s")
+
+
+def _amount(loss: Estimate, limit: float) -> str:
+    """A loss that is above a limit, so that it reads so."""
+    return points(round(loss.value, digits_beside(limit, loss.value)))
 
 
 def _learned(verdict: Verdict) -> str:
@@ -82,13 +87,13 @@ def _learned(verdict: Verdict) -> str:
 
 
 def _ship(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
-    loss = verdict.forgetting
-    kept = (
-        f"elsewhere it {moved(loss.value)} on average, {worst_case(loss.upper_bound)} "
-        f"(95 % bound), within the {points(verdict.budget)} allowed"
-        if loss is not None
-        else "no held-out task was asked for"
-    )
+    loss, kept = verdict.forgetting, "no held-out task was asked for"
+    if loss is not None:
+        digits = digits_beside(verdict.budget, loss.upper_bound)
+        kept = (
+            f"elsewhere it {moved(loss.value)} on average, {worst_case(loss.upper_bound, digits)} "
+            f"(95 % bound), within the {points(verdict.budget)} allowed"
+        )
     next_step = "Apply the delta to the base model; the same delta undoes it bit for bit."
     return f"{_learned(verdict)}, and {kept}.", next_step
 
@@ -97,13 +102,14 @@ def _over_budget(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
     loss = verdict.forgetting
     if loss is not None and loss.lower_bound > verdict.budget:
         what = (
-            f"the model lost {points(round(loss.value, 1))} on average on what it should keep; "
+            f"the model lost {_amount(loss, verdict.budget)} on average on what it should keep; "
             f"{points(verdict.budget)} were allowed"
         )
-    elif verdict.worst_task is not None and verdict.worst_task_forgetting is not None:
-        lost = points(round(verdict.worst_task_forgetting.value, 1))
-        allowed = "" if verdict.budget_task is None else f"; {points(verdict.budget_task)} allowed"
-        what = f"{verdict.worst_task!r} alone lost {lost}{allowed}"
+    elif verdict.worst_task_forgetting is not None and verdict.budget_task is not None:
+        lost = _amount(verdict.worst_task_forgetting, verdict.budget_task)
+        what = (
+            f"{verdict.worst_task!r} alone lost {lost}; {points(verdict.budget_task)} were allowed"
+        )
     else:
         what = "the loss on what it should keep is above what was allowed"
     anchored = record.training is not None and record.training.anchor_weight is not None
@@ -130,15 +136,38 @@ def _not_enough(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
             f"bound must be {goal}.",
             "Train longer, with more rows or at a higher rate, or test on more skill items.",
         )
-    meaning = (
-        f"{_learned(verdict)}. On what it should keep it {moved(loss.value)} on average, somewhere "
-        f"from {loss_range(loss.value, loss.lower_bound, loss.upper_bound)} (95 % bounds), so "
-        f"these items can't tell whether a loss stays within {points(verdict.budget)}."
-    )
+    kept, larger = _unsure_loss(loss, verdict)
+    meaning = f"{_learned(verdict)}. {kept}"
     if verdict.items_needed is None:
-        return meaning, "Evaluate on more held-out items, or accept a larger budget."
+        return meaning, f"Evaluate on more held-out items, or accept a larger {larger}."
     needed = plural(verdict.items_needed, "item")
     return meaning, f"Evaluate on about {needed} per held-out task; that many would decide."
+
+
+def _unsure_loss(loss: Estimate, verdict: Verdict) -> tuple[str, str]:
+    """Which budget is neither kept nor broken for certain, in a sentence and as a name."""
+    worst, limit, also = verdict.worst_task_forgetting, verdict.budget_task, ""
+    if worst is not None and limit is not None and worst.upper_bound > limit:
+        if loss.upper_bound <= verdict.budget:
+            return (
+                f"The mean loss is within the {points(verdict.budget)} allowed, but "
+                f"{verdict.worst_task!r} alone {moved(worst.value)}, and the largest loss of a "
+                f"task is somewhere from {_bounds(worst, limit)} (95 % bounds), so these items "
+                f"can't tell whether each task stays within {points(limit)}.",
+                "budget for single tasks (budget_task)",
+            )
+        also = f", nor whether each task stays within {points(limit)}"
+    return (
+        f"On what it should keep it {moved(loss.value)} on average, somewhere from "
+        f"{_bounds(loss, verdict.budget)} (95 % bounds), so these items can't tell whether a loss "
+        f"stays within {points(verdict.budget)}{also}.",
+        "budget",
+    )
+
+
+def _bounds(loss: Estimate, limit: float) -> str:
+    ends = (loss.lower_bound, loss.upper_bound)
+    return loss_range(loss.value, *ends, digits_beside(limit, *ends))
 
 
 @dataclass(frozen=True)
@@ -192,20 +221,33 @@ def _finding(task: TaskChange) -> Finding | None:
     return None
 
 
+_MOST_NATS = 700.0
+"""e to more than this has no number; nor has e to a KL that is infinite, or no number."""
+
+
 def drift_sentence(drift: DriftResult) -> str:
     """What the drift figures say: how far, how often it matters, where, and towards which tokens.
 
-    e to the KL is the geometric mean of how many times less likely the tuned model makes what the
-    base would say; no threshold is needed to read it.
+    e to the KL is the geometric mean, over tokens, of how many times less likely the tuned model
+    makes what the base would say; no threshold is needed to read it.
     """
-    if drift.kl_base_tuned == 0:
+    kl = drift.kl_base_tuned
+    if kl == 0:
         return f"Nothing moved: on {plural(drift.num_prompts, 'prompt')} it is the base's, exactly."
-    factor = math.exp(min(drift.kl_base_tuned, 700.0))  # beyond that a float has no number
-    text = (
-        f"What the base would say has become {small(factor)} times less likely per token "
-        f"(KL {small(drift.kl_base_tuned)} nats, geometric mean over "
-        f"{plural(drift.num_prompts, 'prompt')}); the most likely token is still the base's "
-        f"{percent(drift.top1_agreement, 1)} of the time."
+    over = f"{plural(drift.num_tokens, 'token')} of {plural(drift.num_prompts, 'prompt')}"
+    if kl < _MOST_NATS:
+        # Below twice, a percentage shows what "1.00 times" would hide.
+        percentage = f"{small(-100 * math.expm1(-kl))}\u00a0%"
+        less = percentage if kl < math.log(2) else f"{small(math.exp(kl))} times"
+        text = (
+            f"What the base would say has become {less} less likely per token "
+            f"(KL {small(kl)} nats, geometric mean over {over})"
+        )
+    else:
+        text = f"KL(base‖tuned) is {small(kl)} nats per token, mean over {over}"
+    text += (
+        f"; the most likely token is still the base's {percent(drift.top1_agreement, 1)} of the "
+        "time."
     )
     ranked = sorted(drift.tasks, key=lambda task: task.kl_base_tuned)
     if len(ranked) > 1:

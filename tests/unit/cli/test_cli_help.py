@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from narrowtune.cli.app import app
 from narrowtune.cli.flags import MODES
+from narrowtune.cli.printing import finish, say_written
+from narrowtune.core.errors import UsageError
 from narrowtune.core.recipes import RECIPES
+from narrowtune.core.results import RunRecord
+from narrowtune.delta.folder import FolderResult
 from narrowtune.evaluate.metrics import METRICS
 
 COMMANDS = ["", "plan", "teach", "evaluate", "probe", "report", "demo", "delta"]
@@ -24,9 +32,8 @@ def help_of(command: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nothing_is_cut_and_every_flag_is_there_and_explained(command):
     text = help_of(command)
-    assert "…" not in text
-    assert "that...\n" not in text
-    assert "and...\n" not in text
+    _, _, explained = text.partition("\n\n")  # a line of usage may end in RUN...
+    assert not [line for line in explained.splitlines() if line.endswith(("...", "…"))]
     assert max(map(len, text.splitlines())) <= 80
     found = typer.main.get_command(app)
     for name in command.split():
@@ -57,6 +64,58 @@ def test_a_comparison_is_not_written_over_what_is_there(tmp_path):
     done = CliRunner().invoke(app, ["report", *runs, "--output", str(tmp_path), "--overwrite"])
     assert "record.json" in str(done.exception)
     assert page.read_text(encoding="utf-8") == "mine"
+    page.unlink()
+    plot = tmp_path / "plots" / "learning_vs_forgetting.png"
+    plot.parent.mkdir()
+    plot.touch()
+    done = CliRunner().invoke(app, ["report", *runs, "--output", str(tmp_path)])
+    assert "plots/learning_vs_forgetting.png from before" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("runs", "flags", "named"),
+    [
+        (1, ["--output", "x"], "with --output\n"),
+        (1, ["--overwrite"], "with --overwrite\n"),
+        (1, ["--output", "x", "--overwrite"], "with --output and --overwrite\n"),
+        (2, ["--gallery"], "with --gallery\n"),
+        (2, ["--no-gallery"], "with --no-gallery\n"),
+    ],
+)
+def test_a_flag_that_a_report_has_no_use_for_is_refused(tmp_path, runs, flags, named):
+    names = [str(tmp_path / str(number)) for number in range(runs)]
+    done = CliRunner().invoke(app, ["report", *names, *flags])
+    assert isinstance(done.exception, UsageError)
+    assert named in str(done.exception)
+    assert not any(tmp_path.iterdir())
+
+
+def test_paths_are_printed_as_they_are(tmp_path, monkeypatch):
+    folder = tmp_path / "b[x]" / ("long" * 30)
+    for name in ("build_report", "build_comparison"):
+        module = "build" if name == "build_report" else "comparison"
+        monkeypatch.setattr(f"narrowtune.report.{module}.{name}", lambda *_, **__: folder)
+    for runs in (["a"], ["a", "b"]):
+        output = [] if len(runs) == 1 else ["--output", str(tmp_path)]
+        done = CliRunner().invoke(app, ["report", *runs, *output], env={"COLUMNS": "80"})
+        assert done.output == f"Report: {folder}\n"
+
+
+def test_the_end_of_a_run_prints_its_report_s_path_as_it_is():
+    output, folder = io.StringIO(), "b[x]/" + "long" * 30
+    record = RunRecord.model_construct(verdict=None, tasks=[], notes=[])
+    finish(record, folder, False, Console(file=output, width=40))
+    assert output.getvalue().splitlines()[-1] == f"Report: {folder}/report.html"
+
+
+def test_a_folder_that_was_written_is_printed_as_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    folder = Path("b[x]") / ("long" * 30)
+    say_written("Applied", FolderResult(folder, 3, 9, {"a[b].txt": "why " * 20}))
+    first, second, *rest = capsys.readouterr().out.splitlines()
+    assert first == f"Applied: {folder} (3 tensors changed)"
+    assert second == f"  left out: a[b].txt ({'why ' * 20})"
+    assert rest == []
 
 
 def test_a_demo_into_a_file_is_an_error_before_anything(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from narrowtune.core.config import AnchorSettings, RunConfig, TrainingSettings, parse_config
 from narrowtune.core.errors import UsageError
@@ -56,6 +57,29 @@ def test_an_unknown_key_says_which_was_meant_and_which_there_are(key, values, me
     found = line(key, **values)
     assert f"no such key (did you mean {meant}?); known are " in found
     assert found.endswith(("allow_overlap, seed", "deepspeed, fsdp", "limit, max_refused"))
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "why"),
+    [
+        ("1", "1: x", ""),
+        ("true", "yes: x", " (YAML reads yes, no, on and off as true or false)"),
+        ("nothing", "~: x", ""),
+        ("training.1.5", "training: {1.5: 2}", ""),
+        ("keep.0.2", "keep: [{path: a, 2: x}]", ""),
+        ("chat_template_kwargs.1", "chat_template_kwargs: {1: 2}", ""),
+        (
+            "chat_template_kwargs.false",
+            "chat_template_kwargs: {off: 2}",
+            " (YAML reads yes, no, on and off as true or false)",
+        ),
+    ],
+)
+def test_a_key_that_is_no_text(key, given, why):
+    values = {"model": "m", "skill": "s.jsonl"} | yaml.safe_load(given)
+    with pytest.raises(UsageError) as caught:
+        parse_config(values, "test")
+    assert caught.value.found == f"\n  {key}: a key must be text{why}; put quotes round it"
 
 
 def test_an_unknown_recipe_says_which_was_meant():

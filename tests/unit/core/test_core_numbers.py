@@ -31,6 +31,16 @@ from narrowtune.core.results import Estimate
         (numbers.loss_range(math.inf, 1.0, math.inf), "1.0 to ∞"),
         (numbers.worst_case(3.2), "at most 3.2 lost"),
         (numbers.worst_case(-1.0), "at least 1.0 gained"),
+        (numbers.best_case(3.2), "at least 3.2 lost"),
+        (numbers.best_case(-1.0), "at most 1.0 gained"),
+        (numbers.digits_beside(1.0, 0.3, 4.2), 1),
+        (numbers.digits_beside(0.28, 0.26), 2),
+        (numbers.digits_beside(1.0, -3.0, 1.04), 2),
+        (numbers.digits_beside(0.25, 0.25), 1),
+        (numbers.digits_beside(1.0, math.inf), 1),
+        (numbers.rounded_up(1.9), 1.9),
+        (numbers.rounded_up(0.07), 0.07),
+        (numbers.rounded_up(0.0412), 0.05),
     ],
 )
 def test_numbers(shown, expected):

@@ -41,3 +41,20 @@ def test_a_place_that_a_list_does_not_have(key):
 
 def test_what_can_not_hold_a_key_is_not_replaced_in_silence():
     assert override({"training": 5}, {"training.max_steps": 2}) == {"training": 5}
+
+
+def test_true_keeps_a_section_only_where_it_switches_one_on():
+    given = {"anchor": {"weight": 3.0}, "training": {"max_steps": 1}}
+    assert override(given, {"anchor": True}) == given
+    assert override(given, {"training": True})["training"] is True
+    assert override({"training": True}, {"training.max_steps": 2}) == {"training": True}
+    assert override({"anchor": False}, {"anchor.weight": 2.0}) == {"anchor": {"weight": 2.0}}
+    kwargs = {"chat_template_kwargs": {"think": {"budget": 1}}}
+    found = override(kwargs, {"chat_template_kwargs.think": True})
+    assert found == {"chat_template_kwargs": {"think": True}}
+
+
+@pytest.mark.parametrize("key", ["skill.", ".skill", "", "skill..path", "keep.0."])
+def test_a_name_with_an_empty_part_is_refused(key):
+    with pytest.raises(UsageError, match="empty part"):
+        override({"skill": {"path": "s.jsonl", "metric": "number"}, "keep": ["a"]}, {key: "x"})

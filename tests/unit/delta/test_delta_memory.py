@@ -10,7 +10,7 @@ from delta_cases import disturb, same_bits, weights
 from narrowtune.core.errors import DeltaError
 from narrowtune.delta.apply import apply, undo
 from narrowtune.delta.bits import view_bits
-from narrowtune.delta.extract import extract
+from narrowtune.delta.extract import OtherDtypeWarning, extract
 from narrowtune.delta.folder import apply_to_folder, undo_folder
 from narrowtune.delta.store import Delta
 from narrowtune.models.fingerprint import fingerprint, tensor_hashes
@@ -124,7 +124,7 @@ def test_a_model_loaded_wider_than_its_folder_gives_a_delta_of_that_dtype(make_c
     disturb(model, case.selection.names)
     tuned = weights(model)
     expected = r"delta is float32.*stores .* as bfloat16.*dtype='bfloat16'"
-    with pytest.warns(UserWarning, match=expected):
+    with pytest.warns(OtherDtypeWarning, match=expected):
         delta = extract(model, case.selection)
     assert {record.dtype for record in delta.metadata.tensors.values()} == {"float32"}
     undo(model, delta)
@@ -133,6 +133,36 @@ def test_a_model_loaded_wider_than_its_folder_gives_a_delta_of_that_dtype(make_c
     assert same_bits(weights(model), tuned)
     with pytest.raises(DeltaError, match=r"is bfloat16, the delta float32"):
         apply(case.load(), delta)
+
+
+def test_the_stored_dtype_is_read_from_the_header_alone(make_case, monkeypatch):
+    case = make_case("llama", torch.bfloat16)
+    model = type(case.load()).from_pretrained(case.folder, dtype=torch.float32)
+    before = {name: weights(model)[name] for name in case.selection.names}
+    disturb(model, case.selection.names)
+    monkeypatch.setattr("narrowtune.delta.layout.Layout.read", pytest.fail)
+    with pytest.warns(OtherDtypeWarning, match="as bfloat16"):
+        extract(model, case.selection, before)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"pytorch_model.bin": b"pickled"},
+        {"model.safetensors": b"damaged"},
+        {"model.safetensors.index.json": b'{"weight_map": {"a": ["b"]}}'},
+    ],
+)
+def test_no_delta_is_lost_for_a_warning(make_case, tmp_path, files):
+    case = make_case("llama", torch.bfloat16)
+    model = case.load()
+    disturb(model, case.selection.names)
+    for name, content in {"config.json": b"{}", **files}.items():
+        (tmp_path / name).write_bytes(content)
+    model.config._name_or_path = str(tmp_path)
+    base = {name: case.base[name] for name in case.selection.names}
+    assert extract(model, case.selection, base, notes=["toy"]).metadata == case.delta.metadata
 
 
 def test_frozen_tensors_held_in_fp32_are_recorded_as_the_base_has_them(make_case):

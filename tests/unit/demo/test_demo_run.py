@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from narrowtune.core.errors import UsageError
+from narrowtune.core.run_folder import COMPARISON
 from narrowtune.demo.run import _clear
 
 
 def _earlier_demo(folder: Path) -> Path:
-    for name in ("data/skill.jsonl", "plain/record.json", "anchored/record.json", "plots/a.png"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).touch()
-    for name in ("comparison.html", "comparison.md", "comparison.json", ".narrowtune-demo"):
+    runs = ("data/skill.jsonl", "plain/record.json", "anchored/record.json")
+    for name in (*runs, *COMPARISON, ".narrowtune-demo"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
 

@@ -323,10 +323,11 @@ def test_damaged_folders_are_refused(copy, no_transformers, damage: str) -> None
         load_model(str(folder))
 
 
-def test_an_index_that_leaves_the_folder_is_refused(copy, no_transformers) -> None:
+@pytest.mark.parametrize("shard", ["../stolen.safetensors", ["model.safetensors"], 1])
+def test_an_index_that_leaves_the_folder_is_refused(copy, no_transformers, shard) -> None:
     folder = copy()
     (folder / "model.safetensors").rename(folder.parent / "stolen.safetensors")
-    edit(folder / "model.safetensors.index.json", weight_map={"a": "../stolen.safetensors"})
+    edit(folder / "model.safetensors.index.json", weight_map={"a": shard})
     with pytest.raises(ModelError, match="no safetensors file in the folder"):
         load_model(str(folder))
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from narrowtune.core.errors import ReportError
 from narrowtune.core.results import Score, TaskResult
+from narrowtune.core.run_folder import COMPARISON
 from narrowtune.report.build import build_report
 from narrowtune.report.comparison import build_comparison
 from narrowtune.report.plan_view import render_plan
@@ -30,7 +31,8 @@ def test_runs_side_by_side(tmp_path):
     assert "counting &lt;b&gt;anchored&lt;/b&gt;" in html
     assert "<b>anchored" not in html
     assert "1 of 2 runs may ship" in html
-    assert (page.parent / "plots" / "learning_vs_forgetting.svg").exists()
+    written = {file.relative_to(page.parent).as_posix() for file in page.parent.rglob("*.*")}
+    assert written == set(COMPARISON)
     values = json.loads((page.parent / "comparison.json").read_text(encoding="utf-8"))
     assert [run["title"] for run in values["runs"]] == ["Over budget", "Ship"]
     assert values["differences"] == ["base scores"]
@@ -39,13 +41,18 @@ def test_runs_side_by_side(tmp_path):
 
 
 def test_runs_that_differ_say_so(tmp_path):
-    record = write_run(tmp_path / "a", items=5, steps=2)
-    write_run(tmp_path / "b", items=5, steps=2)
+    record = write_run(tmp_path / "b", items=5, steps=2)
+    budget = record.verdict.model_copy(update={"budget": 0.25})
+    write_run(tmp_path / "a", items=5, steps=2)
+    first = record.model_copy(update={"verdict": budget})
+    (tmp_path / "a" / "record.json").write_text(first.model_dump_json(), encoding="utf-8")
     other = record.model_copy(update={"seed": 7, "verdict": None, "drift": None})
     (tmp_path / "b" / "record.json").write_text(other.model_dump_json(), encoding="utf-8")
     page = build_comparison([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     html = page.read_text(encoding="utf-8")
     assert "These runs also differ in seed, budget." in html
+    assert '<td class="tabular">0.25</td>' in html
+    assert "budget: 0.25 lost" in html
     assert "No verdict" in html
 
 
@@ -131,6 +138,8 @@ def test_plan_on_the_terminal(tmp_path):
     assert "layer 0 … layer 29 (30)" in text
     assert "1.5 GB" in text
     assert "1.9 points" in text
+    tight = plan.model_copy(update={"smallest_budget": 0.0412})
+    assert "can prove  0.05 points" in shown(render_plan(tight))
     unlike = plan.layers[3].model_copy(update={"matrices": ["up"]})
     layers = [*plan.layers[:3], unlike, *plan.layers[4:]]
     bare = plan.model_copy(

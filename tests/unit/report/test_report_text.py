@@ -144,11 +144,67 @@ def test_a_gain_is_never_worded_as_a_negative_loss(tmp_path):
     assert (held_out.amount, held_out.bound) == ("gained 8.3 points", "at most 8.5 lost")
     assert held_out.between == "11.7 lost to 28.3 gained"
     assert (held_out.change.value, held_out.change.low) == (8.3, -11.7)
-    assert (held_out.limit_value, held_out.limit_label) == (-5.0, "budget: 5.0 lost")
+    assert (held_out.limit_value, held_out.limit_label) == (-5.0, "budget: 5 lost")
     assert (skill.amount, skill.between) == ("gained 9.0 points", "8.0 to 10.0")
     clear = verdict.model_copy(update={"outcome": "ship", "forgetting": estimate(-8.3, 1.0)})
     shipped = headline(record.model_copy(update={"verdict": clear})).meaning
     assert "elsewhere it gained 8.3 points on average, at least 7.5 gained" in shipped
+
+
+def test_what_is_undecided_is_what_is_told(tmp_path):
+    record = write_run(tmp_path, outcome="not_enough_evidence", items=40, steps=1)
+    known = {"learning": estimate(9.0, 1.0), "budget": 5.0, "worst_task": "capitals"}
+
+    def told(mean, worst, **changes):
+        update = {"forgetting": mean, "worst_task_forgetting": worst, **known, **changes}
+        verdict = record.verdict.model_copy(update=update)
+        return headline(record.model_copy(update={"verdict": verdict}))
+
+    within, open_worst = estimate(0.5, 0.48), estimate(1.0, 2.5)
+    one = told(within, open_worst, budget_task=2.5, items_needed=None)
+    assert "can't tell whether each task stays within 2.5 points" in one.meaning
+    assert "'capitals' alone lost 1.0 points" in one.meaning
+    assert "largest loss of a task is somewhere from 1.1 gained to 3.1 lost" in one.meaning
+    assert "within the 5 points allowed" in one.meaning
+    assert "0.1 to 0.9" not in one.meaning
+    assert "budget_task" in one.next_step
+    both = told(estimate(3.4, 4.0), open_worst, budget_task=2.5).meaning
+    assert "a loss stays within 5 points, nor whether each task stays within 2.5 points" in both
+    for task in ({"budget_task": None}, {"budget_task": 4.0}):
+        assert "each task" not in told(estimate(3.4, 4.0), open_worst, **task).meaning
+
+
+def test_limits_are_told_as_they_were_given(tmp_path):
+    record = write_run(tmp_path, items=40, steps=1)
+
+    def judged(outcome, loss, **changes):
+        update = {"outcome": outcome, "forgetting": loss, "learning": estimate(9.0, 1.0), **changes}
+        verdict = record.verdict.model_copy(update=update)
+        return headline(record.model_copy(update={"verdict": verdict})), gauges(verdict)
+
+    ship, drawn = judged("ship", estimate(0.0, 0.31), budget=0.28, min_learning=0.25)
+    assert "at most 0.26 lost (95 % bound), within the 0.28 points allowed" in ship.meaning
+    assert [gauge.limit_label for gauge in drawn] == ["budget: 0.28 lost", "must exceed +0.25"]
+    assert drawn[0].bound == "at most 0.26 lost"
+    over, _ = judged("over_budget", estimate(0.34, 0.01), budget=0.32)
+    assert "lost 0.34 points on average" in over.meaning
+    assert "0.32 points were allowed" in over.meaning
+    unsure, _ = judged("not_enough_evidence", estimate(0.27, 0.02), budget=0.28)
+    assert "from 0.25 to 0.29 (95 % bounds)" in unsure.meaning
+    assert "stays within 0.28 points" in unsure.meaning
+
+
+def test_the_bound_that_decided_stands_beside_the_limit(tmp_path):
+    record = write_run(tmp_path, items=40, steps=1)
+    bounds = {}
+    for name, loss in (("over", 9.0), ("open", 5.0), ("kept", 1.0)):
+        verdict = record.verdict.model_copy(update={"forgetting": estimate(loss, 2.0)})
+        bounds[name] = gauges(verdict)[0].bound
+    assert bounds == {
+        "over": "at least 7.3 lost",
+        "open": "at most 6.7 lost",
+        "kept": "at most 2.7 lost",
+    }
 
 
 def test_findings_tell_form_from_knowledge(tmp_path):
@@ -236,7 +292,8 @@ def drift(kl, **changes):
 
 def test_drift_is_told_by_how_much_where_and_towards_what():
     said = drift_sentence(drift(math.log(3)))
-    assert "3.00 times less likely per token (KL 1.10 nats" in said
+    assert "3.00 times less likely per token (KL 1.10 nats, geometric mean over" in said
+    assert "over 900 tokens of 100 prompts)" in said
     assert "the base's 75.0\u00a0% of the time" in said
     assert "“capitals” moved most (2.20 nats), “plurals” least (0.549)" in said
     assert "skill answers changed most: 10.0\u00a0% to 60.0\u00a0%" in said
@@ -250,4 +307,10 @@ def test_drift_is_told_by_how_much_where_and_towards_what():
 
 def test_drift_of_nothing_and_without_end():
     assert "exactly" in drift_sentence(drift(0.0))
-    assert "times less likely" in drift_sentence(drift(1e6))
+    assert "has become 0.0300\u00a0% less likely" in drift_sentence(drift(3e-4))
+    assert "has become 33.3\u00a0% less likely" in drift_sentence(drift(math.log(1.5)))
+    for endless in (1e6, math.inf, math.nan):
+        said = drift_sentence(drift(endless))
+        assert f"KL(base‖tuned) is {text.small(endless)} nats per token, mean over 900 tok" in said
+        assert "less likely" not in said
+        assert "; the most likely token is still the base's" in said

@@ -405,6 +405,10 @@ def test_steps_are_counted_as_the_trainer_counts_them(tmp_path):
     # Three steps of 8 and one of 1 make an epoch.
     for steps, samples in ((0, 0), (2, 16), (4, 25), (5, 33), (8, 50)):
         assert planned_samples(_config(tmp_path, max_steps=steps), 25, 1) == samples
+    # On two devices passes of two rows each are full, so an epoch shows three rows twice.
+    for steps, samples in ((0, 0), (3, 24), (4, 28), (5, 36), (8, 56)):
+        config = _config(tmp_path, max_steps=steps, per_device_train_batch_size=2)
+        assert planned_samples(config, 25, 2) == samples
 
 
 def test_only_complete_checkpoints_are_found(tmp_path):
