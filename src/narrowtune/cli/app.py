@@ -16,6 +16,7 @@ from narrowtune.cli.flags import (
     AsJson,
     BatchSize,
     Dtype,
+    GlobalBatchSize,
     MaxLength,
     Model,
     Overwrite,
@@ -64,6 +65,7 @@ def plan(
         list[str] | None, option("PATH", "Rows to keep; may be repeated. Needs no --skill.")
     ] = None,
     anchor: Annotated[bool | None, typer.Option(help="Count an anchor on general prompts.")] = None,
+    global_batch_size: GlobalBatchSize = None,
     per_device_train_batch_size: BatchSize = None,
     max_length: MaxLength = None,
     measure: Annotated[bool, typer.Option(help="Time some steps on this machine.")] = True,
@@ -82,8 +84,8 @@ def plan(
         "skill": skill if with_skill else "(no skill)",
         "keep": keep,
         "anchor": anchor,
+        "training.global_batch_size": global_batch_size,
         "training.per_device_train_batch_size": per_device_train_batch_size,
-        "training.global_batch_size": per_device_train_batch_size,
         "max_length": max_length,
         "cost.power_watts": power_watts,
         "cost.co2_kg_per_kwh": co2_kg_per_kwh,
@@ -125,7 +127,7 @@ def teach(
     learning_rate: Annotated[float | None, option("RATE", "Peak of the schedule.")] = None,
     num_train_epochs: Annotated[float | None, option("N", "Passes over the rows.")] = None,
     max_steps: Annotated[int | None, option("N", "Optimiser steps, in place of epochs.")] = None,
-    global_batch_size: Annotated[int | None, option("N", "Rows of one optimiser step.")] = None,
+    global_batch_size: GlobalBatchSize = None,
     per_device_train_batch_size: BatchSize = None,
     max_length: MaxLength = None,
     max_refused: Annotated[
@@ -199,6 +201,7 @@ def evaluate(
     """Score a model on rows with answers, with or without a delta."""
     flags = {"model": model, "dtype": dtype, "revision": revision, "max_length": max_length}
     settings = model_settings(flags, more)
+    from narrowtune.core.run_folder import REFUSED
     from narrowtune.pipeline.single import evaluate as score
     from narrowtune.report.terminal import task_table
 
@@ -209,7 +212,7 @@ def evaluate(
         "limit": limit,
         "max_refused": max_refused,
     }
-    results = score(
+    found = score(
         settings,
         [{"path": path, **fields} for path in tasks],
         delta,
@@ -218,9 +221,13 @@ def evaluate(
         overwrite=overwrite,
     )
     if as_json:
-        typer.echo(json.dumps([r.model_dump(exclude={"items"}) for r in results], indent=2))
+        typer.echo(json.dumps([r.model_dump(exclude={"items"}) for r in found.tasks], indent=2))
     else:
-        open_console().print(task_table(results))
+        open_console().print(task_table(found.tasks))
+    if found.refused:
+        number = len(found.refused)
+        rows = "1 row was" if number == 1 else f"{number} rows were"
+        typer.echo(f"{rows} not used: {output / REFUSED}", err=True)
 
 
 @app.command()

@@ -46,6 +46,7 @@ Dtype = Annotated[
 ]
 Revision = Annotated[str | None, option("NAME", "Commit, tag or branch of a hub id.")]
 MaxLength = Annotated[int | None, option("N", "A row of more tokens is an error.")]
-BatchSize = Annotated[int | None, option("N", "Rows of one forward pass.")]
+GlobalBatchSize = Annotated[int | None, option("N", "Rows of one optimiser step.")]
+BatchSize = Annotated[int | None, option("N", "Rows of one forward pass, a step's at most.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there from before.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]

@@ -33,7 +33,7 @@ class AnchorSettings(Settings):
             tokens, and the pull is a mean over tokens, so short answers hold more.
     """
 
-    prompts: str | None = None
+    prompts: str | None = Field(None, min_length=1)
     max_prompts: int | None = Field(None, ge=1)
     weight: float = Field(4.0, gt=0)
     rows_per_step: int = Field(4, ge=1)
@@ -49,7 +49,7 @@ class TrainingSettings(Settings):
         max_steps: optimiser steps; 0 trains nothing, -1 leaves it to the epochs.
         global_batch_size: samples per optimiser step over all devices; accumulation is derived
             from it, so that every recipe and every machine takes the same steps.
-        per_device_train_batch_size: samples of one forward pass.
+        per_device_train_batch_size: samples of one forward pass; a step's share is the most.
         lr_scheduler_type: as transformers names schedules.
         warmup_ratio: share of the steps; none where it is less than one step, since the first step
             of a warm-up has the rate 0.
@@ -108,7 +108,7 @@ class DriftSettings(Settings):
         max_new_tokens: length of the answers.
     """
 
-    prompts: str | None = None
+    prompts: str | None = Field(None, min_length=1)
     max_prompts: int = Field(200, ge=1)
     max_new_tokens: int = Field(32, ge=1)
 
@@ -146,7 +146,7 @@ class ModelSettings(Settings):
         chat_template_kwargs: passed to the chat template, in training and in evaluation.
     """
 
-    model: str
+    model: str = Field(min_length=1)
     revision: str | None = None
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
     device: str = "auto"
@@ -187,7 +187,7 @@ class RunConfig(ModelSettings):
     budget: float = Field(1.0, ge=0)
     budget_task: float | None = Field(None, ge=0)
     min_learning: float = 0.0
-    output_dir: str = "runs/run"
+    output_dir: str = Field("runs/run", min_length=1)
     eval_batch_size: int = Field(32, ge=1)
     gallery: bool = True
     allow_overlap: bool = False

@@ -105,7 +105,7 @@ class MixSettings(Settings):
         max_refused: how many unusable rows are tolerated, in reading and in encoding together.
     """
 
-    path: str
+    path: str = Field(min_length=1)
     share: float = Field(gt=0)
     max_refused: int = Field(0, ge=0)
 

@@ -27,6 +27,9 @@ COMPARISON = (
 )
 """What a comparison of several runs is written to, below its folder."""
 
+REFUSED = "rows_refused.jsonl"
+"""Rows that were not used, with the reason, in the folder of what they were given for."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -72,7 +75,7 @@ class RunFolder:
     @property
     def refused(self) -> Path:
         """Rows that were not used, with the reason."""
-        return self.root / "rows_refused.jsonl"
+        return self.root / REFUSED
 
     def items(self, when: str, task: str) -> Path:
         """Item results of `task`, `before` or `after`."""
@@ -92,17 +95,24 @@ def check_output(folder: Path, names: Sequence[str], *, overwrite: bool) -> None
     """
     asked = f"results in {folder}"
     try:
-        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         # Permissions don't tell for every file system and user, so it is tried.
         with tempfile.TemporaryFile(dir=nearest):
             pass
         there = [name for name in names if os.path.lexists(folder / name)]
+        folders = [name for name in there if (folder / name).is_dir()]
     except OSError as error:
         raise UsageError(
             asked=asked,
             found=error.strerror or str(error),
             do="choose another folder: one that can be written, or a new one",
         ) from None
+    if folders:
+        raise UsageError(
+            asked=asked,
+            found=f"{', '.join(folders)}: a folder, where a file would be written",
+            do="choose another folder, or move that away",
+        )
     if there and not overwrite:
         raise UsageError(
             asked=asked,

@@ -42,11 +42,20 @@ def why_missing(path: str) -> str | None:
     What may be a hub id is not asked for here.
     """
     place = Path(path)
-    if place.exists():
+    reason = why_not_there(place)
+    if reason is None:
         return None
     if place.suffix.lower() in SUFFIXES:
         return "no such file"
-    return None if _HUB_ID.fullmatch(path) else "no such file or folder"
+    return None if _HUB_ID.fullmatch(path) else reason
+
+
+def why_not_there(place: Path) -> str | None:
+    """Return why there is no such file or folder, or None."""
+    try:
+        return None if place.exists() else "no such file or folder"
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
+        return getattr(error, "strerror", None) or str(error)
 
 
 def read_source(path: str, split: str | None) -> Iterator[RawRow]:

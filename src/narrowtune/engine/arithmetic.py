@@ -52,6 +52,7 @@ class Arithmetic(Value):
             the largest over shapes, forward and both gradients); None where it was not measured.
         float32_error: the same of fp32 products at `float32_matmul_precision`.
         note: how it was chosen, for people.
+        measured_for: the model and the settings that it was measured for.
     """
 
     compute_dtype: ComputeDtype
@@ -62,6 +63,7 @@ class Arithmetic(Value):
     error: float | None = None
     float32_error: float | None = None
     note: str = ""
+    measured_for: str = ""
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -7,19 +7,23 @@ from pathlib import Path
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import DataError
-from narrowtune.data.sources import why_missing
-from narrowtune.train.arguments import check_trackers
+from narrowtune.data.sources import why_missing, why_not_there
+from narrowtune.train.arguments import (
+    accumulation_steps,
+    check_trackers,
+    per_device_batch_size,
+)
 
 Named = tuple[str, str | Path | None]
 """A path, after the setting or flag that gives it."""
 
 
-def check_run(config: RunConfig, *, with_skill: bool = True) -> None:
+def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int = 1) -> None:
     """Check what a run names before anything is loaded or written.
 
     Raises:
         DataError: paths that are not there, all of them.
-        UsageError: a tracker that can't be used.
+        UsageError: a tracker that can't be used, or batch sizes that don't fit each other.
     """
     skill, anchor = config.skill, config.anchor
     rows: list[Named] = []
@@ -35,6 +39,8 @@ def check_run(config: RunConfig, *, with_skill: bool = True) -> None:
     rows.append(("drift.prompts", config.drift.prompts))
     check_paths(config.model, rows, files)
     check_trackers(config.training.report_to)
+    per_device = per_device_batch_size(config.training, num_processes)
+    accumulation_steps(config.training.global_batch_size, per_device, num_processes)
 
 
 def check_paths(model: str, rows: Sequence[Named], files: Sequence[Named] = ()) -> None:
@@ -48,13 +54,10 @@ def check_paths(model: str, rows: Sequence[Named], files: Sequence[Named] = ()) 
     Raises:
         DataError: it lists all that are missing.
     """
-    # Of all paths only a model's may begin with ~.
-    place = str(Path(model).expanduser()) if model.startswith("~") else model
-    looked_for = [("model", model, why_missing(place))]
+    looked_for = [("model", model, _why_no_model(model))]
     looked_for += [(key, str(path), why_missing(str(path))) for key, path in rows if path]
     for key, path in files:
-        there = path is None or Path(path).exists()
-        looked_for.append((key, str(path), None if there else "no such file or folder"))
+        looked_for.append((key, str(path), None if path is None else why_not_there(Path(path))))
     missing = [f"{key} {path}: {reason}" for key, path, reason in looked_for if reason]
     if missing:
         raise DataError(
@@ -62,3 +65,13 @@ def check_paths(model: str, rows: Sequence[Named], files: Sequence[Named] = ()) 
             found="\n  ".join(["", *missing]),
             do=f"correct them; paths are relative to the working directory, {Path.cwd()}",
         )
+
+
+def _why_no_model(model: str) -> str | None:
+    """Return why there is no such model; of all paths only a model's may begin with ~."""
+    if not model.startswith("~"):
+        return why_missing(model)
+    try:
+        return why_not_there(Path(model).expanduser())
+    except RuntimeError as error:  # there is no such user
+        return str(error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from narrowtune.core.config import DataSettings, ModelSettings, RunConfig
+from narrowtune.core.config import DataSettings, ModelSettings, RunConfig, parse_data_settings
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
@@ -119,9 +119,12 @@ class _Reader:
         self._anchor_prompts([example for examples in keep.values() for example in examples])
         self._drift_prompts(keep)
 
-    def _source(self, settings: DataSettings, key: str, *, prompts_only: bool = False) -> Source:
-        refused, seed = self.inputs.refused, self.config.seed
-        return Source(settings, refused, key=key, prompts_only=prompts_only, seed=seed)
+    def _source(self, settings: DataSettings, key: str) -> Source:
+        return Source(settings, self.inputs.refused, key=key, seed=self.config.seed)
+
+    def _prompts(self, path: str, key: str) -> Source:
+        settings = DataSettings(path=path, name=key)
+        return Source(settings, self.inputs.refused, key=key, prompts_only=True)
 
     def _skill(self) -> dict[str, list[Example]]:
         """Read and split the skill's rows; returns those of `skill.path` by split."""
@@ -191,7 +194,8 @@ class _Reader:
         """Draw general rows and put them behind the skill's."""
         mixed: list[Example] = []
         for number, mix in enumerate(self.config.mix):
-            settings = DataSettings(path=mix.path, max_refused=mix.max_refused)
+            values = {"path": mix.path, "max_refused": mix.max_refused}
+            settings = parse_data_settings(values, f"the rows of mix.{number}")
             source = self._source(settings, f"mix.{number}")
             drawn = mix_examples(skill, source.examples, mix.share, self.config.seed)[len(skill) :]
             encoded = source.encode(drawn, self.encoder.encode)
@@ -220,13 +224,19 @@ class _Reader:
         if settings is None:
             return
         path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
-        source = self._source(DataSettings(path=path), "anchor.prompts", prompts_only=True)
+        source = self._prompts(path, "anchor.prompts")
         same = {item.left.id for item in find_overlap(source.examples, kept)}
         if same:
             self.inputs.notes.append(
                 f"{len(same)} anchor prompts stand in a keep set and were left out."
             )
         allowed = [example for example in source.examples if example.id not in same]
+        if not allowed:
+            raise DataError(
+                asked=f"an anchor on the prompts of {path}",
+                found=f"{len(same)} prompts, all of which stand in a keep set",
+                do="give anchor.prompts a file of others",
+            )
         chosen = allowed[: settings.max_prompts]
         pictured = [example.row for example in chosen if example.images]
         if pictured:
@@ -242,7 +252,7 @@ class _Reader:
         """Take as many prompts from the free ones as from each keep set, as far as they go."""
         settings = self.config.drift
         path = settings.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
-        source = self._source(DataSettings(path=path), "drift.prompts", prompts_only=True)
+        source = self._prompts(path, "drift.prompts")
         # The keep sets' prompts have been encoded as their items.
         kept = {} if settings.prompts else keep
         sizes = [len(source.examples), *map(len, kept.values())]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from narrowtune.core.config import ModelSettings, RunConfig, parse_data_settings
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DriftResult, Plan, TaskResult
-from narrowtune.core.run_folder import check_output
+from narrowtune.core.run_folder import REFUSED, check_output
+from narrowtune.data.collate import Encoded
+from narrowtune.data.examples import RefusedRow
+from narrowtune.data.rows import write_refused
 from narrowtune.delta.apply import apply
 from narrowtune.delta.store import Delta
-from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
+from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
 from narrowtune.models.fingerprint import fingerprint
+from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.checks import check_paths, check_run
 from narrowtune.pipeline.inputs import (
@@ -24,9 +31,31 @@ from narrowtune.pipeline.inputs import (
     shipped_prompts,
 )
 from narrowtune.pipeline.sources import read_prompts, read_task
-from narrowtune.pipeline.stages import check_packing, measuring_dtype, plan_run, score_tasks
+from narrowtune.pipeline.stages import (
+    check_packing,
+    measuring_dtype,
+    packable_rows,
+    plan_run,
+    prompts_as_rows,
+    score_tasks,
+)
 from narrowtune.probe.drift import measure_drift
 from narrowtune.train.masters import computing_in, copy_tensors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        tasks: one result per set of rows.
+        refused: rows that were not used.
+    """
+
+    tasks: list[TaskResult] = field(default_factory=list)
+    refused: list[RefusedRow] = field(default_factory=list)
 
 
 def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
@@ -50,7 +79,7 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
     arithmetic = check_packing(
         measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
         loaded,
-        inputs.rows,
+        packable_rows(inputs, encoder),
         allowed=config.training.packing,
     )
     with apply_arithmetic(arithmetic):
@@ -65,15 +94,16 @@ def evaluate(
     batch_size: int,
     output: Path,
     overwrite: bool = False,
-) -> list[TaskResult]:
+) -> Evaluation:
     """Score a model, or the same model with a delta applied in memory, on rows with answers.
 
     Args:
         model: which one, and how it is loaded and spoken to.
         tasks: fields of `DataSettings`, one set each.
         delta_path: applied first, unless None.
-        output: folder that gets one file of items per task.
-        overwrite: replace files of items that are there already.
+        output: folder that gets one file of items per task, and rows_refused.jsonl where rows
+            can't be used.
+        overwrite: replace what is there already; never rows that are read.
 
     Raises:
         NarrowtuneError: before the model is loaded, where what is asked for can't be.
@@ -88,15 +118,25 @@ def evaluate(
         )
     rows = [("--tasks", each.path) for each in settings]
     check_paths(model.model, rows, [("--delta", delta_path)])
-    check_output(output, [f"{label}.jsonl" for label in labels], overwrite=overwrite)
+    files = [f"{label}.jsonl" for label in labels]
+    _check_rows_stay([Path(each.path) for each in settings], [output / name for name in files])
+    check_output(output, [*files, REFUSED], overwrite=overwrite)
     loaded = load(model)
     if delta_path is not None:
         apply(loaded.model, Delta.load(delta_path))
     encoder = make_encoder(loaded, model)
-    made = [read_task(each, encoder) for each in settings]
-    arithmetic = measure_arithmetic(loaded.model)
+    found = Evaluation()
+    (output / REFUSED).unlink(missing_ok=True)
+    try:
+        made = [read_task(each, encoder, found.refused) for each in settings]
+    finally:
+        if found.refused:
+            output.mkdir(parents=True, exist_ok=True)
+            write_refused(output / REFUSED, found.refused)
+    prompts = [example.prompt for task in made for example in task.examples]
+    arithmetic = _choose(loaded, prompts_as_rows(prompts, encoder))
     with apply_arithmetic(arithmetic):
-        return score_tasks(
+        found.tasks = score_tasks(
             loaded,
             made,
             encoder,
@@ -105,6 +145,27 @@ def evaluate(
             arithmetic=arithmetic,
             folder=output,
         )
+    return found
+
+
+def _check_rows_stay(rows: Sequence[Path], written: Sequence[Path]) -> None:
+    """See that no answers would replace the rows that they answer."""
+    places = {os.path.realpath(path): path for path in rows}
+    for path in written:
+        if os.path.realpath(path) in places:
+            raise UsageError(
+                asked=f"answers in {path.parent}",
+                found=f"{path.name} there is one of the sets of rows, which would be replaced",
+                do="choose another --output",
+            )
+
+
+def _choose(loaded: LoadedModel, rows: Sequence[Encoded]) -> Arithmetic:
+    """Measure which arithmetic is fastest here; say so where rows can't be packed."""
+    arithmetic = check_packing(measure_arithmetic(loaded.model), loaded, rows, allowed=True)
+    if not arithmetic.packing:
+        logger.warning(arithmetic.note)
+    return arithmetic
 
 
 def probe(
@@ -124,7 +185,7 @@ def probe(
     encoder = make_encoder(loaded, model)
     path = prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
     found = read_prompts(path, encoder, max_prompts, "--prompts")
-    arithmetic = measure_arithmetic(loaded.model)
+    arithmetic = _choose(loaded, prompts_as_rows(found, encoder))
     with (
         apply_arithmetic(arithmetic),
         computing_in(loaded.model, measuring_dtype(loaded)),

@@ -154,14 +154,19 @@ class Source:
         )
 
 
-def read_task(settings: DataSettings, encoder: ChatEncoder) -> Task:
+def read_task(settings: DataSettings, encoder: ChatEncoder, refused: list[RefusedRow]) -> Task:
     """Read the rows of one task to be scored, and see that each can be turned into tokens.
+
+    Args:
+        settings: where the rows are, and how they are scored.
+        encoder: the chat template.
+        refused: gets the rows that can't be used, also where they are too many.
 
     Raises:
         DataError: more rows than `max_refused` can't be used.
         EvaluationError: rows that make no task.
     """
-    source = Source(settings, [], key="")
+    source = Source(settings, refused, key="")
     examples = source.encode_items(source.examples, encoder)
     source.check()
     return make_task(settings, examples, "target")
@@ -181,5 +186,6 @@ def read_prompts(
     Raises:
         DataError: the file can't be read, or one of these prompts can't be used.
     """
-    source = Source(DataSettings(path=path), [], key=key, prompts_only=True)
+    settings = DataSettings(path=path, name="prompts")
+    source = Source(settings, [], key=key, prompts_only=True)
     return source.encode_prompts(source.examples[:max_prompts], encoder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from narrowtune.core.results import DriftResult, Plan, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_text
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, collate, padding_id
+from narrowtune.data.examples import Message
 from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
 from narrowtune.engine.forward import evaluating, packing_error, to_device
 from narrowtune.engine.generate import NOISE_ROWS, measure_noise, spread
@@ -46,19 +48,53 @@ _CHECKED_ROWS = 2  # a line's square grows with all of them, and two show what m
 
 
 def choose_arithmetic(
-    config: RunConfig, loaded: LoadedModel, rows: Sequence[Encoded], folder: RunFolder
+    config: RunConfig,
+    loaded: LoadedModel,
+    inputs: Inputs,
+    encoder: ChatEncoder,
+    folder: RunFolder,
+    *,
+    base: str,
 ) -> Arithmetic:
-    """Measure which arithmetic is fastest here, or read back what an earlier start measured."""
+    """Measure which arithmetic is fastest here, or read back what an earlier start measured.
+
+    Args:
+        base: fingerprint of the model. What was measured for another one, or for other settings,
+            as before a run that failed was corrected, is measured again.
+    """
+    asked = (
+        f"{base} on {loaded.model.device}, compute_dtype {config.training.compute_dtype}, "
+        f"packing {config.training.packing}"
+    )
     if folder.arithmetic.exists():
-        return Arithmetic.from_json(folder.arithmetic.read_text(encoding="utf-8"))
-    arithmetic = check_packing(
+        found = Arithmetic.from_json(folder.arithmetic.read_text(encoding="utf-8"))
+        if found.measured_for == asked:
+            return found
+    measured = check_packing(
         measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
         loaded,
-        rows,
+        packable_rows(inputs, encoder),
         allowed=config.training.packing,
     )
+    arithmetic = measured.model_copy(update={"measured_for": asked})
     write_text(folder.arithmetic, arithmetic.to_json())
     return arithmetic
+
+
+def packable_rows(inputs: Inputs, encoder: ChatEncoder) -> list[Encoded]:
+    """Return the rows of text to learn from, or some that are asked where there are none."""
+    rows = [row for row in inputs.rows if not row.features]
+    if len(rows) >= _CHECKED_ROWS:
+        return rows
+    asked = (example.prompt for task in inputs.tasks for example in task.examples)
+    return prompts_as_rows([*asked, *(prompt for _, prompt in inputs.drift_prompts)], encoder)
+
+
+def prompts_as_rows(prompts: Iterable[Sequence[Message]], encoder: ChatEncoder) -> list[Encoded]:
+    """Return the first prompts of text as rows with an answer, for `check_packing`."""
+    text = (prompt for prompt in prompts if not any(turn.images for turn in prompt))
+    # Whatever is answered: logits are compared, not answers.
+    return [encoder.encode_answer(prompt, "Yes") for prompt in islice(text, _CHECKED_ROWS)]
 
 
 def check_packing(
@@ -155,7 +191,10 @@ def score_tasks(
         folder: one file per task goes there.
     """
     dtype = measuring_dtype(loaded)
-    words = f"{dtype} {arithmetic.float32_matmul_precision} {arithmetic.threads} threads"
+    words = (
+        f"{dtype} {arithmetic.float32_matmul_precision} {arithmetic.threads} threads, "
+        f"{'packed' if arithmetic.packing else 'plain'}"
+    )
     results = []
 
     @cache

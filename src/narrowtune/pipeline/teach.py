@@ -111,22 +111,23 @@ def _prepare(
 ) -> Run:
     watch = Stopwatch(console, loud=state.is_main_process)
     folder = RunFolder(Path(config.output_dir))
-    check_run(config)
+    check_run(config, num_processes=state.num_processes)
     if state.is_main_process:
         open_folder(folder, config, given, resume)
     with watch.stage("load the model"):
         loaded = load(config)
         resolve(loaded.model, config.recipe)
         base_hashes = tensor_hashes(loaded.model)
+        base = combine_hashes(base_hashes)
     with watch.stage("read the data"):
         encoder = make_encoder(loaded, config)
         refused_path = folder.refused if state.is_main_process else None
         inputs = read_inputs(config, encoder, refused_path)
     if state.is_main_process:
         rows_read = {f"{part.name} ({part.path})": part.sha256 for part in inputs.summaries}
-        check_started(folder, combine_hashes(base_hashes), rows_read, resume)
+        check_started(folder, base, rows_read, resume)
     with watch.stage("measure the arithmetic"), state.main_process_first():
-        arithmetic = choose_arithmetic(config, loaded, inputs.rows, folder)
+        arithmetic = choose_arithmetic(config, loaded, inputs, encoder, folder, base=base)
     if config.training.packing and not arithmetic.packing:
         watch.warn(arithmetic.note)
     return Run(

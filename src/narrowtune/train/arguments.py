@@ -93,9 +93,11 @@ def check_trackers(names: Sequence[str]) -> None:
     Raises:
         UsageError: the Trainer could not be made with them.
     """
-    wanted = [name for name in names if name not in ("all", "none")]
+    alone = [name for name in names if name in ("all", "none")]
     problems = []
-    for name in wanted:
+    if alone and len(names) > 1:
+        problems.append(f"{alone[0]} stands for a list of its own, and others are named beside it")
+    for name in [name for name in names if name not in alone]:
         try:
             for tracker in get_reporting_integration_callbacks([name]):
                 tracker()
@@ -106,7 +108,7 @@ def check_trackers(names: Sequence[str]) -> None:
         raise UsageError(
             asked=f"training.report_to: {', '.join(names)}",
             found="\n  ".join(["", *problems]),
-            do="install what is missing, or take it out of training.report_to",
+            do="name the trackers that are wanted and installed, or none at all",
         )
 
 

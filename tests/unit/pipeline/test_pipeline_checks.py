@@ -118,15 +118,108 @@ def test_an_output_dir_that_can_not_be_written(tmp_path, rows, place):
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
-def test_answers_from_before_are_not_overwritten(tmp_path, rows):
-    (tmp_path / "rows.jsonl").touch()
-    before = (tmp_path / "rows.jsonl").read_bytes()
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows_refused.jsonl"])
+def test_answers_from_before_are_not_overwritten(tmp_path, rows, name):
+    output = tmp_path / "answers"
+    output.mkdir()
+    (output / name).write_text("mine", encoding="utf-8")
     settings = ModelSettings(model="m")
-    with pytest.raises(UsageError, match=r"rows\.jsonl from before") as error:
-        single.evaluate(settings, [{"path": rows}], None, batch_size=2, output=tmp_path)
+    with pytest.raises(UsageError, match=f"{name} from before") as error:
+        single.evaluate(settings, [{"path": rows}], None, batch_size=2, output=output)
     assert "--overwrite" in error.value.do
-    assert (tmp_path / "rows.jsonl").read_bytes() == before
+    assert (output / name).read_text(encoding="utf-8") == "mine"
     with pytest.raises(AssertionError, match="a model was loaded"):
         single.evaluate(
-            settings, [{"path": rows}], None, batch_size=2, output=tmp_path, overwrite=True
+            settings, [{"path": rows}], None, batch_size=2, output=output, overwrite=True
         )
+    (output / name).unlink()
+    (output / name).mkdir()
+    with pytest.raises(UsageError, match=f"{name}: a folder"):
+        single.evaluate(
+            settings, [{"path": rows}], None, batch_size=2, output=output, overwrite=True
+        )
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("linked", [False, True])
+def test_no_answers_go_where_the_rows_are(tmp_path, rows, overwrite, linked):
+    output = tmp_path
+    if linked:
+        output = tmp_path.parent / f"{tmp_path.name}-link"
+        output.symlink_to(tmp_path)
+    with pytest.raises(UsageError, match=r"rows\.jsonl there is one of the sets of rows"):
+        single.evaluate(
+            ModelSettings(model="m"),
+            [{"path": rows}],
+            None,
+            batch_size=2,
+            output=output,
+            overwrite=overwrite,
+        )
+
+
+def test_an_output_that_is_a_link_to_nowhere(tmp_path, rows):
+    (tmp_path / "answers").symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match="can be written, or a new one"):
+        single.evaluate(
+            ModelSettings(model="m"),
+            [{"path": rows}],
+            None,
+            batch_size=2,
+            output=tmp_path / "answers",
+        )
+
+
+@pytest.mark.parametrize("model", ["~no-such-user-here/m", "m/" * 20 + "x" * 300, "a\0b"])
+def test_a_model_that_no_disk_can_have(model, rows):
+    with pytest.raises(DataError, match="model "):
+        check_paths(model, [("--tasks", rows)])
+
+
+def test_rows_that_no_disk_can_have(rows):
+    with pytest.raises(DataError, match="--tasks xxx"):
+        check_paths("m", [("--tasks", "x" * 300 + "/y.jsonl")], [("--delta", "y" * 300)])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"mix": [{"path": "", "share": 0.1}]}, "mix.0.path"),
+        ({"anchor": {"prompts": ""}}, "anchor.prompts"),
+        ({"drift": {"prompts": ""}}, "drift.prompts"),
+        ({"model": ""}, "model"),
+        ({"output_dir": ""}, "output_dir"),
+    ],
+)
+def test_a_path_of_nothing_is_refused(values, words):
+    with pytest.raises(UsageError) as error:
+        parse_config({"model": "m", "skill": "s.jsonl", **values}, "test")
+    assert words in error.value.found
+
+
+def test_batch_sizes_that_do_not_fit_are_refused_before_anything(tmp_path, rows):
+    values = {
+        "model": "m",
+        "skill": rows,
+        "training": {"global_batch_size": 6, "per_device_train_batch_size": 4},
+        "output_dir": str(tmp_path / "run"),
+    }
+    config = parse_config(values, "test")
+    with pytest.raises(UsageError, match="global batch size of 6"):
+        teach(config)
+    assert not (tmp_path / "run").exists()
+    whole = config.training.model_copy(update={"per_device_train_batch_size": 6})
+    fitting = config.model_copy(update={"training": whole})
+    check_run(fitting)
+    with pytest.raises(UsageError, match="4 processes"):
+        check_run(fitting, num_processes=4)
+
+
+@pytest.mark.parametrize("names", [["none", "tensorboard"], ["all", "tensorboard"]])
+def test_no_tracker_beside_all_or_none(rows, names):
+    values = {"model": "m", "skill": rows, "training": {"report_to": names}}
+    with pytest.raises(UsageError, match=f"{names[0]} stands for a list of its own"):
+        check_run(parse_config(values, "test"))
+    for alone in names[:1]:
+        values = {"model": "m", "skill": rows, "training": {"report_to": alone}}
+        check_run(parse_config(values, "test"))

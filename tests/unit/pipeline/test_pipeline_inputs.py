@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from narrowtune.core.config import RunConfig, parse_config
-from narrowtune.core.errors import DataError
+from narrowtune.core.errors import DataError, UsageError
 from narrowtune.data.examples import RowsRefusedError
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.pipeline.inputs import Inputs, equal_shares, make_encoder, read_inputs
@@ -274,3 +274,15 @@ def test_without_a_skill_the_rest_is_read(read, config):
 )
 def test_equal_shares(total, sizes, shares):
     assert equal_shares(total, sizes) == shares
+
+
+def test_an_anchor_whose_prompts_are_all_kept_is_refused(read, config, tmp_path):
+    path = write(tmp_path / "prompts.jsonl", rows_about("tree", 4))
+    with pytest.raises(DataError, match="4 prompts, all of which stand in a keep set") as error:
+        read(config(anchor={"prompts": path}))
+    assert error.value.do == "give anchor.prompts a file of others"
+
+
+def test_rows_to_mix_in_from_a_path_without_a_name_are_refused(read, config):
+    with pytest.raises(UsageError, match=r"mix\.0"):
+        read(config(mix=["..:0.1"]))

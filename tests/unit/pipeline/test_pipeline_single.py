@@ -18,6 +18,11 @@ from narrowtune.pipeline import single
 from narrowtune.train.masters import copy_tensors
 
 
+@pytest.fixture(autouse=True)
+def _no_scores_from_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def rows(tmp_path):
     """Four questions, one of them long."""
@@ -72,7 +77,8 @@ def test_rows_that_are_too_long_are_named_before_anything_is_answered(tiny, tmp_
         single.evaluate(
             settings, [{"path": str(rows)}], None, batch_size=4, output=tmp_path / "answers"
         )
-    assert not (tmp_path / "answers").exists()
+    (file,) = (tmp_path / "answers").iterdir()
+    assert json.loads(file.read_text(encoding="utf-8"))["row"] == 3
     with pytest.raises(DataError, match=r"row 3: .* max_length is 150") as error:
         single.probe(settings, delta, str(rows), max_prompts=4, max_new_tokens=2)
     assert "--prompts" in error.value.do
@@ -82,3 +88,49 @@ def test_a_delta_made_in_another_dtype_is_probed_in_that_dtype(tiny, rows, delta
     settings = ModelSettings(model=str(tiny("llama")), dtype="bfloat16", device="cpu")
     result = single.probe(settings, delta, str(rows), max_prompts=2, max_new_tokens=2)
     assert result.kl_base_tuned > 0
+
+
+def test_rows_that_are_left_out_are_counted_and_named(tiny, tmp_path, rows):
+    output = tmp_path / "answers"
+    command = ["evaluate", str(tiny("llama")), "--tasks", str(rows), "--output", str(output)]
+    command += ["--max-length", "150", "--max-new-tokens", "1"]
+    done = CliRunner().invoke(app, [*command, "--max-refused", "1"])
+    assert done.exit_code == 0, done.output
+    assert f"1 row was not used: {output}/rows_refused.jsonl" in done.output.replace("\n", "")
+    (line,) = (output / "rows_refused.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["row"] == 3
+    assert len((output / "rows.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    command[command.index("150")] = "2000"
+    done = CliRunner().invoke(app, [*command, "--overwrite"])
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in output.iterdir()] == ["rows.jsonl"]
+
+
+def test_answers_and_drift_are_measured_on_the_plain_path_where_packing_is_not_exact(
+    tiny, tmp_path, rows, delta, monkeypatch, caplog
+):
+    asked = []
+    settings = ModelSettings(model=str(tiny("llama")), dtype="bfloat16", device="cpu")
+
+    def differ(*_):
+        asked.append(1)
+        return 1.0
+
+    monkeypatch.setattr("narrowtune.pipeline.stages.packing_error", differ)
+    found = single.evaluate(
+        settings,
+        [{"path": str(rows), "max_new_tokens": 1}],
+        None,
+        batch_size=2,
+        output=tmp_path / "answers",
+    )
+    assert not found.tasks[0].from_cache
+    single.probe(settings, delta, str(rows), max_prompts=2, max_new_tokens=2)
+    assert len(asked) == 2
+    assert caplog.text.count("rows are not packed") == 2
+
+
+def test_a_folder_as_prompts_is_one_clear_error(tiny, delta, tmp_path):
+    settings = ModelSettings(model=str(tiny("llama")), dtype="bfloat16", device="cpu")
+    with pytest.raises(DataError, match="save_to_disk"):
+        single.probe(settings, delta, "..", max_prompts=1, max_new_tokens=1)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from narrowtune.core.config import parse_config
+from narrowtune.core.run_folder import RunFolder
 from narrowtune.data.collate import Encoded
+from narrowtune.data.examples import Image, Message, Text
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.models.load import LoadedModel, load_model
-from narrowtune.pipeline.stages import check_packing
+from narrowtune.pipeline.inputs import Inputs, make_encoder
+from narrowtune.pipeline.stages import check_packing, choose_arithmetic, packable_rows
 
 FP32 = Arithmetic(compute_dtype="float32", threads=1, note="as given")
 
@@ -59,3 +63,44 @@ def test_what_cannot_be_compared_is_as_it_was_asked_for(llama):
     assert not check_packing(FP32, llama, rows(), allowed=False).packing
     pictured = [Encoded(r.input_ids, r.labels, {"pixel_values": torch.zeros(1)}) for r in rows()]
     assert check_packing(FP32, llama, pictured, allowed=True).packing
+
+
+def test_arithmetic_is_measured_again_for_another_model_or_other_settings(
+    llama, tmp_path, monkeypatch
+):
+    measured = []
+
+    def measure(*_, requested):
+        measured.append(requested)
+        return FP32
+
+    monkeypatch.setattr("narrowtune.pipeline.stages.measure_arithmetic", measure)
+    folder = RunFolder(tmp_path)
+
+    def chosen(base="abc", **training):
+        values = {"model": "m", "skill": "s.jsonl", "training": training}
+        config = parse_config(values, "test")
+        encoder = make_encoder(llama, config)
+        return choose_arithmetic(config, llama, Inputs(rows=rows()), encoder, folder, base=base)
+
+    first = chosen()
+    assert (chosen(), len(measured)) == (first, 1)
+    assert not chosen(packing=False).packing
+    chosen(packing=False, compute_dtype="float32")
+    assert measured == ["auto", "auto", "float32"]
+    chosen("another", packing=False, compute_dtype="float32")
+    assert len(measured) == 4
+
+
+def test_where_no_row_of_text_is_learned_from_prompts_of_text_are_compared(llama):
+    encoder = make_encoder(llama, parse_config({"model": "m", "skill": "s.jsonl"}, "test"))
+    pictured = [Encoded(r.input_ids, r.labels, {"pixel_values": torch.zeros(1)}) for r in rows()]
+
+    def prompt(*parts):
+        return "free", (Message("user", parts),)
+
+    picture = prompt(Text("what is this"), Image(data=b"png"))
+    asked = [picture, prompt(Text("one")), prompt(Text("two")), prompt(Text("three"))]
+    found = packable_rows(Inputs(rows=pictured, drift_prompts=asked), encoder)
+    assert [encoder.encode_answer(messages, "Yes") for _, messages in asked[1:3]] == found
+    assert packable_rows(Inputs(rows=rows(), drift_prompts=asked), encoder) == rows()
