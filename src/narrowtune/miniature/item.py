@@ -26,6 +26,7 @@ class Item:
         answers: accepted answers; the first is the one to learn.
         paint: draws the scene.
         options: texts to choose from, in the order of their letters; empty for open questions.
+        again: makes a further question about the same picture; None where there is but one.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Item:
     answers: tuple[str, ...]
     paint: Paint
     options: tuple[str, ...] = ()
+    again: Callable[[Random], Item] | None = None
 
 
 def letter(place: int) -> str:

@@ -67,6 +67,16 @@ class Sample:
         canvas = self.item.paint(draw)
         return Scene(develop(canvas, draw), canvas.marks)
 
+    def questions(self, most: int) -> list[Item]:
+        """Return its own question, then up to `most` − 1 others about the same picture."""
+        found = {self.item.question: self.item}
+        draw = Random(f"further questions {self.id}")
+        for _ in range(most - 1 if self.item.again else 0):
+            assert self.item.again is not None
+            item = self.item.again(draw)
+            found.setdefault(item.question, item)
+        return list(found.values())
+
     def example(self) -> examples.Example:
         """Return the sample as a row that has been read; its picture is bytes, not a file."""
         image = examples.Image(data=self.scene.png())

@@ -53,17 +53,34 @@ def make(draw: Random) -> Item:
         values[b] = draw.randint(1, HIGHEST - more)
         values[a] = values[b] + more
     bars = tuple(Bar(*fields) for fields in zip(labels, colours, values, strict=True))
+    return _ask(bars, kind, a, b, draw)
+
+
+def _again(bars: tuple[Bar, ...], draw: Random) -> Item:
+    """Ask something else that the chart answers without doubt."""
+    a, b = draw.sample(range(len(bars)), 2)
+    values = sorted(bar.value for bar in bars)
+    fits = {
+        "difference": 1 <= bars[a].value - bars[b].value <= MOST_DIFFERENCE,
+        "highest": values[-1] > values[-2],
+        "lowest": values[0] < values[1],
+    }
+    return _ask(bars, draw.choice([kind for kind in WORDINGS if fits.get(kind, True)]), a, b, draw)
+
+
+def _ask(bars: tuple[Bar, ...], kind: str, a: int, b: int, draw: Random) -> Item:
     order = sorted(bars, key=lambda bar: bar.value)
     answer = {
-        "colour_value": str(values[a]),
-        "label_value": str(values[a]),
+        "colour_value": str(bars[a].value),
+        "label_value": str(bars[a].value),
         "highest": order[-1].colour,
         "lowest": order[0].colour,
-        "difference": str(values[a] - values[b]),
+        "difference": str(bars[a].value - bars[b].value),
     }[kind]
-    names = labels if kind == "label_value" else colours
+    names = [bar.label if kind == "label_value" else bar.colour for bar in bars]
     wording = draw.choice(WORDINGS[kind]).format(a=names[a], b=names[b])
-    return Item(kind, f"{wording}\n{SUFFIX}", (answer,), partial(_paint, bars))
+    paint, again = partial(_paint, bars), partial(_again, bars)
+    return Item(kind, f"{wording}\n{SUFFIX}", (answer,), paint, again=again)
 
 
 def _paint(bars: tuple[Bar, ...], draw: Random) -> Canvas:

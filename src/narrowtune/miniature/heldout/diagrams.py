@@ -47,6 +47,23 @@ def make(draw: Random) -> Item:
     else:
         forward = [draw.random() < 0.5 for _ in range(NUM_NODES)]
         forward[asked] = forward[asked - 1]
+    return _ask(tuple(nodes), tuple(forward), words, asked, relation, draw)
+
+
+def _again(nodes: tuple[str, ...], forward: tuple[bool, ...], words: bool, draw: Random) -> Item:
+    """Ask about any node with one arrow in and one out."""
+    asked = draw.choice([i for i in range(NUM_NODES) if forward[i] == forward[i - 1]])
+    return _ask(nodes, forward, words, asked, draw.choice(list(WORDINGS)), draw)
+
+
+def _ask(
+    nodes: tuple[str, ...],
+    forward: tuple[bool, ...],
+    words: bool,
+    asked: int,
+    relation: str,
+    draw: Random,
+) -> Item:
     step = 1 if forward[asked] == (relation == "next") else -1
     right = nodes[(asked + step) % NUM_NODES]
     wrong = [node for place, node in enumerate(nodes) if node != right and place != asked]
@@ -54,8 +71,9 @@ def make(draw: Random) -> Item:
     wording = draw.choice(WORDINGS[relation]).format(node=nodes[asked])
     question = f"{wording}\n{listed(options)}\n{SUFFIX}"
     kind = f"{relation}_{'word' if words else 'shape'}"
-    paint = partial(_paint, tuple(nodes), tuple(forward), words)
-    return Item(kind, question, (letter,), paint, options)
+    facts = (nodes, forward, words)
+    paint, again = partial(_paint, *facts), partial(_again, *facts)
+    return Item(kind, question, (letter,), paint, options, again)
 
 
 def _paint(nodes: tuple[str, ...], forward: tuple[bool, ...], words: bool, draw: Random) -> Canvas:

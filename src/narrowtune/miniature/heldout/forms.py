@@ -45,11 +45,14 @@ def make(draw: Random) -> Item:
     }
     title = draw.choice(TITLES)
     fields = draw.sample(FIELDS, NUM_ROWS)
-    kind = draw.choice(["title", *fields, *fields])
-    answer = title if kind == "title" else values[kind]
+    return _ask(title, tuple((field, values[field]) for field in fields), draw)
+
+
+def _ask(title: str, rows: tuple[tuple[str, str], ...], draw: Random) -> Item:
+    kind, answer = draw.choice([("title", title), *rows, *rows])
     question = f"{draw.choice(WORDINGS[kind])}\n{SUFFIX}"
-    rows = tuple((field, values[field]) for field in fields)
-    return Item(kind, question, (answer.lower(),), partial(_paint, title, rows))
+    paint, again = partial(_paint, title, rows), partial(_ask, title, rows)
+    return Item(kind, question, (answer.lower(),), paint, again=again)
 
 
 def _paint(title: str, rows: tuple[tuple[str, str], ...], draw: Random) -> Canvas:

@@ -27,6 +27,9 @@ WORDINGS = {
 }
 SUFFIX = "Answer with a word or phrase."
 
+CLEAR = 10
+"""How far the highest or lowest number is from the next where it is asked for."""
+
 
 class Panel(NamedTuple):
     """One field of an infographic."""
@@ -42,7 +45,22 @@ def make(draw: Random) -> Item:
     topics, icons = draw.sample(TOPICS, count), draw.sample(SHAPES, count)
     numbers = _numbers(draw, count, kind)
     panels = tuple(Panel(*fields) for fields in zip(topics, icons, numbers, strict=True))
-    asked, order = panels[0], sorted(panels, key=lambda panel: panel.number)
+    return _ask(tuple(draw.sample(panels, count)), kind, panels[0], draw)
+
+
+def _again(panels: tuple[Panel, ...], draw: Random) -> Item:
+    """Ask something else; what is highest or lowest only where that is clear."""
+    numbers = sorted(panel.number for panel in panels)
+    fits = {
+        "highest": numbers[-1] - numbers[-2] >= CLEAR,
+        "lowest": numbers[1] - numbers[0] >= CLEAR,
+    }
+    kind = draw.choice([kind for kind in WORDINGS if fits.get(kind, True)])
+    return _ask(panels, kind, draw.choice(panels), draw)
+
+
+def _ask(panels: tuple[Panel, ...], kind: str, asked: Panel, draw: Random) -> Item:
+    order = sorted(panels, key=lambda panel: panel.number)
     answer = {
         "topic_number": str(asked.number),
         "icon_number": str(asked.number),
@@ -51,13 +69,13 @@ def make(draw: Random) -> Item:
         "lowest": order[0].topic,
     }[kind]
     wording = draw.choice(WORDINGS[kind]).format(topic=asked.topic, icon=asked.icon)
-    shown = draw.sample(panels, count)
     answers = (answer, f"{answer}%") if answer.isdigit() else (answer,)
-    return Item(kind, f"{wording}\n{SUFFIX}", answers, partial(_paint, tuple(shown)))
+    paint, again = partial(_paint, panels), partial(_again, panels)
+    return Item(kind, f"{wording}\n{SUFFIX}", answers, paint, again=again)
 
 
 def _numbers(draw: Random, count: int, kind: str) -> list[int]:
-    """Return different numbers; the one asked for as highest or lowest is ten away from the rest.
+    """Return different numbers; one asked for as highest or lowest is clear of the rest.
 
     The question is to compare what is read, not to tell a 3 from an 8.
     """
@@ -65,7 +83,7 @@ def _numbers(draw: Random, count: int, kind: str) -> list[int]:
         numbers = draw.sample(range(10, 100), count)
         order = sorted(numbers)
         gap = order[-1] - order[-2] if kind == "highest" else order[1] - order[0]
-        if kind not in ("highest", "lowest") or gap >= 10:
+        if kind not in ("highest", "lowest") or gap >= CLEAR:
             return numbers
 
 

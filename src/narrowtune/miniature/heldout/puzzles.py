@@ -31,10 +31,14 @@ NUM_OPTIONS = 4
 def make(draw: Random) -> Item:
     """Return one puzzle."""
     kind = draw.choice(list(WORDINGS))
-    right, wrong, paint = _MAKERS[kind](draw)
+    return _ask(kind, *_MAKERS[kind](draw), draw)
+
+
+def _ask(kind: str, right: str, wrong: list[str], paint: Paint, draw: Random) -> Item:
     options, letter = shuffled(draw, right, wrong)
     shown = SUFFIX.format(options=listed(options, "{letter}: {text}", ", "))
-    return Item(kind, f"{draw.choice(WORDINGS[kind])}\n{shown}", (letter,), paint, options)
+    again = partial(_ask, kind, right, wrong, paint)
+    return Item(kind, f"{draw.choice(WORDINGS[kind])}\n{shown}", (letter,), paint, options, again)
 
 
 def _caption(draw: Random) -> tuple[str, list[str], Paint]:

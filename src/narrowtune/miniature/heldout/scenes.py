@@ -38,7 +38,21 @@ def make(draw: Random) -> Item:
         draw.shuffle(row)
     else:
         row = list(names)
-    standing = _standing(draw, row)
+    return _ask(weather, _standing(draw, row), kind, draw)
+
+
+def _again(weather: str, standing: tuple[Standing, ...], draw: Random) -> Item:
+    """Ask something else that the scene has an answer to."""
+    many = len({item.name for item in standing}) < len(standing)
+    kinds = ["counting", "weather"] if many else ["identity", "attribute", "weather"]
+    if not many and len(standing) == SLOTS:
+        kinds.append("beside")
+    return _ask(weather, standing, draw.choice(kinds), draw)
+
+
+def _ask(weather: str, standing: tuple[Standing, ...], kind: str, draw: Random) -> Item:
+    row = [item.name for item in standing]
+    names = list(dict.fromkeys(row))
     place = draw.randrange(len(row) - 1)
     a = standing[place]
     if kind == "identity":
@@ -49,8 +63,8 @@ def make(draw: Random) -> Item:
         others = draw.sample([colour for colour in BRIGHT if colour != a.colour], 3)
         right, wrong = a.colour, others
     elif kind == "counting":
-        right = str(number)
-        wrong = [str(other) for other in range(1, SLOTS + 1) if other != number]
+        right = str(row.count(a.name))
+        wrong = [str(other) for other in range(1, SLOTS + 1) if str(other) != right]
     elif kind == "beside":
         absent = [name for name in THINGS if name not in names]
         right = row[place + 1]
@@ -58,9 +72,10 @@ def make(draw: Random) -> Item:
     else:
         right, wrong = weather, [other for other in WEATHERS if other != weather]
     options, letter = shuffled(draw, right, wrong)
-    wording = draw.choice(WORDINGS[kind]).format(a=a.name, many=PLURALS[names[0]])
+    wording = draw.choice(WORDINGS[kind]).format(a=a.name, many=PLURALS[a.name])
     question = f"{wording}\n{listed(options)}\n{SUFFIX}"
-    return Item(kind, question, (letter,), partial(_paint, weather, standing), options)
+    paint, again = partial(_paint, weather, standing), partial(_again, weather, standing)
+    return Item(kind, question, (letter,), paint, options, again)
 
 
 def _standing(draw: Random, row: list[str]) -> tuple[Standing, ...]:

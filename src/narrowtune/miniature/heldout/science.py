@@ -36,9 +36,24 @@ _Made = tuple[tuple[str, ...], str, str, Paint]
 def make(draw: Random) -> Item:
     """Return one experiment or map."""
     kind = draw.choice(list(QUESTIONS))
-    options, letter, rule, paint = _MAKERS[kind](draw)
+    return _ask(kind, *_MAKERS[kind](draw), draw)
+
+
+def _ask(
+    kind: str, options: tuple[str, ...], letter: str, rule: str, paint: Paint, draw: Random
+) -> Item:
     question = f"Context: {rule}\nQuestion: {QUESTIONS[kind]}\n{listed(options)}\n{SUFFIX}"
-    return Item(kind, question, (letter,), paint, options)
+    right = options["ABCD".index(letter)]
+    again = partial(_again, kind, right, options, rule, paint)
+    return Item(kind, question, (letter,), paint, options, again)
+
+
+def _again(
+    kind: str, right: str, options: tuple[str, ...], rule: str, paint: Paint, draw: Random
+) -> Item:
+    """Ask the same with the options in another order."""
+    options, letter = shuffled(draw, right, [text for text in options if text != right])
+    return _ask(kind, options, letter, rule, paint, draw)
 
 
 def _magnets(draw: Random) -> _Made:

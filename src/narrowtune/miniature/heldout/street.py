@@ -48,9 +48,19 @@ def make(draw: Random) -> Item:
         )
         for name, column, depth in zip(names, columns, depths, strict=True)
     )
-    a, b = standing[:2]
+    return _ask(standing, kind, standing[0], standing[1], draw)
+
+
+def _again(standing: tuple[Standing, ...], draw: Random) -> Item:
+    """Ask something else about the street; which way a thing goes where that shows."""
+    a, b = draw.sample(standing, 2)
+    kinds = [kind for kind in WORDINGS if kind != "facing" or a.name in FACING]
+    return _ask(standing, draw.choice(kinds), a, b, draw)
+
+
+def _ask(standing: tuple[Standing, ...], kind: str, a: Standing, b: Standing, draw: Random) -> Item:
     present = draw.random() < 0.5
-    absent = [name for name in THINGS if name not in names]
+    absent = [name for name in THINGS if name not in [item.name for item in standing]]
     c = a.name if present else draw.choice(absent)
     answer = {
         "side": "left" if a.x < b.x else "right",
@@ -60,7 +70,8 @@ def make(draw: Random) -> Item:
         "present": "yes" if present else "no",
     }[kind]
     question = draw.choice(WORDINGS[kind]).format(a=a.name, b=b.name, c=c)
-    return Item(kind, question, (answer,), partial(_paint, standing))
+    paint, again = partial(_paint, standing), partial(_again, standing)
+    return Item(kind, question, (answer,), paint, again=again)
 
 
 def _paint(standing: tuple[Standing, ...], draw: Random) -> Canvas:

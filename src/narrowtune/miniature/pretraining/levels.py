@@ -35,28 +35,43 @@ def make_names(draw: Random) -> Item:
     if kind in ("letter", "digit"):
         text = draw.choice(_LETTERS if kind == "letter" else _DIGITS)
         return Item(kind, f"Which {kind} is this?", (text,), partial(_paint_text, text))
-    (item,) = draw_objects(draw, 1)
-    question = "What is this?" if kind == "name" else "What colour is this?"
-    answer = item.name if kind == "name" else item.colour
-    return Item(kind, question, (answer,), partial(paint_objects, (item,)))
+    return _ask_name(draw_objects(draw, 1), draw)
+
+
+def _ask_name(objects: tuple[Placed, ...], draw: Random) -> Item:
+    kind, question, answer = draw.choice(
+        (
+            ("name", "What is this?", objects[0].name),
+            ("colour", "What colour is this?", objects[0].colour),
+        )
+    )
+    again = partial(_ask_name, objects)
+    return Item(kind, question, (answer,), partial(paint_objects, objects), again=again)
 
 
 def make_binding(draw: Random) -> Item:
     """Level 2: which colour a thing has among others, and which thing has a colour."""
-    objects = draw_objects(draw, draw.randint(2, MOST_OBJECTS))
-    kind, asked = draw.choice(("colour_of", "what_is", "where")), objects[0]
+    return _ask_binding(draw_objects(draw, draw.randint(2, MOST_OBJECTS)), draw)
+
+
+def _ask_binding(objects: tuple[Placed, ...], draw: Random) -> Item:
+    kind, asked = draw.choice(("colour_of", "what_is", "where")), draw.choice(objects)
     question, answer = {
         "colour_of": (f"What colour is the {asked.name}?", asked.colour),
         "what_is": (f"What is {asked.colour}?", asked.name),
         "where": (f"Where is the {asked.name}?", PLACES[asked.row * SIDE + asked.column]),
     }[kind]
-    return Item(kind, question, (answer,), partial(paint_objects, objects))
+    again = partial(_ask_binding, objects)
+    return Item(kind, question, (answer,), partial(paint_objects, objects), again=again)
 
 
 def make_relations(draw: Random) -> Item:
     """Level 3: where two things stand to each other, yes/no and by name; which is largest."""
-    objects = draw_objects(draw, draw.randint(2, MOST_OBJECTS))
-    a, b = objects[:2]
+    return _ask_relation(draw_objects(draw, draw.randint(2, MOST_OBJECTS)), draw)
+
+
+def _ask_relation(objects: tuple[Placed, ...], draw: Random) -> Item:
+    a, b = draw.sample(objects, 2)
     kind = draw.choice(("side", "is_side", "is_there"))
     vertical = draw.random() < 0.5
     if vertical:
@@ -73,7 +88,8 @@ def make_relations(draw: Random) -> Item:
     else:
         shown = draw.choice(objects)
         question, answer = f"Is there a {_asked(draw, shown, objects, truth)}?", _yes(truth)
-    return Item(kind, question, (answer,), partial(paint_objects, objects))
+    again = partial(_ask_relation, objects)
+    return Item(kind, question, (answer,), partial(paint_objects, objects), again=again)
 
 
 def make_reading(draw: Random) -> Item:

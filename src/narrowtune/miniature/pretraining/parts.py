@@ -17,7 +17,7 @@ from narrowtune.miniature.item import Item, listed, shuffled
 from narrowtune.miniature.marks import SHAPES, THINGS
 from narrowtune.miniature.palette import BRIGHT, OBJECT_COLOURS, Ink, ink_on, mix, shade
 from narrowtune.miniature.pretraining.levels import PLACES
-from narrowtune.miniature.pretraining.objects import SIDE, draw_objects, paint_objects
+from narrowtune.miniature.pretraining.objects import SIDE, Placed, draw_objects, paint_objects
 from narrowtune.miniature.shapes import draw_shape
 from narrowtune.miniature.words import ANIMALS, CITIES, GOODS, MONTHS, NAMES, TOPICS
 
@@ -38,7 +38,12 @@ ARROWS_WORDINGS = {
 
 def make_choices(draw: Random) -> Item:
     """Return a question of the level `binding`, to be answered with an option's letter."""
-    objects = draw_objects(draw, draw.randint(1, 3))
+    return _ask_choice(draw_objects(draw, draw.randint(1, 3)), draw)
+
+
+def _ask_choice(objects: tuple[Placed, ...], draw: Random) -> Item:
+    # The one that is asked about comes first.
+    objects = tuple(draw.sample(objects, len(objects)))
     kind, asked = draw.choice(("colour_of", "what_is", "where")), objects[0]
     question, values, pool = {
         "colour_of": (
@@ -68,7 +73,8 @@ def make_choices(draw: Random) -> Item:
         lines=listed(options),
         inline=listed(options, "{letter}: {text}", ", "),
     )
-    return Item(kind, text, (letter,), partial(paint_objects, objects), options)
+    paint, again = partial(paint_objects, objects), partial(_ask_choice, objects)
+    return Item(kind, text, (letter,), paint, options, again)
 
 
 def make_rows(draw: Random) -> Item:
@@ -78,10 +84,15 @@ def make_rows(draw: Random) -> Item:
         (label, word if draw.random() < 0.5 else str(draw.randint(10, 999)))
         for label, word in zip(words[:3], words[3:], strict=True)
     )[: draw.randint(2, 3)]
+    return _ask_row(rows, draw)
+
+
+def _ask_row(rows: tuple[tuple[str, str], ...], draw: Random) -> Item:
     label, value = draw.choice(rows)
     question = draw.choice(ROWS_WORDINGS).format(label=label)
     kind = "number" if value.isdigit() else "word"
-    return Item(kind, question, (value,), partial(_paint_rows, rows))
+    paint, again = partial(_paint_rows, rows), partial(_ask_row, rows)
+    return Item(kind, question, (value,), paint, again=again)
 
 
 def make_words(draw: Random) -> Item:
@@ -98,10 +109,15 @@ def make_arrows(draw: Random) -> Item:
     else:
         shapes, colours = draw.sample(SHAPES, number), draw.sample(BRIGHT, number)
         nodes = [f"{colour} {shape}" for colour, shape in zip(colours, shapes, strict=True)]
+    return _ask_arrow(tuple(nodes), words, draw)
+
+
+def _ask_arrow(nodes: tuple[str, ...], words: bool, draw: Random) -> Item:
     kind = draw.choice(list(ARROWS_WORDINGS))
     answer = nodes[0] if kind == "tail" else nodes[1]
     question = draw.choice(ARROWS_WORDINGS[kind])
-    return Item(kind, question, (answer,), partial(_paint_arrow, tuple(nodes), words))
+    paint, again = partial(_paint_arrow, nodes, words), partial(_ask_arrow, nodes, words)
+    return Item(kind, question, (answer,), paint, again=again)
 
 
 def _paint_rows(rows: tuple[tuple[str, str], ...], draw: Random) -> Canvas:
