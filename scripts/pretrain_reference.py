@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seen-in", type=Path, help="folder whose first stage is taken over")
     parser.add_argument("--log-every", type=int, default=100, help="steps")
     for field in fields(Schedule):
         if field.name != "level_starts":
@@ -35,7 +36,11 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     values = {f.name: getattr(given, f.name) for f in fields(Schedule) if hasattr(given, f.name)}
     pretraining = Pretraining(
-        get_blueprint(given.name), given.folder, Schedule(**values), compiled=not given.eager
+        get_blueprint(given.name),
+        given.folder,
+        Schedule(**values),
+        compiled=not given.eager,
+        seen_in=given.seen_in,
     )
     pretraining.run(say, log_every=given.log_every)
     pretraining.save()

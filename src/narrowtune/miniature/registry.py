@@ -126,9 +126,8 @@ TASKS: dict[str, MiniatureTask] = {task.name: task for task in _TASKS}
 """Every task by its name, skills first."""
 
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("names",),
-    ("names", "binding", "words", "choices", "captions"),
-    ("binding", "relations", "reading", "rows", "arrows", "choices"),
+    ("names", "binding", "captions", "relations"),
+    ("binding", "choices", "words", "reading", "rows", "arrows"),
     ("diagrams", "charts", "forms", "infographics", "street", "scenes", "science", "puzzles"),
 )
 """The curriculum: which tasks each level draws from, in the split `pretrain`, easiest first.

@@ -24,11 +24,14 @@ from narrowtune.miniature.reference.batches import (
 from narrowtune.miniature.reference.eyes import SEE
 from narrowtune.miniature.reference.forward import (
     PatchHead,
+    answer_lengths,
     answer_logits,
     answer_loss,
     hidden_states,
 )
-from narrowtune.miniature.reference.pretrain import Pretraining, Schedule, rate_factor
+from narrowtune.miniature.reference.optimizers import rate_factor
+from narrowtune.miniature.reference.pretrain import Pretraining
+from narrowtune.miniature.reference.schedule import Schedule, answering_shares
 from narrowtune.miniature.registry import TASKS, tasks_of
 from narrowtune.models.load import load_model
 
@@ -64,7 +67,7 @@ def test_a_writer_writes_what_the_chat_template_makes(loaded, writer):
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     picture = loaded.model.config.image_token_id
     for sample in samples_of_all():
-        row, text = encoder.encode(sample.example()), writer.write(sample)
+        row, text = encoder.encode(sample.example()), writer.write(sample.item)
         first = row.input_ids.index(picture)
         last = len(row.input_ids) - row.input_ids[::-1].index(picture)
         assert text.before == row.input_ids[:first]
@@ -97,6 +100,29 @@ def test_the_quick_forward_pass_is_the_models_own(loaded, writer):
     assert torch.equal(wanted, labels[:, 1:][labels[:, 1:] != -100])
     assert torch.allclose(found, expected, atol=2e-5, rtol=1e-4)
     assert expected.std() > 0.01
+
+
+def test_questions_about_one_picture_are_answered_as_if_asked_alone(loaded, writer):
+    samples = [TASKS[name].sample("pretrain", 2, 4) for name in ("diagrams", "forms", "street")]
+    together = collate_samples(samples, writer, padding_id(loaded.tokenizer), questions=3)
+    lengths = answer_lengths(together.labels)
+    assert len(lengths) == sum(len(sample.questions(3)) for sample in samples) > len(samples)
+    with torch.no_grad():
+        states = SEE[loaded.family.name](loaded.model, together.pixels)
+        found, labels = answer_logits(
+            loaded.model, hidden_states(loaded.model, together, states), together.labels
+        )
+        expected = []
+        for row, sample in enumerate(samples):
+            for item in sample.questions(3):
+                alone = collate_samples(
+                    [replace(sample, item=item)], writer, padding_id(loaded.tokenizer)
+                )
+                hidden = hidden_states(loaded.model, alone, states[row : row + 1])
+                expected.append(answer_logits(loaded.model, hidden, alone.labels))
+    assert torch.equal(labels, torch.cat([wanted for _, wanted in expected]))
+    assert lengths.tolist() == [len(wanted) for _, wanted in expected]
+    assert torch.allclose(found, torch.cat([logits for logits, _ in expected]), atol=2e-5)
 
 
 def test_every_answer_weighs_the_same_however_long_it_is():
@@ -137,7 +163,7 @@ def test_a_batch_holds_what_its_samples_show(writer):
 
 
 def test_steps_are_the_same_from_wherever_they_start(writer):
-    settings = {"batch_size": 6, "micro_batches": 2, "seed": 1, "patches": False}
+    settings = {"batch_size": 6, "micro_batches": 2, "seed": 1, "questions": 3}
     shares = [(0, {"names": 1.0}), (2, {"street": 1.0, "names": 1.0})]
     every = list(
         load_steps(Steps(writer, 0, shares, first=0, last=4, **settings), in_background=False)
@@ -153,11 +179,11 @@ def test_steps_are_the_same_from_wherever_they_start(writer):
 
 
 def test_no_sample_comes_twice_and_no_skill_is_asked():
-    shares = pretrain.answering_shares(Schedule())[-1][1]
+    shares = answering_shares(Schedule())[-1][1]
     drawn = [sample.id for step in range(40) for sample in draw_samples(shares, 8, 0, step)]
     assert len(set(drawn)) == len(drawn)
     skills = {task.name for task in tasks_of("target")}
-    for _, level in pretrain.answering_shares(Schedule()):
+    for _, level in answering_shares(Schedule()):
         assert not skills & set(level)
         assert sum(level.values()) == pytest.approx(1)
 
@@ -199,12 +225,12 @@ def test_other_settings_are_not_mixed_in(tmp_path, monkeypatch):
     monkeypatch.setattr(Pretraining, "_accuracy", lambda *_: {})
     weights(tmp_path, TINY, "llava_onevision")
     with pytest.raises(UsageError, match="it was started for llava_onevision with"):
-        weights(tmp_path, replace(TINY, learning_rate=1.0), "llava_onevision")
+        weights(tmp_path, replace(TINY, seeing_rate=1.0), "llava_onevision")
 
 
 def test_both_stages_learn(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "_NUM_CHECKED", 2)
-    schedule = replace(TINY, seeing_steps=12, answering_steps=12, learning_rate=1e-2)
+    schedule = replace(TINY, seeing_steps=12, answering_steps=12, seeing_rate=1e-2)
     lines = []
     training = Pretraining(get_blueprint("llava_onevision"), tmp_path, schedule, compiled=False)
     training.run(lines.append, log_every=4)

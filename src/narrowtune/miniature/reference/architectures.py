@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
     LlavaOnevisionConfig,
@@ -58,6 +59,7 @@ class Blueprint:
         picture: what stands for a picture in the chat template.
         placeholder: the token in it that visual tokens replace.
         tower: name of the vision tower among the model's modules.
+        projector: name of what turns its states into visual tokens; it may be a part of the tower.
         make_config: from the tokenizer to the model's settings.
         processor_files: further files of the folder, by name.
     """
@@ -67,6 +69,7 @@ class Blueprint:
     picture: str
     placeholder: str
     tower: str
+    projector: str
     make_config: Callable[[Qwen2Tokenizer], PreTrainedConfig]
     processor_files: dict[str, dict[str, Any]]
 
@@ -80,7 +83,10 @@ class Blueprint:
         """Return the model with random weights, in fp32."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return AutoModelForImageTextToText.from_config(self.make_config(tokenizer))
+            model = AutoModelForImageTextToText.from_config(self.make_config(tokenizer))
+            widen(model.model.language_model)
+            widen(model.get_submodule(self.projector))
+            return model
 
     def write(self, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
         """Write a complete folder, as `narrowtune` loads any other."""
@@ -89,6 +95,20 @@ class Blueprint:
         for name, values in self.processor_files.items():
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         model.save_pretrained(folder)
+
+
+def widen(part: nn.Module) -> None:
+    """Draw matrices anew, so that they keep the size of what goes through them.
+
+    transformers' deviation of 0.02 is for widths in the thousands. What adds to a residual stream
+    is scaled down by the root of how much adds to it, as GPT-2's is.
+    """
+    layers = getattr(part, "layers", ())
+    for name, module in part.named_modules():
+        if isinstance(module, nn.Linear):
+            adds = name.endswith(("o_proj", "down_proj"))
+            scale = (2 * len(layers)) ** -0.5 if adds else 1.0
+            nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
 
 
 def _number(tokenizer: Qwen2Tokenizer, token: str) -> int:
@@ -181,6 +201,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
         picture="<image>",
         placeholder="<image>",
         tower="model.vision_tower",
+        projector="model.multi_modal_projector",
         make_config=_llava_onevision,
         processor_files={
             "preprocessor_config.json": {
@@ -216,6 +237,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
         picture="<|vision_start|><|image_pad|><|vision_end|>",
         placeholder="<|image_pad|>",
         tower="model.visual",
+        projector="model.visual.merger",
         make_config=_qwen2_5_vl,
         processor_files={
             "preprocessor_config.json": {

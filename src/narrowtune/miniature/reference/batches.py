@@ -3,8 +3,8 @@
 Owns: which samples a step draws, and their form. Everything follows from seed, stage and step, so
 that a run that was stopped goes on with the samples that it would have had.
 
-Shapes: B samples, S the picture's side, P tokens before the picture, T tokens after it (padded),
-N patches of 8 pixels.
+Shapes: B samples, S the picture's side, P tokens before the picture, T tokens of all its questions
+(padded), N patches of 8 pixels.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Qwen2Tokenizer
 
 from narrowtune.data.collate import IGNORE_INDEX
+from narrowtune.miniature.item import Item
 from narrowtune.miniature.registry import TASKS
 from narrowtune.miniature.sample import Sample
 
 LABELLED_PATCH = 8
 """Side in pixels of the patches that a tower learns to name: the size of a small letter."""
 
-_ROOM = 16  # T is a multiple of it, so that few shapes are compiled
+_ROOM = 64  # T is a multiple of it, so that few shapes are compiled
 
 
 class Text(NamedTuple):
@@ -56,11 +57,11 @@ class Writer:
         front, _, self._back = picture.partition(placeholder)
         self._before = self._encode(f"<|im_start|>user\n{front}")
 
-    def write(self, sample: Sample) -> Text:
-        """Return a sample's tokens, the picture's own left out."""
-        question = f"{self._back}\n{sample.item.question}<|im_end|>\n<|im_start|>assistant\n"
+    def write(self, item: Item) -> Text:
+        """Return a question's tokens, the picture's own left out."""
+        question = f"{self._back}\n{item.question}<|im_end|>\n<|im_start|>assistant\n"
         asked = self._encode(question)
-        answer = self._encode(f"{sample.item.answers[0]}<|im_end|>")
+        answer = self._encode(f"{item.answers[0]}<|im_end|>")
         return Text(self._before, asked + answer, [IGNORE_INDEX] * len(asked) + answer)
 
     def _encode(self, text: str) -> list[int]:
@@ -75,8 +76,10 @@ class Batch:
     Attributes:
         pixels: [B, 3, S, S], uint8.
         before: [P], tokens in front of every picture.
-        after: [B, T], padded on the right.
+        after: [B, T], each picture's questions and answers, padded on the right.
         labels: [B, T].
+        question: [B, T], which of the picture's questions a token is of.
+        offset: [B, T], the token's place in that.
         what, hue: [B, N], what each patch shows, as in `marks`; None unless asked for.
     """
 
@@ -84,6 +87,8 @@ class Batch:
     before: Tensor
     after: Tensor
     labels: Tensor
+    question: Tensor
+    offset: Tensor
     what: Tensor | None = None
     hue: Tensor | None = None
 
@@ -100,16 +105,34 @@ def draw_samples(
 
 
 def collate_samples(
-    samples: Sequence[Sample], writer: Writer, padding: int, *, patches: bool = False
+    samples: Sequence[Sample],
+    writer: Writer,
+    padding: int,
+    *,
+    questions: int = 1,
+    patches: bool = False,
 ) -> Batch:
-    """Return samples as one batch, the patch labels with it if asked for."""
-    texts = [writer.write(sample) for sample in samples]
-    width = -(-max(len(text.after) for text in texts) // _ROOM) * _ROOM
-    after = torch.full((len(texts), width), padding)
-    labels = torch.full((len(texts), width), IGNORE_INDEX)
-    for row, text in enumerate(texts):
-        after[row, : len(text.after)] = torch.tensor(text.after)
-        labels[row, : len(text.labels)] = torch.tensor(text.labels)
+    """Return samples as one batch.
+
+    Args:
+        questions: how many at most are asked about each picture.
+        patches: whether the patch labels are wanted, too.
+    """
+    rows = [[writer.write(item) for item in sample.questions(questions)] for sample in samples]
+    width = -(-max(sum(len(text.after) for text in texts) for texts in rows) // _ROOM) * _ROOM
+    after = torch.full((len(rows), width), padding)
+    labels = torch.full((len(rows), width), IGNORE_INDEX)
+    question = torch.full((len(rows), width), questions)
+    offset = torch.zeros((len(rows), width), dtype=torch.long)
+    for row, texts in enumerate(rows):
+        start = 0
+        for number, text in enumerate(texts):
+            here = slice(start, start + len(text.after))
+            after[row, here] = torch.tensor(text.after)
+            labels[row, here] = torch.tensor(text.labels)
+            question[row, here] = number
+            offset[row, here] = torch.arange(len(text.after))
+            start = here.stop
     what = hue = None
     if patches:
         marked = [sample.scene.patch_labels(LABELLED_PATCH) for sample in samples]
@@ -118,9 +141,11 @@ def collate_samples(
     pixels = np.stack([np.asarray(sample.scene.image) for sample in samples])
     return Batch(
         pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        before=torch.tensor(texts[0].before),
+        before=torch.tensor(rows[0][0].before),
         after=after,
         labels=labels,
+        question=question,
+        offset=offset,
         what=what,
         hue=hue,
     )
@@ -140,36 +165,41 @@ class Steps(IterableDataset[list[Batch]]):
         *,
         batch_size: int,
         micro_batches: int,
+        questions: int,
         seed: int,
         first: int,
         last: int,
-        patches: bool,
     ) -> None:
         """Take the steps of a stage.
 
         Args:
+            questions: how many at most are asked about each picture.
             shares_of: from which step on which tasks are drawn, in order, starting at step 0.
         """
         self._writer, self._padding, self._shares_of = writer, padding, shares_of
         self._batch_size, self._micro_batches = batch_size, micro_batches
-        self._seed, self._first, self._last, self._patches = seed, first, last, patches
+        self._questions, self._seed, self._first, self._last = questions, seed, first, last
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Yield each step's micro-batches."""
         for step in range(self._first, self._last):
             shares = [shares for start, shares in self._shares_of if start <= step][-1]
             samples = draw_samples(shares, self._batch_size, self._seed, step)
-            samples.sort(key=lambda sample: len(sample.item.question))
+            samples.sort(key=self._length)
             size = self._batch_size // self._micro_batches
             yield [
                 collate_samples(
                     samples[start : start + size],
                     self._writer,
                     self._padding,
-                    patches=self._patches,
+                    questions=self._questions,
+                    patches=True,
                 )
                 for start in range(0, self._batch_size, size)
             ]
+
+    def _length(self, sample: Sample) -> int:
+        return sum(len(item.question) for item in sample.questions(self._questions))
 
 
 def load_steps(steps: Steps, *, in_background: bool) -> DataLoader[list[Batch]]:

@@ -94,24 +94,28 @@ def look_qwen2_5_vl(model: PreTrainedModel, states: Tensor) -> Tensor:
     return merged.view(num_pictures, num_tokens, -1)
 
 
-def place(model: PreTrainedModel, before: int, visual: int, length: int) -> Tensor:
-    """Return the positions of a row: [1, length], or [3, 1, length] where pictures have two axes.
+def place(model: PreTrainedModel, before: int, visual: int, offset: Tensor) -> Tensor:
+    """Return the positions of rows: [B, L], or [3, B, L] where pictures have two axes.
+
+    Every question goes on from the picture.
 
     Args:
         before: tokens before the picture.
         visual: visual tokens.
-        length: all tokens.
+        offset: [B, T], places of the tokens after the picture in their questions.
     """
+    num_rows = len(offset)
     if model.config.model_type != "qwen2_5_vl":
-        return torch.arange(length)[None]
+        trunk = torch.arange(before + visual).expand(num_rows, -1)
+        return torch.cat((trunk, before + visual + offset), dim=1)
     side = round(visual**0.5)
     rows = torch.arange(side).repeat_interleave(side)
     columns = torch.arange(side).repeat(side)
     picture = before + torch.stack((torch.zeros_like(rows), rows, columns))
     # What follows goes on from the largest position in the picture.
-    after = before + side + torch.arange(length - before - visual)
-    first = torch.arange(before).expand(3, -1)
-    return torch.cat((first, picture, after.expand(3, -1)), dim=1)[:, None]
+    after = (before + side + offset).expand(3, -1, -1)
+    trunk = torch.cat((torch.arange(before).expand(3, -1), picture), dim=1)
+    return torch.cat((trunk[:, None].expand(-1, num_rows, -1), after), dim=2)
 
 
 SEE: dict[str, See] = {

@@ -27,12 +27,31 @@ def hidden_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> Tenso
     looked = LOOK[model.config.model_type](model, states)
     before = embed(batch.before).expand(len(looked), -1, -1)
     inputs = torch.cat((before, looked.to(before), embed(batch.after)), dim=1)
-    # Right padding can't be seen by what stands before it: causal attention needs no mask.
-    positions = place(model, len(batch.before), looked.shape[1], inputs.shape[1])
+    first = len(batch.before) + looked.shape[1]
     found = model.model.language_model(
-        inputs_embeds=inputs, position_ids=positions, use_cache=False
+        inputs_embeds=inputs,
+        attention_mask=sees(first, batch.question),
+        position_ids=place(model, len(batch.before), looked.shape[1], batch.offset),
+        use_cache=False,
     ).last_hidden_state
-    return found[:, -batch.after.shape[1] :]
+    return found[:, first:]
+
+
+def sees(first: int, question: Tensor) -> Tensor:
+    """Return which tokens each token attends to [B, 1, L, L]: a tree whose trunk is the picture.
+
+    Questions about one picture see it and themselves, not each other: each is answered as if it
+    had been asked alone.
+
+    Args:
+        first: tokens up to the first question.
+        question: [B, T], which question a token is of.
+    """
+    # The trunk counts as part of every question.
+    whole = nn.functional.pad(question, (first, 0), value=-1)
+    own = (whole[:, :, None] == whole[:, None, :]) | (whole[:, None, :] < 0)
+    length = whole.shape[1]
+    return (own & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
 
 
 @contextmanager
@@ -52,7 +71,7 @@ def plain_attention() -> Iterator[None]:
 
 
 def answer_loss(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each sample's answer, per token of it, summed over samples.
+    """Return the cross-entropy of each answer, per token of it, summed over answers.
 
     A caption's twelve tokens count as much as a letter and its end of turn: otherwise the
     captions have most of the loss.
@@ -61,9 +80,20 @@ def answer_loss(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
         logits, labels: of `answer_logits`.
         all_labels: [B, T] that these came from.
     """
-    lengths = (all_labels[:, 1:] != IGNORE_INDEX).sum(1)
+    lengths = answer_lengths(all_labels)
     each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
     return (each / lengths.repeat_interleave(lengths)).sum()
+
+
+def answer_lengths(labels: Tensor) -> Tensor:
+    """Return how many tokens each answer in `labels` has, row by row.
+
+    An answer is a run of labels; a question stands before each.
+    """
+    wanted = nn.functional.pad(labels != IGNORE_INDEX, (0, 1))
+    starts = wanted[:, 1:] & ~wanted[:, :-1]
+    number = starts.flatten().cumsum(0)
+    return torch.bincount(number[wanted[:, 1:].flatten()] - 1)
 
 
 def answer_logits(model: PreTrainedModel, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

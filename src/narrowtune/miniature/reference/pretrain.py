@@ -35,47 +35,21 @@ from narrowtune.miniature.reference.batches import (
 from narrowtune.miniature.reference.eyes import SEE
 from narrowtune.miniature.reference.forward import (
     PatchHead,
+    answer_lengths,
     answer_logits,
     answer_loss,
     hidden_states,
     plain_attention,
 )
+from narrowtune.miniature.reference.optimizers import Named, make_optimizers, rate_factor
+from narrowtune.miniature.reference.schedule import Schedule, answering_shares, seeing_shares
 from narrowtune.miniature.registry import LEVELS, TASKS
 
 _NOTHING_WEIGHT = 0.2  # most patches show nothing, and that is soon learned
-_DECAY = 0.25  # share of a stage over which its rate falls to nothing
-_WARMUP = 100  # steps
 _NUM_CHECKED = 64  # samples of each task that the log's accuracy is of
 _CHECK_EVERY = 5  # lines of the log
-_REVIEW = (0.0, 1 / 3, 1 / 3, 0.15)  # share of a level's samples that is of those before it
-_AHEAD = 0.25  # share of the level before the last that is of the last
-_PAGES = 0.7  # weight of pages of letters for each other task, while the tower learns to see
-_HARD = ("diagrams", "charts", "forms", "infographics")  # drawn twice as often as others
 _STAGES = ("seeing", "answering")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast both stages learn.
-
-    Attributes:
-        seed: of weights and samples.
-        seeing_steps, answering_steps: optimiser steps of the two stages.
-        batch_size: samples per step.
-        micro_batches: parts of a step, each with questions of like length.
-        learning_rate: highest of both stages.
-        tower_factor: what the tower's rate is multiplied by while the model learns to answer.
-        level_starts: shares of the answering steps after which each later level begins.
-    """
-
-    seed: int = 0
-    seeing_steps: int = 1000
-    answering_steps: int = 6000
-    batch_size: int = 64
-    micro_batches: int = 2
-    learning_rate: float = 2e-3
-    tower_factor: float = 0.2
-    level_starts: tuple[float, ...] = (0.02, 0.07, 0.2)
+_SEEN = "seeing.pt"
 
 
 @dataclass
@@ -97,62 +71,30 @@ class Progress:
     accuracy: dict[str, float]
 
 
-def answering_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]]:
-    """Return from which step on which tasks are drawn, and how often.
-
-    Each level keeps a part of its samples for the levels before it, so that nothing is forgotten on
-    the way; the level before the last has a part of the last, whose letters take long to find.
-    """
-    starts = (0.0, *schedule.level_starts)
-    found: list[tuple[int, Mapping[str, float]]] = []
-    earlier: list[str] = []
-    for start, level, review in zip(starts, LEVELS, _REVIEW, strict=True):
-        ahead = _AHEAD if level == LEVELS[-2] else 0.0
-        parts = ((level, 1 - review - ahead), (earlier, review), (LEVELS[-1], ahead))
-        shares: dict[str, float] = {}
-        for names, share in parts:
-            weights = _weights(names)
-            for name, weight in weights.items():
-                if share:
-                    added = share * weight / sum(weights.values())
-                    shares[name] = shares.get(name, 0.0) + added
-        found.append((round(start * schedule.answering_steps), shares))
-        earlier = list(dict.fromkeys((*earlier, *level)))
-    return found
-
-
-def _weights(names: Sequence[str]) -> dict[str, float]:
-    return {name: 2.0 if name in _HARD else 1.0 for name in names}
-
-
-def seeing_shares() -> list[tuple[int, Mapping[str, float]]]:
-    """Return every task: labels say what is where, and no question is asked.
-
-    The skills' pictures are among them, as a published tower has seen birds and clocks before
-    anyone asks it for their names.
-    """
-    return [(0, {**_weights(list(TASKS)), "pages": _PAGES * len(TASKS)})]
-
-
-def rate_factor(step: int, num_steps: int) -> float:
-    """Return the share of the highest rate at a step: up, level, and down to nothing."""
-    decay = max(1, round(_DECAY * num_steps))
-    return min(1.0, (step + 1) / _WARMUP, (num_steps - step) / decay)
-
-
 class Pretraining:
     """A reference model on its way, in a folder that it can go on from."""
 
     def __init__(
-        self, blueprint: Blueprint, folder: Path, schedule: Schedule, *, compiled: bool
+        self,
+        blueprint: Blueprint,
+        folder: Path,
+        schedule: Schedule,
+        *,
+        compiled: bool,
+        seen_in: Path | None = None,
     ) -> None:
         """Start, or go on where `folder` has a checkpoint.
 
         Args:
             folder: gets the model's files, log.jsonl and checkpoints.
             compiled: True for `torch.compile`, several times as fast on a CPU.
+            seen_in: folder of another training whose first stage is taken over.
+
+        Raises:
+            UsageError: a checkpoint was made with other settings, or `seen_in` has none.
         """
         self.blueprint, self.folder, self.schedule = blueprint, folder, schedule
+        self.seen_in = seen_in
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer = blueprint.tokenizer()
         self.model: PreTrainedModel = blueprint.build(self.tokenizer, seed=schedule.seed)
@@ -174,17 +116,15 @@ class Pretraining:
 
     def run(self, report: Callable[[Progress], None], *, log_every: int = 100) -> None:
         """Do what is missing of both stages; the model in memory is the finished one."""
-        tower = list(self._tower().parameters())
+        tower, rest = self._halves()
         self._stage(
             "seeing",
             self.schedule.seeing_steps,
-            [{"params": [*tower, *self.head.parameters()], "factor": 1.0}],
+            [{"params": tower, "factor": 1.0}],
             seeing_shares(),
             report,
             log_every,
         )
-        inside = {id(parameter) for parameter in tower}
-        rest = [p for p in self.model.parameters() if id(p) not in inside]
         self._stage(
             "answering",
             self.schedule.answering_steps,
@@ -206,9 +146,15 @@ class Pretraining:
         part.replace(whole)
         return whole
 
-    def _tower(self) -> nn.Module:
-        tower: nn.Module = self.model.get_submodule(self.blueprint.tower)
-        return tower
+    def _halves(self) -> tuple[list[Named], list[Named]]:
+        """Return what sees, the patch head with it, and what answers, the projector with it."""
+        tower, projector = f"{self.blueprint.tower}.", f"{self.blueprint.projector}."
+        sees = list(self.head.named_parameters())
+        answers: list[Named] = []
+        for name, parameter in self.model.named_parameters():
+            is_tower = name.startswith(tower) and not name.startswith(projector)
+            (sees if is_tower else answers).append((name, parameter))
+        return sees, answers
 
     def _stage(
         self,
@@ -219,11 +165,11 @@ class Pretraining:
         report: Callable[[Progress], None],
         log_every: int,
     ) -> None:
-        parameters = [p for group in groups for p in group["params"]]
-        optimizer = torch.optim.AdamW(
-            groups, lr=self.schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-        )
-        first, before = self._restore(stage, optimizer)
+        parameters = [p for group in groups for _, p in group["params"]]
+        seeing = stage == "seeing"
+        rate = self.schedule.seeing_rate if seeing else self.schedule.answering_rate
+        optimizers = make_optimizers(groups, self.schedule.matrix_factor)
+        first, before = self._restore(stage, optimizers)
         started = time.monotonic()
         steps = Steps(
             self.writer,
@@ -231,27 +177,29 @@ class Pretraining:
             shares,
             batch_size=self.schedule.batch_size,
             micro_batches=self.schedule.micro_batches,
-            seed=self.schedule.seed + (1 if stage == "answering" else 0),
+            questions=1 if seeing else self.schedule.questions,
+            seed=self.schedule.seed + (0 if seeing else 1),
             first=first,
             last=num_steps,
-            patches=stage == "seeing",
         )
         losses: list[float] = []
         for step, parts in enumerate(load_steps(steps, in_background=True), first):
             factor = rate_factor(step, num_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = self.schedule.learning_rate * factor * group["factor"]
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * factor * group["factor"]
             losses.append(self._learn(stage, parts))
             nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             if (step + 1) % log_every == 0 or step + 1 == num_steps:
                 seconds = before + time.monotonic() - started
                 checked = (step + 1) % (_CHECK_EVERY * log_every) == 0 or step + 1 == num_steps
                 accuracy = self._accuracy(stage) if checked else {}
                 found = Progress(stage, step + 1, seconds, sum(losses) / len(losses), accuracy)
                 losses.clear()
-                self._checkpoint(stage, optimizer, step + 1, seconds)
+                self._checkpoint(stage, optimizers, step + 1, seconds)
                 with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(found)) + "\n")
                 report(found)
@@ -259,19 +207,19 @@ class Pretraining:
     def _learn(self, stage: str, parts: Sequence[Batch]) -> float:
         """Put a step's gradients into the parameters; return its loss."""
         total = 0.0
-        num_samples = sum(len(part.labels) for part in parts)
+        num_answers = sum(len(answer_lengths(part.labels)) for part in parts)
         for part in parts:
             with plain_attention(), torch.autocast("cpu", torch.bfloat16):
                 states = self._see(self.model, part.pixels)
-                if stage == "seeing":
-                    what, hue = self.head(states)
-                    loss = patch_loss(what, hue, part) / len(parts)
-                else:
+                loss = patch_loss(self.head(states), part) / len(parts)
+                told = loss
+                if stage == "answering":
                     hidden = self._hidden(self.model, part, states)
                     logits, labels = answer_logits(self.model, hidden, part.labels)
-                    loss = answer_loss(logits, labels, part.labels) / num_samples
+                    told = answer_loss(logits, labels, part.labels) / num_answers
+                    loss = told + self.schedule.patch_weight * loss
             loss.backward()
-            total += loss.item()
+            total += told.item()
         return total
 
     @torch.no_grad()
@@ -294,7 +242,7 @@ class Pretraining:
                     continue
                 hidden = hidden_states(self.model, batch, states)
                 logits, labels = answer_logits(self.model, hidden, batch.labels)
-            lengths = (batch.labels[:, 1:] >= 0).sum(1).tolist()
+            lengths = answer_lengths(batch.labels).tolist()
             right = (logits.argmax(-1) == labels).split(lengths)
             found[name] = sum(bool(each.all()) for each in right) / len(right)
         return found
@@ -309,7 +257,7 @@ class Pretraining:
         return self._checks[key]
 
     def _checkpoint(
-        self, stage: str, optimizer: torch.optim.Optimizer, step: int, seconds: float
+        self, stage: str, optimizers: Sequence[torch.optim.Optimizer], step: int, seconds: float
     ) -> None:
         state = {
             "name": self.blueprint.name,
@@ -319,21 +267,35 @@ class Pretraining:
             "schedule": asdict(self.schedule),
             "model": self.model.state_dict(),
             "head": self.head.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
         part = self.folder / "checkpoint.part"
         torch.save(state, part)
+        if (stage, step) == ("seeing", self.schedule.seeing_steps):
+            # Kept, so that the second stage can be tried again without the first.
+            shutil.copyfile(part, self.folder / _SEEN)
         part.replace(self.folder / "checkpoint.pt")
 
-    def _restore(self, stage: str, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    def _restore(
+        self, stage: str, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> tuple[int, float]:
         """Take up a checkpoint; return the step to go on from and the seconds spent so far."""
-        path = self.folder / "checkpoint.pt"
+        path, wanted = self.folder / "checkpoint.pt", asdict(self.schedule)
         if not path.exists():
-            return 0, 0.0
-        state = torch.load(path, weights_only=True)
-        if (state["name"], state["schedule"]) != (self.blueprint.name, asdict(self.schedule)):
+            if self.seen_in is None:
+                return 0, 0.0
+            path, wanted = self.seen_in / _SEEN, self.schedule.of_seeing()
+        if not path.exists():
             raise UsageError(
-                asked=f"to go on with the pre-training in {self.folder}",
+                asked=f"the first stage of the pre-training in {self.seen_in}",
+                found=f"no {_SEEN} in that folder",
+                do="give the folder of a pre-training that has finished its first stage",
+            )
+        state = torch.load(path, weights_only=True)
+        found = {name: state["schedule"].get(name) for name in wanted}
+        if (state["name"], found) != (self.blueprint.name, wanted):
+            raise UsageError(
+                asked=f"to go on with the pre-training in {path.parent}",
                 found=f"it was started for {state['name']} with {state['schedule']}",
                 do="give the same settings, or another folder",
             )
@@ -342,15 +304,21 @@ class Pretraining:
         if state["stage"] != stage:
             done = _STAGES.index(state["stage"]) > _STAGES.index(stage)
             return (self.schedule.seeing_steps if done else 0), 0.0
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         return state["step"], state["seconds"]
 
 
-def patch_loss(what: Tensor, hue: Tensor, batch: Batch) -> Tensor:
+def patch_loss(found: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
     """Return the mean cross-entropy of what patches show and of its colour.
 
     Patches that show nothing count a fifth; they have no colour.
+
+    Args:
+        found: logits of both, from a `PatchHead`.
+        batch: with the labels.
     """
+    what, hue = found
     assert batch.what is not None
     assert batch.hue is not None
     weights = torch.ones(len(WHAT))

@@ -1,0 +1,90 @@
+"""What a reference model's pre-training draws, and for how long.
+
+Owns: the two stages' settings and the shares of tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from narrowtune.miniature.registry import LEVELS, TASKS
+
+_REVIEW = (0.0, 0.3, 0.3)  # share of a level's samples that is of those before it
+_AHEAD = 0.25  # share of the level before the last that is of the last
+_PAGES = 0.7  # weight of pages of letters for each other task, while the tower learns to see
+_HARD = ("diagrams", "charts", "forms", "infographics")  # drawn twice as often as others
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast both stages learn.
+
+    Attributes:
+        seed: of weights and samples.
+        seeing_steps, answering_steps: optimiser steps of the two stages.
+        batch_size: pictures per step.
+        micro_batches: parts of a step, each with questions of like length.
+        matrix_factor: what the rate is multiplied by for matrices, which Muon trains.
+        questions: how many are asked about a picture at most, while the model learns to answer.
+        seeing_rate, answering_rate: highest learning rates of the two stages.
+        tower_factor: what the tower's rate is multiplied by while the model learns to answer.
+        patch_weight: of the patch labels' loss in that stage, so that the tower goes on seeing.
+        level_starts: shares of the answering steps after which each later level begins.
+    """
+
+    seed: int = 0
+    seeing_steps: int = 3000
+    answering_steps: int = 4000
+    batch_size: int = 64
+    micro_batches: int = 2
+    matrix_factor: float = 3.0
+    questions: int = 4
+    seeing_rate: float = 2e-3
+    answering_rate: float = 1e-3
+    tower_factor: float = 0.2
+    patch_weight: float = 0.3
+    level_starts: tuple[float, ...] = (0.1, 0.3)
+
+    def of_seeing(self) -> dict[str, Any]:
+        """Return what the first stage depends on."""
+        names = ("seed", "seeing_steps", "batch_size", "micro_batches", "seeing_rate")
+        return {name: getattr(self, name) for name in (*names, "matrix_factor")}
+
+
+def answering_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]]:
+    """Return from which step on which tasks are drawn, and how often.
+
+    Each level keeps a part of its samples for the levels before it, so that nothing is forgotten on
+    the way; the level before the last has a part of the last, whose letters take long to find.
+    """
+    starts = (0.0, *schedule.level_starts)
+    found: list[tuple[int, Mapping[str, float]]] = []
+    earlier: list[str] = []
+    for start, level, review in zip(starts, LEVELS, _REVIEW, strict=True):
+        ahead = _AHEAD if level == LEVELS[-2] else 0.0
+        parts = ((level, 1 - review - ahead), (earlier, review), (LEVELS[-1], ahead))
+        shares: dict[str, float] = {}
+        for names, share in parts:
+            weights = _weights(names)
+            for name, weight in weights.items():
+                if share:
+                    added = share * weight / sum(weights.values())
+                    shares[name] = shares.get(name, 0.0) + added
+        found.append((round(start * schedule.answering_steps), shares))
+        earlier = list(dict.fromkeys((*earlier, *level)))
+    return found
+
+
+def _weights(names: Sequence[str]) -> dict[str, float]:
+    return {name: 2.0 if name in _HARD else 1.0 for name in names}
+
+
+def seeing_shares() -> list[tuple[int, Mapping[str, float]]]:
+    """Return every task: labels say what is where, and no question is asked.
+
+    The skills' pictures are among them, as a published tower has seen birds and clocks before
+    anyone asks it for their names.
+    """
+    return [(0, {**_weights(list(TASKS)), "pages": _PAGES * len(TASKS)})]
