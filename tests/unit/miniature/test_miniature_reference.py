@@ -35,7 +35,9 @@ from narrowtune.miniature.reference.schedule import Schedule, answering_shares
 from narrowtune.miniature.registry import TASKS, tasks_of
 from narrowtune.models.load import load_model
 
-TINY = Schedule(seeing_steps=3, answering_steps=4, batch_size=6, micro_batches=2)
+TINY = Schedule(
+    seeing_steps=3, answering_steps=4, seeing_batch=6, answering_batch=6, micro_batches=2
+)
 
 
 @pytest.fixture(scope="module", params=sorted(BLUEPRINTS))

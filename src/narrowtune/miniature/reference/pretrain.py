@@ -175,7 +175,7 @@ class Pretraining:
             self.writer,
             self.padding,
             shares,
-            batch_size=self.schedule.batch_size,
+            batch_size=self.schedule.seeing_batch if seeing else self.schedule.answering_batch,
             micro_batches=self.schedule.micro_batches,
             questions=1 if seeing else self.schedule.questions,
             seed=self.schedule.seed + (0 if seeing else 1),

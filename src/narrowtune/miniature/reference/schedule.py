@@ -24,7 +24,7 @@ class Schedule:
     Attributes:
         seed: of weights and samples.
         seeing_steps, answering_steps: optimiser steps of the two stages.
-        batch_size: pictures per step.
+        seeing_batch, answering_batch: pictures per step of the two stages.
         micro_batches: parts of a step, each with questions of like length.
         matrix_factor: what the rate is multiplied by for matrices, which Muon trains.
         questions: how many are asked about a picture at most, while the model learns to answer.
@@ -35,21 +35,22 @@ class Schedule:
     """
 
     seed: int = 0
-    seeing_steps: int = 3000
+    seeing_steps: int = 1500
     answering_steps: int = 4000
-    batch_size: int = 64
+    seeing_batch: int = 64
+    answering_batch: int = 32
     micro_batches: int = 2
     matrix_factor: float = 3.0
-    questions: int = 4
+    questions: int = 6
     seeing_rate: float = 2e-3
     answering_rate: float = 1e-3
     tower_factor: float = 0.2
     patch_weight: float = 0.3
-    level_starts: tuple[float, ...] = (0.1, 0.3)
+    level_starts: tuple[float, ...] = (0.15, 0.4)
 
     def of_seeing(self) -> dict[str, Any]:
         """Return what the first stage depends on."""
-        names = ("seed", "seeing_steps", "batch_size", "micro_batches", "seeing_rate")
+        names = ("seed", "seeing_steps", "seeing_batch", "micro_batches", "seeing_rate")
         return {name: getattr(self, name) for name in (*names, "matrix_factor")}
 
 
