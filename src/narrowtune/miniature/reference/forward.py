@@ -37,8 +37,9 @@ def hidden_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> Tenso
     return found[:, first:]
 
 
+@torch.compiler.disable
 def sees(first: int, question: Tensor) -> Tensor:
-    """Return which tokens each token attends to [B, 1, L, L]: a tree whose trunk is the picture.
+    """Return what is added to scores of attention [B, 1, L, L]: a tree whose trunk is the picture.
 
     Questions about one picture see it and themselves, not each other: each is answered as if it
     had been asked alone.
@@ -47,11 +48,14 @@ def sees(first: int, question: Tensor) -> Tensor:
         first: tokens up to the first question.
         question: [B, T], which question a token is of.
     """
+    # Not compiled: torch 2.13 makes a kernel of this that reads in front of its input on a CPU.
     # The trunk counts as part of every question.
     whole = nn.functional.pad(question, (first, 0), value=-1)
     own = (whole[:, :, None] == whole[:, None, :]) | (whole[:, None, :] < 0)
     length = whole.shape[1]
-    return (own & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
+    seen = own & torch.ones(length, length, dtype=torch.bool).tril()
+    scores = torch.zeros(seen.shape)
+    return scores.masked_fill(~seen, torch.finfo(scores.dtype).min)[:, None]
 
 
 @contextmanager

@@ -99,6 +99,8 @@ class Pretraining:
         self.tokenizer = blueprint.tokenizer()
         self.model: PreTrainedModel = blueprint.build(self.tokenizer, seed=schedule.seed)
         self.model.train()
+        # As `plain_attention`, without its look for tokens that see nothing: here, there are none.
+        self.model.model.language_model.set_attn_implementation("eager")
         self.writer = Writer(self.tokenizer, blueprint.picture, blueprint.placeholder)
         self.padding = int(self.tokenizer.pad_token_id)
         self._checks: dict[tuple[str, str], Batch] = {}
