@@ -27,6 +27,7 @@ from narrowtune.cli.flags import (
 )
 from narrowtune.cli.printing import finish, open_console
 from narrowtune.cli.settings import model_settings, run_settings
+from narrowtune.cli.study import study
 from narrowtune.version import __version__
 
 # Without rich's tables: they cut names of flags where the terminal is narrow.
@@ -39,6 +40,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 ship or done, 1 error, 2 usage, 3 over budget, 4 not enough evidence.",
 )
 app.add_typer(delta_commands.app, name="delta")
+app.command(short_help="Compare recipes over skills taught in a row.")(study)
 
 
 def _version(value: bool) -> None:

@@ -16,6 +16,7 @@ from narrowtune.core.config import (
 )
 from narrowtune.core.errors import UsageError
 from narrowtune.core.overrides import override
+from narrowtune.core.study_settings import StudySettings, load_study
 
 _FLAGS = "the command line"
 
@@ -26,6 +27,11 @@ def run_settings(config: Path | None, flags: dict[str, Any], more: list[str] | N
     if config is None:
         return parse_config(override({}, overrides), _FLAGS)
     return load_config(config, overrides)
+
+
+def study_settings(config: Path, flags: dict[str, Any], more: list[str] | None) -> StudySettings:
+    """Merge a study's file, the flags that were given, and `--set` pairs, in this order."""
+    return load_study(config, _overrides(flags, more))
 
 
 def model_settings(flags: dict[str, Any], more: list[str] | None) -> ModelSettings:

@@ -244,20 +244,25 @@ def parse_config(values: dict[str, Any], source: str) -> RunConfig:
     Raises:
         UsageError: one line per wrong or unknown key.
     """
-    return _parse(RunConfig, values, f"a run described by {source}")
+    return parse_settings(RunConfig, values, f"a run described by {source}")
 
 
 def parse_model_settings(values: dict[str, Any], source: str) -> ModelSettings:
     """Validate `values` as those of a model alone; errors are those of `parse_config`."""
-    return _parse(ModelSettings, values, f"a model described by {source}")
+    return parse_settings(ModelSettings, values, f"a model described by {source}")
 
 
 def parse_data_settings(values: dict[str, Any], asked: str) -> DataSettings:
     """Validate `values` as those of one set of rows; errors are those of `parse_config`."""
-    return _parse(DataSettings, values, asked)
+    return parse_settings(DataSettings, values, asked)
 
 
-def _parse(kind: type[Kind], values: dict[str, Any], asked: str) -> Kind:
+def parse_settings(kind: type[Kind], values: dict[str, Any], asked: str) -> Kind:
+    """Validate `values` as settings of a kind and report every mistake at once.
+
+    Raises:
+        UsageError: one line per wrong or unknown key.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -274,18 +279,27 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
     Raises:
         UsageError: the file is missing, is not YAML, or has wrong keys.
     """
+    values = read_yaml(path, f"a run described by {path}")
+    return parse_config(override(values, overrides or {}), str(path))
+
+
+def read_yaml(path: Path, asked: str) -> dict[str, Any]:
+    """Read a YAML file of keys and values.
+
+    Args:
+        path: of the file.
+        asked: what it is wanted for, for errors.
+
+    Raises:
+        UsageError: the file is missing, is not YAML, or holds something else.
+    """
+    do = "give a YAML file; examples/ has some to start from"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(
-            asked=f"a run described by {path}",
-            found="no such file" if isinstance(error, FileNotFoundError) else str(error),
-            do="give a YAML file; examples/ has some to start from",
-        ) from None
+        found = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise UsageError(asked=asked, found=found, do=do) from None
     if not isinstance(values, dict):
-        raise UsageError(
-            asked=f"a run described by {path}",
-            found=f"{type(values).__name__} instead of keys and values",
-            do="give a YAML file; examples/ has some to start from",
-        )
-    return parse_config(override(values, overrides or {}), str(path))
+        found = f"{type(values).__name__} instead of keys and values"
+        raise UsageError(asked=asked, found=found, do=do)
+    return values

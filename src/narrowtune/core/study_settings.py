@@ -6,13 +6,22 @@ Arms are recipes with what goes with them; chains are arms at one rate, in one o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from narrowtune.core.config import AnchorSettings, DriftSettings, ModelSettings, TrainingSettings
+from narrowtune.core.config import (
+    AnchorSettings,
+    DriftSettings,
+    ModelSettings,
+    TrainingSettings,
+    parse_settings,
+    read_yaml,
+)
 from narrowtune.core.data_settings import DataSettings, MixSettings, Settings, SkillSettings
 from narrowtune.core.errors import UsageError
+from narrowtune.core.overrides import override
 from narrowtune.core.recipes import get_recipe
 
 
@@ -145,3 +154,14 @@ class StudySettings(ModelSettings):
     def all_orders(self) -> dict[str, Sequence[str]]:
         """The orders by name."""
         return dict(self.orders) or {"default": [skill.label for skill in self.skills]}
+
+
+def load_study(path: Path, overrides: dict[str, Any] | None = None) -> StudySettings:
+    """Read a study's YAML file; `overrides` (dotted keys) win over it.
+
+    Raises:
+        UsageError: the file is missing, is not YAML, or has wrong keys.
+    """
+    asked = f"a study described by {path}"
+    values = override(read_yaml(path, asked), overrides or {})
+    return parse_settings(StudySettings, values, asked)

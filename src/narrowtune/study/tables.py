@@ -83,8 +83,8 @@ def matched(
 ) -> dict[str, dict[float, float | None]]:
     """Return each arm's forgetting at `SHARES` of the reference arm's best learning.
 
-    Learning is that on validation rows, so that the reference's best rate is not one of luck with
-    the test rows that are then reported; None is "not reached".
+    The reference's best rate is the one of the best validation accuracy, so that it is not one of
+    luck with the test rows; all figures are of test rows. None is "not reached".
     """
     best = best_point(arms[reference]).learning
     return {
@@ -96,12 +96,19 @@ def matched(
     }
 
 
-def sequences(results: Sequence[StageResult], order: str) -> dict[ChainKey, ChainScores]:
-    """Return the finished chains of an order in numbers."""
+def sequences(
+    results: Sequence[StageResult], order: str, num_skills: int
+) -> dict[ChainKey, ChainScores]:
+    """Return the finished chains of an order in numbers.
+
+    Args:
+        results: of the study.
+        order: its name.
+        num_skills: how many it teaches; chains that are not there yet are left out.
+    """
     base = base_of(results)
-    longest = max((len(stages) for stages in by_chain(results).values()), default=0)
     return {
         key: score_chain(base, stages)
         for key, stages in by_chain(results).items()
-        if key.order == order and len(stages) == longest
+        if key.order == order and len(stages) == num_skills
     }

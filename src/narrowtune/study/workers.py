@@ -61,7 +61,6 @@ def run_study(settings: StudySettings, report: Report, *, num_workers: int = 1) 
         results.append(base)
         report(base, _num_open(open_chains(list(all_chains(settings)), results), results))
     chains = open_chains(list(all_chains(settings)), results)
-    missing = _num_open(chains, results)
     if not chains:
         return
     known = by_chain(results)
@@ -74,16 +73,21 @@ def run_study(settings: StudySettings, report: Report, *, num_workers: int = 1) 
         try:
             for future in as_completed(futures):
                 for result in future.result():
-                    missing -= 1
-                    report(result, missing)
+                    results.append(result)
+                    report(result, _num_open(chains, results))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _num_open(chains: Sequence[Chain], results: Sequence[StageResult]) -> int:
-    known = by_chain(results)
-    return sum(len(chain.skills) - len(known.get(chain.key, ())) for chain in chains)
+    # A stage that had to be run again is there twice.
+    known = {(result.chain, result.stage) for result in results}
+    return sum(
+        (chain.key, stage) not in known
+        for chain in chains
+        for stage in range(1, len(chain.skills) + 1)
+    )
 
 
 def _start(settings: StudySettings, path: Path, threads: int, lock: Lock) -> None:

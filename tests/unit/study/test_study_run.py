@@ -1,16 +1,27 @@
 """A study on a tiny model: what it runs, that it can be stopped, and that nothing leaks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from typer.testing import CliRunner
 
-from narrowtune.core.errors import DataError
+from narrowtune.cli.app import app
+from narrowtune.core.errors import DataError, UsageError
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.study.chains import all_chains, open_chains
-from narrowtune.study.results import base_of, by_chain, read_results, unpack_scores
+from narrowtune.study.results import (
+    append_result,
+    base_of,
+    by_chain,
+    read_results,
+    unpack_scores,
+)
 from narrowtune.study.run import Study
+from narrowtune.study.tables import at_edge, best_point, frontier, matched, sequences
 from narrowtune.study.workers import results_path, run_study
 
 WORDS = ("dog", "cat", "sun", "tree", "bread", "rain", "milk", "stone", "car", "pen")
@@ -240,3 +251,50 @@ def test_more_rows_than_there_are_is_an_error(settings, tmp_path):
     study = Study(changed(settings, tmp_path, num_samples=1000), threads=1)
     with pytest.raises(DataError, match="num_samples"):
         study.run(next(all_chains(study.settings)), 0, print)
+
+
+def test_the_command_runs_what_a_file_says_and_shows_it(settings, finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    values = json.loads(settings.model_dump_json(exclude_none=True))
+    path, out = tmp_path / "study.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(values))
+    # All but the last stage is there already.
+    for result in finished[:-1]:
+        append_result(out / "results.jsonl", result)
+    found = CliRunner().invoke(app, ["study", str(path), "--output-dir", str(out)])
+    assert found.exit_code == 0, found.output
+    # Its chain's weights are not there, so that both of its stages run.
+    counts = [line.rsplit("; ", 1)[1] for line in found.output.splitlines() if "to come" in line]
+    assert counts == ["1 to come", "0 to come"]
+    assert "mlp + LwF at 0.01, default, seed 0: last" in found.output
+    assert len(read_results(out / "results.jsonl")) == len(finished)
+    for key in by_chain(finished):
+        assert found.output.count(f" {key.learning_rate:g} ") >= 2
+
+
+def test_a_mistake_in_a_file_is_named(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("model: m\nskills: []\narms: [{recipe: sa_prj, learning_rates: [1e-3]}]\n")
+    found = CliRunner().invoke(app, ["study", str(path)])
+    assert isinstance(found.exception, UsageError)
+    assert found.exception.asked == f"a study described by {path}"
+    for mistake in ("skills: []", "keep: missing", "arms.0.recipe", "did you mean sa_proj"):
+        assert mistake in found.exception.found
+
+
+def test_unfinished_chains_are_left_out_of_the_tables_of_chains(finished):
+    assert len(sequences(finished, "default", 2)) == 3
+    assert len(sequences(finished[:-1], "default", 2)) == 2
+    assert sequences(finished, "reversed", 2) == {}
+
+
+def test_the_best_rate_is_chosen_on_validation_and_reported_on_test(finished):
+    points = frontier(finished, "default", 0)["sa_proj"]
+    assert [point.chain.learning_rate for point in points] == [1e-3, 1e-2]
+    low, high = (replace(p, validation=v) for p, v in zip(points, (40.0, 30.0), strict=True))
+    assert best_point([low, high]) is low
+    assert at_edge([low, high])
+    middle = replace(low, validation=90.0)
+    assert not at_edge([low, middle, high])
+    found = matched({"a": [replace(low, learning=10.0, forgetting=4.0)]}, "a")
+    assert found == {"a": {0.5: 2.0, 0.75: 3.0, 0.9: 3.6}}
