@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from narrowtune.core import config
+from narrowtune.core import config, study_settings
 from narrowtune.core.mistakes import allowed_values
 
 PATH = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -26,6 +26,17 @@ SECTIONS = {
     "drift": config.DriftSettings,
     "cost": config.CostSettings,
 }
+STUDY = {
+    "a study": study_settings.StudySettings,
+    "arms (each)": study_settings.ArmSettings,
+    "arms.distillation": study_settings.DistillationSettings,
+}
+STUDY_HEAD = """
+# Studies
+
+The file of `narrowtune study` ([studies](study.md)). `skills`, `keep`, `mix`, `anchor`, `training` and
+`drift` are as above.
+"""
 HEAD = """# Configuration
 
 Made by `python scripts/write_configuration.py`. A run is one YAML file; an unknown key is an
@@ -57,8 +68,13 @@ def comments(kind: type[BaseModel]) -> dict[str, str]:
 
 def render() -> str:
     """Return the page."""
-    parts = [HEAD]
-    for title, kind in SECTIONS.items():
+    return "".join([HEAD, *tables(SECTIONS), STUDY_HEAD, *tables(STUDY)])
+
+
+def tables(sections: dict[str, type[BaseModel]]) -> list[str]:
+    """Return one table per section."""
+    parts = []
+    for title, kind in sections.items():
         said = comments(kind)
         parts.append(f"\n## {title}\n\n| key | takes | default | |\n|---|---|---|---|\n")
         for name, field in kind.model_fields.items():
@@ -70,7 +86,7 @@ def render() -> str:
             shown = "" if shown is None or shown in ("", "section") or shown == [] else f"`{shown}`"
             text = said.get(name, field.description or "")
             parts.append(f"| `{name}` | {allowed_values(field)} | {shown} | {text} |\n")
-    return "".join(parts)
+    return parts
 
 
 if __name__ == "__main__":
