@@ -34,8 +34,8 @@ STUDY = {
 STUDY_HEAD = """
 # Studies
 
-The file of `narrowtune study` ([studies](study.md)). `skills`, `keep`, `mix`, `anchor`, `training` and
-`drift` are as above.
+The file of `narrowtune study` ([studies](study.md)). `skills`, `keep`, `mix`, `anchor`,
+`training` and `drift` are as above.
 """
 HEAD = """# Configuration
 
