@@ -29,6 +29,7 @@ SECTIONS = {
 STUDY = {
     "a study": study_settings.StudySettings,
     "arms (each)": study_settings.ArmSettings,
+    "arms.lora": study_settings.LoraSettings,
     "arms.distillation": study_settings.DistillationSettings,
 }
 STUDY_HEAD = """

@@ -40,6 +40,20 @@ class DistillationSettings(Settings):
     temperature: float = Field(2.0, gt=0)
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters beside the recipe's linear layers, merged into them after each stage.
+
+    Attributes:
+        rank: r.
+        alpha: the adapters' product is multiplied by alpha / rank.
+        dropout: share of what goes into an adapter that is dropped while training.
+    """
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
 class ArmSettings(Settings):
     """A recipe in a study, with what is added to it.
 
@@ -47,6 +61,7 @@ class ArmSettings(Settings):
         recipe: name of a recipe.
         name: what tables call the arm; recipe and additions unless given.
         learning_rates: peaks of the schedule, one run each.
+        lora: train low-rank adapters in place of the matrices themselves.
         anchor: hold the model to the base's answers to general prompts.
         distillation: Learning without Forgetting.
         wise_ft: share α of the weights before a stage in the average that replaces those after it
@@ -58,6 +73,7 @@ class ArmSettings(Settings):
     recipe: str
     name: str = ""
     learning_rates: list[float] = Field(min_length=1)
+    lora: LoraSettings | None = None
     anchor: AnchorSettings | None = None
     distillation: DistillationSettings | None = None
     wise_ft: float | None = Field(None, ge=0, le=1)
@@ -71,7 +87,7 @@ class ArmSettings(Settings):
         except UsageError as error:
             raise ValueError(f"{error.found}; {error.do}") from None
 
-    @field_validator("anchor", "distillation", mode="before")
+    @field_validator("lora", "anchor", "distillation", mode="before")
     @classmethod
     def _flag(cls, value: Any) -> Any:
         return {} if value is True else None if value is False else value
@@ -83,10 +99,17 @@ class ArmSettings(Settings):
             raise ValueError("rates are above 0, and each is given once")
         return values
 
+    @model_validator(mode="after")
+    def _one_change(self) -> ArmSettings:
+        if self.lora is not None and self.wise_ft is not None:
+            raise ValueError("lora and wise_ft: an average is of whole matrices; give one of them")
+        return self
+
     @property
     def label(self) -> str:
         """The arm's name."""
         added = [
+            f"LoRA {self.lora.rank}" if self.lora else "",
             "anchor" if self.anchor else "",
             "LwF" if self.distillation else "",
             f"WiSE-FT {self.wise_ft:g}" if self.wise_ft is not None else "",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -44,6 +45,7 @@ from narrowtune.study.chains import Chain
 from narrowtune.study.results import BASE, ChainKey, StageResult, TaskScores, summarise
 from narrowtune.train.anchor import Anchor, build_anchor
 from narrowtune.train.fit import FitResult, fit
+from narrowtune.train.lora import low_rank
 from narrowtune.train.masters import computing_in, copy_tensors
 
 _MOST_ENCODED = 2
@@ -205,16 +207,23 @@ class Study:
             output_dir=folder,
             seed=seed,
         )
-        rows = self._rows(skill, seed)
-        return fit(
-            self.loaded,
-            resolve(self.loaded.model, arm.recipe),
-            [*rows, *self._replayed(arm, skill, seed)],
-            config,
-            arithmetic=self.arithmetic,
-            anchor=self._anchor(arm),
-            distillation=arm.distillation,
+        rows = [*self._rows(skill, seed), *self._replayed(arm, skill, seed)]
+        anchor, selection = self._anchor(arm), resolve(self.loaded.model, arm.recipe)
+        adapters = (
+            low_rank(self.loaded.model, selection, arm.lora)
+            if arm.lora is not None
+            else nullcontext(selection)
         )
+        with adapters as selected:
+            return fit(
+                self.loaded,
+                selected,
+                rows,
+                config,
+                arithmetic=self.arithmetic,
+                anchor=anchor,
+                distillation=arm.distillation,
+            )
 
     def _drawn(self, skill: str, seed: int) -> list[Example]:
         pool, number = self.pools[skill], self.settings.num_samples

@@ -298,3 +298,15 @@ def test_the_best_rate_is_chosen_on_validation_and_reported_on_test(finished):
     assert not at_edge([low, middle, high])
     found = matched({"a": [replace(low, learning=10.0, forgetting=4.0)]}, "a")
     assert found == {"a": {0.5: 2.0, 0.75: 3.0, 0.9: 3.6}}
+
+
+def test_adapters_are_trained_and_merged(settings, tmp_path):
+    arm = ArmSettings(recipe="mlp", learning_rates=[1e-2], lora={"rank": 4})
+    mine = changed(settings, tmp_path, arms=[arm])
+    study, found = Study(mine, threads=1), []
+    before = weights(study)
+    study.run(next(all_chains(mine)), 0, found.append)
+    assert [stage.chain.arm for stage in found] == ["mlp + LoRA 4"] * 2
+    assert 0 < found[0].relative_update < found[1].relative_update
+    assert found[0].drift.kl_base_tuned > 0
+    assert all(torch.equal(before[name], value) for name, value in weights(study).items())

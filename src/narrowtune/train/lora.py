@@ -1,0 +1,75 @@
+"""LoRA (arXiv 2106.09685) on the matrices of a recipe, merged into them afterwards.
+
+For comparisons: peft trains the adapters, and what is left is an ordinary tuned model, with an
+ordinary delta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from narrowtune.core.errors import SelectionError, UsageError
+from narrowtune.core.study_settings import LoraSettings
+from narrowtune.models.select import Selection
+
+
+@contextmanager
+def low_rank(
+    model: PreTrainedModel, selection: Selection, settings: LoraSettings
+) -> Iterator[Selection]:
+    """Put adapters beside a selection's linear layers, and merge them at the end of the block.
+
+    Inside, what is yielded selects the adapters' own matrices. Afterwards every parameter has its
+    name again; after an error, its value too.
+
+    Raises:
+        UsageError: peft is not installed.
+        SelectionError: nothing in the selection is the matrix of a linear layer.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UsageError(
+            asked="LoRA",
+            found="peft is not installed",
+            do="pip install peft, or leave the arm out",
+        ) from None
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and f"{name}.weight" in selection.names
+    ]
+    if not layers:
+        raise SelectionError(
+            asked=f"LoRA on {selection.recipe}",
+            found="no linear layer among what the recipe trains",
+            do="choose a recipe of matrices, such as language_model",
+        )
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=layers,
+    )
+    wrapped = get_peft_model(model, config)
+    try:
+        names = tuple(name for name, _ in model.named_parameters() if ".lora_" in name)
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        yield replace(
+            selection,
+            names=names,
+            disk_names={},
+            fused=(),
+            num_parameters=sum(sizes[name] for name in names),
+        )
+    except BaseException:
+        wrapped.unload()
+        raise
+    wrapped.merge_and_unload(safe_merge=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
