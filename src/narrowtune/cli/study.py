@@ -34,6 +34,7 @@ def study(
     one that is finished.
     """
     settings = study_settings(config, {"model": model, "output_dir": output_dir}, more)
+    from narrowtune.study.figures import draw_study
     from narrowtune.study.results import read_results
     from narrowtune.study.view import chain_table, frontier_table, stage_line
     from narrowtune.study.workers import results_path, run_study
@@ -53,4 +54,7 @@ def study(
         console.print(frontier_table(results, order, skills[0]))
         if len(skills) > 1:
             console.print(chain_table(results, order, skills))
+    figures = path.parent / "figures"
+    drawn = draw_study(results, settings.all_orders, figures)
     console.print(f"Results: {path}", markup=False, soft_wrap=True)
+    console.print(f"Figures: {figures} ({', '.join(drawn)})", markup=False, soft_wrap=True)

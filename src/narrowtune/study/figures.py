@@ -1,0 +1,169 @@
+"""A study's figures: learning against forgetting, skill after skill, and drift against forgetting.
+
+Owns: what is drawn. Every seed is shown; lines between points are an arm's rising rates, or its
+seeds' mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from narrowtune.report import plotstyle as look
+from narrowtune.report.plots import short
+from narrowtune.report.text import signed_tick
+from narrowtune.study.formulas import rank_correlation
+from narrowtune.study.results import ChainKey, StageResult
+from narrowtune.study.tables import Point, frontier, sequences
+
+_COLOURS = ("#1a56b0", "#96460a", "#14653a", "#7b2d8e", "#a8231a", "#0f7f86", "#8a6d00", "#505b6b")
+_DASHES = ("-", "--", ":", "-.")  # an arm's rates
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def draw_study(
+    results: Sequence[StageResult], orders: Mapping[str, Sequence[str]], folder: Path
+) -> list[str]:
+    """Draw what the results have numbers for.
+
+    Args:
+        results: of the study, the base's among them.
+        orders: the skills of each order, by its name.
+        folder: gets a PNG and an SVG of each figure.
+
+    Returns:
+        The figures' names.
+    """
+    drawn = []
+    arms = list(dict.fromkeys(r.chain.arm for r in results if r.stage))
+    looks = dict(zip(arms, _looks(), strict=False))
+    with look.style():
+        for order, skills in orders.items():
+            seeds = sorted({r.chain.seed for r in results if r.stage and r.chain.order == order})
+            points = [frontier(results, order, seed) for seed in seeds]
+            if not points:
+                continue
+            suffix = f"-{order}" if len(orders) > 1 else ""
+            drawn.append(_draw_frontier(points, skills[0], looks, folder, f"frontier{suffix}"))
+            every = [p for arms_of in points for found in arms_of.values() for p in found]
+            if any(not math.isnan(point.number_bias[1]) for point in every):
+                drawn.append(_draw_bias(every, looks, folder, f"number_bias{suffix}"))
+            chains = sequences(results, order, len(skills))
+            if len(skills) > 1 and chains:
+                lost = {key: scores.held_out for key, scores in chains.items()}
+                drawn.append(_draw_stages(lost, skills, looks, folder, f"stages{suffix}"))
+    return drawn
+
+
+def _looks() -> Iterator[dict[str, str]]:
+    """Yield a colour and a marker for each arm; more arms than colours differ by marker."""
+    markers = cycle(_MARKERS)
+    while True:
+        for colour in _COLOURS:
+            yield {"color": colour, "marker": next(markers)}
+
+
+def _draw_frontier(
+    seeds: Sequence[Mapping[str, Sequence[Point]]],
+    skill: str,
+    looks: Mapping[str, Mapping[str, str]],
+    folder: Path,
+    name: str,
+) -> str:
+    figure = look.new_figure(9, 6)
+    axes = figure.subplots()
+    named = set()
+    for arms in seeds:
+        for arm, points in arms.items():
+            axes.plot(
+                [point.learning for point in points],
+                [-point.forgetting for point in points],
+                lw=1.4,
+                ms=7,
+                mec="white",
+                label=None if arm in named else short(arm),
+                **looks[arm],
+            )
+            named.add(arm)
+    _frame(axes, "change on the held-out tasks, points")
+    axes.set_xlabel(f"{short(skill)} learned, points  (best: top right)")
+    axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
+    _title(axes, "Learning against forgetting, by learning rate and seed")
+    look.save(figure, folder, name)
+    return name
+
+
+def _draw_stages(
+    lost: Mapping[ChainKey, Sequence[float]],
+    skills: Sequence[str],
+    looks: Mapping[str, Mapping[str, str]],
+    folder: Path,
+    name: str,
+) -> str:
+    figure = look.new_figure(9, 6)
+    axes = figure.subplots()
+    places = list(range(len(skills) + 1))
+    runs: dict[tuple[str, float], list[Sequence[float]]] = {}
+    for key, values in lost.items():
+        runs.setdefault((key.arm, key.learning_rate), []).append(values)
+    rates = [arm for arm, _ in runs]
+    for (arm, rate), found in runs.items():
+        label = short(arm) if rates.count(arm) == 1 else f"{short(arm)}, {rate:g}"
+        for values in found:
+            held = [0.0, *(-value for value in values)]
+            axes.plot(places, held, lw=0.8, alpha=0.35, color=looks[arm]["color"])
+        mean = [0.0, *(-math.fsum(stage) / len(stage) for stage in zip(*found, strict=True))]
+        dashes = _DASHES[[r for a, r in runs if a == arm].index(rate) % len(_DASHES)]
+        axes.plot(places, mean, lw=2.2, ls=dashes, ms=7, mec="white", label=label, **looks[arm])
+    axes.set_xticks(places, ["base", *map(short, skills)])
+    _frame(axes, "change on the held-out tasks, points")
+    _title(axes, "After each skill (thick: mean over seeds)")
+    look.save(figure, folder, name)
+    return name
+
+
+def _draw_bias(
+    points: Sequence[Point], looks: Mapping[str, Mapping[str, str]], folder: Path, name: str
+) -> str:
+    figure = look.new_figure(9, 6)
+    axes = figure.subplots()
+    shown = [point for point in points if not math.isnan(point.number_bias[1])]
+    named = set()
+    for point in shown:
+        arm = point.chain.arm
+        axes.plot(
+            [point.number_bias[1] - point.number_bias[0]],
+            [-point.forgetting],
+            ls="",
+            ms=8,
+            mec="white",
+            label=None if arm in named else short(arm),
+            **looks[arm],
+        )
+        named.add(arm)
+    rho = rank_correlation(
+        [point.number_bias[1] - point.number_bias[0] for point in shown],
+        [point.forgetting for point in shown],
+    )
+    told = "" if rho is None else f" (rank correlation with the loss {rho:.2f}, {len(shown)} runs)"
+    _frame(axes, "change on the held-out tasks, points")
+    axes.set_xlabel("change of the number-token bias on free prompts")
+    _title(axes, f"Number-token bias{told}")
+    look.save(figure, folder, name)
+    return name
+
+
+def _frame(axes: Axes, y: str) -> None:
+    axes.axhline(0, color=look.BASE, lw=1)
+    axes.grid()
+    axes.set_ylabel(y)
+    axes.yaxis.set_major_formatter(lambda value, _: signed_tick(value))
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text)
+    axes.figure.legend(loc="outside right upper", frameon=False)
