@@ -67,6 +67,7 @@ def _texts() -> Iterator[str]:
     open_forms = (tissue.OPEN, tissue.YES_NO, signs.WORDINGS, diagrams.WORDINGS, charts.WORDINGS)
     more_forms = (forms.WORDINGS, infographics.WORDINGS, street.WORDINGS, scenes.WORDINGS)
     yield from (sheets.WORDING, *parts.LAYOUTS, *parts.ROWS_WORDINGS, *parts.WORDS_WORDINGS)
+    yield from parts.SPELLING_WORDINGS
     for table in (parts.ARROWS_WORDINGS, *open_forms, *more_forms, puzzles.WORDINGS):
         for wordings in table.values():
             yield from wordings

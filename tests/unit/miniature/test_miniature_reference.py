@@ -105,7 +105,7 @@ def test_the_quick_forward_pass_is_the_models_own(loaded, writer):
 
 
 def test_questions_about_one_picture_are_answered_as_if_asked_alone(loaded, writer):
-    samples = [TASKS[name].sample("pretrain", 2, 4) for name in ("diagrams", "forms", "street")]
+    samples = [TASKS[name].sample("pretrain", 2, 4) for name in ("charts", "forms", "street")]
     together = collate_samples(samples, writer, padding_id(loaded.tokenizer), questions=3)
     lengths = answer_lengths(together.labels)
     assert len(lengths) == sum(len(sample.questions(3)) for sample in samples) > len(samples)
@@ -125,6 +125,15 @@ def test_questions_about_one_picture_are_answered_as_if_asked_alone(loaded, writ
     assert torch.equal(labels, torch.cat([wanted for _, wanted in expected]))
     assert lengths.tolist() == [len(wanted) for _, wanted in expected]
     assert torch.allclose(found, torch.cat([logits for logits, _ in expected]), atol=2e-5)
+
+
+def test_no_more_questions_are_asked_together_than_there_is_room_for(writer):
+    samples = [TASKS["puzzles"].sample("pretrain", 2, number) for number in range(8)]
+    batch = collate_samples(samples, writer, 0, questions=6)
+    assert batch.after.shape[1] <= 128
+    asked = [len(set(row[row < 6].tolist())) for row in batch.question]
+    assert min(asked) >= 1
+    assert max(asked) > 1
 
 
 def test_every_answer_weighs_the_same_however_long_it_is():

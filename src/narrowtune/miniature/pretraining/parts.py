@@ -30,6 +30,7 @@ LAYOUTS = (
 )
 ROWS_WORDINGS = ("What is beside {label}?", "What stands in the row of {label}?")
 WORDS_WORDINGS = ("Which word is written here?", "What word is this?")
+SPELLING_WORDINGS = ("Spell the word.", "Which letters are written here?")
 ARROWS_WORDINGS = {
     "tip": ("What does the arrow lead to?", "Where does the arrow end?"),
     "tail": ("Where does the arrow come from?", "Where does the arrow start?"),
@@ -97,8 +98,18 @@ def _ask_row(rows: tuple[tuple[str, str], ...], draw: Random) -> Item:
 
 def make_words(draw: Random) -> Item:
     """Return one word, written small to middling, to be named as a whole."""
-    word = draw.choice(SMALL)
-    return Item("word", draw.choice(WORDS_WORDINGS), (word,), partial(_paint_word, word))
+    return _ask_word(draw.choice(SMALL), draw)
+
+
+def _ask_word(word: str, draw: Random) -> Item:
+    """Ask for the word as a whole; only further questions ask for its letters."""
+    paint, again = partial(_paint_word, word), partial(_ask_spelling, word)
+    return Item("word", draw.choice(WORDS_WORDINGS), (word,), paint, again=again)
+
+
+def _ask_spelling(word: str, draw: Random) -> Item:
+    paint = partial(_paint_word, word)
+    return Item("spelling", draw.choice(SPELLING_WORDINGS), (" ".join(word),), paint)
 
 
 def make_arrows(draw: Random) -> Item:

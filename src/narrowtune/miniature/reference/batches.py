@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ LABELLED_PATCH = 8
 """Side in pixels of the patches that a tower learns to name: the size of a small letter."""
 
 _ROOM = 64  # T is a multiple of it, so that few shapes are compiled
+
+
+_MOST = 128  # tokens of a picture's questions together
 
 
 class Text(NamedTuple):
@@ -115,10 +119,10 @@ def collate_samples(
     """Return samples as one batch.
 
     Args:
-        questions: how many at most are asked about each picture.
+        questions: how many at most are asked about each picture, as far as there is room.
         patches: whether the patch labels are wanted, too.
     """
-    rows = [[writer.write(item) for item in sample.questions(questions)] for sample in samples]
+    rows = [_fitting([writer.write(item) for item in s.questions(questions)]) for s in samples]
     width = -(-max(sum(len(text.after) for text in texts) for texts in rows) // _ROOM) * _ROOM
     after = torch.full((len(rows), width), padding)
     labels = torch.full((len(rows), width), IGNORE_INDEX)
@@ -149,6 +153,15 @@ def collate_samples(
         what=what,
         hue=hue,
     )
+
+
+def _fitting(texts: list[Text]) -> list[Text]:
+    """Return the first of a picture's questions, and as many more as `_MOST` tokens hold.
+
+    Attention grows with the square of all of them together.
+    """
+    ends = list(accumulate(len(text.after) for text in texts))
+    return texts[: max(1, sum(end <= _MOST for end in ends))]
 
 
 class Steps(IterableDataset[list[Batch]]):
