@@ -62,6 +62,8 @@ class ArmSettings(Settings):
         name: what tables call the arm; recipe and additions unless given.
         learning_rates: peaks of the schedule, one run each.
         lora: train low-rank adapters in place of the matrices themselves.
+        experts: give every MLP a copy that learns beside the frozen original, with a router that
+            weighs the two per token; with the recipe `mlp` alone.
         anchor: hold the model to the base's answers to general prompts.
         distillation: Learning without Forgetting.
         wise_ft: share α of the weights before a stage in the average that replaces those after it
@@ -74,6 +76,7 @@ class ArmSettings(Settings):
     name: str = ""
     learning_rates: list[float] = Field(min_length=1)
     lora: LoraSettings | None = None
+    experts: bool = False
     anchor: AnchorSettings | None = None
     distillation: DistillationSettings | None = None
     wise_ft: float | None = Field(None, ge=0, le=1)
@@ -103,12 +106,15 @@ class ArmSettings(Settings):
     def _one_change(self) -> ArmSettings:
         if self.lora is not None and self.wise_ft is not None:
             raise ValueError("lora and wise_ft: an average is of whole matrices; give one of them")
+        if self.experts and (self.recipe != "mlp" or self.lora or self.wise_ft is not None):
+            raise ValueError("experts: only with the recipe mlp, and without lora and wise_ft")
         return self
 
     @property
     def label(self) -> str:
         """The arm's name."""
         added = [
+            "MoE" if self.experts else "",
             f"LoRA {self.lora.rank}" if self.lora else "",
             "anchor" if self.anchor else "",
             "LwF" if self.distillation else "",

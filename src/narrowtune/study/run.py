@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,7 +29,7 @@ from narrowtune.data.splits import find_overlap, mix_examples, split_examples
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
 from narrowtune.evaluate.evaluate import evaluate
 from narrowtune.evaluate.tasks import Task, make_task
-from narrowtune.models.select import resolve
+from narrowtune.models.select import Selection, resolve
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.inputs import (
     SHIPPED_ANCHOR_PROMPTS,
@@ -42,6 +42,7 @@ from narrowtune.pipeline.sources import Source, read_prompts
 from narrowtune.pipeline.stages import measure_tolerance, measuring_dtype
 from narrowtune.probe.drift import measure_drift
 from narrowtune.study.chains import Chain
+from narrowtune.study.mixture import Mixed, expert_mixture
 from narrowtune.study.results import BASE, ChainKey, StageResult, TaskScores, summarise
 from narrowtune.train.anchor import Anchor, build_anchor
 from narrowtune.train.fit import FitResult, fit
@@ -152,26 +153,38 @@ class Study:
             report: is given each stage's result before the next begins.
         """
         state = self.folder / "chains" / f"{_digest(chain.key)}.safetensors"
-        first = num_done if num_done and self._restore(state, num_done) else 0
+        with apply_arithmetic(self.arithmetic):
+            self._anchor(chain.arm)
         try:
-            for stage in range(first, len(chain.skills)):
-                result = self._stage(chain, stage)
-                report(result)
-                if stage + 1 < len(chain.skills):
-                    self._save(state, stage + 1, chain.arm)
+            with self._tuned(chain) as tuned:
+                first = num_done if num_done and self._restore(state, num_done) else 0
+                for stage in range(first, len(chain.skills)):
+                    result = self._stage(chain, stage, tuned)
+                    report(result)
+                    if stage + 1 < len(chain.skills):
+                        self._save(state, stage + 1, tuned.selection.names)
         finally:
             self._put_back()
         state.unlink(missing_ok=True)
 
-    def _stage(self, chain: Chain, stage: int) -> StageResult:
+    @contextmanager
+    def _tuned(self, chain: Chain) -> Iterator[Mixed]:
+        """Give the model the form that an arm trains; tensors → those of the base they began as."""
+        selection = resolve(self.loaded.model, chain.arm.recipe)
+        if chain.arm.experts:
+            with expert_mixture(self.loaded.model, selection, chain.key.seed) as mixed:
+                yield mixed
+        else:
+            yield Mixed(selection, {name: name for name in selection.names})
+
+    def _stage(self, chain: Chain, stage: int, tuned: Mixed) -> StageResult:
         """Teach one skill, and score everything."""
         skill, arm = chain.skills[stage], chain.arm
         with tempfile.TemporaryDirectory() as folder, apply_arithmetic(self.arithmetic):
-            fitted = self._fit(chain, skill, folder)
+            fitted = self._fit(chain, skill, folder, tuned.selection)
             if arm.wise_ft is not None:
                 self._average(fitted, arm.wise_ft)
-            names = resolve(self.loaded.model, arm.recipe).names
-            base = {name: self.base[name] for name in names}
+            base = {name: self.base[twin] for name, twin in tuned.twins.items()}
             with computing_in(self.loaded.model, measuring_dtype(self.loaded)):
                 drift = measure_drift(
                     self.loaded,
@@ -196,7 +209,7 @@ class Study:
                 relative_update=self._relative_update(base),
             )
 
-    def _fit(self, chain: Chain, skill: str, folder: str) -> FitResult:
+    def _fit(self, chain: Chain, skill: str, folder: str, selection: Selection) -> FitResult:
         arm, seed = chain.arm, chain.key.seed
         training = {"learning_rate": chain.key.learning_rate}
         config = RunConfig(
@@ -208,7 +221,6 @@ class Study:
             seed=seed,
         )
         rows = [*self._rows(skill, seed), *self._replayed(arm, skill, seed)]
-        anchor, selection = self._anchor(arm), resolve(self.loaded.model, arm.recipe)
         adapters = (
             low_rank(self.loaded.model, selection, arm.lora)
             if arm.lora is not None
@@ -221,7 +233,7 @@ class Study:
                 rows,
                 config,
                 arithmetic=self.arithmetic,
-                anchor=anchor,
+                anchor=self._anchor(arm),
                 distillation=arm.distillation,
             )
 
@@ -322,8 +334,8 @@ class Study:
                 parameter.data = parameter.data.to(self.base[name].dtype)
                 parameter.copy_(self.base[name])
 
-    def _save(self, path: Path, stage: int, arm: ArmSettings) -> None:
-        tensors = copy_tensors(self.loaded.model, resolve(self.loaded.model, arm.recipe).names)
+    def _save(self, path: Path, stage: int, names: Sequence[str]) -> None:
+        tensors = copy_tensors(self.loaded.model, names)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         save_file(tensors, part, {"stage": str(stage)})

@@ -310,3 +310,25 @@ def test_adapters_are_trained_and_merged(settings, tmp_path):
     assert 0 < found[0].relative_update < found[1].relative_update
     assert found[0].drift.kl_base_tuned > 0
     assert all(torch.equal(before[name], value) for name, value in weights(study).items())
+
+
+def test_experts_learn_over_a_chain_that_can_be_stopped(settings, tmp_path):
+    arm = ArmSettings(recipe="mlp", learning_rates=[1e-2], experts=True)
+    mine = changed(settings, tmp_path, arms=[arm])
+    study, found = Study(mine, threads=1), []
+    before, chain = weights(study), next(all_chains(mine))
+    study.run(chain, 0, found.append)
+    assert [stage.chain.arm for stage in found] == ["mlp + MoE"] * 2
+    assert 0 < found[0].relative_update < found[1].relative_update
+    assert found[0].drift.kl_base_tuned > 0
+    after = weights(study)
+    assert list(after) == list(before)
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+
+    def stop(result):
+        raise KeyboardInterrupt
+
+    study._save = lambda *_: None
+    with pytest.raises(KeyboardInterrupt):
+        study.run(chain, 0, stop)
+    assert list(weights(study)) == list(before)
