@@ -1,6 +1,7 @@
 """Reference models: their quick paths are the real ones, and their training can be interrupted."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,8 @@ from narrowtune.miniature.reference.forward import (
     answer_logits,
     answer_loss,
     hidden_states,
+    place_codes,
+    place_loss,
 )
 from narrowtune.miniature.reference.optimizers import rate_factor
 from narrowtune.miniature.reference.pretrain import Pretraining
@@ -97,7 +100,7 @@ def test_the_quick_forward_pass_is_the_models_own(loaded, writer):
         expected = loaded.model(**batch).logits[:, :-1][labels[:, 1:] != -100]
         states = SEE[loaded.family.name](loaded.model, own.pixels)
         found, wanted = answer_logits(
-            loaded.model, hidden_states(loaded.model, own, states), own.labels
+            loaded.model, hidden_states(loaded.model, own, states)[1], own.labels
         )
     assert torch.equal(wanted, labels[:, 1:][labels[:, 1:] != -100])
     assert torch.allclose(found, expected, atol=2e-5, rtol=1e-4)
@@ -112,7 +115,7 @@ def test_questions_about_one_picture_are_answered_as_if_asked_alone(loaded, writ
     with torch.no_grad():
         states = SEE[loaded.family.name](loaded.model, together.pixels)
         found, labels = answer_logits(
-            loaded.model, hidden_states(loaded.model, together, states), together.labels
+            loaded.model, hidden_states(loaded.model, together, states)[1], together.labels
         )
         expected = []
         for row, sample in enumerate(samples):
@@ -120,11 +123,21 @@ def test_questions_about_one_picture_are_answered_as_if_asked_alone(loaded, writ
                 alone = collate_samples(
                     [replace(sample, item=item)], writer, padding_id(loaded.tokenizer)
                 )
-                hidden = hidden_states(loaded.model, alone, states[row : row + 1])
+                _, hidden = hidden_states(loaded.model, alone, states[row : row + 1])
                 expected.append(answer_logits(loaded.model, hidden, alone.labels))
     assert torch.equal(labels, torch.cat([wanted for _, wanted in expected]))
     assert lengths.tolist() == [len(wanted) for _, wanted in expected]
     assert torch.allclose(found, torch.cat([logits for logits, _ in expected]), atol=2e-5)
+
+
+def test_places_are_told_by_row_and_column():
+    codes = place_codes(6, 3, seed=1)
+    directions = torch.linalg.pinv(codes)  # [6, 6]: one state per score
+    right = torch.stack([directions[i // 3] + directions[3 + i % 3] for i in range(9)])
+    states = torch.cat((50 * right, torch.zeros(4, 6)))[None]  # what follows is not asked
+    assert float(place_loss(states, codes)) == pytest.approx(0, abs=1e-3)
+    assert float(place_loss(states.flip(1)[:, 4:], codes)) > 5
+    assert float(place_loss(0 * states, codes)) == pytest.approx(2 * math.log(3), abs=1e-5)
 
 
 def test_no_more_questions_are_asked_together_than_there_is_room_for(writer):

@@ -21,8 +21,11 @@ from narrowtune.miniature.reference.batches import Batch
 from narrowtune.miniature.reference.eyes import LOOK, place
 
 
-def hidden_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> Tensor:
-    """Return the language model's last states of the tokens after the picture [B, T, H]."""
+def hidden_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the language model's last states of the picture [B, V, H] and of what follows.
+
+    The second is [B, T, H].
+    """
     embed = model.get_input_embeddings()
     looked = LOOK[model.config.model_type](model, states)
     before = embed(batch.before).expand(len(looked), -1, -1)
@@ -34,7 +37,32 @@ def hidden_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> Tenso
         position_ids=place(model, len(batch.before), looked.shape[1], batch.offset),
         use_cache=False,
     ).last_hidden_state
-    return found[:, first:]
+    return found[:, len(batch.before) : first], found[:, first:]
+
+
+def place_loss(picture: Tensor, codes: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the row and the column that visual tokens stand in.
+
+    Rotary positions say where two tokens stand to each other; where in the picture a thing is has
+    to be worked out before anything can be said of it, and this asks for that alone.
+
+    Args:
+        picture: [B, V, H], the first of them the picture's tokens row by row.
+        codes: [H, 2 × side], a direction for each row and each column.
+    """
+    side = codes.shape[1] // 2
+    scores = (picture[:, : side * side] @ codes.to(picture)).float().flatten(0, 1)
+    place = torch.arange(side * side).repeat(len(picture))
+    rows, columns = scores.split(side, dim=1)
+    return nn.functional.cross_entropy(rows, place // side) + nn.functional.cross_entropy(
+        columns, place % side
+    )
+
+
+def place_codes(size: int, side: int, seed: int) -> Tensor:
+    """Return the directions of `place_loss`, which stay as they are drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    return _CODE_SCALE * torch.randn(size, 2 * side, generator=generator) / size**0.5
 
 
 @torch.compiler.disable
@@ -56,6 +84,9 @@ def sees(first: int, question: Tensor) -> Tensor:
     seen = own & torch.ones(length, length, dtype=torch.bool).tril()
     scores = torch.zeros(seen.shape)
     return scores.masked_fill(~seen, torch.finfo(scores.dtype).min)[:, None]
+
+
+_CODE_SCALE = 4.0  # of a score's deviation before anything is learned
 
 
 @contextmanager

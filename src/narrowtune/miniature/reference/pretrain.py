@@ -39,6 +39,8 @@ from narrowtune.miniature.reference.forward import (
     answer_logits,
     answer_loss,
     hidden_states,
+    place_codes,
+    place_loss,
     plain_attention,
 )
 from narrowtune.miniature.reference.optimizers import Named, make_optimizers, rate_factor
@@ -109,9 +111,13 @@ class Pretraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(schedule.seed)
             self.head = PatchHead(size, PATCH // LABELLED_PATCH, len(WHAT), len(HUES))
+        width = self.model.config.get_text_config().hidden_size
+        self.codes = place_codes(width, SIZE // PATCH, schedule.seed)
         see = SEE[blueprint.name]
         self._see: Callable[[PreTrainedModel, Tensor], Tensor] = see
-        self._hidden: Callable[[PreTrainedModel, Batch, Tensor], Tensor] = hidden_states
+        self._hidden: Callable[[PreTrainedModel, Batch, Tensor], tuple[Tensor, Tensor]] = (
+            hidden_states
+        )
         if compiled:
             self._see = torch.compile(see, dynamic=False)
             self._hidden = torch.compile(hidden_states, dynamic=False)
@@ -216,10 +222,12 @@ class Pretraining:
                 loss = patch_loss(self.head(states), part) / len(parts)
                 told = loss
                 if stage == "answering":
-                    hidden = self._hidden(self.model, part, states)
+                    picture, hidden = self._hidden(self.model, part, states)
                     logits, labels = answer_logits(self.model, hidden, part.labels)
                     told = answer_loss(logits, labels, part.labels) / num_answers
+                    placed = place_loss(picture, self.codes)
                     loss = told + self.schedule.patch_weight * loss
+                    loss = loss + self.schedule.place_weight * placed / len(parts)
             loss.backward()
             total += told.item()
         return total
@@ -242,7 +250,7 @@ class Pretraining:
                     right = what.argmax(-1)[shown] == batch.what[shown]  # type: ignore[index]
                     found[name] = float(right.float().mean())
                     continue
-                hidden = hidden_states(self.model, batch, states)
+                _, hidden = hidden_states(self.model, batch, states)
                 logits, labels = answer_logits(self.model, hidden, batch.labels)
             lengths = answer_lengths(batch.labels).tolist()
             right = (logits.argmax(-1) == labels).split(lengths)

@@ -31,6 +31,7 @@ class Schedule:
         seeing_rate, answering_rate: highest learning rates of the two stages.
         tower_factor: what the tower's rate is multiplied by while the model learns to answer.
         patch_weight: of the patch labels' loss in that stage, so that the tower goes on seeing.
+        place_weight: of the loss that asks for the row and column of visual tokens.
         level_starts: shares of the answering steps after which each later level begins.
     """
 
@@ -46,6 +47,7 @@ class Schedule:
     answering_rate: float = 1e-3
     tower_factor: float = 0.2
     patch_weight: float = 0.3
+    place_weight: float = 0.1
     level_starts: tuple[float, ...] = (0.15, 0.4)
 
     def of_seeing(self) -> dict[str, Any]:
