@@ -25,7 +25,8 @@ class AnchorSettings(Settings):
     """A KL pull towards the base on the base's own answers to general, unlabelled prompts.
 
     Attributes:
-        prompts: file of prompts without pictures; those that ship with the package unless given.
+        prompts: file of prompts, with or without pictures; texts that ship with the package unless
+            given.
         max_prompts: how many of them; all unless given.
         weight: of the KL term, beside cross-entropy at weight 1.
         rows_per_step: anchor rows in every optimiser step.

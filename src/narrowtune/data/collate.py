@@ -83,7 +83,7 @@ def collate(
             rows = [_per_token(row, name) for row in batch]
             result[name] = _pad(rows, length, 0, padding_side)
         else:
-            result[name] = _join(
+            result[name] = join_pictures(
                 name, [row.features[name] for row in batch if name in row.features]
             )
     return result
@@ -103,7 +103,12 @@ def _per_token(row: Encoded, name: str) -> list[int]:
     return known + [0] * (len(row.input_ids) - len(known))
 
 
-def _join(name: str, values: Sequence[Tensor]) -> Tensor:
+def join_pictures(name: str, values: Sequence[Tensor]) -> Tensor:
+    """Return picture features of several rows, or of several batches, in their order.
+
+    Raises:
+        DataError: pictures have sizes that can't be joined.
+    """
     if values[0].ndim == 5:
         most = max(value.shape[1] for value in values)
         values = [_add_tiles(value, most) for value in values]

@@ -238,14 +238,6 @@ class _Reader:
                 do="give anchor.prompts a file of others",
             )
         chosen = allowed[: settings.max_prompts]
-        pictured = [example.row for example in chosen if example.images]
-        if pictured:
-            more = f" and {len(pictured) - 1} more" if len(pictured) > 1 else ""
-            raise DataError(
-                asked=f"an anchor on the prompts of {path}",
-                found=f"pictures in row {pictured[0]}{more}; an anchor has prompts of text only",
-                do="take these prompts out, or leave anchor.prompts out for those that ship",
-            )
         self.inputs.anchor_prompts = source.encode_prompts(chosen, self.encoder)
 
     def _drift_prompts(self, keep: dict[str, list[Example]]) -> None:

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from narrowtune.core.config import AnchorSettings
 from narrowtune.core.errors import TrainingError
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
+from narrowtune.data.collate import (
+    IGNORE_INDEX,
+    PER_TOKEN_FEATURES,
+    Encoded,
+    collate,
+    join_pictures,
+    padding_id,
+)
 from narrowtune.data.examples import Message
 from narrowtune.engine.forward import label_positions, logits_at, to_device
 from narrowtune.engine.generate import generate_greedy, length_batches, with_answer
@@ -91,6 +98,10 @@ class Anchor:
         """Return `batch` with anchor rows below it and their positions in `anchor_mask` [B, T].
 
         `labels` of the anchor rows are ignored by cross-entropy; one forward serves both terms.
+        Either may have pictures or none.
+
+        Raises:
+            DataError: pictures have sizes that can't be joined.
         """
         device = batch["input_ids"].device
         extra = collate([self.rows[index].encoded for index in indices], self.pad_token_id)
@@ -99,15 +110,19 @@ class Anchor:
         num_task, num_anchor = batch["input_ids"].shape[0], extra["input_ids"].shape[0]
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
         merged = dict(batch)
-        for key, value in batch.items():
-            if key == "labels" or not _per_token(value, batch["input_ids"]):
+        for key in dict.fromkeys((*batch, *extra)):
+            pair = [part.get(key) for part in (batch, extra)]
+            if key == "labels" or not any(isinstance(value, Tensor) for value in pair):
                 continue
-            other = extra.get(key)
-            if other is None:
-                other = value.new_zeros(extra["input_ids"].shape)
-            merged[key] = torch.cat(
-                [_pad_right(part, length, fill.get(key, 0)) for part in (value, other)]
-            )
+            if key in PER_TOKEN_FEATURES or _per_token(batch.get(key), batch["input_ids"]):
+                parts = [
+                    part["input_ids"].new_zeros(part["input_ids"].shape) if value is None else value
+                    for part, value in zip((batch, extra), pair, strict=True)
+                ]
+                padded = [_pad_right(part, length, fill.get(key, 0)) for part in parts]
+                merged[key] = torch.cat(padded)
+            elif extra.get(key) is not None:
+                merged[key] = join_pictures(key, [value for value in pair if value is not None])
         labels = _pad_right(batch["labels"], length, IGNORE_INDEX)
         nothing = labels.new_full((num_anchor, length), IGNORE_INDEX)
         merged["labels"] = torch.cat([labels, nothing])

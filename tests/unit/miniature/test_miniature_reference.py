@@ -158,8 +158,8 @@ def test_every_answer_weighs_the_same_however_long_it_is():
 
 
 def test_patches_are_named_where_they_are():
-    head = PatchHead(5, 2, len(WHAT), len(HUES))
-    states = torch.zeros(1, 49, 5)
+    head = PatchHead(5, 7, 2, len(WHAT), len(HUES))
+    states = torch.zeros(1, 56, 5)  # the last of a second view
     with torch.no_grad():
         head.norm = torch.nn.Identity()
         head.classify.weight.zero_()

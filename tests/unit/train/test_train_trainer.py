@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from PIL import Image as Picture
 from rich.console import Console
 from torch.utils.data import BatchSampler
 from transformers import TrainerCallback
@@ -18,9 +19,9 @@ from narrowtune.core.config import AnchorSettings, RunConfig, TrainingSettings
 from narrowtune.core.errors import ProofError, TrainingError, UsageError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate, padding_id
-from narrowtune.data.examples import Example, Message, Text
+from narrowtune.data.examples import Example, Image, Message, Text
 from narrowtune.engine.arithmetic import Arithmetic
-from narrowtune.engine.forward import label_positions
+from narrowtune.engine.forward import label_positions, logits_at
 from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
 from narrowtune.train.anchor import build_anchor, kl_base_tuned
@@ -201,23 +202,40 @@ def test_anchor_rows_follow_from_the_step_alone_and_take_turns(tiny):
     assert drawn != [index for _ in range(2) for index in range(5)]
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
-def test_anchor_rows_of_text_go_below_rows_with_pictures(tiny, family, tmp_path):
-    from PIL import Image as Picture
-
-    from narrowtune.data.examples import Image
-
+def _picture(colour, side=(30, 20)):
     data = io.BytesIO()
-    Picture.new("RGB", (30, 20), "red").save(data, "PNG")
+    Picture.new("RGB", side, colour).save(data, "PNG")
+    return Image(data=data.getvalue())
+
+
+def _ask(colour):
+    """A question of text, or about a picture of one colour."""
+    picture = (_picture(colour),) if colour else ()
+    return Message("user", (*picture, Text("What is it?")))
+
+
+@pytest.mark.parametrize(
+    ("colours", "anchored"),
+    [(("red", "blue"), ("", "")), (("", ""), ("red", "")), (("red", ""), ("blue", "white"))],
+)
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_the_anchor_and_the_rows_may_each_have_pictures(tiny, family, colours, anchored, tmp_path):
     loaded = load_model(str(tiny(family)), device="cpu")
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
-    turns = (
-        Message("user", (Image(data=data.getvalue()), Text("What is it?"))),
-        Message("assistant", (Text("red"),)),
-    )
-    rows = [encoder.encode(Example(str(i), turns, ("red",))) for i in range(4)]
+    answer = Message("assistant", (Text("red"),))
+    rows = [
+        encoder.encode(Example(str(i), (_ask(colour), answer), ("red",)))
+        for i, colour in enumerate(colours)
+    ]
     settings = AnchorSettings(rows_per_step=2, max_new_tokens=3)
-    anchor = build_anchor(loaded, encoder, _prompts(3), settings, batch_size=4, seed=1)
+    prompts = [(_ask(colour),) for colour in anchored]
+    anchor = build_anchor(loaded, encoder, prompts, settings, batch_size=1, seed=1)
+    merged = anchor.merge(collate(rows, padding_id(loaded.tokenizer)), [0, 1])
+    mask, held = merged.pop("anchor_mask"), merged.pop("anchor_log_probs")
+    with torch.no_grad():
+        # The base is no distance from itself, if every picture is at its own prompt.
+        found = logits_at(loaded.model, merged, mask).float().log_softmax(dim=-1)
+    assert torch.allclose(found, held, atol=1e-4)
     fitted = fit(
         loaded,
         resolve(loaded.model, "sa_proj"),

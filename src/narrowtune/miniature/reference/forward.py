@@ -18,26 +18,31 @@ from transformers import PreTrainedModel
 
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.miniature.reference.batches import Batch
-from narrowtune.miniature.reference.eyes import LOOK, place
+from narrowtune.miniature.reference.eyes import place
 
 
-def hidden_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the language model's last states of the picture [B, V, H] and of what follows.
+def hidden_states(model: PreTrainedModel, batch: Batch, looked: Tensor) -> tuple[Tensor, Tensor]:
+    """Return early states of the picture [B, V, H] and the last of what follows [B, T, H].
 
-    The second is [B, T, H].
+    Early are those after the second layer, where `place_loss` asks for places.
+
+    Args:
+        looked: [B, V, H], the visual tokens.
     """
     embed = model.get_input_embeddings()
-    looked = LOOK[model.config.model_type](model, states)
     before = embed(batch.before).expand(len(looked), -1, -1)
     inputs = torch.cat((before, looked.to(before), embed(batch.after)), dim=1)
     first = len(batch.before) + looked.shape[1]
-    found = model.model.language_model(
-        inputs_embeds=inputs,
-        attention_mask=sees(first, batch.question),
-        position_ids=place(model, len(batch.before), looked.shape[1], batch.offset),
-        use_cache=False,
-    ).last_hidden_state
-    return found[:, len(batch.before) : first], found[:, first:]
+    language_model = model.model.language_model
+    positions = place(model, len(batch.before), looked.shape[1], batch.offset)
+    turns, seen = language_model.rotary_emb(inputs, positions), sees(first, batch.question)
+    states, early = inputs, inputs
+    for number, layer in enumerate(language_model.layers):
+        states = layer(states, attention_mask=seen, position_embeddings=turns, use_cache=False)
+        if number < _EARLY:
+            early = states
+    picture = language_model.norm(early)[:, len(batch.before) : first]
+    return picture, language_model.norm(states)[:, first:]
 
 
 def place_loss(picture: Tensor, codes: Tensor) -> Tensor:
@@ -85,6 +90,8 @@ def sees(first: int, question: Tensor) -> Tensor:
     scores = torch.zeros(seen.shape)
     return scores.masked_fill(~seen, torch.finfo(scores.dtype).min)[:, None]
 
+
+_EARLY = 2  # layers, which have worked out where a thing is before others use it
 
 _CODE_SCALE = 4.0  # of a score's deviation before anything is learned
 
@@ -141,17 +148,24 @@ def answer_logits(model: PreTrainedModel, states: Tensor, labels: Tensor) -> tup
 class PatchHead(nn.Module):
     """Names what each patch of 8 pixels below a visual token shows, and its colour."""
 
-    def __init__(self, size: int, patches_per_side: int, num_what: int, num_hue: int) -> None:
+    def __init__(
+        self, size: int, tokens_per_side: int, patches_per_side: int, num_what: int, num_hue: int
+    ) -> None:
         super().__init__()
+        self.tokens_per_side = tokens_per_side
         self.patches_per_side, self.num_what, self.num_hue = patches_per_side, num_what, num_hue
         self.norm = nn.LayerNorm(size)
         self.classify = nn.Linear(size, patches_per_side**2 * (num_what + num_hue))
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits of what [B, N, num_what] and of hue [B, N, num_hue], row by row."""
-        found = self.classify(self.norm(states))
-        num_pictures, num_tokens, _ = found.shape
-        side, inner = round(num_tokens**0.5), self.patches_per_side
+    def forward(self, looked: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits of what [B, N, num_what] and of hue [B, N, num_hue], row by row.
+
+        Args:
+            looked: [B, V, H], the first of them the visual tokens row by row.
+        """
+        side, inner = self.tokens_per_side, self.patches_per_side
+        found = self.classify(self.norm(looked[:, : side * side]))
+        num_pictures = len(found)
         grid = found.view(num_pictures, side, side, inner, inner, -1)
         flat = grid.transpose(2, 3).reshape(num_pictures, (side * inner) ** 2, -1)
         what, hue = flat.split((self.num_what, self.num_hue), dim=-1)
