@@ -30,6 +30,11 @@ def draw_word_node(
     canvas.text(at, word, ink_on(ground, draw), 7.5, face=face)
 
 
+def arrow_in_words(start: str, end: str) -> str:
+    """Say where an arrow goes."""
+    return f"arrow from {start} to {end}"
+
+
 def draw_arrow(
     canvas: Canvas,
     tail: Point,

@@ -15,6 +15,9 @@ from narrowtune.miniature.canvas import Canvas
 Paint = Callable[[Random], Canvas]
 """Draws a scene; the source of chance decides what the question does not."""
 
+Tell = Callable[[Random], str]
+"""Says in words what a picture shows; the source of chance decides the order."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -27,6 +30,8 @@ class Item:
         paint: draws the scene.
         options: texts to choose from, in the order of their letters; empty for open questions.
         again: makes a further question about the same picture; None where there is but one.
+        tell: says in words what the picture shows, all that its questions need, for a language
+            model that learns to answer before it sees; None where words would be the answer.
     """
 
     kind: str
@@ -35,6 +40,7 @@ class Item:
     paint: Paint
     options: tuple[str, ...] = ()
     again: Callable[[Random], Item] | None = None
+    tell: Tell | None = None
 
 
 def letter(place: int) -> str:
@@ -54,6 +60,11 @@ def listed(options: Sequence[str], style: str = "{letter}. {text}", between: str
     return between.join(
         style.format(letter=letter(place), text=text) for place, text in enumerate(options)
     )
+
+
+def told(facts: Sequence[str], draw: Random) -> str:
+    """Return facts that have no order as short sentences, in any order."""
+    return " ".join(f"{fact}." for fact in draw.sample(facts, len(facts)))
 
 
 def with_article(words: str) -> str:

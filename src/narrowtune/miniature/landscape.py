@@ -10,6 +10,7 @@ from random import Random
 from typing import NamedTuple
 
 from narrowtune.miniature.canvas import SIZE, Canvas, around
+from narrowtune.miniature.item import told
 from narrowtune.miniature.palette import Ink, mix, stands_out
 from narrowtune.miniature.things import draw_thing
 
@@ -47,6 +48,19 @@ class Standing(NamedTuple):
     x: float
     depth: float
     right: bool = True
+
+
+def tell_landscape(weather: str, standing: Sequence[Standing], draw: Random) -> str:
+    """Say what stands there: in which column, which way it goes, and how near, from 0 to 9.
+
+    Weather is left out where it is an empty text.
+    """
+    facts = [
+        f"{item.colour} {item.name} {1 + int(9 * item.x / SIZE)} going "
+        f"{'right' if item.right else 'left'}, nearer {round(9 * item.depth)}"
+        for item in standing
+    ]
+    return told([weather, *facts] if weather else facts, draw)
 
 
 def draw_landscape(

@@ -118,6 +118,7 @@ _TASKS = (
     ),
     MiniatureTask("words", "pretrain", "", "word", "exact_match", 8, 0.01, parts.make_words),
     MiniatureTask("rows", "pretrain", "", "word, number", "exact_match", 8, 0.01, parts.make_rows),
+    MiniatureTask("lists", "pretrain", "", "words", "exact_match", 32, 0.0, parts.make_lists),
     MiniatureTask("arrows", "pretrain", "", "word", "exact_match", 8, 0.02, parts.make_arrows),
     MiniatureTask("pages", "pretrain", "", "spelt", "exact_match", 48, 0.0, sheets.make),
 )
@@ -127,7 +128,7 @@ TASKS: dict[str, MiniatureTask] = {task.name: task for task in _TASKS}
 
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("names", "binding", "captions", "relations"),
-    ("binding", "choices", "words", "reading", "rows", "arrows"),
+    ("binding", "choices", "words", "reading", "rows", "lists", "arrows"),
     ("diagrams", "charts", "forms", "infographics", "street", "scenes", "science", "puzzles"),
 )
 """The curriculum: which tasks each level draws from, in the split `pretrain`, easiest first.

@@ -66,8 +66,14 @@ def _texts() -> Iterator[str]:
     yield from (*birds.WORDINGS, *counting.WORDINGS, *clock.WORDINGS, *captions.PROMPTS)
     open_forms = (tissue.OPEN, tissue.YES_NO, signs.WORDINGS, diagrams.WORDINGS, charts.WORDINGS)
     more_forms = (forms.WORDINGS, infographics.WORDINGS, street.WORDINGS, scenes.WORDINGS)
-    yield from (sheets.WORDING, *parts.LAYOUTS, *parts.ROWS_WORDINGS, *parts.WORDS_WORDINGS)
-    yield from parts.SPELLING_WORDINGS
+    yield from (sheets.WORDING, parts.LISTS_WORDING, *parts.LAYOUTS, *parts.ROWS_WORDINGS, *parts.WORDS_WORDINGS)
+    yield from (
+        *parts.SPELLING_WORDINGS,
+        parts.PICK_WORDING,
+        parts.EACH_WORDING,
+        *parts.SUFFIXES.values(),
+        parts.SUFFIX,
+    )
     for table in (parts.ARROWS_WORDINGS, *open_forms, *more_forms, puzzles.WORDINGS):
         for wordings in table.values():
             yield from wordings

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from narrowtune.miniature.canvas import SIZE, Box, Canvas, Point
 from narrowtune.miniature.ground import plain_canvas
-from narrowtune.miniature.item import Item
+from narrowtune.miniature.item import Item, told
 from narrowtune.miniature.palette import BRIGHT, Ink, ink_on, mix, shade
 from narrowtune.miniature.words import MONTHS
 
@@ -80,7 +80,8 @@ def _ask(bars: tuple[Bar, ...], kind: str, a: int, b: int, draw: Random) -> Item
     names = [bar.label if kind == "label_value" else bar.colour for bar in bars]
     wording = draw.choice(WORDINGS[kind]).format(a=names[a], b=names[b])
     paint, again = partial(_paint, bars), partial(_again, bars)
-    return Item(kind, f"{wording}\n{SUFFIX}", (answer,), paint, again=again)
+    tell = partial(told, [f"{bar.label} {bar.colour} {bar.value}" for bar in bars])
+    return Item(kind, f"{wording}\n{SUFFIX}", (answer,), paint, again=again, tell=tell)
 
 
 def _paint(bars: tuple[Bar, ...], draw: Random) -> Canvas:

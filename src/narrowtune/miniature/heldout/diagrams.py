@@ -10,11 +10,11 @@ import math
 from functools import partial
 from random import Random
 
-from narrowtune.miniature.arrows import draw_arrow, draw_word_node, word_box
+from narrowtune.miniature.arrows import arrow_in_words, draw_arrow, draw_word_node, word_box
 from narrowtune.miniature.canvas import SIZE, Canvas
 from narrowtune.miniature.glyphs import PRINTED
 from narrowtune.miniature.ground import plain_canvas
-from narrowtune.miniature.item import Item, listed, shuffled
+from narrowtune.miniature.item import Item, listed, shuffled, told
 from narrowtune.miniature.marks import SHAPES
 from narrowtune.miniature.palette import BRIGHT, ink_on, mix
 from narrowtune.miniature.shapes import draw_shape
@@ -73,7 +73,14 @@ def _ask(
     kind = f"{relation}_{'word' if words else 'shape'}"
     facts = (nodes, forward, words)
     paint, again = partial(_paint, *facts), partial(_again, *facts)
-    return Item(kind, question, (letter,), paint, options, again)
+    tell = partial(_tell, nodes, forward)
+    return Item(kind, question, (letter,), paint, options, again, tell)
+
+
+def _tell(nodes: tuple[str, ...], forward: tuple[bool, ...], draw: Random) -> str:
+    links = zip(nodes, (*nodes[1:], nodes[0]), forward, strict=True)
+    arrows = [arrow_in_words(a, b) if ahead else arrow_in_words(b, a) for a, b, ahead in links]
+    return told(arrows, draw)
 
 
 def _paint(nodes: tuple[str, ...], forward: tuple[bool, ...], words: bool, draw: Random) -> Canvas:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from narrowtune.miniature.canvas import SIZE, Box, Canvas, fitting_height
 from narrowtune.miniature.glyphs import PRINTED, Face
 from narrowtune.miniature.ground import plain_canvas
-from narrowtune.miniature.item import Item
+from narrowtune.miniature.item import Item, told
 from narrowtune.miniature.marks import SHAPES
 from narrowtune.miniature.palette import BRIGHT, Ink, ink_on, mix, reads_well, shade
 from narrowtune.miniature.shapes import draw_shape
@@ -71,7 +71,8 @@ def _ask(panels: tuple[Panel, ...], kind: str, asked: Panel, draw: Random) -> It
     wording = draw.choice(WORDINGS[kind]).format(topic=asked.topic, icon=asked.icon)
     answers = (answer, f"{answer}%") if answer.isdigit() else (answer,)
     paint, again = partial(_paint, panels), partial(_again, panels)
-    return Item(kind, f"{wording}\n{SUFFIX}", answers, paint, again=again)
+    tell = partial(told, [f"{panel.icon} {panel.number} {panel.topic}" for panel in panels])
+    return Item(kind, f"{wording}\n{SUFFIX}", answers, paint, again=again, tell=tell)
 
 
 def _numbers(draw: Random, count: int, kind: str) -> list[int]:

@@ -10,7 +10,7 @@ from random import Random
 
 from narrowtune.miniature.canvas import SIZE, Canvas
 from narrowtune.miniature.item import Item, listed, shuffled, with_article
-from narrowtune.miniature.landscape import WEATHERS, Standing, draw_landscape
+from narrowtune.miniature.landscape import WEATHERS, Standing, draw_landscape, tell_landscape
 from narrowtune.miniature.marks import THINGS
 from narrowtune.miniature.palette import BRIGHT
 from narrowtune.miniature.things import PLURALS
@@ -75,7 +75,8 @@ def _ask(weather: str, standing: tuple[Standing, ...], kind: str, draw: Random) 
     wording = draw.choice(WORDINGS[kind]).format(a=a.name, many=PLURALS[a.name])
     question = f"{wording}\n{listed(options)}\n{SUFFIX}"
     paint, again = partial(_paint, weather, standing), partial(_again, weather, standing)
-    return Item(kind, question, (letter,), paint, options, again)
+    tell = partial(tell_landscape, weather, standing)
+    return Item(kind, question, (letter,), paint, options, again, tell)
 
 
 def _standing(draw: Random, row: list[str]) -> tuple[Standing, ...]:

@@ -10,7 +10,7 @@ from functools import partial
 from random import Random
 
 from narrowtune.miniature.heldout import apparatus
-from narrowtune.miniature.item import Item, Paint, listed, shuffled
+from narrowtune.miniature.item import Item, Paint, Tell, listed, shuffled, told
 from narrowtune.miniature.marks import SHAPES
 from narrowtune.miniature.palette import BRIGHT
 
@@ -29,8 +29,8 @@ QUESTIONS = {
     "map": "What is at the star on the map?",
 }
 
-_Made = tuple[tuple[str, ...], str, str, Paint]
-"""Options, the right one's letter, the rule and the drawing."""
+_Made = tuple[tuple[str, ...], str, str, Paint, Tell]
+"""Options, the right one's letter, the rule, the drawing and what it shows in words."""
 
 
 def make(draw: Random) -> Item:
@@ -40,20 +40,32 @@ def make(draw: Random) -> Item:
 
 
 def _ask(
-    kind: str, options: tuple[str, ...], letter: str, rule: str, paint: Paint, draw: Random
+    kind: str,
+    options: tuple[str, ...],
+    letter: str,
+    rule: str,
+    paint: Paint,
+    tell: Tell,
+    draw: Random,
 ) -> Item:
     question = f"Context: {rule}\nQuestion: {QUESTIONS[kind]}\n{listed(options)}\n{SUFFIX}"
     right = options["ABCD".index(letter)]
-    again = partial(_again, kind, right, options, rule, paint)
-    return Item(kind, question, (letter,), paint, options, again)
+    again = partial(_again, kind, right, options, rule, paint, tell)
+    return Item(kind, question, (letter,), paint, options, again, tell)
 
 
 def _again(
-    kind: str, right: str, options: tuple[str, ...], rule: str, paint: Paint, draw: Random
+    kind: str,
+    right: str,
+    options: tuple[str, ...],
+    rule: str,
+    paint: Paint,
+    tell: Tell,
+    draw: Random,
 ) -> Item:
     """Ask the same with the options in another order."""
     options, letter = shuffled(draw, right, [text for text in options if text != right])
-    return _ask(kind, options, letter, rule, paint, draw)
+    return _ask(kind, options, letter, rule, paint, tell, draw)
 
 
 def _magnets(draw: Random) -> _Made:
@@ -63,7 +75,12 @@ def _magnets(draw: Random) -> _Made:
     right = left if attract else left[::-1]
     words = ("attract", "repel") if attract else ("repel", "attract")
     options, letter = shuffled(draw, words[0], words[1:])
-    return options, letter, RULES["magnets"], partial(apparatus.draw_magnets, left, right)
+    paint, tell = partial(apparatus.draw_magnets, left, right), partial(_tell_poles, left + right)
+    return options, letter, RULES["magnets"], paint, tell
+
+
+def _tell_poles(poles: str, draw: Random) -> str:
+    return " ".join(poles)
 
 
 def _heat(draw: Random) -> _Made:
@@ -74,7 +91,8 @@ def _heat(draw: Random) -> _Made:
     texts = {"left": "the left cup", "right": "the right cup", "neither": "they are the same"}
     wrong = [text for name, text in texts.items() if name != answer]
     options, letter = shuffled(draw, texts[answer], wrong)
-    return options, letter, RULES["heat"], partial(apparatus.draw_cups, levels)
+    tell = partial(told, [f"{side} {level}" for side, level in zip(texts, levels, strict=False)])
+    return options, letter, RULES["heat"], partial(apparatus.draw_cups, levels), tell
 
 
 def _scale(draw: Random) -> _Made:
@@ -83,7 +101,9 @@ def _scale(draw: Random) -> _Made:
     heavy = draw.randrange(2)
     options, letter = shuffled(draw, texts[heavy], [texts[1 - heavy]])
     loads = tuple(zip(colours, shapes, strict=True))
-    return options, letter, RULES["scale"], partial(apparatus.draw_scale, loads, heavy)
+    names = [" ".join(load) for load in loads]
+    tell = partial(told, [f"{names[heavy]} lower", f"{names[1 - heavy]} upper"])
+    return options, letter, RULES["scale"], partial(apparatus.draw_scale, loads, heavy), tell
 
 
 def _map(draw: Random) -> _Made:
@@ -93,7 +113,9 @@ def _map(draw: Random) -> _Made:
     key = list(zip(colours, lands, strict=True))
     draw.shuffle(key)
     rule = "On the map, " + ", ".join(f"{colour} means {land}" for colour, land in key) + "."
-    return options, letter, rule, partial(apparatus.draw_map, tuple(colours), place)
+    facts = [f"{'star ' * (colour == colours[place])}{colour}" for colour in colours]
+    paint = partial(apparatus.draw_map, tuple(colours), place)
+    return options, letter, rule, paint, partial(told, facts)
 
 
 _MAKERS = {"magnets": _magnets, "heat": _heat, "scale": _scale, "map": _map}

@@ -10,7 +10,7 @@ from random import Random
 
 from narrowtune.miniature.canvas import SIZE, Canvas
 from narrowtune.miniature.item import Item
-from narrowtune.miniature.landscape import WEATHERS, Standing, draw_landscape
+from narrowtune.miniature.landscape import WEATHERS, Standing, draw_landscape, tell_landscape
 from narrowtune.miniature.marks import THINGS
 from narrowtune.miniature.palette import BRIGHT
 from narrowtune.miniature.things import FACING
@@ -71,7 +71,8 @@ def _ask(standing: tuple[Standing, ...], kind: str, a: Standing, b: Standing, dr
     }[kind]
     question = draw.choice(WORDINGS[kind]).format(a=a.name, b=b.name, c=c)
     paint, again = partial(_paint, standing), partial(_again, standing)
-    return Item(kind, question, (answer,), paint, again=again)
+    tell = partial(tell_landscape, "", standing)
+    return Item(kind, question, (answer,), paint, again=again, tell=tell)
 
 
 def _paint(standing: tuple[Standing, ...], draw: Random) -> Canvas:

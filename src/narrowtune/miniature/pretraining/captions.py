@@ -12,10 +12,10 @@ from random import Random
 
 from narrowtune.miniature.canvas import SIZE, Canvas
 from narrowtune.miniature.item import Item, with_article
-from narrowtune.miniature.landscape import WEATHERS, Standing, draw_landscape
+from narrowtune.miniature.landscape import WEATHERS, Standing, draw_landscape, tell_landscape
 from narrowtune.miniature.marks import THINGS
 from narrowtune.miniature.palette import BRIGHT
-from narrowtune.miniature.pretraining.objects import draw_objects, paint_objects
+from narrowtune.miniature.pretraining.objects import draw_objects, paint_objects, tell_objects
 
 PROMPTS = ("Describe the picture.", "What does the picture show?", "Describe this image.")
 
@@ -39,7 +39,8 @@ def make(draw: Random) -> Item:
     )
     listed = _listed([with_article(f"{item.colour} {item.name}") for item in standing])
     answer = f"A {weather} scene with {listed}."
-    return Item("landscape", question, (answer,), partial(_paint, weather, standing))
+    tell = partial(tell_landscape, weather, standing)
+    return Item("landscape", question, (answer,), partial(_paint, weather, standing), tell=tell)
 
 
 def _shapes(draw: Random, question: str) -> Item:
@@ -54,7 +55,8 @@ def _shapes(draw: Random, question: str) -> Item:
         answer = f"{_capital(texts[0])} {relation} {texts[1]}."
     else:
         answer = f"{_capital(_listed(texts))}."
-    return Item("shapes", question, (answer,), partial(paint_objects, objects))
+    paint, tell = partial(paint_objects, objects), partial(tell_objects, objects)
+    return Item("shapes", question, (answer,), paint, tell=tell)
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -15,18 +15,20 @@ from narrowtune.miniature.ground import plain_canvas
 from narrowtune.miniature.item import Item
 from narrowtune.miniature.marks import CHARACTERS, SHAPES, THINGS
 from narrowtune.miniature.palette import OBJECT_COLOURS, mix, reads_well
-from narrowtune.miniature.pretraining.objects import SIDE, Placed, draw_objects, paint_objects
+from narrowtune.miniature.pretraining.objects import (
+    PLACES,
+    SIDE,
+    Placed,
+    draw_objects,
+    paint_objects,
+    tell_objects,
+)
 
 MOST_OBJECTS = 3
 MOST_CHARACTERS = 4
 
 _LETTERS, _DIGITS = CHARACTERS[:26], CHARACTERS[26:]
 _SPELT = _LETTERS.replace("l", "")  # which a row of letters could not tell from a capital I
-
-_COLUMNS = ("left", "middle", "right")
-_ROWS = ("upper", "middle", "lower")
-PLACES = tuple(f"{row} {column}" for row in _ROWS for column in _COLUMNS)
-"""Of the grid that objects stand in, row by row."""
 
 
 def make_names(draw: Random) -> Item:
@@ -61,8 +63,9 @@ def _ask_binding(objects: tuple[Placed, ...], draw: Random) -> Item:
         "what_is": (f"What is {asked.colour}?", asked.name),
         "where": (f"Where is the {asked.name}?", PLACES[asked.row * SIDE + asked.column]),
     }[kind]
+    paint, tell = partial(paint_objects, objects), partial(tell_objects, objects)
     again = partial(_ask_binding, objects)
-    return Item(kind, question, (answer,), partial(paint_objects, objects), again=again)
+    return Item(kind, question, (answer,), paint, again=again, tell=tell)
 
 
 def make_relations(draw: Random) -> Item:
@@ -88,8 +91,9 @@ def _ask_relation(objects: tuple[Placed, ...], draw: Random) -> Item:
     else:
         shown = draw.choice(objects)
         question, answer = f"Is there a {_asked(draw, shown, objects, truth)}?", _yes(truth)
+    paint, tell = partial(paint_objects, objects), partial(tell_objects, objects)
     again = partial(_ask_relation, objects)
-    return Item(kind, question, (answer,), partial(paint_objects, objects), again=again)
+    return Item(kind, question, (answer,), paint, again=again, tell=tell)
 
 
 def make_reading(draw: Random) -> Item:

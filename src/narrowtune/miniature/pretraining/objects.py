@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from narrowtune.miniature.canvas import SIZE, Canvas
 from narrowtune.miniature.ground import plain_canvas
+from narrowtune.miniature.item import told
 from narrowtune.miniature.marks import SHAPES, THINGS
 from narrowtune.miniature.palette import OBJECT_COLOURS, mix
 from narrowtune.miniature.shapes import draw_shape
@@ -34,6 +35,11 @@ class Placed(NamedTuple):
 SIDE = 3
 """Columns and rows of the grid."""
 
+_COLUMNS = ("left", "middle", "right")
+_ROWS = ("upper", "middle", "lower")
+PLACES = tuple(f"{row} {column}" for row in _ROWS for column in _COLUMNS)
+"""Of the grid that objects stand in, row by row."""
+
 
 def draw_objects(draw: Random, number: int, *, things: bool = True) -> tuple[Placed, ...]:
     """Return objects whose names and colours all differ, no two in one column or row."""
@@ -41,6 +47,12 @@ def draw_objects(draw: Random, number: int, *, things: bool = True) -> tuple[Pla
     colours = draw.sample(OBJECT_COLOURS, number)
     columns, rows = draw.sample(range(SIDE), number), draw.sample(range(SIDE), number)
     return tuple(Placed(*fields) for fields in zip(names, colours, columns, rows, strict=True))
+
+
+def tell_objects(objects: Sequence[Placed], draw: Random) -> str:
+    """Say what stands where."""
+    places = [f"{item.text} {PLACES[item.row * SIDE + item.column]}" for item in objects]
+    return told(places, draw)
 
 
 def paint_objects(objects: Sequence[Placed], draw: Random) -> Canvas:

@@ -9,25 +9,36 @@ from __future__ import annotations
 from functools import partial
 from random import Random
 
-from narrowtune.miniature.arrows import draw_arrow, draw_word_node, word_box
+from narrowtune.miniature.arrows import arrow_in_words, draw_arrow, draw_word_node, word_box
 from narrowtune.miniature.canvas import SIZE, Canvas, fitting_height
 from narrowtune.miniature.glyphs import FACES, PRINTED, text_width
 from narrowtune.miniature.ground import plain_canvas
-from narrowtune.miniature.item import Item, listed, shuffled
+from narrowtune.miniature.item import Item, listed, shuffled, told
 from narrowtune.miniature.marks import SHAPES, THINGS
 from narrowtune.miniature.palette import BRIGHT, OBJECT_COLOURS, Ink, ink_on, mix, shade
-from narrowtune.miniature.pretraining.levels import PLACES
-from narrowtune.miniature.pretraining.objects import SIDE, Placed, draw_objects, paint_objects
+from narrowtune.miniature.pretraining.objects import (
+    PLACES,
+    SIDE,
+    Placed,
+    draw_objects,
+    paint_objects,
+    tell_objects,
+)
 from narrowtune.miniature.shapes import draw_shape
 from narrowtune.miniature.words import ANIMALS, CITIES, GOODS, MONTHS, NAMES, TOPICS
 
 SMALL = tuple(sorted({*ANIMALS, *CITIES, *GOODS, *MONTHS, *NAMES, *TOPICS}))
 """Words of the held-out tasks; none is on the signs of the skill."""
 
-LAYOUTS = (
-    "{question}\n{lines}\nAnswer with the letter.",
-    "{question}\nOptions: {inline}\nAnswer with the letter.",
-)
+LAYOUTS = ("{question}\n{lines}\n{suffix}", "{question}\nOptions: {inline}\n{suffix}")
+SUFFIXES = {"both": "Name it, then its letter.", "each": "Name each, then its letter."}
+"""Of forms that don't ask for the letter alone."""
+
+SUFFIX = "Answer with the letter."
+PICK_WORDING = "Which letter stands before {value}?"
+EACH_WORDING = "Which letters stand before {values}?"
+
+LISTS_WORDING = "Which words are written here?"
 ROWS_WORDINGS = ("What is beside {label}?", "What stands in the row of {label}?")
 WORDS_WORDINGS = ("Which word is written here?", "What word is this?")
 SPELLING_WORDINGS = ("Spell the word.", "Which letters are written here?")
@@ -38,11 +49,16 @@ ARROWS_WORDINGS = {
 
 
 def make_choices(draw: Random) -> Item:
-    """Return a question of the level `binding`, to be answered with an option's letter."""
-    return _ask_choice(draw_objects(draw, draw.randint(1, 3)), draw)
+    """Return a question of the level `binding`, to be answered with an option's letter.
+
+    To find the answer and to find its letter are two steps, and together they stay at chance for
+    long. Some of the further questions need no picture: they ask for the letter of one option or of
+    each. Some ask for the answer and then its letter.
+    """
+    return _ask_choice(draw_objects(draw, draw.randint(1, 3)), ("letter",), draw)
 
 
-def _ask_choice(objects: tuple[Placed, ...], draw: Random) -> Item:
+def _ask_choice(objects: tuple[Placed, ...], forms: tuple[str, ...], draw: Random) -> Item:
     # The one that is asked about comes first.
     objects = tuple(draw.sample(objects, len(objects)))
     kind, asked = draw.choice(("colour_of", "what_is", "where")), objects[0]
@@ -69,13 +85,25 @@ def _ask_choice(objects: tuple[Placed, ...], draw: Random) -> Item:
     rest = [value for value in pool if value not in values]
     wrong = [*others, *draw.sample(rest, 3)][:number]
     options, letter = shuffled(draw, right, wrong)
+    form = draw.choice(forms)
+    if form != "letter":
+        kind = form
+    mixed = draw.sample(options, len(options))
+    if form == "pick":
+        question = PICK_WORDING.format(value=right)
+    elif form == "each":
+        question = EACH_WORDING.format(values=", ".join(mixed))
     text = draw.choice(LAYOUTS).format(
         question=question,
         lines=listed(options),
         inline=listed(options, "{letter}: {text}", ", "),
+        suffix=SUFFIXES.get(form, SUFFIX),
     )
-    paint, again = partial(paint_objects, objects), partial(_ask_choice, objects)
-    return Item(kind, text, (letter,), paint, options, again)
+    named = {text: f"{text} {'ABCD'[place]}" for place, text in enumerate(options)}
+    answer = {"both": named[right], "each": ", ".join(named[text] for text in mixed)}
+    again = partial(_ask_choice, objects, ("letter", "pick", "both", "each"))
+    paint, tell = partial(paint_objects, objects), partial(tell_objects, objects)
+    return Item(kind, text, (answer.get(form, letter),), paint, options, again, tell)
 
 
 def make_rows(draw: Random) -> Item:
@@ -93,7 +121,8 @@ def _ask_row(rows: tuple[tuple[str, str], ...], draw: Random) -> Item:
     question = draw.choice(ROWS_WORDINGS).format(label=label)
     kind = "number" if value.isdigit() else "word"
     paint, again = partial(_paint_rows, rows), partial(_ask_row, rows)
-    return Item(kind, question, (value,), paint, again=again)
+    tell = partial(told, [f"{label}: {value}" for label, value in rows])
+    return Item(kind, question, (value,), paint, again=again, tell=tell)
 
 
 def make_words(draw: Random) -> Item:
@@ -112,6 +141,17 @@ def _ask_spelling(word: str, draw: Random) -> Item:
     return Item("spelling", draw.choice(SPELLING_WORDINGS), (" ".join(word),), paint)
 
 
+def make_lists(draw: Random) -> Item:
+    """Return a few words below each other, to be read out in order."""
+    words = tuple(draw.sample(SMALL, draw.randint(3, 6)))
+    tell = partial(_tell_list, words)
+    return Item("list", LISTS_WORDING, (" ".join(words),), partial(_paint_list, words), tell=tell)
+
+
+def _tell_list(words: tuple[str, ...], draw: Random) -> str:
+    return " ".join(words)
+
+
 def make_arrows(draw: Random) -> Item:
     """Return two or three nodes of which two are joined by an arrow."""
     number, words = draw.randint(2, 3), draw.random() < 0.5
@@ -128,7 +168,8 @@ def _ask_arrow(nodes: tuple[str, ...], words: bool, draw: Random) -> Item:
     answer = nodes[0] if kind == "tail" else nodes[1]
     question = draw.choice(ARROWS_WORDINGS[kind])
     paint, again = partial(_paint_arrow, nodes, words), partial(_ask_arrow, nodes, words)
-    return Item(kind, question, (answer,), paint, again=again)
+    tell = partial(told, [arrow_in_words(nodes[0], nodes[1]), *nodes[2:]])
+    return Item(kind, question, (answer,), paint, again=again, tell=tell)
 
 
 def _paint_rows(rows: tuple[tuple[str, str], ...], draw: Random) -> Canvas:
@@ -165,6 +206,19 @@ def _paint_word(word: str, draw: Random) -> Canvas:
         box = (x - wide, y - height, x + wide, y + height)
         canvas.rounded(box, draw.choice((1, 4)), ground, draw.choice(("board", "panel")))
     canvas.text((x, y), _cased(draw, word), ink_on(ground, draw), height, face=face)
+    return canvas
+
+
+def _paint_list(words: tuple[str, ...], draw: Random) -> Canvas:
+    canvas, face = plain_canvas(draw), draw.choice(FACES)
+    high, ink = SIZE / len(words), ink_on(canvas.ground, draw)
+    tall = draw.uniform(6.5, min(12.0, high - 6))
+    for place, word in enumerate(words):
+        shown = _cased(draw, word)
+        height = fitting_height(face, shown, 100, tall, 6.5)
+        room = SIZE / 2 - text_width(face, round(2 * height), shown) / 4 - 2
+        x = SIZE / 2 + draw.uniform(-1, 1) * max(0.0, room)
+        canvas.text((x, (place + 0.5) * high), shown, ink, height, face=face)
     return canvas
 
 

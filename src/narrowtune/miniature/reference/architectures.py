@@ -170,9 +170,12 @@ def _qwen2_5_vl(tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
             **language_model,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10000.0,
-                # Time, height and width: a quarter, three eighths and three eighths, as published.
-                "mrope_section": [width // 4, width * 3 // 8, width * 3 // 8],
+                "rope_theta": 1000.0,
+                # Time, height and width take turns, as in Qwen3-VL. Published, width has the
+                # slowest turns, and in 16 of them two columns would differ by less than a thousandth
+                # of a radian; with a base that mends this, words could not be found by what they
+                # are from a distance, since all of their states would turn.
+                "mrope_section": [1] * 9 + [width - 9],
             },
         },
         image_token_id=_number(tokenizer, "<|image_pad|>"),

@@ -34,6 +34,9 @@ _ROOM = 64  # T is a multiple of it, so that few shapes are compiled
 
 _MOST = 128  # tokens of a picture's questions together
 
+TRUNK = -1
+"""The number of what all questions see, among the numbers of questions."""
+
 
 class Text(NamedTuple):
     """A question and its answer around the place of the picture.
@@ -68,6 +71,11 @@ class Writer:
         answer = self._encode(f"{item.answers[0]}<|im_end|>")
         return Text(self._before, asked + answer, [IGNORE_INDEX] * len(asked) + answer)
 
+    def tell(self, sample: Sample) -> list[int]:
+        """Return what a sample's picture shows, in words, in place of the picture."""
+        assert sample.item.tell is not None
+        return self._encode(sample.item.tell(Random(f"told {sample.id}")))
+
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
@@ -82,8 +90,9 @@ class Batch:
         before: [P], tokens in front of every picture.
         after: [B, T], each picture's questions and answers, padded on the right.
         labels: [B, T].
-        question: [B, T], which of the picture's questions a token is of.
-        offset: [B, T], the token's place in that.
+        question: [B, T], which of the picture's questions a token is of; `TRUNK` for words that
+            stand for a picture.
+        offset: [B, T], the token's place in that, behind the trunk's own.
         what, hue: [B, N], what each patch shows, as in `marks`; None unless asked for.
     """
 
@@ -123,20 +132,6 @@ def collate_samples(
         patches: whether the patch labels are wanted, too.
     """
     rows = [_fitting([writer.write(item) for item in s.questions(questions)]) for s in samples]
-    width = -(-max(sum(len(text.after) for text in texts) for texts in rows) // _ROOM) * _ROOM
-    after = torch.full((len(rows), width), padding)
-    labels = torch.full((len(rows), width), IGNORE_INDEX)
-    question = torch.full((len(rows), width), questions)
-    offset = torch.zeros((len(rows), width), dtype=torch.long)
-    for row, texts in enumerate(rows):
-        start = 0
-        for number, text in enumerate(texts):
-            here = slice(start, start + len(text.after))
-            after[row, here] = torch.tensor(text.after)
-            labels[row, here] = torch.tensor(text.labels)
-            question[row, here] = number
-            offset[row, here] = torch.arange(len(text.after))
-            start = here.stop
     what = hue = None
     if patches:
         marked = [sample.scene.patch_labels(LABELLED_PATCH) for sample in samples]
@@ -146,13 +141,54 @@ def collate_samples(
     return Batch(
         pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
         before=torch.tensor(rows[0][0].before),
-        after=after,
-        labels=labels,
-        question=question,
-        offset=offset,
+        **_laid_out(rows, [[]] * len(rows), padding, questions),
         what=what,
         hue=hue,
     )
+
+
+def collate_told(
+    samples: Sequence[Sample], writer: Writer, padding: int, *, questions: int
+) -> Batch:
+    """Return samples as one batch in which words stand for the pictures: no pixels, no patches.
+
+    What a picture shows is the trunk, question −1, of which all its questions go on.
+    """
+    rows = [_fitting([writer.write(item) for item in s.questions(questions)]) for s in samples]
+    trunks = [writer.tell(sample) for sample in samples]
+    return Batch(
+        pixels=torch.empty(len(samples), 3, 0, 0, dtype=torch.uint8),
+        before=torch.tensor(rows[0][0].before),
+        **_laid_out(rows, trunks, padding, questions),
+    )
+
+
+def _laid_out(
+    rows: Sequence[Sequence[Text]], trunks: Sequence[list[int]], padding: int, questions: int
+) -> dict[str, Tensor]:
+    """Return `after`, `labels`, `question` and `offset` of a batch."""
+    lengths = [
+        len(trunk) + sum(len(text.after) for text in texts)
+        for trunk, texts in zip(trunks, rows, strict=True)
+    ]
+    width = -(-max(lengths) // _ROOM) * _ROOM
+    after = torch.full((len(rows), width), padding)
+    labels = torch.full((len(rows), width), IGNORE_INDEX)
+    question = torch.full((len(rows), width), questions)
+    offset = torch.zeros((len(rows), width), dtype=torch.long)
+    for row, (trunk, texts) in enumerate(zip(trunks, rows, strict=True)):
+        start = len(trunk)
+        after[row, :start] = torch.tensor(trunk, dtype=torch.long)
+        question[row, :start] = TRUNK
+        offset[row, :start] = torch.arange(start)
+        for number, text in enumerate(texts):
+            here = slice(start, start + len(text.after))
+            after[row, here] = torch.tensor(text.after)
+            labels[row, here] = torch.tensor(text.labels)
+            question[row, here] = number
+            offset[row, here] = len(trunk) + torch.arange(len(text.after))
+            start = here.stop
+    return {"after": after, "labels": labels, "question": question, "offset": offset}
 
 
 def _fitting(texts: list[Text]) -> list[Text]:
@@ -179,6 +215,7 @@ class Steps(IterableDataset[list[Batch]]):
         batch_size: int,
         micro_batches: int,
         questions: int,
+        told: bool,
         seed: int,
         first: int,
         last: int,
@@ -187,11 +224,13 @@ class Steps(IterableDataset[list[Batch]]):
 
         Args:
             questions: how many at most are asked about each picture.
+            told: whether words stand for the pictures.
             shares_of: from which step on which tasks are drawn, in order, starting at step 0.
         """
         self._writer, self._padding, self._shares_of = writer, padding, shares_of
         self._batch_size, self._micro_batches = batch_size, micro_batches
         self._questions, self._seed, self._first, self._last = questions, seed, first, last
+        self._told = told
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Yield each step's micro-batches."""
@@ -200,16 +239,14 @@ class Steps(IterableDataset[list[Batch]]):
             samples = draw_samples(shares, self._batch_size, self._seed, step)
             samples.sort(key=self._length)
             size = self._batch_size // self._micro_batches
-            yield [
-                collate_samples(
-                    samples[start : start + size],
-                    self._writer,
-                    self._padding,
-                    questions=self._questions,
-                    patches=True,
-                )
-                for start in range(0, self._batch_size, size)
-            ]
+            cut = [samples[start : start + size] for start in range(0, self._batch_size, size)]
+            yield [self._collate(part) for part in cut]
+
+    def _collate(self, samples: Sequence[Sample]) -> Batch:
+        most = self._questions
+        if self._told:
+            return collate_told(samples, self._writer, self._padding, questions=most)
+        return collate_samples(samples, self._writer, self._padding, questions=most, patches=True)
 
     def _length(self, sample: Sample) -> int:
         return sum(len(item.question) for item in sample.questions(self._questions))

@@ -1,10 +1,8 @@
 """How a reference model sees pictures that all have the same size, by architecture.
 
-Owns: from pixels to what the language model is given, in two halves: the tower, whose states the
-first stage of pre-training is about, and the projector; and where the visual tokens stand.
+Owns: from pixels to what the language model is given, and where the visual tokens stand.
 
-Shapes: B pictures, S their side in pixels, h the width of the tower, H that of the language model,
-V visual tokens.
+Shapes: B pictures, S their side in pixels, H the width of the language model, V visual tokens.
 """
 
 from __future__ import annotations
@@ -19,10 +17,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 See = Callable[[PreTrainedModel, Tensor], Tensor]
-"""From pixels [B, 3, S, S] to the tower's states, one per place in the picture [B, v, h]."""
-
-Look = Callable[[PreTrainedModel, Tensor], Tensor]
-"""From the tower's states to what the language model is given [B, V, H]."""
+"""From pixels [B, 3, S, S] to visual tokens [B, V, H], the first of them row by row."""
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -31,16 +26,13 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 def see_llava_onevision(model: PreTrainedModel, pixels: Tensor) -> Tensor:
-    """Return the last layer's states of a SigLIP tower, before its norm."""
-    tower = model.model.vision_tower
-    return tower.encoder(inputs_embeds=tower.embeddings(normalise(pixels))).last_hidden_state
-
-
-def look_llava_onevision(model: PreTrainedModel, states: Tensor) -> Tensor:
     """Return the projected overview, then the one tile with the end of each row marked.
 
-    Overview and tile are the same pixels where a picture is as large as a tile.
+    Overview and tile are the same pixels where a picture is as large as a tile. The tower's last
+    layer is taken before its norm.
     """
+    tower = model.model.vision_tower
+    states = tower.encoder(inputs_embeds=tower.embeddings(normalise(pixels))).last_hidden_state
     features = model.model.multi_modal_projector(states)
     num_pictures, num_patches, size = features.shape
     side = round(num_patches**0.5)
@@ -50,7 +42,7 @@ def look_llava_onevision(model: PreTrainedModel, states: Tensor) -> Tensor:
 
 
 def see_qwen2_5_vl(model: PreTrainedModel, pixels: Tensor) -> Tensor:
-    """Return the last layer's states, those of four patches that are merged side by side."""
+    """Return each four patches as one visual token."""
     tower = model.model.visual
     merge, patch = tower.spatial_merge_size, tower.patch_size
     num_pictures, num_channels, size, _ = pixels.shape
@@ -62,7 +54,10 @@ def see_qwen2_5_vl(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     patches = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
     patches = patches.expand(*patches.shape[:6], tower.config.temporal_patch_size, patch, patch)
     # What blocks add up stays in fp32 under autocast, as in a SigLIP tower.
-    states = tower.patch_embed(patches.reshape(num_pictures * side * side, -1)).float()
+    # One product does what the convolution does to patches that don't overlap; going back, a CPU
+    # takes half of a step for the convolution.
+    kernel = tower.patch_embed.proj.weight.flatten(1)
+    states = functional.linear(patches.reshape(num_pictures * side * side, -1), kernel).float()
     places = torch.arange(side).view(side // merge, merge)
     rows = places[:, None, :, None].expand(-1, side // merge, -1, merge).flatten()
     columns = places[None, :, None, :].expand(side // merge, -1, merge, -1).flatten()
@@ -71,7 +66,8 @@ def see_qwen2_5_vl(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     for block in tower.blocks:
         states = states + _attend(block.attn, block.norm1(states), turns)
         states = states + block.mlp(block.norm2(states))
-    return states.reshape(num_pictures, (side // merge) ** 2, -1)
+    merged: Tensor = tower.merger(states.reshape(num_pictures * side * side, -1))
+    return merged.view(num_pictures, (side // merge) ** 2, -1)
 
 
 def _attend(attention: Any, states: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
@@ -84,14 +80,6 @@ def _attend(attention: Any, states: Tensor, turns: tuple[Tensor, Tensor]) -> Ten
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2).to(query)
     )
     return attention.proj(found.transpose(1, 2).reshape(num_pictures, num_patches, size))
-
-
-def look_qwen2_5_vl(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Return each four merged patches as one visual token."""
-    merger = model.model.visual.merger
-    num_pictures, num_tokens, _ = states.shape
-    merged = merger(states.reshape(num_pictures * num_tokens * 4, -1))
-    return merged.view(num_pictures, num_tokens, -1)
 
 
 def place(model: PreTrainedModel, before: int, visual: int, offset: Tensor) -> Tensor:
@@ -121,9 +109,5 @@ def place(model: PreTrainedModel, before: int, visual: int, offset: Tensor) -> T
 SEE: dict[str, See] = {
     "llava_onevision": see_llava_onevision,
     "qwen2_5_vl": see_qwen2_5_vl,
-}
-LOOK: dict[str, Look] = {
-    "llava_onevision": look_llava_onevision,
-    "qwen2_5_vl": look_qwen2_5_vl,
 }
 """By architecture."""

@@ -1,8 +1,8 @@
-"""How a reference model is pre-trained: first its tower sees, then all of it answers.
+"""How a reference model is pre-trained: its tower sees, its language model reads, all of it answers.
 
-Owns: the two stages, their schedule and their checkpoints. A tower that starts from dense patch
-labels gives the language model something to talk about; all at once from random weights stays at
-chance for a long time.
+Owns: the three stages and their checkpoints. A tower that starts from dense patch labels gives the
+language model something to talk about, and a language model that has answered the same questions
+about words knows how; all at once from random weights stays at chance for a long time.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from narrowtune.miniature.reference.batches import (
     Steps,
     Writer,
     collate_samples,
+    collate_told,
     load_steps,
 )
 from narrowtune.miniature.reference.eyes import SEE
@@ -44,13 +45,20 @@ from narrowtune.miniature.reference.forward import (
     plain_attention,
 )
 from narrowtune.miniature.reference.optimizers import Named, make_optimizers, rate_factor
-from narrowtune.miniature.reference.schedule import Schedule, answering_shares, seeing_shares
+from narrowtune.miniature.reference.schedule import (
+    TOLD,
+    Schedule,
+    answering_shares,
+    reading_shares,
+    seeing_shares,
+)
 from narrowtune.miniature.registry import LEVELS, TASKS
 
 _NOTHING_WEIGHT = 0.2  # most patches show nothing, and that is soon learned
 _NUM_CHECKED = 64  # samples of each task that the log's accuracy is of
 _CHECK_EVERY = 5  # lines of the log
-_STAGES = ("seeing", "answering")
+_STAGES = ("seeing", "reading", "answering")
+_SEEDS = {"seeing": 0, "reading": 2, "answering": 1}  # of samples, behind the schedule's own
 _SEEN = "seeing.pt"
 
 
@@ -59,7 +67,7 @@ class Progress:
     """One line of the log.
 
     Attributes:
-        stage: `seeing` or `answering`.
+        stage: `seeing`, `reading` or `answering`.
         step: optimiser steps done.
         seconds: of this stage so far, earlier starts included.
         loss: mean since the last line.
@@ -106,13 +114,11 @@ class Pretraining:
         self.writer = Writer(self.tokenizer, blueprint.picture, blueprint.placeholder)
         self.padding = int(self.tokenizer.pad_token_id)
         self._checks: dict[tuple[str, str], Batch] = {}
-        with torch.no_grad():
-            size = SEE[blueprint.name](self.model, torch.zeros(1, 3, SIZE, SIZE)).shape[-1]
+        width, side = self.model.config.get_text_config().hidden_size, SIZE // PATCH
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(schedule.seed)
-            self.head = PatchHead(size, PATCH // LABELLED_PATCH, len(WHAT), len(HUES))
-        width = self.model.config.get_text_config().hidden_size
-        self.codes = place_codes(width, SIZE // PATCH, schedule.seed)
+            self.head = PatchHead(width, side, PATCH // LABELLED_PATCH, len(WHAT), len(HUES))
+        self.codes = place_codes(width, side, schedule.seed)
         see = SEE[blueprint.name]
         self._see: Callable[[PreTrainedModel, Tensor], Tensor] = see
         self._hidden: Callable[[PreTrainedModel, Batch, Tensor], tuple[Tensor, Tensor]] = (
@@ -123,13 +129,21 @@ class Pretraining:
             self._hidden = torch.compile(hidden_states, dynamic=False)
 
     def run(self, report: Callable[[Progress], None], *, log_every: int = 100) -> None:
-        """Do what is missing of both stages; the model in memory is the finished one."""
+        """Do what is missing of the stages; the model in memory is the finished one."""
         tower, rest = self._halves()
         self._stage(
             "seeing",
             self.schedule.seeing_steps,
             [{"params": tower, "factor": 1.0}],
             seeing_shares(),
+            report,
+            log_every,
+        )
+        self._stage(
+            "reading",
+            self.schedule.reading_steps,
+            [{"params": rest, "factor": 1.0}],
+            reading_shares(self.schedule),
             report,
             log_every,
         )
@@ -155,13 +169,12 @@ class Pretraining:
         return whole
 
     def _halves(self) -> tuple[list[Named], list[Named]]:
-        """Return what sees, the patch head with it, and what answers, the projector with it."""
-        tower, projector = f"{self.blueprint.tower}.", f"{self.blueprint.projector}."
+        """Return what sees, the projector and the patch head with it, and what answers."""
+        seeing = (f"{self.blueprint.tower}.", f"{self.blueprint.projector}.")
         sees = list(self.head.named_parameters())
         answers: list[Named] = []
         for name, parameter in self.model.named_parameters():
-            is_tower = name.startswith(tower) and not name.startswith(projector)
-            (sees if is_tower else answers).append((name, parameter))
+            (sees if name.startswith(seeing) else answers).append((name, parameter))
         return sees, answers
 
     def _stage(
@@ -175,7 +188,7 @@ class Pretraining:
     ) -> None:
         parameters = [p for group in groups for _, p in group["params"]]
         seeing = stage == "seeing"
-        rate = self.schedule.seeing_rate if seeing else self.schedule.answering_rate
+        rate = getattr(self.schedule, f"{stage}_rate")
         optimizers = make_optimizers(groups, self.schedule.matrix_factor)
         first, before = self._restore(stage, optimizers)
         started = time.monotonic()
@@ -183,10 +196,11 @@ class Pretraining:
             self.writer,
             self.padding,
             shares,
-            batch_size=self.schedule.seeing_batch if seeing else self.schedule.answering_batch,
+            batch_size=getattr(self.schedule, f"{stage}_batch"),
             micro_batches=self.schedule.micro_batches,
             questions=1 if seeing else self.schedule.questions,
-            seed=self.schedule.seed + (0 if seeing else 1),
+            told=stage == "reading",
+            seed=self.schedule.seed + _SEEDS[stage],
             first=first,
             last=num_steps,
         )
@@ -218,39 +232,50 @@ class Pretraining:
         num_answers = sum(len(answer_lengths(part.labels)) for part in parts)
         for part in parts:
             with plain_attention(), torch.autocast("cpu", torch.bfloat16):
-                states = self._see(self.model, part.pixels)
-                loss = patch_loss(self.head(states), part) / len(parts)
-                told = loss
-                if stage == "answering":
-                    picture, hidden = self._hidden(self.model, part, states)
+                looked, aside = self._no_tokens(part), torch.zeros(())
+                if stage != "reading":
+                    looked = self._see(self.model, part.pixels)
+                    told = aside = patch_loss(self.head(looked), part) / len(parts)
+                if stage != "seeing":
+                    early, hidden = self._hidden(self.model, part, looked)
                     logits, labels = answer_logits(self.model, hidden, part.labels)
                     told = answer_loss(logits, labels, part.labels) / num_answers
-                    placed = place_loss(picture, self.codes)
-                    loss = told + self.schedule.patch_weight * loss
-                    loss = loss + self.schedule.place_weight * placed / len(parts)
+                loss = told
+                if stage == "answering":
+                    placed = place_loss(early, self.codes) / len(parts)
+                    loss = told + self.schedule.patch_weight * aside
+                    loss = loss + self.schedule.place_weight * placed
             loss.backward()
             total += told.item()
         return total
+
+    def _no_tokens(self, batch: Batch) -> Tensor:
+        """Return the visual tokens of a batch in which words stand for the pictures: none."""
+        return torch.empty(len(batch.after), 0, self.head.norm.normalized_shape[0])
 
     @torch.no_grad()
     def _accuracy(self, stage: str) -> dict[str, float]:
         """Return how much is right on the first samples of the validation split."""
         if stage == "seeing":
             tasks = ["pages", "reading", "captions", "forms", "diagrams"]
+        elif stage == "reading":
+            tasks = list(TOLD)
         else:
             tasks = list(dict.fromkeys(name for level in LEVELS for name in level))
         found = {}
         for name in tasks:
             batch = self._check(stage, name)
             with torch.autocast("cpu", torch.bfloat16):
-                states = SEE[self.blueprint.name](self.model, batch.pixels)
+                looked = self._no_tokens(batch)
+                if stage != "reading":
+                    looked = SEE[self.blueprint.name](self.model, batch.pixels)
                 if stage == "seeing":
-                    what, _ = self.head(states)
+                    what, _ = self.head(looked)
                     shown = batch.what > 0  # type: ignore[operator]
                     right = what.argmax(-1)[shown] == batch.what[shown]  # type: ignore[index]
                     found[name] = float(right.float().mean())
                     continue
-                _, hidden = hidden_states(self.model, batch, states)
+                _, hidden = hidden_states(self.model, batch, looked)
                 logits, labels = answer_logits(self.model, hidden, batch.labels)
             lengths = answer_lengths(batch.labels).tolist()
             right = (logits.argmax(-1) == labels).split(lengths)
@@ -262,8 +287,13 @@ class Pretraining:
         key = stage, name
         if key not in self._checks:
             samples = list(TASKS[name].samples("validation", _NUM_CHECKED, self.schedule.seed))
-            patches = stage == "seeing"
-            self._checks[key] = collate_samples(samples, self.writer, self.padding, patches=patches)
+            if stage == "reading":
+                self._checks[key] = collate_told(samples, self.writer, self.padding, questions=1)
+            else:
+                patches = stage == "seeing"
+                self._checks[key] = collate_samples(
+                    samples, self.writer, self.padding, patches=patches
+                )
         return self._checks[key]
 
     def _checkpoint(

@@ -1,6 +1,6 @@
 """What a reference model's pre-training draws, and for how long.
 
-Owns: the two stages' settings and the shares of tasks.
+Owns: the three stages' settings and the shares of tasks.
 """
 
 from __future__ import annotations
@@ -13,22 +13,31 @@ from narrowtune.miniature.registry import LEVELS, TASKS
 
 _REVIEW = (0.0, 0.3, 0.3)  # share of a level's samples that is of those before it
 _AHEAD = 0.25  # share of the level before the last that is of the last
+_PARTS_ALONE = 0.2  # share of the reading steps before the held-out tasks come in
 _PAGES = 0.7  # weight of pages of letters for each other task, while the tower learns to see
 _HARD = ("diagrams", "charts", "forms", "infographics")  # drawn twice as often as others
 
 
+TOLD = (
+    *("lists", "binding", "relations", "choices", "rows", "arrows", "captions"),
+    *LEVELS[-1],
+)
+"""The tasks whose pictures can be told in words: without eyes, a language model learns to answer
+from these. Where the words would be the answer, as for names, nothing is told."""
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast both stages learn.
+    """How long and how fast the stages learn.
 
     Attributes:
         seed: of weights and samples.
-        seeing_steps, answering_steps: optimiser steps of the two stages.
-        seeing_batch, answering_batch: pictures per step of the two stages.
+        seeing_steps, reading_steps, answering_steps: optimiser steps of the three stages.
+        seeing_batch, reading_batch, answering_batch: pictures per step, or what is told of them.
         micro_batches: parts of a step, each with questions of like length.
         matrix_factor: what the rate is multiplied by for matrices, which Muon trains.
         questions: how many are asked about a picture at most, while the model learns to answer.
-        seeing_rate, answering_rate: highest learning rates of the two stages.
+        seeing_rate, reading_rate, answering_rate: highest learning rates of the stages.
         tower_factor: what the tower's rate is multiplied by while the model learns to answer.
         patch_weight: of the patch labels' loss in that stage, so that the tower goes on seeing.
         place_weight: of the loss that asks for the row and column of visual tokens.
@@ -36,18 +45,21 @@ class Schedule:
     """
 
     seed: int = 0
-    seeing_steps: int = 1500
+    seeing_steps: int = 3000
+    reading_steps: int = 2000
     answering_steps: int = 4000
     seeing_batch: int = 64
+    reading_batch: int = 64
     answering_batch: int = 32
     micro_batches: int = 2
     matrix_factor: float = 3.0
     questions: int = 6
     seeing_rate: float = 2e-3
+    reading_rate: float = 1e-3
     answering_rate: float = 1e-3
     tower_factor: float = 0.2
     patch_weight: float = 0.3
-    place_weight: float = 0.1
+    place_weight: float = 0.3
     level_starts: tuple[float, ...] = (0.15, 0.4)
 
     def of_seeing(self) -> dict[str, Any]:
@@ -78,6 +90,16 @@ def answering_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]
         found.append((round(start * schedule.answering_steps), shares))
         earlier = list(dict.fromkeys((*earlier, *level)))
     return found
+
+
+def reading_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]]:
+    """Return what is told in words: one step of an answer first, then every task.
+
+    Nothing is seen in this stage.
+    """
+    first = {name: 1.0 for name in TOLD if name not in LEVELS[-1]}
+    start = round(_PARTS_ALONE * schedule.reading_steps)
+    return [(0, first), (start, {**_weights(TOLD), **{name: 0.5 for name in first}})]
 
 
 def _weights(names: Sequence[str]) -> dict[str, float]:
