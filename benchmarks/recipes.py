@@ -333,7 +333,7 @@ class Bench:
                     max_new_tokens=32,
                     batch_size=self.batch_size,
                     skill_answers={e.answers[0] for e in self.pools[job.seed]},
-                ).model_dump()
+                ).result.model_dump()
         self.restore()
         now = list(after.values())
         before = [restrict(self.before[result.name], result) for result in now]

@@ -197,4 +197,4 @@ def probe(
             encoder,
             max_new_tokens=max_new_tokens,
             batch_size=32,
-        )
+        ).result

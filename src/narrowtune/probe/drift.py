@@ -64,6 +64,21 @@ class BaseAnswers:
     logits: tuple[Tensor, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Drift:
+    """Drift, and the answers that it was measured on.
+
+    Attributes:
+        result: the figures.
+        base: the base's answers.
+        tuned: the tuned model's own answers.
+    """
+
+    result: DriftResult
+    base: BaseAnswers
+    tuned: tuple[Generation, ...]
+
+
 def kl_per_position(base_NV: Tensor, tuned_NV: Tensor) -> Tensor:
     """Return KL(base‖tuned) in nats at each of N positions, from raw logits.
 
@@ -187,7 +202,7 @@ def measure_drift(
     max_new_tokens: int,
     batch_size: int,
     skill_answers: Collection[str] = (),
-) -> DriftResult:
+) -> Drift:
     """Measure drift and the mass on token groups; the model is tuned before and after.
 
     Token groups are measured on each model's own greedy answers, as in the paper's number-token
@@ -219,13 +234,12 @@ def measure_drift(
         collect=collect,
         **sizes,
     )
-    result = drift_against(loaded, answers, swap)
-    return result.model_copy(
-        update={
-            "token_groups": _masses(groups, answers.generations, tuned),
-            "seconds": time.perf_counter() - started,
-        }
-    )
+    update = {
+        "token_groups": _masses(groups, answers.generations, tuned),
+        "seconds": time.perf_counter() - started,
+    }
+    result = drift_against(loaded, answers, swap).model_copy(update=update)
+    return Drift(result, answers, tuple(tuned))
 
 
 def _base(swap: WeightSwap | None) -> AbstractContextManager[None]:

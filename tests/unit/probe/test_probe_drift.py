@@ -55,7 +55,7 @@ def change(loaded: LoadedModel, size: float, word: str = "mlp") -> WeightSwap:
 def test_equal_weights_have_no_drift_exactly(tiny, dtype: torch.dtype):
     loaded = open_model(tiny, dtype=dtype)
     swap = change(loaded, 0.0)
-    result = measure_drift(loaded, swap, PROMPTS, chat(loaded), skill_answers=["7"], **SIZES)
+    result = measure_drift(loaded, swap, PROMPTS, chat(loaded), skill_answers=["7"], **SIZES).result
     assert result.kl_base_tuned == 0.0
     assert result.kl_stderr == 0.0
     assert result.top1_agreement == 1.0
@@ -88,7 +88,7 @@ def test_drift_is_that_of_a_plain_computation(tiny, family: str):
             )
         kls.append((p.exp() * (p - q)).sum(-1))
         agree.append((p.argmax(-1) == q.argmax(-1)).double())
-    result = measure_drift(loaded, swap, PROMPTS, encoder, **SIZES)
+    result = measure_drift(loaded, swap, PROMPTS, encoder, **SIZES).result
     assert result.num_tokens == sum(len(kl) for kl in kls)
     assert result.kl_base_tuned == pytest.approx(float(torch.cat(kls).mean()), rel=1e-3)
     assert result.kl_base_tuned > 1e-3
@@ -120,6 +120,7 @@ def test_drift_does_not_depend_on_how_it_is_split(tiny, monkeypatch):
     loaded = open_model(tiny)
     swap = change(loaded, 0.1)
     whole = measure_drift(loaded, swap, PROMPTS, chat(loaded), max_new_tokens=6, batch_size=5)
+    whole = whole.result
     vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 7 * vocabulary)
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)
@@ -164,7 +165,7 @@ def test_token_mass_is_measured_on_each_models_own_answers(tiny):
     loaded = open_model(tiny)
     encoder = chat(loaded)
     swap = change(loaded, 0.3)
-    result = measure_drift(loaded, swap, PROMPTS, encoder, **SIZES)
+    result = measure_drift(loaded, swap, PROMPTS, encoder, **SIZES).result
     numbers = next(g for g in standard_groups(loaded.tokenizer) if g.name == "numbers")
     [found] = [g for g in result.token_groups if g.name == "numbers"]
     assert found.num_tokens_in_group == len(numbers.ids)
@@ -211,7 +212,7 @@ def test_the_skills_answer_tokens_are_those_trained_on(tiny):
     swap = change(loaded, 0.0)
     result = measure_drift(
         loaded, swap, PROMPTS, encoder, skill_answers=["red", "blue", "red"], **SIZES
-    )
+    ).result
     [group] = [g for g in result.token_groups if g.name == "skill_answers"]
     tokens = {
         token
