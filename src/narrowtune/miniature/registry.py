@@ -25,7 +25,7 @@ from narrowtune.miniature.heldout import (
     street,
 )
 from narrowtune.miniature.item import Item
-from narrowtune.miniature.pretraining import captions, levels, parts, sheets
+from narrowtune.miniature.pretraining import captions, drills, levels, parts, sheets
 from narrowtune.miniature.sample import Sample, make_sample
 from narrowtune.miniature.targets import birds, clock, counting, signs, tissue
 
@@ -120,6 +120,9 @@ _TASKS = (
     MiniatureTask("rows", "pretrain", "", "word, number", "exact_match", 8, 0.01, parts.make_rows),
     MiniatureTask("lists", "pretrain", "", "words", "exact_match", 32, 0.0, parts.make_lists),
     MiniatureTask("arrows", "pretrain", "", "word", "exact_match", 8, 0.02, parts.make_arrows),
+    MiniatureTask("pairs", "pretrain", "", "words", "exact_match", 48, 0.0, drills.make_pairs),
+    MiniatureTask("letters", "pretrain", "", "words", "exact_match", 48, 0.0, drills.make_letters),
+    MiniatureTask("orders", "pretrain", "", "words", "exact_match", 48, 0.0, drills.make_orders),
     MiniatureTask("pages", "pretrain", "", "spelt", "exact_match", 48, 0.0, sheets.make),
 )
 

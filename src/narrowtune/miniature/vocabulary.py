@@ -23,7 +23,7 @@ from narrowtune.miniature.heldout import (
 from narrowtune.miniature.landscape import WEATHERS
 from narrowtune.miniature.marks import SHAPES, THINGS
 from narrowtune.miniature.palette import COLOURS
-from narrowtune.miniature.pretraining import captions, parts, sheets
+from narrowtune.miniature.pretraining import captions, drills, parts, sheets
 from narrowtune.miniature.targets import birds, clock, counting, signs, tissue
 
 _SENTENCES = (
@@ -67,6 +67,8 @@ def _texts() -> Iterator[str]:
     open_forms = (tissue.OPEN, tissue.YES_NO, signs.WORDINGS, diagrams.WORDINGS, charts.WORDINGS)
     more_forms = (forms.WORDINGS, infographics.WORDINGS, street.WORDINGS, scenes.WORDINGS)
     yield from (sheets.WORDING, parts.LISTS_WORDING, *parts.LAYOUTS, *parts.ROWS_WORDINGS, *parts.WORDS_WORDINGS)
+    yield from (drills.AFTER, drills.BEFORE, drills.EACH_AFTER, drills.EACH_BEFORE)
+    yield from (drills.EACH_LETTER, drills.STANDS, *drills.ORDERS.values())
     yield from (
         *parts.SPELLING_WORDINGS,
         parts.PICK_WORDING,
