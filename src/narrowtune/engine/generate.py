@@ -25,6 +25,7 @@ from narrowtune.core.errors import EvaluationError
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.forward import evaluating, to_device
 from narrowtune.engine.prefix import Prefix, share_prefix
+from narrowtune.engine.trie import TokenTrie
 from narrowtune.models.load import LoadedModel
 
 NOISE_ROWS, NOISE_STEPS, NOISE_TOKENS = 6, 4, 16
@@ -95,6 +96,7 @@ def generate_greedy(
     extra_stop_tokens: Collection[int] = (),
     collect: Collect | None = None,
     tolerance: float | None = None,
+    allowed: Sequence[TokenTrie] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
     """Answer `prompts` greedily; the answers are in the prompts' order and independent of batches.
@@ -109,6 +111,7 @@ def generate_greedy(
         extra_stop_tokens: tokens that end an answer beside the model's own.
         collect: see `Collect`.
         tolerance: gap up to which a decision counts as close; `measure_noise` unless given.
+        allowed: for each prompt, the answers among which decoding chooses; all unless given.
         progress: called with the number of prompts answered since the last call.
 
     Raises:
@@ -123,11 +126,13 @@ def generate_greedy(
             tolerance = _measure(decoder, prompts, prefix)
         answers: list[Generation | None] = [None] * len(prompts)
         for indices in length_batches([len(p.input_ids) for p in prompts], batch_size):
-            found = decoder.decode([prompts[i] for i in indices], max_new_tokens, prefix)
+            batch, among = [prompts[i] for i in indices], allowed and [allowed[i] for i in indices]
+            found = decoder.decode(batch, max_new_tokens, prefix, allowed=among)
             for index, answer in zip(indices, found, strict=True):
                 if answer.min_margin <= tolerance:
                     if len(indices) > 1 or prefix is not None:
-                        answer = decoder.decode([prompts[index]], max_new_tokens)[0]
+                        own = allowed and [allowed[index]]
+                        [answer] = decoder.decode([prompts[index]], max_new_tokens, allowed=own)
                     answer = replace(answer, tie=answer.min_margin <= tolerance)
                 answers[index] = answer
             if progress is not None:
@@ -167,30 +172,47 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int
         yield order[start : start + batch_size]
 
 
-class _Recorder(LogitsProcessor):
-    """Sees each step's raw logits [B, V]; keeps the gap of the best two and what is asked for."""
-
-    def __init__(self, collect: Collect | None) -> None:
-        self.collect = collect
-        self.margins: list[Tensor] = []
-        self.collected: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        best = scores.topk(2, dim=-1).values
-        self.margins.append(best[:, 0] - best[:, 1])
-        if self.collect is not None:
-            self.collected.append(self.collect(scores))
-        return scores
-
-
 @dataclass
 class _Started:
     """A row's answer so far; `step_ids` and `margins` include the stop token's step."""
 
+    allowed: TokenTrie | None = None
     step_ids: list[int] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     collected: list[Tensor] = field(default_factory=list)
     ended: bool = False
+
+
+class _Recorder(LogitsProcessor):
+    """Sees each step's raw logits [B, V]; keeps the gap of the best two and what is asked for.
+
+    The gap is between tokens that are allowed: of a step without a choice it is infinite.
+
+    Args:
+        collect: see `Collect`.
+        rows: of the batch, as they were before these steps.
+        length: tokens of each before these steps.
+    """
+
+    def __init__(self, collect: Collect | None, rows: Sequence[_Started], length: int) -> None:
+        self.collect, self.rows, self.length = collect, rows, length
+        self.margins: list[Tensor] = []
+        self.collected: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.collect is not None:
+            self.collected.append(self.collect(scores))
+        if any(row.allowed is not None for row in self.rows):
+            new_BS = input_ids[:, self.length :].tolist()
+            scores = torch.stack(
+                [
+                    row.allowed.allow(own, [*row.step_ids, *new]) if row.allowed else own
+                    for row, own, new in zip(self.rows, scores, new_BS, strict=True)
+                ]
+            )
+        best = scores.topk(2, dim=-1).values
+        self.margins.append(best[:, 0] - best[:, 1])
+        return scores
 
 
 @dataclass(frozen=True)
@@ -202,7 +224,12 @@ class _Decoder:
     collect: Collect | None
 
     def decode(
-        self, prompts: Sequence[Encoded], max_new_tokens: int, prefix: Prefix | None = None
+        self,
+        prompts: Sequence[Encoded],
+        max_new_tokens: int,
+        prefix: Prefix | None = None,
+        *,
+        allowed: Sequence[TokenTrie] | None = None,
     ) -> list[Generation]:
         """Answer one left-padded batch; `prefix` is not computed again.
 
@@ -219,7 +246,7 @@ class _Decoder:
         del batch["labels"]
         # A picture's features are of the whole batch, so such a batch stays together to its end.
         chunk = max_new_tokens if any(prompt.features for prompt in prompts) else CHUNK_STEPS
-        started = [_Started() for _ in prompts]
+        started = [_Started(trie) for trie in allowed or [None] * len(prompts)]
         active = list(range(len(prompts)))
         for done in range(0, max_new_tokens, chunk):
             steps = min(chunk, max_new_tokens - done)
@@ -249,7 +276,8 @@ class _Decoder:
             pad_token_id=pad,
             return_dict_in_generate=True,
         )
-        recorder = _Recorder(self.collect)
+        length = batch["input_ids"].shape[1]
+        recorder = _Recorder(self.collect, rows, length)
         with _no_own_settings(model):
             found = model.generate(
                 **batch,
@@ -257,7 +285,6 @@ class _Decoder:
                 logits_processor=LogitsProcessorList([recorder]),
             )
         sequences: Tensor = found.sequences
-        length = batch["input_ids"].shape[1]
         new_BS = sequences[:, length:].tolist()
         margins_BS = torch.stack(recorder.margins, dim=1).tolist()
         kept = torch.stack(recorder.collected, dim=1).cpu() if self.collect else None

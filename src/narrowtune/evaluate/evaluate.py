@@ -21,6 +21,7 @@ from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example
 from narrowtune.engine.generate import generate_greedy, measure_noise, stop_tokens
 from narrowtune.engine.options import OptionScores, option_logprobs
+from narrowtune.engine.trie import TokenTrie
 from narrowtune.evaluate.cache import ScoreCache
 from narrowtune.evaluate.metrics import score
 from narrowtune.evaluate.statistics import mean_score
@@ -39,6 +40,7 @@ def evaluate(
     *,
     batch_size: int,
     tolerance: float | None = None,
+    allowed: Mapping[str, TokenTrie] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TaskResult:
     """Ask the model every item of `task` and score its answers.
@@ -53,6 +55,7 @@ def evaluate(
         encoder: the chat template; the same before and after.
         batch_size: items answered together; the answers do not depend on it.
         tolerance: as for `generate_greedy`; measured on the task's own prompts unless given.
+        allowed: in mode `generate`, what each item may be answered with, by its id.
         progress: called with the number of items (of options in mode `options`) done since the
             last call.
 
@@ -63,7 +66,7 @@ def evaluate(
     if task.mode == "options":
         items = _choose(loaded, task, encoder, batch_size, progress)
     else:
-        items = _answer(loaded, task, encoder, batch_size, tolerance, progress)
+        items = _answer(loaded, task, encoder, batch_size, tolerance, allowed, progress)
     groups = task.groups
     return TaskResult(
         name=task.name,
@@ -153,9 +156,13 @@ def _answer(
     encoder: ChatEncoder,
     batch_size: int,
     tolerance: float | None,
+    allowed: Mapping[str, TokenTrie] | None,
     progress: Callable[[int], None] | None,
 ) -> list[ItemResult]:
     items = []
+    steps = task.max_new_tokens
+    if allowed is not None:
+        steps = max(trie.num_steps for trie in allowed.values())
     for examples in _portions(task, batch_size):
         prompts = [encoder.encode_prompt(example.prompt) for example in examples]
         if tolerance is None:
@@ -163,10 +170,11 @@ def _answer(
         generations = generate_greedy(
             loaded,
             prompts,
-            max_new_tokens=task.max_new_tokens,
+            max_new_tokens=steps,
             batch_size=batch_size,
             extra_stop_tokens=encoder.stop_tokens,
             tolerance=tolerance,
+            allowed=allowed and [allowed[example.id] for example in examples],
             progress=progress,
         )
         items += [

@@ -1,0 +1,87 @@
+"""Tasks scored with decoding held to the form that was asked for.
+
+Owns: which answers a task allows, and its score among them. What a model loses in free answers and
+keeps here, it has not forgotten: it says something else where it is free to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import takewhile
+
+from narrowtune.core.results import TaskResult
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import IGNORE_INDEX
+from narrowtune.data.examples import Example, Message, Text
+from narrowtune.engine.generate import stop_tokens
+from narrowtune.engine.trie import TokenTrie
+from narrowtune.evaluate.evaluate import evaluate
+from narrowtune.evaluate.tasks import Task
+from narrowtune.models.load import LoadedModel
+
+
+def evaluate_constrained(
+    loaded: LoadedModel,
+    task: Task,
+    encoder: ChatEncoder,
+    *,
+    batch_size: int,
+    tolerance: float | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> TaskResult:
+    """Ask the model every item of `task`, with the same prompts, and let it choose among answers.
+
+    Greedy decoding takes the most likely token that leads to an allowed answer
+    (`allowed_answers`), so that a free answer that is among them stays. In mode `options` answers
+    are chosen among the item's options anyway.
+
+    Args and errors are those of `evaluate`.
+    """
+    allowed = None if task.mode == "options" else answer_tries(loaded, task, encoder)
+    return evaluate(
+        loaded,
+        task,
+        encoder,
+        batch_size=batch_size,
+        tolerance=tolerance,
+        allowed=allowed,
+        progress=progress,
+    )
+
+
+def allowed_answers(task: Task) -> dict[str, tuple[str, ...]]:
+    """Return what each item may be answered with, by its id.
+
+    Where option letters are scored, the letters of the item's options; else every answer that is
+    accepted for any item of the task.
+    """
+    every = tuple(dict.fromkeys(answer for item in task.examples for answer in item.answers))
+    return {item.id: _letters(task, item) or every for item in task.examples}
+
+
+def answer_tries(loaded: LoadedModel, task: Task, encoder: ChatEncoder) -> dict[str, TokenTrie]:
+    """Return `allowed_answers` as tokens; items that are allowed the same share one trie."""
+    stop = stop_tokens(loaded, encoder.stop_tokens)
+    allowed = allowed_answers(task)
+    tries = {
+        answers: TokenTrie(_tokens(answers, encoder, stop), stop)
+        for answers in dict.fromkeys(allowed.values())
+    }
+    return {id: tries[answers] for id, answers in allowed.items()}
+
+
+def _letters(task: Task, item: Example) -> tuple[str, ...]:
+    if task.metric != "option_letter":
+        return ()
+    return tuple(chr(ord("A") + place) for place in range(len(item.options)))
+
+
+def _tokens(
+    answers: Iterable[str], encoder: ChatEncoder, stop: tuple[int, ...]
+) -> Iterable[list[int]]:
+    """Yield the answers' tokens as they stand after a prompt, without what ends them."""
+    question = [Message("user", (Text("?"),))]
+    for answer in answers:
+        labels = encoder.encode_answer(question, answer).labels
+        given = (token for token in labels if token != IGNORE_INDEX)
+        yield list(takewhile(lambda token: token not in stop, given))
