@@ -62,7 +62,7 @@ class StageResult(Value):
         stage: how many skills have been taught.
         skill: the last of them; empty for the base.
         tasks: scores by task, the tests of all skills and all keep sets. `validation` is the last
-            skill's own rows that were kept back.
+            skill's own rows that were kept back; the base's, those of a study's only skill.
         drift: against the base; None for the base itself.
         steps, seconds: of the stage's training.
         final_loss: of its last step.

@@ -134,13 +134,15 @@ class Study:
         return make_task(settings.model_copy(update={"name": label}), examples, "target")
 
     def score_base(self) -> StageResult:
-        """Return the base's scores."""
+        """Return the base's scores; with a single skill, on its validation rows too."""
         with apply_arithmetic(self.arithmetic):
+            single = next(iter(self.validation.values())) if len(self.validation) == 1 else None
             return StageResult(
                 chain=ChainKey(arm=BASE, learning_rate=0.0, order="", seed=0),
                 stage=0,
                 skill="",
                 tasks={task.name: self._score(task) for task in self.tasks},
+                validation=self._score(single) if single is not None else None,
             )
 
     def run(self, chain: Chain, num_done: int, report: Callable[[StageResult], None]) -> None:
@@ -194,7 +196,7 @@ class Study:
                     max_new_tokens=self.settings.drift.max_new_tokens,
                     batch_size=self.settings.eval_batch_size,
                     skill_answers={example.answers[0] for example in self.pools[skill]},
-                )
+                ).result
             kept_back = self.validation.get(skill)
             return StageResult(
                 chain=chain.key,
