@@ -11,14 +11,25 @@ import typer
 from narrowtune.cli.flags import AsJson, Set, option
 from narrowtune.cli.printing import open_console
 from narrowtune.cli.settings import study_settings
+from narrowtune.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from narrowtune.core.study_settings import StudySettings
+    from narrowtune.study.phases import Phase
+    from narrowtune.study.presets import Preset
     from narrowtune.study.results import StageResult
 
 
 def study(
     config: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A YAML file: skills, keep, arms, seeds.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A YAML file: skills, keep, arms, seeds. Or a preset on the small world: "
+            "miniature, miniature-quick.",
+        ),
     ],
     model: Annotated[str | None, option("MODEL", "In place of the file's.")] = None,
     output_dir: Annotated[str | None, option("FOLDER", "The study's folder.")] = None,
@@ -31,12 +42,24 @@ def study(
     """Teach skills in a row with many recipes and seeds, and compare what they learn and forget.
 
     A study that was stopped goes on where it was; arms, rates, orders and seeds can be added to
-    one that is finished.
+    one that is finished. A preset runs the whole protocol of docs/study.md.
     """
+    from narrowtune.study.presets import PRESETS
+
+    preset = PRESETS.get(str(config))
+    if preset is not None:
+        given = [flag for flag, value in (("--model", model), ("--set", more)) if value]
+        if given:
+            raise UsageError(
+                asked=f"the preset {preset.name} with {' and '.join(given)}",
+                found="a preset, which has its own model and settings",
+                do="leave these out, or write a YAML file (docs/study.md)",
+            )
+        _run_preset(preset, Path(output_dir or f"runs/{preset.name}"), workers, as_json)
+        return
     settings = study_settings(config, {"model": model, "output_dir": output_dir}, more)
-    from narrowtune.study.figures import draw_study
     from narrowtune.study.results import read_results
-    from narrowtune.study.view import chain_table, frontier_table, stage_line
+    from narrowtune.study.view import stage_line
     from narrowtune.study.workers import results_path, run_study
 
     console = open_console(as_json)
@@ -45,11 +68,20 @@ def study(
         console.print(stage_line(result, missing), soft_wrap=True)
 
     run_study(settings, report, num_workers=workers)
-    path = results_path(settings)
-    results = read_results(path)
+    results = read_results(results_path(settings))
     if as_json:
         typer.echo(json.dumps([result.model_dump() for result in results], indent=2))
         return
+    _show(console, settings, results)
+
+
+def _show(console: Console, settings: StudySettings, results: list[StageResult]) -> None:
+    """Print a finished study's tables, and draw its figures."""
+    from narrowtune.study.figures import draw_study
+    from narrowtune.study.view import chain_table, frontier_table
+    from narrowtune.study.workers import results_path
+
+    path = results_path(settings)
     for order, skills in settings.all_orders.items():
         console.print(frontier_table(results, order, skills[0]))
         if len(skills) > 1:
@@ -58,3 +90,27 @@ def study(
     drawn = draw_study(results, settings.all_orders, figures)
     console.print(f"Results: {path}", markup=False, soft_wrap=True)
     console.print(f"Figures: {figures} ({', '.join(drawn)})", markup=False, soft_wrap=True)
+
+
+def _run_preset(preset: Preset, folder: Path, workers: int, as_json: bool) -> None:
+    from narrowtune.study.miniature import run_miniature
+    from narrowtune.study.phases import Watch
+    from narrowtune.study.view import claims_table, stage_line
+
+    console = open_console(as_json)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    def stage(result: StageResult, missing: int) -> None:
+        console.print(stage_line(result, missing), soft_wrap=True)
+
+    def done(phase: Phase) -> None:
+        _show(console, phase.settings, phase.results)
+
+    summary, page = run_miniature(preset, folder, Watch(say, stage, done), num_workers=workers)
+    if as_json:
+        typer.echo(summary.model_dump_json(indent=2))
+        return
+    console.print(claims_table(summary))
+    say(f"Summary: {page}")

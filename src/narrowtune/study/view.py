@@ -14,6 +14,7 @@ from narrowtune.core.numbers import number, signed
 from narrowtune.report.terminal import cell, table
 from narrowtune.report.text import percent, small
 from narrowtune.study.results import BASE, StageResult, base_of, by_chain
+from narrowtune.study.summary import Summary
 from narrowtune.study.tables import make_point, sequences
 
 
@@ -73,4 +74,12 @@ def chain_table(results: Sequence[StageResult], order: str, skills: Sequence[str
             signed(scores.target_overall),
             *(number(lost) for lost in scores.held_out),
         )
+    return made
+
+
+def claims_table(summary: Summary) -> Table:
+    """Return the paper's claims with what a miniature study says of them."""
+    made = table("claim", "verdict", "what the paper says", texts=3)
+    for claim in summary.claims:
+        made.add_row(claim.number, cell(claim.verdict), cell(claim.text))
     return made

@@ -1,0 +1,52 @@
+"""The whole study in miniature: world, models, phases, summary.
+
+Owns: the layout of the output folder: `world/`, a folder per phase, choices.json, summary.md and
+summary.json.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from narrowtune.core.errors import UsageError
+from narrowtune.core.run_folder import write_text
+from narrowtune.miniature.reference.shipped import reference_folder
+from narrowtune.study.phases import Protocol, Watch
+from narrowtune.study.presets import Preset
+from narrowtune.study.summary import Summary, summarise_study
+from narrowtune.study.summary_page import summary_page
+from narrowtune.study.world import write_world
+
+
+def run_miniature(
+    preset: Preset, folder: Path, watch: Watch, *, num_workers: int = 1
+) -> tuple[Summary, Path]:
+    """Run what is missing of a preset, and write its summary.
+
+    Args:
+        preset: which.
+        folder: of everything.
+        watch: is told what happens.
+        num_workers: chains at a time.
+
+    Returns:
+        The summary, and its page.
+
+    Raises:
+        UsageError: the model does not ship, or the folder is another preset's.
+        NarrowtuneError: of the first chain that fails.
+    """
+    models = {preset.model: reference_folder(preset.model)}
+    if preset.second_model is not None:
+        with suppress(UsageError):  # the protocol says which phases are left out
+            models[preset.second_model] = reference_folder(preset.second_model)
+    watch.say(f"Rows of the small world: {folder / 'world'}")
+    world = write_world(folder / "world", preset)
+    protocol = Protocol(preset, world, models, folder, watch, num_workers=num_workers)
+    protocol.run()
+    summary = summarise_study(preset.name, protocol.phases, protocol.choices, preset.skill)
+    write_text(folder / "summary.json", summary.model_dump_json(indent=2) + "\n")
+    page = folder / "summary.md"
+    write_text(page, summary_page(summary, protocol.choices))
+    return summary, page

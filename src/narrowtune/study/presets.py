@@ -1,0 +1,172 @@
+"""The miniature study's sizes: which arms, rates, seeds and rows a preset has.
+
+Owns: the numbers of the protocol (docs/decisions/0012). Nothing here depends on a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from narrowtune.core.study_settings import ArmSettings
+
+SKILL_ORDERS: dict[str, tuple[str, ...]] = {
+    "default": ("birds", "counting", "tissue", "signs", "clock"),
+    "alternative": ("tissue", "birds", "signs", "clock", "counting"),
+    "reversed": ("clock", "signs", "tissue", "counting", "birds"),
+}
+"""The paper's three orders: CUB200, PixmoCount, PathVQA, TextVQA, TimeClock, and so on."""
+
+REPLAYED = 0.25
+"""Replayed rows per row of the skill."""
+
+REFERENCE = "language_model"
+"""The arm that others are compared with."""
+
+LORA_FACTOR = 10
+"""How much higher the rates of adapters are."""
+
+TOWER_FACTOR = 0.4
+"""The tower's share of the one rate, as the paper's 2e-6 beside 5e-6."""
+
+AVERAGES = (0.1, 0.5, 0.9)
+"""Shares α of WiSE-FT; the middle one is an arm everywhere, the others join at its chosen rate."""
+
+_RECIPES = (
+    "language_model",
+    "full",
+    "mlp",
+    "mlp_gate_up",
+    "mlp_down",
+    "sa_proj",
+    "sa_qkv",
+    "sa_o",
+    "sa_proj+mlp_gate_up",
+    "vision_tower",
+    "projector",
+)
+
+LORA, LWF, WISE_FT, MOE = "mlp + LoRA 16", "mlp + LwF", "mlp + WiSE-FT 0.5", "mlp + MoE"
+_ANCHORED = ("sa_proj + anchor", "mlp_gate_up + anchor")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of rows.
+
+    Attributes:
+        samples: that a stage learns from, drawn with the seed.
+        pool: of a skill, to draw from.
+        validation: of a skill, for choosing rates.
+        test: of a skill.
+        keep: of each task that is kept.
+        drift: prompts.
+        anchor: prompts.
+        replay: rows to draw from.
+    """
+
+    samples: int
+    pool: int
+    validation: int
+    test: int
+    keep: int
+    drift: int
+    anchor: int
+    replay: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of the study.
+
+    Attributes:
+        name: what is typed in place of a file.
+        model, second_model: names of reference models; the second's phases are left out if None.
+        sizes: numbers of rows.
+        arms: labels of those that are compared everywhere.
+        main: those with a second sample budget and on the second model.
+        turned: those that other orders are run with.
+        rates: the grid before it is extended; adapters have it `LORA_FACTOR` times higher.
+        most_extensions: rounds of one further rate per arm.
+        quarter: whether the grid is run with a quarter of the samples too.
+        seeds: of the runs at chosen rates.
+        chain_seeds: of the chains of skills.
+        batch_size: rows of a step.
+        skill: the one that rates are chosen on.
+        orders: of skills, by name; the first is the default.
+    """
+
+    name: str
+    model: str
+    second_model: str | None
+    sizes: Sizes
+    arms: tuple[str, ...]
+    main: tuple[str, ...]
+    turned: tuple[str, ...]
+    rates: tuple[float, ...]
+    most_extensions: int
+    quarter: bool
+    seeds: tuple[int, ...]
+    chain_seeds: tuple[int, ...]
+    batch_size: int = 32
+    skill: str = "counting"
+    orders: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: SKILL_ORDERS)
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="miniature",
+            model="qwen2_5_vl",
+            second_model="llava_onevision",
+            sizes=Sizes(3200, 4800, 200, 200, 128, 64, 256, 1000),
+            arms=(*_RECIPES, LORA, LWF, WISE_FT, MOE, *_ANCHORED, "language_model + replay"),
+            main=("language_model", "mlp", "mlp_gate_up", "sa_proj", LORA, "sa_proj + anchor"),
+            turned=("language_model", "mlp_gate_up", "sa_proj", "sa_proj + anchor"),
+            rates=(1e-4, 3e-4, 1e-3, 3e-3),
+            most_extensions=3,
+            quarter=True,
+            seeds=(0, 1, 2),
+            chain_seeds=(0, 1, 2),
+        ),
+        Preset(
+            name="miniature-quick",
+            model="qwen2_5_vl",
+            second_model=None,
+            sizes=Sizes(960, 1000, 100, 100, 48, 32, 128, 0),
+            arms=("language_model", "mlp_gate_up", "sa_proj", "sa_proj + anchor", LORA),
+            main=(),
+            turned=(),
+            rates=(3e-4, 1e-3, 3e-3),
+            most_extensions=1,
+            quarter=False,
+            seeds=(0, 1),
+            chain_seeds=(0,),
+        ),
+    )
+}
+"""The presets by name."""
+
+
+def make_arms(anchor_prompts: str, replay: str) -> dict[str, ArmSettings]:
+    """Return every arm by its label, at a rate that is to be replaced.
+
+    Args:
+        anchor_prompts: file of the anchor's prompts.
+        replay: file of labelled rows to replay.
+    """
+    anchor = {"prompts": anchor_prompts}
+    specs: list[dict[str, Any]] = [
+        *[{"recipe": recipe} for recipe in _RECIPES],
+        {"recipe": "mlp", "lora": {"rank": 16}},
+        {"recipe": "mlp", "distillation": {"weight": 1.0, "temperature": 2.0}},
+        *[{"recipe": "mlp", "wise_ft": share} for share in AVERAGES],
+        {"recipe": "mlp", "experts": True},
+        {"recipe": "sa_proj", "anchor": anchor},
+        {"recipe": "mlp_gate_up", "anchor": anchor},
+        {"recipe": "language_model", "mix": [{"path": replay, "share": REPLAYED}]},
+    ]
+    arms = [ArmSettings.model_validate({**spec, "learning_rates": [1.0]}) for spec in specs]
+    return {arm.label: arm for arm in arms}

@@ -1,0 +1,146 @@
+"""How a claim is put as parts, each a figure beside a limit, and what parts say together.
+
+Owns: the limits, which were fixed before anything ran (docs/decisions/0012).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from narrowtune.core.results import Value
+from narrowtune.study.effects import Effect, Interval, over_seeds
+from narrowtune.study.formulas import LEAST_LOSS
+from narrowtune.study.presets import REFERENCE
+from narrowtune.study.readings import (
+    Part,
+    Reading,
+    Setting,
+    Verdict,
+    above,
+    below,
+    combined,
+    judged,
+    minus,
+)
+from narrowtune.study.results import StageResult
+from narrowtune.study.tables import frontier, matched
+
+MUCH = 10.0
+"""Points learned from which it is much."""
+
+LEAST_RHO, NO_RHO = 0.5, 0.2
+"""Rank correlations from which a measure tracks forgetting, and below which it does not."""
+
+NEARLY = 0.9
+"""Share of the language model's learning that is nearly as much."""
+
+SHARE_LOST = 0.25
+"""Share of the language model's loss up to which a loss is little."""
+
+
+class Claim(Value):
+    """A claim and what the study says of it.
+
+    Attributes:
+        number, text: of the checklist.
+        rule: when it agrees and when it disagrees, for people.
+        readings: one for each setting.
+        verdict: of all readings together.
+    """
+
+    number: str
+    text: str
+    rule: str
+    readings: tuple[Reading, ...]
+    verdict: Verdict
+
+
+def make_claim(number: str, text: str, rule: str, readings: Sequence[Reading]) -> Claim:
+    """Return a claim with the verdict that its readings have together."""
+    verdict = combined(readings)
+    return Claim(number=number, text=text, rule=rule, readings=tuple(readings), verdict=verdict)
+
+
+def given(premise: Part, part: Part) -> tuple[Part, Part]:
+    """Return both; where the premise does not hold, the part says nothing."""
+    if premise.holds:
+        return premise, part
+    return premise.model_copy(update={"holds": None}), part.model_copy(update={"holds": None})
+
+
+def either(parts: Sequence[Part]) -> Part:
+    """Return the part of the best figure: it holds if any does, and fails if all do."""
+    holds = [part.holds for part in parts]
+    best = max(parts, key=lambda part: (part.holds or False, part.figure is not None))
+    if True in holds or all(value is False for value in holds):
+        return best
+    return best.model_copy(update={"holds": None})
+
+
+def more_than(setting: Setting, arm: str, share: float) -> Part:
+    """Claim that an arm learns more than a share of what the reference does."""
+    more = minus(setting.learned(arm), setting.learned(REFERENCE), share)
+    return above(f"learned by {arm}, less {share:g} of {REFERENCE}'s > 0", more, 0)
+
+
+def little(setting: Setting, arm: str) -> Part:
+    """Claim that an arm learns less than half of what the reference does."""
+    more = minus(setting.learned(arm), setting.learned(REFERENCE), 0.5)
+    return below(f"learned, less half of {REFERENCE}'s < 0", more, 0)
+
+
+def fewer(setting: Setting, arm: str) -> Part:
+    """Claim that an arm loses less than `SHARE_LOST` of what the reference does."""
+    more = minus(setting.lost(arm), setting.lost(REFERENCE), SHARE_LOST)
+    return below(f"lost, less {SHARE_LOST:g} of {REFERENCE}'s < 0", more, 0)
+
+
+def forgot(setting: Setting, arm: str, stage: int | None = None) -> Part:
+    """Claim that an arm loses more than `LEAST_LOSS`."""
+    what = f"lost by {arm} > {LEAST_LOSS:g}"
+    return above(what, setting.lost(arm, stage), LEAST_LOSS)
+
+
+def added_loss(setting: Setting, arm: str, stage: int) -> Effect | None:
+    """Return what a stage adds to an arm's loss."""
+    after = setting.lost(arm, stage)
+    return after if stage == 1 else minus(after, setting.lost(arm, stage - 1))
+
+
+def tracks(what: str, rho: float | None) -> Part:
+    """Claim a rank correlation of at least `LEAST_RHO`; `NO_RHO` and less is none."""
+    if rho is None:
+        return Part(what=what, figure=None, holds=None)
+    holds = True if rho >= LEAST_RHO else False if rho <= NO_RHO else None
+    figure = Interval(mean=rho, low=rho, high=rho, seeds=())
+    return Part(what=f"{what} ≥ {LEAST_RHO:g}", figure=figure, holds=holds)
+
+
+def on_frontier(
+    results: Sequence[StageResult], seeds: Sequence[int], arm: str, share: float
+) -> tuple[Part, ...]:
+    """Claim that where an arm learns a share of the reference's best, it loses `SHARE_LOST` of it.
+
+    Args:
+        results: of runs at several rates.
+        seeds: of them; each gives one value, between rates in a straight line.
+        arm: whose.
+        share: of the reference's best learning, one of `tables.SHARES`.
+    """
+    wide, narrow = [], []
+    for seed in seeds:
+        points = frontier(results, "default", seed)
+        if arm in points and REFERENCE in points:
+            found = matched(points, REFERENCE)
+            wide.append(found[REFERENCE][share])
+            narrow.append(found[arm][share])
+    pairs = [(w, n) for w, n in zip(wide, narrow, strict=True) if w is not None and n is not None]
+    reached = f"{arm} reaches {share:.0%} of {REFERENCE}'s learning, seeds"
+    if len(pairs) < len(narrow) or not pairs:
+        figure = over_seeds([float(n is not None) for n in narrow])
+        return (Part(what=reached, figure=figure, holds=None if pairs or not narrow else False),)
+    lost = over_seeds([w for w, _ in pairs])
+    premise = judged(f"lost by {REFERENCE} there > {LEAST_LOSS:g}", lost, LEAST_LOSS)
+    rest = over_seeds([SHARE_LOST * w - n for w, n in pairs])
+    part = judged(f"{SHARE_LOST:g} of that, less what {arm} loses there > 0", rest, 0)
+    return given(premise, part)

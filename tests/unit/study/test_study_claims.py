@@ -1,0 +1,231 @@
+"""Verdicts follow from numbers by their rules, and turn when the numbers do."""
+
+import pytest
+
+from narrowtune.core.results import DriftResult
+from narrowtune.study import claims, claims_compared
+from narrowtune.study.correlations import Correlation
+from narrowtune.study.effects import Interval
+from narrowtune.study.presets import LORA, LWF, MOE, WISE_FT
+from narrowtune.study.readings import Part, Reading, combined, judged, setting_of
+from narrowtune.study.results import BASE, ChainKey, StageResult, TaskScores, pack_scores
+from narrowtune.study.rules import either, given, on_frontier
+
+ITEMS = 400
+
+
+def task(role, share, lenient=None):
+    right = round(share * ITEMS)
+    packed = pack_scores([1.0] * right + [0.0] * (ITEMS - right))
+    lenient = share if lenient is None else lenient
+    return TaskScores(role=role, mean=share, lenient=lenient, valid_format=1.0, items=packed)
+
+
+def stage(arm, number, skill, learned, lost, seed=0, kl=0.1, rate=1e-3, lenient=None):
+    """Return a stage in points learned (of its own skill) and lost."""
+    kept = 0.8 - lost / 100
+    lenient = kept if lenient is None else 0.8 - lenient / 100
+    tasks = {name: task("target", 0.1) for name in ("birds", "counting", "tissue")}
+    if skill:
+        tasks[skill] = task("target", 0.1 + learned / 100)
+    tasks |= {name: task("held_out", kept, lenient) for name in ("charts", "forms")}
+    drift = DriftResult(
+        num_prompts=1,
+        num_tokens=1,
+        kl_base_tuned=kl,
+        kl_stderr=0.0,
+        top1_agreement=1.0,
+        token_groups=[],
+        tasks=[],
+        seconds=0.0,
+    )
+    key = ChainKey(arm=arm, learning_rate=rate, order="default" if skill else "", seed=seed)
+    return StageResult(chain=key, stage=number, skill=skill, tasks=tasks, drift=drift)
+
+
+BEFORE = stage(BASE, 0, "", 0, 0, rate=0.0)
+
+
+def setting(name="counting", skills=("counting",), rate=1e-3, **arms):
+    """Return a setting from each arm's (learned, lost[, KL[, lenient loss]]) at every stage."""
+    results = [BEFORE]
+    for arm, stages in arms.items():
+        for seed in (0, 1, 2):
+            for place, (skill, numbers) in enumerate(zip(skills, stages, strict=True), 1):
+                learned, lost, *rest = numbers
+                kl, lenient = (*rest, *(0.1, None)[len(rest) :])
+                numbers = (learned + seed / 4, lost + seed / 4)
+                results.append(
+                    stage(arm, place, skill, *numbers, seed, kl + seed / 99, rate, lenient)
+                )
+    return setting_of(name, results, "default", len(skills), dict.fromkeys(arms, rate))
+
+
+LM = "language_model"
+CHAIN = ("birds", "counting", "tissue")
+"""Counting is the second."""
+
+
+def chain(**arms):
+    return setting("chain", CHAIN, **arms)
+
+
+def test_a_part_holds_only_with_its_whole_interval():
+    for low, high, expected in ((1, 2, True), (-2, -1, False), (-1, 1, None)):
+        figure = Interval(mean=0, low=low, high=high, seeds=())
+        assert judged("", figure, 0).holds is expected
+    assert judged("", None, 0).holds is None
+
+
+def reading(*holds):
+    parts = tuple(Part(what="", figure=None, holds=value) for value in holds)
+    return Reading(setting="", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("readings", "verdict"),
+    [
+        ([reading(True, True)], "agrees"),
+        ([reading(True, None)], "can't be told here"),
+        ([reading(None, False)], "disagrees"),
+        ([reading()], "can't be told here"),
+        ([reading(True), reading(None)], "agrees"),
+        ([reading(True), reading(False)], "can't be told here"),
+        ([], "can't be told here"),
+    ],
+)
+def test_readings_are_combined_by_rule(readings, verdict):
+    assert combined(readings) == verdict
+
+
+def test_a_premise_that_fails_silences_its_part_and_any_of_several_suffices():
+    yes, no, open_ = (Part(what="", figure=None, holds=value) for value in (True, False, None))
+    assert [part.holds for part in given(yes, no)] == [True, False]
+    assert [part.holds for part in given(no, yes)] == [None, None]
+    assert either([no, yes]).holds is True
+    assert either([no, no]).holds is False
+    assert either([no, open_]).holds is None
+
+
+def test_c1_wide_tuning_learns_forgets_and_counting_is_worst():
+    worst = chain(language_model=[(30, 1), (30, 12), (30, 6)])
+    assert claims.c1([setting(language_model=[(40, 12)])], worst, 2).verdict == "agrees"
+    assert claims.c1([setting(language_model=[(40, 0)])], None, 2).verdict == "disagrees"
+    assert claims.c1([setting(language_model=[(5, 12)])], None, 2).verdict == "disagrees"
+    last = chain(language_model=[(30, 1), (30, 2), (30, 14)])
+    assert claims.c1([], last, 2).verdict == "disagrees"
+    assert claims.c1([], None, 2).verdict == "can't be told here"
+
+
+def test_c2_the_next_stage_regains():
+    assert claims.c2(chain(language_model=[(9, 1), (9, 12), (9, 6)]), 2).verdict == "agrees"
+    assert claims.c2(chain(language_model=[(9, 1), (9, 12), (9, 15)]), 2).verdict == "disagrees"
+    # Where nothing was lost there is nothing to regain.
+    little = claims.c2(chain(language_model=[(9, 0), (9, 1), (9, 5)]), 2)
+    assert little.verdict == "can't be told here"
+
+
+def test_c3_every_stage_counts():
+    wide = [(40, 5), (40, 20), (40, 20)]
+    flat = chain(language_model=wide, sa_proj=[(30, 0), (30, 0), (30, 0)])
+    assert claims.c3([flat], []).verdict == "agrees"
+    once = chain(language_model=wide, sa_proj=[(30, 0), (30, 6), (30, 0)])
+    assert claims.c3([once], []).verdict == "disagrees"
+    weak = chain(language_model=wide, sa_proj=[(9, 0), (9, 0), (9, 0)])
+    assert claims.c3([weak], []).verdict == "disagrees"
+
+
+def test_c4_learning_is_judged_whatever_was_lost():
+    assert claims.c4([setting(language_model=[(40, 20)], mlp_gate_up=[(39, 1)])], []).verdict == (
+        "agrees"
+    )
+    for gate_up, wide in (((39, 12), 20), ((20, 1), 20), ((20, 0), 0)):
+        made = setting(language_model=[(40, wide)], mlp_gate_up=[gate_up])
+        assert claims.c4([made], []).verdict == "disagrees", (gate_up, wide)
+    safe = setting(language_model=[(40, 0)], mlp_gate_up=[(40, 0)])
+    assert claims.c4([safe], []).verdict == "can't be told here"
+
+
+def test_c5_projector_and_tower():
+    arms = {"language_model": [(40, 9)], "projector": [(3, 0)], "vision_tower": [(9, 20)]}
+    assert claims.c5([setting(**arms)]).verdict == "agrees"
+    harmless = setting(**{**arms, "vision_tower": [(9, 0)]})
+    assert [r.verdict for r in claims.c5([harmless]).readings] == ["agrees", "disagrees"]
+
+
+def correlation(overall, within, without):
+    return Correlation(
+        measure="KL", runs=9, overall=overall, within={1e-3: within}, without={"a": without}
+    )
+
+
+def test_c6_needs_all_three_correlations():
+    assert claims.c6({"x": [correlation(0.9, 0.6, 0.5)]}).verdict == "agrees"
+    assert claims.c6({"x": [correlation(0.9, 0.6, 0.1)]}).verdict == "disagrees"
+    assert claims.c6({"x": [correlation(0.9, 0.3, 0.9)]}).verdict == "can't be told here"
+    assert claims.c6({"x": [correlation(None, 0.9, 0.9)]}).verdict == "can't be told here"
+
+
+def test_c7_only_where_the_shift_is_smaller():
+    wide = {"mlp": [(30, 20, 0.9)]}
+    assert claims_compared.c7([setting(**wide, **{LWF: [(30, 5, 0.1)]})]).verdict == "agrees"
+    assert claims_compared.c7([setting(**wide, **{LWF: [(30, 30, 0.1)]})]).verdict == "disagrees"
+    further = claims_compared.c7([setting(**wide, **{LWF: [(30, 30, 2.0)]})])
+    assert further.verdict == "can't be told here"
+
+
+def test_c8_each_baseline_has_to_be_matched_by_one_recipe():
+    others = {name: [(30, 10)] for name in (LWF, LORA, MOE, WISE_FT)}
+    narrow = {"sa_proj": [(24, 1)], "mlp_gate_up": [(10, 10)]}
+    assert claims_compared.c8([setting(**others, **narrow)]).verdict == "agrees"
+    better = {**others, LORA: [(40, 1)]}
+    assert claims_compared.c8([setting(**better, **narrow)]).verdict == "disagrees"
+
+
+def test_c9_and_c10_need_every_setting():
+    def judge(*settings):
+        return claims_compared.everywhere("C9", "", settings, ["one", "two"]).verdict
+
+    arms = {"language_model": [(40, 20)], "sa_proj": [(30, 1)], "mlp_gate_up": [(35, 5)]}
+    one, two = setting("one", **arms), setting("two", **arms)
+    assert judge(one, two) == "agrees"
+    assert judge(one) == "can't be told here"
+    assert judge(one, setting("two", **{**arms, "sa_proj": [(30, 40)]})) == "disagrees"
+
+
+def test_c11_both_together():
+    singles = {"sa_proj": [(20, 1)], "mlp_gate_up": [(30, 1)]}
+    for both, verdict in (((28, 1), "agrees"), ((45, 1), "disagrees"), ((25, 1), "agrees")):
+        made = setting(**singles, **{"sa_proj+mlp_gate_up": [both]})
+        assert claims_compared.c11([made]).verdict == verdict
+
+
+def test_c12_half_has_to_come_back():
+    for after, verdict in ((2, "agrees"), (17, "disagrees")):
+        made = chain(language_model=[(9, 1), (9, 20), (9, after)])
+        assert claims_compared.c12([], made, 2).verdict == verdict
+    for lenient, verdict in ((2, "agrees"), (20, "disagrees")):
+        made = setting(language_model=[(30, 20, 0.1, lenient)])
+        assert claims_compared.c12([made], None, 2).verdict == verdict
+
+
+def rates(arm, pairs, seed):
+    return [
+        stage(arm, 1, "counting", learned, lost, seed, rate=10.0**-place).model_copy(
+            update={"validation": task("target", learned / 100)}
+        )
+        for place, (learned, lost) in enumerate(pairs)
+    ]
+
+
+def test_the_frontier_compares_at_equal_learning_and_not_reached_is_a_failure():
+    wide = [r for seed in (0, 1, 2) for r in rates(LM, [(20, 10 + seed), (40, 30 + seed)], seed)]
+
+    def parts(pairs, seeds=(0, 1, 2)):
+        narrow = [r for seed in seeds for r in rates("sa_proj", pairs, seed)]
+        return on_frontier([BEFORE, *wide, *narrow], (0, 1, 2), "sa_proj", 0.5)
+
+    assert [part.holds for part in parts([(30, 1)])] == [True, True]
+    assert [part.holds for part in parts([(30, 29)])] == [True, False]
+    assert [part.holds for part in parts([(10, 0)])] == [False]
+    assert on_frontier([BEFORE, *wide], (0, 1, 2), "sa_proj", 0.5)[0].holds is None

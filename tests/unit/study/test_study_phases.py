@@ -1,0 +1,322 @@
+"""The miniature study's phases on a tiny model: what runs, what is taken over, and resuming."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from narrowtune.cli.app import app
+from narrowtune.core.data_settings import DataSettings, SkillSettings
+from narrowtune.core.errors import UsageError
+from narrowtune.study import phases as module
+from narrowtune.study.chains import all_chains, open_chains
+from narrowtune.study.phases import Protocol, Watch, take_over
+from narrowtune.study.presets import LORA, PRESETS, SKILL_ORDERS, Preset, Sizes, make_arms
+from narrowtune.study.results import BASE, append_result, by_chain, read_results
+from narrowtune.study.run import Study, known_arithmetic, remember_arithmetic
+from narrowtune.study.summary import BEST, CHAINED, ONE_RATE, SECOND, summarise_study
+from narrowtune.study.summary_page import summary_page
+from narrowtune.study.workers import results_path
+from narrowtune.study.world import World
+
+WORDS = ("dog", "cat", "sun", "tree", "bread", "rain", "milk", "stone", "car", "pen")
+
+ARMS = ("language_model", "sa_proj", LORA, "sa_proj + anchor", "mlp + WiSE-FT 0.5")
+
+PRESET = Preset(
+    name="tiny",
+    model="one",
+    second_model="two",
+    sizes=Sizes(8, 0, 0, 0, 0, 4, 0, 0),
+    arms=ARMS,
+    main=("language_model", "sa_proj"),
+    turned=("sa_proj",),
+    rates=(1e-3, 3e-3),
+    most_extensions=1,
+    quarter=True,
+    seeds=(0, 1),
+    chain_seeds=(0,),
+    batch_size=4,
+    skill="last",
+    orders={"default": ("first", "last"), "reversed": ("last", "first")},
+)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def rows(kind, first, count):
+    asked = {"first": "Name the first", "last": "Name the last", "say": "Say"}[kind]
+    return [
+        {
+            "question": f"{asked} of {WORDS[i % 10]} {WORDS[(i * 3 + 1) % 10]} {i}",
+            "answer": WORDS[(i * 3 + 1) % 10 if kind == "last" else i % 10],
+        }
+        for i in range(first, first + count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    skills = tuple(
+        SkillSettings(
+            name=kind,
+            path=write(folder / f"{kind}.jsonl", rows(kind, 0, 24)),
+            test_path=write(folder / f"{kind}_test.jsonl", rows(kind, 100, 4)),
+            validation=0.25,
+            max_new_tokens=4,
+        )
+        for kind in ("first", "last")
+    )
+    keep = DataSettings(
+        name="say", path=write(folder / "say.jsonl", rows("say", 200, 4)), max_new_tokens=4
+    )
+    prompts = [{"prompt": f"Tell me about the {word}."} for word in WORDS]
+    free = write(folder / "free.jsonl", prompts)
+    return World(skills, (keep,), free, free, write(folder / "more.jsonl", rows("say", 300, 9)))
+
+
+class InOneProcess:
+    """Runs studies without workers: starting a process takes longer than a tiny chain."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after, self.ran = stop_after, []
+
+    def __call__(self, settings, report, *, num_workers):
+        path = results_path(settings)
+        chains = open_chains(list(all_chains(settings)), read_results(path))
+        if not chains:
+            return
+
+        def told(result):
+            append_result(path, result)
+            report(result, 0)
+            if self.stop_after is not None:
+                self.stop_after -= 1
+                if not self.stop_after:
+                    raise KeyboardInterrupt
+
+        folder = Path(settings.output_dir)
+        study = Study(settings, arithmetic=known_arithmetic(folder), threads=1)
+        remember_arithmetic(folder, study.arithmetic)
+        if not any(result.chain.arm == BASE for result in read_results(path)):
+            told(study.score_base())
+        for chain in chains:
+            self.ran.append((folder, chain.key))
+            done = by_chain(read_results(path)).get(chain.key, ())
+            study.run(chain, len(done), told)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_one_process():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "run_study", InOneProcess())
+        yield
+
+
+class Seen:
+    """Collects what a protocol says."""
+
+    def __init__(self):
+        self.said, self.stages, self.done = [], [], []
+        self.watch = Watch(self.said.append, self._stage, lambda p: self.done.append(p.name))
+
+    def _stage(self, result, missing):
+        self.stages.append(result)
+
+
+def protocol(world, folder, seen, tiny, models=("one",), preset=PRESET):
+    names = {name: tiny("llama", torch.bfloat16) for name in models}
+    return Protocol(preset, world, names, folder, seen.watch)
+
+
+@pytest.fixture(scope="module")
+def finished(world, tiny, tmp_path_factory):
+    folder, seen = tmp_path_factory.mktemp("miniature"), Seen()
+    made = protocol(world, folder, seen, tiny)
+    made.run()
+    return made, seen
+
+
+def keys(phase):
+    return [(r.chain, r.stage) for r in phase.results if r.chain.arm != BASE]
+
+
+def test_phases_run_in_order_and_a_model_that_does_not_ship_is_named(finished):
+    made, seen = finished
+    assert seen.done == ["frontier", "quarter", "chosen", "chains", "orders"]
+    assert any("two does not ship" in text for text in seen.said)
+    assert {result.chain.seed for result in made.phases["frontier"].results} == {0}
+    assert {chain.seed for chain, _ in keys(made.phases["chosen"])} == {0, 1}
+    assert {r.steps for r in made.phases["quarter"].results if r.stage} == {1}
+    assert {r.steps for r in made.phases["chosen"].results if r.stage} == {2}
+    chains = made.phases["chains"].results
+    assert [r.skill for r in chains if r.chain.arm == "sa_proj"] == ["first", "last"]
+    orders = made.phases["orders"].results
+    assert [r.skill for r in orders if r.stage] == ["last", "first"]
+
+
+def test_every_arm_has_as_many_trials_and_every_run_its_chosen_rate(finished):
+    made, _ = finished
+    grids = {}
+    for chain, _ in keys(made.phases["frontier"]):
+        grids.setdefault(chain.arm, []).append(chain.learning_rate)
+    assert set(grids) == set(ARMS)
+    assert {len(rates) for rates in grids.values()} == {3}  # two rates always have an edge
+    # No rate of the plain grid but one that was a step away: adapters' lie ten times higher.
+    assert {1e-2, 3e-2} <= set(grids[LORA])
+    written = json.loads((made.folder / "choices.json").read_text())["frontier"]
+    assert written["made_from"] == "frontier/results.jsonl"
+    for arm, choice in written["arms"].items():
+        tried = {float(rate): value for rate, value in choice["tried"].items()}
+        assert sorted(tried) == sorted(grids[arm])
+        assert tried[choice["best"]] == max(tried.values())
+        ran = {chain.learning_rate for chain, _ in keys(made.phases["chosen"]) if chain.arm == arm}
+        assert ran == {choice["best"], choice["paper"], *choice["near"].values()}
+        chained = {c.learning_rate for c, _ in keys(made.phases["chains"]) if c.arm == arm}
+        assert chained == {choice["best"]}
+    averages = {c.arm for c, _ in keys(made.phases["chosen"])} - set(ARMS)
+    assert averages == {"mlp + WiSE-FT 0.1", "mlp + WiSE-FT 0.9"}
+
+
+def test_what_was_run_is_taken_over_bit_for_bit(finished):
+    made, _ = finished
+    frontier = dict.fromkeys(keys(made.phases["frontier"]))
+    both = [key for key in keys(made.phases["chosen"]) if key in frontier]
+    assert both
+    old = {(r.chain, r.stage): r for r in made.phases["frontier"].results}
+    new = {(r.chain, r.stage): r for r in made.phases["chosen"].results}
+    for key in both:
+        assert new[key] == old[key]
+    ran = {name: [] for name in made.phases}
+    for folder, chain in module.run_study.ran:
+        if folder.parent == made.folder:
+            ran[folder.name].append(chain)
+    assert not {chain for chain, _ in both} & set(ran["chosen"])
+    # A quarter's chains have the keys of the frontier's, but other rows: all of them ran.
+    assert set(ran["quarter"]) == {chain for chain, _ in keys(made.phases["quarter"])}
+    assert set(ran["chains"]) == {chain for chain, _ in keys(made.phases["chains"])}
+    arithmetic = {(made.folder / phase / "arithmetic.json").read_text() for phase in made.phases}
+    assert len(arithmetic) == 1
+
+
+def test_nothing_is_taken_over_from_other_rows_or_steps(finished, tmp_path):
+    made, _ = finished
+    chosen, frontier = made.phases["chosen"], made.phases["frontier"]
+    for number, (update, taken) in enumerate(
+        (
+            ({}, len(frontier.results)),
+            ({"num_samples": 4}, 1),  # the base alone
+            ({"training": frontier.settings.training.model_copy(update={"max_steps": 1})}, 1),
+            ({"keep": []}, 0),
+        )
+    ):
+        update = {
+            **update,
+            "output_dir": str(tmp_path / str(number)),
+            "arms": frontier.settings.arms,
+        }
+        later = replace(chosen, settings=chosen.settings.model_copy(update=update))
+        take_over(frontier, later)
+        assert len(later.results) == taken
+        take_over(frontier, later)
+        assert len(results_path(later.settings).read_text().splitlines() if taken else []) == taken
+
+
+def test_a_stopped_study_goes_on_and_ends_alike(finished, world, tiny, tmp_path, monkeypatch):
+    made, _ = finished
+    seen = Seen()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_study", InOneProcess(stop_after=20))
+        with pytest.raises(KeyboardInterrupt):
+            protocol(world, tmp_path, seen, tiny).run()
+    first = {(r.chain, r.stage, r.steps) for r in seen.stages}
+    assert len(first) == 20
+    again = Seen()
+    resumed = protocol(world, tmp_path, again, tiny)
+    resumed.run()
+    assert resumed.choices == made.choices
+    for name, phase in made.phases.items():
+        old = {(r.chain, r.stage): r.tasks for r in phase.results}
+        assert {(r.chain, r.stage): r.tasks for r in resumed.phases[name].results} == old
+    third = Seen()
+    protocol(world, tmp_path, third, tiny).run()
+    assert third.stages == []
+    assert third.done == again.done
+
+
+def test_a_second_model_has_a_search_of_its_own(world, tiny, tmp_path):
+    preset = replace(PRESET, arms=PRESET.main, quarter=False, turned=(), most_extensions=0)
+    seen = Seen()
+    made = protocol(world, tmp_path, seen, tiny, ("one", "two"), preset)
+    made.run()
+    assert seen.done == ["frontier", "chosen", "chains", "second_model", "second_model_chosen"]
+    assert set(made.choices) == {"frontier", "second_model"}
+    summary = summarise_study("tiny", made.phases, made.choices, "last")
+    assert list(summary.settings) == [BEST, ONE_RATE, CHAINED, SECOND]
+
+
+def test_the_summary_has_every_claim_setting_and_seed(finished):
+    made, _ = finished
+    summary = summarise_study("tiny", made.phases, made.choices, "last")
+    assert [claim.number for claim in summary.claims] == [f"C{n}" for n in range(1, 13)]
+    arms = {arm.arm: arm for arm in summary.settings[BEST]}
+    assert set(arms) >= set(ARMS)
+    assert all(len(arm.learned.seeds) == 2 for arm in arms.values())
+    assert all(len(arm.recovery[0]) == 1 for arm in summary.settings[CHAINED])
+    assert summary.phases["chains"] == 2 * len(ARMS)
+    # What isn't run can't be told.
+    assert {c.number: c.verdict for c in summary.claims}["C9"] == "can't be told here"
+    page = summary_page(summary, made.choices)
+    for name in (*summary.settings, *ARMS, "Rates chosen: frontier", "### C12"):
+        assert name in page
+    again = type(summary).model_validate_json(summary.model_dump_json())
+    assert again.claims == summary.claims
+
+
+def test_presets_name_arms_that_there_are():
+    arms = make_arms("prompts.jsonl", "replay.jsonl")
+    for preset in PRESETS.values():
+        assert set(preset.main) | set(preset.turned) <= set(preset.arms) <= set(arms)
+        assert sorted(preset.orders["alternative"]) == sorted(SKILL_ORDERS["default"])
+        assert preset.orders["reversed"] == preset.orders["default"][::-1]
+        assert preset.sizes.samples <= preset.sizes.pool
+    assert len(PRESETS["miniature"].arms) == 18
+
+
+def test_the_command_refuses_flags_that_a_preset_has_no_use_for(tmp_path):
+    found = CliRunner().invoke(app, ["study", "miniature", "--set", "seeds=[1]", "--model", "m"])
+    assert isinstance(found.exception, UsageError)
+    assert "--model and --set" in found.exception.asked
+
+
+def test_the_command_runs_a_preset(world, tiny, tmp_path, monkeypatch):
+    from narrowtune.study import miniature, presets
+
+    def folder(name):
+        if name == "two":
+            raise UsageError(asked=name, found="nothing", do="nothing")
+        return tiny("llama", torch.bfloat16)
+
+    preset = replace(PRESET, arms=PRESET.main, quarter=False, turned=(), most_extensions=0)
+    monkeypatch.setitem(presets.PRESETS, "tiny", preset)
+    monkeypatch.setattr(miniature, "reference_folder", folder)
+    monkeypatch.setattr(miniature, "write_world", lambda *_: world)
+    run = partial(CliRunner().invoke, app)
+    found = run(["study", "tiny", "--output-dir", str(tmp_path)])
+    assert found.exit_code == 0, found.output
+    assert "two does not ship" in found.output.replace("\n", " ")
+    assert (tmp_path / "summary.md").read_text().startswith("# tiny")
+    assert (tmp_path / "chains" / "figures" / "stages.png").exists()
+    assert "C12" in found.output
+    stages = len(read_results(tmp_path / "chains" / "results.jsonl"))
+    found = run(["study", "tiny", "--output-dir", str(tmp_path), "--json"])
+    assert json.loads(found.stdout)["phases"]["chains"] == stages - 1
+    assert json.loads(found.stdout) == json.loads((tmp_path / "summary.json").read_text())
