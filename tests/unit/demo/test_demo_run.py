@@ -1,45 +1,52 @@
-"""An earlier demo gives way to the next one; what else is there is never touched."""
+"""Which demo is run, and what must be known before an earlier one is removed."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import pytest
+from rich.console import Console
 
+from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
-from narrowtune.core.run_folder import COMPARISON
-from narrowtune.demo.run import _clear
+from narrowtune.demo import run, text
+
+SILENT = Console(file=io.StringIO())
 
 
-def _earlier_demo(folder: Path) -> Path:
-    runs = ("data/skill.jsonl", "plain/record.json", "anchored/record.json")
-    for name in (*runs, *COMPARISON, ".narrowtune-demo"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
-
-
-def test_an_earlier_demo_is_removed(tmp_path):
-    folder = _earlier_demo(tmp_path / "demo")
-    _clear(folder)
-    assert [path.name for path in folder.iterdir()] == [".narrowtune-demo"]
-
-
-def test_a_new_folder_is_made_and_marked(tmp_path):
-    _clear(tmp_path / "a" / "b")
-    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == [".narrowtune-demo"]
-
-
-def test_a_demo_with_something_beside_it_is_left_as_it_is(tmp_path):
-    folder = _earlier_demo(tmp_path / "demo")
-    (folder / "thesis.tex").write_text("three years")
-    before = sorted(folder.rglob("*"))
-    with pytest.raises(UsageError, match=r"thesis\.tex"):
-        _clear(folder)
-    assert sorted(folder.rglob("*")) == before
-
-
-def test_a_folder_that_is_no_demo_is_refused(tmp_path):
+def test_a_model_that_is_not_there_leaves_an_earlier_demo_as_it_is(tmp_path):
+    (tmp_path / ".narrowtune-demo").touch()
     (tmp_path / "data").mkdir()
-    with pytest.raises(UsageError, match="data"):
-        _clear(tmp_path)
+    with pytest.raises(UsageError, match=r"'qwen9'[\s\S]*smollm2, which learns from text"):
+        run.run_demo(tmp_path, model="qwen9", seed=0, quick=True, console=SILENT)
+    assert (tmp_path / "data").exists()
+
+
+def test_the_demo_on_text_is_a_plain_run_and_an_anchored_one_on_the_same_rows(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(text, "QUICK", text.Size(8, 4, 4, 3))
+    plain, anchored = text.prepare(tmp_path, tmp_path / "model", seed=5, quick=True)
+    assert (plain.anchor, plain.output_dir) == (None, str(tmp_path / "plain"))
+    assert anchored.anchor is not None
+    own = {"anchor": None, "output_dir": ""}
+    assert plain.model_copy(update=own) == anchored.model_copy(update=own)
+
+
+def test_every_run_takes_over_the_arithmetic_of_the_first(tmp_path, monkeypatch):
+    first, second = (
+        RunConfig.model_validate({"model": "m", "skill": "s", "output_dir": str(tmp_path / name)})
+        for name in ("first", "second")
+    )
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first/arithmetic.json").write_text("{}")
+    found = []
+
+    def teach(config, console):
+        found.append((tmp_path / "second/arithmetic.json").exists())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "teach", teach)
+    with pytest.raises(KeyboardInterrupt):
+        run._teach(second, first, SILENT)
+    assert found == [True]
