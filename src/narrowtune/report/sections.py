@@ -122,9 +122,10 @@ def training_facts(record: RunRecord) -> list[Fact]:
     if training is None:
         return []
     processes = f"{training.num_processes} process" + "es" * (training.num_processes > 1)
+    epochs = f"{training.num_epochs:.3g} epoch" + "s" * (training.num_epochs != 1)
     facts = [
         Fact("steps", count(training.num_steps)),
-        Fact("samples", f"{count(training.num_samples)} ({training.num_epochs:.3g} epochs)"),
+        Fact("samples", f"{count(training.num_samples)} ({epochs})"),
         Fact("labelled tokens", count(training.num_labels)),
         Fact("batch", f"{training.global_batch_size} over {processes}"),
         Fact("peak learning rate", tick(training.learning_rate)),

@@ -20,6 +20,7 @@ from report_runs import write_run
 from narrowtune.core.errors import ReportError
 from narrowtune.core.results import RunRecord
 from narrowtune.report.build import SECTIONS, build_report
+from narrowtune.report.sections import training_facts
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -349,3 +350,14 @@ def test_measured_energy_stands_beside_the_estimate_and_names_its_source(tmp_pat
         build_report(tmp_path)
         for page in ("report.html", "report.md"):
             assert all(word in read(tmp_path, page) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "words"), [(1.0, "1,280 (1 epoch)"), (0.5, "(0.5 epochs)"), (2.0, "(2 epochs)")]
+)
+def test_one_epoch_is_one(tmp_path, epochs, words):
+    record = write_run(tmp_path, items=2, steps=1)
+    assert record.training is not None
+    training = record.training.model_copy(update={"num_epochs": epochs})
+    facts = training_facts(record.model_copy(update={"training": training}))
+    assert next(fact.value for fact in facts if fact.name == "samples").endswith(words)
