@@ -7,13 +7,14 @@ summary.json.
 from __future__ import annotations
 
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from narrowtune.core.errors import UsageError
 from narrowtune.core.run_folder import write_text
 from narrowtune.miniature.reference.shipped import reference_folder
 from narrowtune.study.phases import Protocol, Watch
-from narrowtune.study.presets import Preset
+from narrowtune.study.presets import LORA, Preset
 from narrowtune.study.summary import Summary, summarise_study
 from narrowtune.study.summary_page import summary_page
 from narrowtune.study.world import write_world
@@ -34,9 +35,15 @@ def run_miniature(
         The summary, and its page.
 
     Raises:
-        UsageError: the model does not ship, or the folder is another preset's.
+        UsageError: the model does not ship, peft is missing, or the folder is another preset's.
         NarrowtuneError: of the first chain that fails.
     """
+    if LORA in preset.arms and find_spec("peft") is None:
+        raise UsageError(
+            asked=f"the study {preset.name}, which has an arm with LoRA",
+            found="peft is not installed",
+            do="pip install 'narrowtune[lora]', or peft itself",
+        )
     models = {preset.model: reference_folder(preset.model)}
     if preset.second_model is not None:
         with suppress(UsageError):  # the protocol says which phases are left out

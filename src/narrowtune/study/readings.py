@@ -103,13 +103,17 @@ class Setting:
         return Effect({seed: learned(self.base, run) for seed, run in self.runs[arm].items()})
 
     def lost(self, arm: str, stage: int | None = None) -> Effect | None:
-        """Return the held-out loss after one stage (from 1), or the mean over all."""
-        if arm not in self.runs:
+        """Return the held-out loss after one stage (from 1), or the mean over all.
+
+        None where the arm or the stage was not run.
+        """
+        runs = self.runs.get(arm, {})
+        if not runs or (stage is not None and any(len(run) < stage for run in runs.values())):
             return None
         return Effect(
             {
                 seed: lost(self.base, run if stage is None else run[stage - 1 : stage])
-                for seed, run in self.runs[arm].items()
+                for seed, run in runs.items()
             }
         )
 

@@ -125,6 +125,13 @@ def test_c2_the_next_stage_regains():
     assert little.verdict == "can't be told here"
 
 
+def test_without_a_next_stage_there_is_nothing_to_tell():
+    made = chain(language_model=[(9, 1), (9, 12), (9, 6)])
+    for claim in (claims.c2(made, 3), claims_compared.c12([], made, 3)):
+        assert claim.verdict == "can't be told here"
+        assert claim.readings[0].parts[-1].figure is None
+
+
 def test_c3_every_stage_counts():
     wide = [(40, 5), (40, 20), (40, 20)]
     flat = chain(language_model=wide, sa_proj=[(30, 0), (30, 0), (30, 0)])

@@ -297,6 +297,15 @@ def test_the_command_refuses_flags_that_a_preset_has_no_use_for(tmp_path):
     assert "--model and --set" in found.exception.asked
 
 
+def test_a_missing_package_is_said_before_anything_runs(tmp_path, monkeypatch):
+    from narrowtune.study import miniature
+
+    monkeypatch.setattr(miniature, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="peft is not installed"):
+        miniature.run_miniature(PRESETS["miniature"], tmp_path / "out", Seen().watch)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_runs_a_preset(world, tiny, tmp_path, monkeypatch):
     from narrowtune.study import miniature, presets
 

@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from narrowtune.core.errors import UsageError
+from narrowtune.core.study_settings import StudySettings
 from narrowtune.data.rows import read_rows
 from narrowtune.data.splits import find_overlap
 from narrowtune.miniature.reference import shipped
 from narrowtune.miniature.registry import TASKS
-from narrowtune.study.presets import PRESETS, SKILL_ORDERS, Sizes
+from narrowtune.study.chains import all_chains
+from narrowtune.study.presets import PRESETS, SKILL_ORDERS, Sizes, make_arms
+from narrowtune.study.run import Study
 from narrowtune.study.world import GENERAL, write_world
 
 PRESET = replace(PRESETS["miniature"], sizes=Sizes(4, 6, 2, 3, 3, 4, 8, 8))
@@ -103,3 +107,26 @@ def test_a_model_that_does_not_ship_is_an_error_that_names_those_that_do(tmp_pat
     with pytest.raises(UsageError, match="choose one of llava_onevision"):
         shipped.reference_folder("../qwen2_5_vl")
     assert shipped.reference_folder("llava_onevision") == tmp_path / "llava_onevision"
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_every_kind_of_arm_reads_the_world_with_a_multimodal_model(world, tiny, tmp_path, family):
+    arms = make_arms(world.anchor_prompts, world.replay)
+    labels = ("sa_proj + anchor", "language_model + replay", "vision_tower", "projector", "full")
+    settings = StudySettings(
+        model=str(tiny(family, torch.bfloat16)),
+        skills=[skill for skill in world.skills if skill.label == "counting"],
+        keep=[world.keep[0].model_copy(update={"max_new_tokens": 2})],
+        arms=[arms[label].model_copy(update={"learning_rates": [1e-3]}) for label in labels],
+        num_samples=4,
+        training={"global_batch_size": 4, "compute_dtype": "float32"},
+        drift={"prompts": world.drift_prompts, "max_prompts": 2, "max_new_tokens": 2},
+        output_dir=str(tmp_path),
+    )
+    study, found = Study(settings, threads=1), []
+    assert study.score_base().validation is not None
+    for chain in all_chains(settings):
+        study.run(chain, 0, found.append)
+    steps = {result.chain.arm: result.steps for result in found}
+    assert steps == {**dict.fromkeys(labels, 1), "language_model + replay": 2}
+    assert all(result.relative_update > 0 for result in found)
