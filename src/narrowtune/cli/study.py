@@ -76,8 +76,10 @@ def study(
 
 
 def _show(console: Console, settings: StudySettings, results: list[StageResult]) -> None:
-    """Print a finished study's tables, and draw its figures."""
+    """Print a finished study's tables, draw its figures, and write its gallery."""
     from narrowtune.study.figures import draw_study
+    from narrowtune.study.gallery import write_gallery
+    from narrowtune.study.probe_view import probe_tables
     from narrowtune.study.view import chain_table, frontier_table
     from narrowtune.study.workers import results_path
 
@@ -86,10 +88,14 @@ def _show(console: Console, settings: StudySettings, results: list[StageResult])
         console.print(frontier_table(results, order, skills[0]))
         if len(skills) > 1:
             console.print(chain_table(results, order, skills))
+        for found in probe_tables(results, order):
+            console.print(found)
     figures = path.parent / "figures"
     drawn = draw_study(results, settings.all_orders, figures)
     console.print(f"Results: {path}", markup=False, soft_wrap=True)
     console.print(f"Figures: {figures} ({', '.join(drawn)})", markup=False, soft_wrap=True)
+    for page in write_gallery(results, path.parent):
+        console.print(f"Gallery: {page}", markup=False, soft_wrap=True)
 
 
 def _run_preset(preset: Preset, folder: Path, workers: int, as_json: bool) -> None:

@@ -138,6 +138,8 @@ class StudySettings(ModelSettings):
             given.
         training: optimisation; the rate is the arm's.
         drift: the prompts on which the shift of the output distribution is measured.
+        constrained: score `keep` a second time with decoding held to the answers that a task may
+            have, to see what of a loss comes back; it takes about as long as these scores did.
         eval_batch_size: items answered together; the answers don't depend on it.
         output_dir: the study's folder.
     """
@@ -150,6 +152,7 @@ class StudySettings(ModelSettings):
     num_samples: int | None = Field(None, ge=1)
     training: TrainingSettings = TrainingSettings()
     drift: DriftSettings = DriftSettings()
+    constrained: bool = False
     eval_batch_size: int = Field(32, ge=1)
     output_dir: str = "runs/study"
 

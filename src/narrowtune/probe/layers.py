@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowtune.core.errors import ModelError
-from narrowtune.core.results import LayerContributions
+from narrowtune.core.layers import LayerContributions
 from narrowtune.data.collate import collate, padding_id
 from narrowtune.engine.forward import evaluating, label_positions, logits_at, to_device
 from narrowtune.engine.packing import packing

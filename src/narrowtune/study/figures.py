@@ -1,4 +1,4 @@
-"""A study's figures: learning against forgetting, skill after skill, and drift against forgetting.
+"""A study's figures: learning against forgetting, skill after skill, drift, and layers.
 
 Owns: what is drawn. Every seed is shown; lines between points are an arm's rising rates, or its
 seeds' mean.
@@ -12,12 +12,14 @@ from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
+from narrowtune.core.layers import LayerContributions
 from narrowtune.report import plotstyle as look
 from narrowtune.report.plots import short
 from narrowtune.report.text import signed_tick
 from narrowtune.study.formulas import rank_correlation
-from narrowtune.study.results import ChainKey, StageResult
+from narrowtune.study.results import ChainKey, StageResult, by_chain
 from narrowtune.study.tables import Point, frontier, sequences
 
 _COLOURS = ("#1a56b0", "#96460a", "#14653a", "#7b2d8e", "#a8231a", "#0f7f86", "#8a6d00", "#505b6b")
@@ -52,6 +54,9 @@ def draw_study(
             every = [p for arms_of in points for found in arms_of.values() for p in found]
             if any(not math.isnan(point.number_bias[1]) for point in every):
                 drawn.append(_draw_bias(every, looks, folder, f"number_bias{suffix}"))
+            first = [stages[0] for k, stages in by_chain(results).items() if k.order == order]
+            if any(stage.layers is not None for stage in first):
+                drawn.append(_draw_layers(first, looks, folder, f"layers{suffix}"))
             chains = sequences(results, order, len(skills))
             if len(skills) > 1 and chains:
                 lost = {key: scores.held_out for key, scores in chains.items()}
@@ -153,6 +158,39 @@ def _draw_bias(
     _frame(axes, "change on the held-out tasks, points")
     axes.set_xlabel("change of the number-token bias on free prompts")
     _title(axes, f"Number-token bias{told}")
+    look.save(figure, folder, name)
+    return name
+
+
+def _draw_layers(
+    stages: Sequence[StageResult],
+    looks: Mapping[str, Mapping[str, str]],
+    folder: Path,
+    name: str,
+) -> str:
+    """Draw the change of attention's and MLPs' writes by layer, the mean over seeds."""
+    figure = look.new_figure(12, 6)
+    runs: dict[tuple[str, float], list[LayerContributions]] = {}
+    for stage in stages:
+        if stage.layers is not None:
+            key = stage.chain.arm, stage.chain.learning_rate
+            runs.setdefault(key, []).append(stage.layers)
+    rates = [arm for arm, _ in runs]
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, part in zip(panels, ("attention", "mlp"), strict=True):
+        for (arm, rate), found in runs.items():
+            curves = [getattr(layers, part) for layers in found]
+            mean = [math.fsum(values) / len(values) for values in zip(*curves, strict=True)]
+            label = short(arm) if rates.count(arm) == 1 else f"{short(arm)}, {rate:g}"
+            dashes = _DASHES[[r for a, r in runs if a == arm].index(rate) % len(_DASHES)]
+            style = {**looks[arm], "ls": dashes, "ms": 6, "mec": "white", "lw": 1.6}
+            axes.plot(mean, label=label if axes is panels[0] else None, **style)
+        axes.grid()
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("layer")
+    panels[0].set_ylabel("change of what is written, in logits")
+    panels[1].set_title("MLPs")
+    _title(panels[0], "Attention, after the first skill (mean over seeds)")
     look.save(figure, folder, name)
     return name
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from narrowtune.core.errors import UsageError
+from narrowtune.core.layers import LayerContributions
 from narrowtune.core.results import DriftResult, Role, TaskResult, Value
 
 BASE = "base"
@@ -54,6 +55,21 @@ class TaskScores(Value):
     items: str
 
 
+class Shown(Value):
+    """A free prompt with both models' greedy answers, for the gallery.
+
+    Attributes:
+        prompt: its last user turn.
+        picture: file of its first picture, in the study's folder `gallery`.
+        base, tuned: the answers.
+    """
+
+    prompt: str
+    picture: str | None = None
+    base: str
+    tuned: str
+
+
 class StageResult(Value):
     """Everything scored after a stage; stage 0 is the base.
 
@@ -63,7 +79,10 @@ class StageResult(Value):
         skill: the last of them; empty for the base.
         tasks: scores by task, the tests of all skills and all keep sets. `validation` is the last
             skill's own rows that were kept back; the base's, those of a study's only skill.
+        constrained: the keep sets again, answers held to the right form, where that was asked for.
         drift: against the base; None for the base itself.
+        layers: how far each layer's writes are from the base's, on the prompts of `drift`.
+        shown: the first of these prompts with their answers.
         steps, seconds: of the stage's training.
         final_loss: of its last step.
         relative_update: ‖W after − W base‖ / ‖W base‖ over the arm's tensors.
@@ -74,7 +93,10 @@ class StageResult(Value):
     skill: str
     tasks: dict[str, TaskScores]
     validation: TaskScores | None = None
+    constrained: dict[str, TaskScores] | None = None
     drift: DriftResult | None = None
+    layers: LayerContributions | None = None
+    shown: list[Shown] | None = None
     steps: int = 0
     seconds: float = 0.0
     final_loss: float | None = None

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import DataError
+from narrowtune.core.results import TaskResult
 from narrowtune.core.run_folder import write_text
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example
 from narrowtune.data.splits import find_overlap, mix_examples, split_examples
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
+from narrowtune.evaluate.constrained import evaluate_constrained
 from narrowtune.evaluate.evaluate import evaluate
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.models.select import Selection, resolve
@@ -41,9 +40,12 @@ from narrowtune.pipeline.inputs import (
 from narrowtune.pipeline.sources import Source, read_prompts
 from narrowtune.pipeline.stages import measure_tolerance, measuring_dtype
 from narrowtune.probe.drift import measure_drift
+from narrowtune.probe.layers import layer_contributions
 from narrowtune.study.chains import Chain
+from narrowtune.study.gallery import keep_shown
 from narrowtune.study.mixture import Mixed, expert_mixture
-from narrowtune.study.results import BASE, ChainKey, StageResult, TaskScores, summarise
+from narrowtune.study.results import BASE, ChainKey, Shown, StageResult, TaskScores, summarise
+from narrowtune.study.weights import put_back, relative_update, restore_chain, save_chain
 from narrowtune.train.anchor import Anchor, build_anchor
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.lora import low_rank
@@ -95,6 +97,7 @@ class Study:
         path = settings.drift.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
         prompts = read_prompts(path, self.encoder, settings.drift.max_prompts, "drift.prompts")
         self.drift_prompts = [("free prompts", prompt) for prompt in prompts]
+        self._shown = keep_shown(prompts, self.folder)
         self._encoded: dict[tuple[str, int], list[Encoded]] = {}
         self._anchors: dict[str, Anchor] = {}
         self._tolerance: float | None = None
@@ -137,11 +140,13 @@ class Study:
         """Return the base's scores; with a single skill, on its validation rows too."""
         with apply_arithmetic(self.arithmetic):
             single = next(iter(self.validation.values())) if len(self.validation) == 1 else None
+            tasks = {task.name: self._score(task) for task in self.tasks}
             return StageResult(
                 chain=ChainKey(arm=BASE, learning_rate=0.0, order="", seed=0),
                 stage=0,
                 skill="",
-                tasks={task.name: self._score(task) for task in self.tasks},
+                tasks=tasks,
+                constrained=self._constrained(tasks),
                 validation=self._score(single) if single is not None else None,
             )
 
@@ -159,14 +164,16 @@ class Study:
             self._anchor(chain.arm)
         try:
             with self._tuned(chain) as tuned:
-                first = num_done if num_done and self._restore(state, num_done) else 0
+                known = num_done and restore_chain(self.loaded.model, state, num_done)
+                first = num_done if known else 0
                 for stage in range(first, len(chain.skills)):
                     result = self._stage(chain, stage, tuned)
                     report(result)
                     if stage + 1 < len(chain.skills):
-                        self._save(state, stage + 1, tuned.selection.names)
+                        names = tuned.selection.names
+                        save_chain(self.loaded.model, state, stage + 1, names)
         finally:
-            self._put_back()
+            put_back(self.loaded.model, self.base)
         state.unlink(missing_ok=True)
 
     @contextmanager
@@ -188,27 +195,38 @@ class Study:
                 self._average(fitted, arm.wise_ft)
             base = {name: self.base[twin] for name, twin in tuned.twins.items()}
             with computing_in(self.loaded.model, measuring_dtype(self.loaded)):
+                swap = WeightSwap(self.loaded.model, base)
                 drift = measure_drift(
                     self.loaded,
-                    WeightSwap(self.loaded.model, base),
+                    swap,
                     self.drift_prompts,
                     self.encoder,
                     max_new_tokens=self.settings.drift.max_new_tokens,
                     batch_size=self.settings.eval_batch_size,
                     skill_answers={example.answers[0] for example in self.pools[skill]},
-                ).result
+                )
+                layers = layer_contributions(self.loaded, swap, drift.base)
+            pairs = zip(drift.base.generations, drift.tuned, strict=True)
+            shown = [
+                Shown(prompt=prompt, picture=picture, base=before.text, tuned=after.text)
+                for (prompt, picture), (before, after) in zip(self._shown, pairs, strict=False)
+            ]
+            tasks = {task.name: self._score(task) for task in self.tasks}
             kept_back = self.validation.get(skill)
             return StageResult(
                 chain=chain.key,
                 stage=stage + 1,
                 skill=skill,
-                tasks={task.name: self._score(task) for task in self.tasks},
+                tasks=tasks,
+                constrained=self._constrained(tasks),
                 validation=self._score(kept_back) if kept_back is not None else None,
-                drift=drift,
+                drift=drift.result,
+                layers=layers,
+                shown=shown,
                 steps=fitted.summary.num_steps,
                 seconds=fitted.summary.seconds,
                 final_loss=fitted.summary.final_loss,
-                relative_update=self._relative_update(base),
+                relative_update=relative_update(self.loaded.model, base),
             )
 
     def _fit(self, chain: Chain, skill: str, folder: str, selection: Selection) -> FitResult:
@@ -296,12 +314,24 @@ class Study:
                 )
         return self._anchors[key]
 
-    def _score(self, task: Task) -> TaskScores:
+    def _constrained(self, free: Mapping[str, TaskScores]) -> dict[str, TaskScores] | None:
+        """Score the held-out tasks with answers held to the right form, if that is asked for."""
+        if not self.settings.constrained:
+            return None
+        return {
+            task.name: free[task.name]  # options are chosen among anyway
+            if task.mode == "options"
+            else self._score(task, evaluate_constrained)
+            for task in self.tasks
+            if task.role == "held_out"
+        }
+
+    def _score(self, task: Task, ask: Callable[..., TaskResult] = evaluate) -> TaskScores:
         with computing_in(self.loaded.model, measuring_dtype(self.loaded)):
             if self._tolerance is None:
                 self._tolerance = measure_tolerance(self.loaded, self.tasks, self.encoder)
             return summarise(
-                evaluate(
+                ask(
                     self.loaded,
                     task,
                     self.encoder,
@@ -318,43 +348,6 @@ class Study:
             if before is not None:
                 mean = torch.lerp(parameter.float(), before.to(parameter.device).float(), share)
                 parameter.copy_(mean)
-
-    @torch.no_grad()
-    def _relative_update(self, base: dict[str, torch.Tensor]) -> float:
-        moved = total = 0.0
-        for name, parameter in self.loaded.model.named_parameters():
-            if name in base:
-                before = base[name].double()
-                moved += float((parameter.detach().cpu().double() - before).square().sum())
-                total += float(before.square().sum())
-        return (moved / total) ** 0.5
-
-    @torch.no_grad()
-    def _put_back(self) -> None:
-        for name, parameter in self.loaded.model.named_parameters():
-            if name in self.base:
-                parameter.data = parameter.data.to(self.base[name].dtype)
-                parameter.copy_(self.base[name])
-
-    def _save(self, path: Path, stage: int, names: Sequence[str]) -> None:
-        tensors = copy_tensors(self.loaded.model, names)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file(tensors, part, {"stage": str(stage)})
-        part.replace(path)
-
-    @torch.no_grad()
-    def _restore(self, path: Path, stage: int) -> bool:
-        """Put a chain's weights after `stage` into the model; False if they are not there."""
-        if not path.exists():
-            return False
-        with safe_open(path, "pt") as file:
-            if file.metadata() != {"stage": str(stage)}:
-                return False
-            parameters: dict[str, Any] = dict(self.loaded.model.named_parameters())
-            for name in file.keys():  # noqa: SIM118 (not a dictionary)
-                parameters[name].copy_(file.get_tensor(name))
-        return True
 
 
 def remember_arithmetic(folder: Path, arithmetic: Arithmetic) -> None:

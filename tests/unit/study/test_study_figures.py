@@ -2,6 +2,7 @@
 
 import re
 
+from narrowtune.core.layers import LayerContributions
 from narrowtune.core.results import DriftResult, TokenGroupMass
 from narrowtune.study.figures import draw_study
 from narrowtune.study.results import BASE, ChainKey, StageResult, TaskScores
@@ -86,3 +87,16 @@ def test_the_bias_is_drawn_with_its_correlation(tmp_path):
     drawn = draw_study(found, {"default": ["count", "clock"]}, tmp_path)
     assert drawn == ["frontier", "number_bias", "stages"]
     assert "rank correlation" in (tmp_path / "number_bias.svg").read_text()
+
+
+def test_layers_are_drawn_for_every_arm(tmp_path):
+    layers = LayerContributions(num_positions=9, attention=[0.0, 0.5, 2.0], mlp=[0.0, 1.0, 3.0])
+    found = [
+        result.model_copy(update={"layers": layers}) if result.stage else result
+        for result in results()
+    ]
+    drawn = draw_study(found, {"default": ["count", "clock"]}, tmp_path)
+    assert drawn == ["frontier", "layers", "stages"]
+    text = (tmp_path / "layers.svg").read_text()
+    for arm in ("sa_proj, 0.0001", "sa_proj, 0.001", "a$b$c, 0.001"):
+        assert re.search(rf"<!-- {re.escape(arm)}", text), arm

@@ -13,6 +13,7 @@ from narrowtune.cli.app import app
 from narrowtune.core.errors import DataError, UsageError
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.study.chains import all_chains, open_chains
+from narrowtune.study.forms import form_loss
 from narrowtune.study.results import (
     append_result,
     base_of,
@@ -102,6 +103,10 @@ def without_seconds(results):
     ]
 
 
+def chains_first(chains):
+    return next(iter(chains.values()))[0].shown
+
+
 def weights(study):
     return {n: p.detach().clone() for n, p in study.loaded.model.named_parameters()}
 
@@ -132,6 +137,15 @@ def test_every_stage_of_every_chain_is_scored(settings, finished):
             assert stage.relative_update > 0
             assert stage.drift.kl_base_tuned > 0
             assert stage.validation is not None
+            assert stage.constrained is None
+            assert len(stage.layers.attention) == len(stage.layers.mlp) == 2
+            assert stage.layers.num_positions == stage.drift.num_tokens
+            assert max(stage.layers.attention) > 0
+            assert [shown.prompt for shown in stage.shown] == [
+                f"Tell me about the {word}." for word in WORDS[:4]
+            ]
+            assert [s.base for s in stage.shown] == [s.base for s in chains_first(chains)]
+            assert any(shown.base != shown.tuned for shown in stage.shown)
     # The second stage goes on from the first: it is further from the base.
     assert all(second.relative_update > first.relative_update for first, second in chains.values())
     assert not open_chains(list(all_chains(settings)), finished)
@@ -199,6 +213,32 @@ def test_no_steps_change_nothing(settings, tmp_path):
     assert all(result.tasks == base.tasks for result in found)
     assert all(result.drift.kl_base_tuned == 0 for result in found)
     assert all(result.relative_update == 0 for result in found)
+    assert all(result.layers.attention == result.layers.mlp == [0.0, 0.0] for result in found)
+    assert all(shown.base == shown.tuned for result in found for shown in result.shown)
+
+
+def test_held_out_tasks_are_scored_in_the_right_form_where_asked_for(settings, tmp_path):
+    mine = changed(settings, tmp_path, constrained=True, orders={"one": ["first"]})
+    options = settings.keep[0].model_copy(update={"name": "chosen", "mode": "options"})
+    path = write(
+        tmp_path / "chosen.jsonl",
+        [{**row, "options": ["dog", "cat", row["answer"]]} for row in rows("say", 250, 6)],
+    )
+    mine = mine.model_copy(
+        update={"keep": [*settings.keep, options.model_copy(update={"path": path})]}
+    )
+    study, found = Study(mine, threads=1), []
+    base = study.score_base()
+    study.run(next(all_chains(mine)), 0, found.append)
+    for result in (base, *found):
+        assert set(result.constrained) == {"say", "chosen"}
+        assert result.constrained["say"].valid_format == 1
+        assert len(unpack_scores(result.constrained["say"].items)) == 6
+        # Options are chosen among in free scores too.
+        assert result.constrained["chosen"] == result.tasks["chosen"]
+    assert form_loss(base, found[0]).free == pytest.approx(
+        50 * sum(base.tasks[n].mean - found[0].tasks[n].mean for n in ("say", "chosen"))
+    )
 
 
 def test_an_average_lies_between(settings, tmp_path):
@@ -328,7 +368,6 @@ def test_experts_learn_over_a_chain_that_can_be_stopped(settings, tmp_path):
     def stop(result):
         raise KeyboardInterrupt
 
-    study._save = lambda *_: None
     with pytest.raises(KeyboardInterrupt):
         study.run(chain, 0, stop)
     assert list(weights(study)) == list(before)
