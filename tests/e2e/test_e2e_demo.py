@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from narrowtune.cli.app import app
@@ -19,7 +20,13 @@ def reference(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     blueprint = get_blueprint(pictures.MODEL)
     tokenizer = blueprint.tokenizer()
-    blueprint.write(blueprint.build(tokenizer, seed=0), tokenizer, folder)
+    model = blueprint.build(tokenizer, seed=0)
+    draw = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        # What begins at nothing and is frozen lets no gradient through to what is before it.
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.02, generator=draw)
+    blueprint.write(model, tokenizer, folder)
     return folder
 
 
