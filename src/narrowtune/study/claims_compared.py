@@ -142,11 +142,19 @@ def c12(settings: Sequence[Setting], chained: Setting | None, place: int) -> Cla
     for setting in settings:
         if REFERENCE in setting.runs:
             readings.append(_by_form(setting))
+            free, held = setting.lost(REFERENCE), setting.lost_in_form(REFERENCE)
+            half = above(
+                "regained in the right form, less half of the loss > 0",
+                minus(minus(free, held), free, 0.5),
+                0,
+            )
+            name = f"{setting.name}: {REFERENCE}, held to the right form"
+            readings.append(Reading(setting=name, parts=given(forgot(setting, REFERENCE), half)))
     return make_claim(
         "C12",
         "Knowledge is suppressed, not lost.",
         f"where {REFERENCE} lost more than {LEAST_LOSS:g} points, at least half comes back: with "
-        "the next skill, and when answers are read leniently",
+        "the next skill; when answers are read leniently; and when they are held to the right form",
         readings,
     )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from narrowtune.core.results import Value
-from narrowtune.study.results import StageResult, unpack_scores
+from narrowtune.study.results import StageResult, TaskScores, unpack_scores
 
 _LEVEL = 0.975
 
@@ -112,19 +112,39 @@ def over_seeds(values: Sequence[float]) -> Interval | None:
 def learned(base: StageResult, stages: Sequence[StageResult]) -> Terms:
     """Return what the stages' skills gained, each at its own stage, their mean in points."""
     share = 1 / len(stages)
-    return {f"learned {stage.skill}": _gain(base, [stage], stage.skill, share) for stage in stages}
+    return {
+        f"learned {stage.skill}": _gain(base.tasks[stage.skill], [stage.tasks[stage.skill]], share)
+        for stage in stages
+    }
 
 
 def lost(base: StageResult, stages: Sequence[StageResult]) -> Terms:
     """Return what held-out tasks lost, the mean over tasks and these stages, in points."""
     kept = [name for name, task in base.tasks.items() if task.role == "held_out"]
-    return {f"lost {name}": _gain(base, stages, name, -1 / len(kept)) for name in kept}
+    return {
+        f"lost {name}": _gain(
+            base.tasks[name], [stage.tasks[name] for stage in stages], -1 / len(kept)
+        )
+        for name in kept
+    }
 
 
-def _gain(base: StageResult, stages: Sequence[StageResult], task: str, factor: float) -> Items:
-    before = np.array(unpack_scores(base.tasks[task].items))
-    after = np.mean([unpack_scores(stage.tasks[task].items) for stage in stages], axis=0)
-    return Items(100 * factor * (after - before), 100 * abs(factor))
+def lost_in_form(base: StageResult, stage: StageResult) -> Terms | None:
+    """Return what is lost where base and tuned model are held to answers of the right form."""
+    before, after = base.constrained, stage.constrained
+    if not before or not after:
+        return None
+    # Named as free losses are, so that both are subtracted item by item.
+    return {
+        f"lost {name}": _gain(task, [after[name]], -1 / len(before))
+        for name, task in before.items()
+    }
+
+
+def _gain(before: TaskScores, after: Sequence[TaskScores], factor: float) -> Items:
+    first = np.array(unpack_scores(before.items))
+    then = np.mean([unpack_scores(scores.items) for scores in after], axis=0)
+    return Items(100 * factor * (then - first), 100 * abs(factor))
 
 
 def _added(left: Terms, right: Terms, factor: float) -> Terms:

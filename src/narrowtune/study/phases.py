@@ -23,6 +23,9 @@ from narrowtune.study.world import World
 
 _AVERAGED = WISE_FT.rsplit(" ", 1)[0]  # the label without its share
 
+_SCORED = ("skills", "keep", "drift", "constrained")
+"""Settings of which one that differs means other scores."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -202,7 +205,11 @@ class Protocol:
         samples: int | None = None,
     ) -> StudySettings:
         """Return a study of the one skill that rates are chosen on."""
-        update = {"num_samples": samples or self.preset.sizes.samples, "seeds": list(seeds)}
+        update = {
+            "num_samples": samples or self.preset.sizes.samples,
+            "seeds": list(seeds),
+            "constrained": True,  # for C12; chains would take too long with it
+        }
         return self._settings(model, grids, [self.preset.skill]).model_copy(update=update)
 
     def _chained(
@@ -228,7 +235,7 @@ def take_over(earlier: Phase, later: Phase) -> None:
     target = Path(new.output_dir) / known.name
     if known.exists() and not target.exists():
         write_text(target, known.read_text("utf-8"))
-    if (old.skills, old.keep, old.drift) != (new.skills, new.keep, new.drift):
+    if any(getattr(old, name) != getattr(new, name) for name in _SCORED):
         return
     done = {(result.chain, result.stage) for result in later.results}
     wanted = {chain.key for chain in all_chains(new)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from narrowtune.core.results import Value
-from narrowtune.study.effects import Effect, Interval, learned, lost
+from narrowtune.study.effects import Effect, Interval, learned, lost, lost_in_form
 from narrowtune.study.results import StageResult, base_of, by_chain
 
 Verdict = Literal["agrees", "disagrees", "can't be told here"]
@@ -116,6 +116,15 @@ class Setting:
                 for seed, run in runs.items()
             }
         )
+
+    def lost_in_form(self, arm: str) -> Effect | None:
+        """Return the loss after the last stage with answers held to the right form."""
+        found = {
+            seed: terms
+            for seed, run in self.runs.get(arm, {}).items()
+            if (terms := lost_in_form(self.base, run[-1])) is not None
+        }
+        return Effect(found) if found else None
 
     def balance(self, arm: str) -> Effect | None:
         """Return what was learned less what was lost."""

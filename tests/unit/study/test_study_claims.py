@@ -1,5 +1,7 @@
 """Verdicts follow from numbers by their rules, and turn when the numbers do."""
 
+from dataclasses import replace
+
 import pytest
 
 from narrowtune.core.results import DriftResult
@@ -214,6 +216,26 @@ def test_c12_half_has_to_come_back():
     for lenient, verdict in ((2, "agrees"), (20, "disagrees")):
         made = setting(language_model=[(30, 20, 0.1, lenient)])
         assert claims_compared.c12([made], None, 2).verdict == verdict
+
+
+@pytest.mark.parametrize(("held", "verdict"), [(2, "agrees"), (20, "disagrees"), (10, None)])
+def test_c12_reads_answers_held_to_the_right_form(held, verdict):
+    made = setting(language_model=[(30, 20, 0.1, 10.5)])
+    kept = {"charts": task("held_out", 0.9), "forms": task("held_out", 0.9)}
+    after = {name: task("held_out", 0.9 - held / 100) for name in kept}
+    runs = {
+        arm: {
+            seed: [stage.model_copy(update={"constrained": after}) for stage in run]
+            for seed, run in runs.items()
+        }
+        for arm, runs in made.runs.items()
+    }
+    base = made.base.model_copy(update={"constrained": kept})
+    claim = claims_compared.c12([replace(made, base=base, runs=runs)], None, 2)
+    assert claim.readings[-1].setting.endswith("held to the right form")
+    assert claim.readings[-1].verdict == (verdict or "can't be told here")
+    # Not asked for, not told.
+    assert claims_compared.c12([made], None, 2).readings[-1].verdict == "can't be told here"
 
 
 def rates(arm, pairs, seed):

@@ -216,6 +216,7 @@ def test_nothing_is_taken_over_from_other_rows_or_steps(finished, tmp_path):
             ({"num_samples": 4}, 1),  # the base alone
             ({"training": frontier.settings.training.model_copy(update={"max_steps": 1})}, 1),
             ({"keep": []}, 0),
+            ({"constrained": False}, 0),
         )
     ):
         update = {
