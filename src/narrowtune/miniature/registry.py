@@ -120,6 +120,7 @@ _TASKS = (
     MiniatureTask("rows", "pretrain", "", "word, number", "exact_match", 8, 0.01, parts.make_rows),
     MiniatureTask("lists", "pretrain", "", "words", "exact_match", 32, 0.0, parts.make_lists),
     MiniatureTask("arrows", "pretrain", "", "word", "exact_match", 8, 0.02, parts.make_arrows),
+    MiniatureTask("recital", "pretrain", "", "words", "exact_match", 96, 0.0, drills.make_recital),
     MiniatureTask("pairs", "pretrain", "", "words", "exact_match", 48, 0.0, drills.make_pairs),
     MiniatureTask("letters", "pretrain", "", "words", "exact_match", 48, 0.0, drills.make_letters),
     MiniatureTask("orders", "pretrain", "", "words", "exact_match", 48, 0.0, drills.make_orders),

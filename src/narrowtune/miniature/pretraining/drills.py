@@ -21,6 +21,7 @@ from narrowtune.miniature.pretraining.parts import PICK_WORDING, SMALL
 AFTER, BEFORE = "What comes after {value}?", "What comes before {value}?"
 EACH_AFTER = "Name each, then what comes after it: {values}"
 EACH_BEFORE = "Name each, then what comes before it: {values}"
+RECITE, RECITE_BACK = "Name each after the other.", "Name each before the other."
 EACH_LETTER = "Name each, then its letter: {values}"
 STANDS = "What stands at {value}?"
 ORDERS = {
@@ -34,6 +35,27 @@ ORDERS = {
 _WORDS = tuple(sorted({*SMALL, *SHAPES, *THINGS, *OBJECT_COLOURS}))
 _STYLES = (("{letter}. {text}", "\n"), ("{letter}: {text}", ", "))
 _MOST = 7  # things in an exercise
+_RECITED = 20  # pairs
+
+
+def make_recital(draw: Random) -> Item:
+    """Return words in pairs, or options with letters, to be recited in a long row of any order.
+
+    Nearly every second word of the answer can be looked up, so that one line teaches as much as
+    dozens of questions.
+    """
+    if draw.random() < 0.4:
+        options = draw.sample(_WORDS, draw.randint(3, 5))
+        pairs = [(letter(place), text) for place, text in enumerate(options)]
+        tell = partial(_tell_options, tuple(options), draw.choice(_STYLES))
+    else:
+        words = draw.sample(_WORDS, 2 * draw.randint(3, _MOST))
+        pairs = list(zip(words[::2], words[1::2], strict=True))
+        tell = partial(told, [" ".join(pair) for pair in pairs])
+    back = draw.random() < 0.5
+    known = [pair[::-1] if back else pair for pair in draw.choices(pairs, k=_RECITED)]
+    answer = ", ".join(" ".join(pair) for pair in known)
+    return Item("recital", RECITE_BACK if back else RECITE, (answer,), _paint_nothing, tell=tell)
 
 
 def make_pairs(draw: Random) -> Item:

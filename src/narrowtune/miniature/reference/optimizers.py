@@ -26,7 +26,7 @@ def rate_factor(step: int, num_steps: int) -> float:
 
 
 def make_optimizers(
-    groups: Sequence[Mapping[str, Any]], matrix_factor: float
+    groups: Sequence[Mapping[str, Any]], matrix_factor: float, table_factor: float
 ) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices inside layers, AdamW for embeddings, biases and norms.
 
@@ -35,21 +35,25 @@ def make_optimizers(
 
     Args:
         groups: `params`, pairs of name and parameter, and `factor` of the learning rate.
-        matrix_factor: a further factor for the matrices.
+        matrix_factor, table_factor: further factors for the matrices and for embeddings.
     """
     matrices: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
+    factors = {"matrix": matrix_factor, "table": table_factor, "other": 1.0}
     for group in groups:
-        inside = {name for name, p in group["params"] if p.ndim == 2 and not _is_table(name)}
-        for kind, chosen, factor in ((matrices, True, matrix_factor), (others, False, 1.0)):
-            params = [p for name, p in group["params"] if (name in inside) is chosen]
-            kind.append({"params": params, "factor": factor * group["factor"]})
+        for kind, factor in factors.items():
+            params = [p for name, p in group["params"] if _kind(name, p) == kind]
+            made = {"params": params, "factor": factor * group["factor"]}
+            (matrices if kind == "matrix" else others).append(made)
     return [
         torch.optim.Muon(matrices, weight_decay=_WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY),
     ]
 
 
-def _is_table(name: str) -> bool:
-    """Whether a matrix is looked up in or scored against, not multiplied between layers."""
-    return any(word in name for word in ("embed", "lm_head", "classify"))
+def _kind(name: str, parameter: nn.Parameter) -> str:
+    """Return "table" for what is looked up in or scored against, "matrix" for other matrices."""
+    if "embed_tokens" in name or "lm_head" in name:
+        return "table"
+    aside = "embed" in name or "classify" in name
+    return "matrix" if parameter.ndim == 2 and not aside else "other"

@@ -113,6 +113,7 @@ class Pretraining:
         self.model.model.language_model.set_attn_implementation("eager")
         self.writer = Writer(self.tokenizer, blueprint.picture, blueprint.placeholder)
         self.padding = int(self.tokenizer.pad_token_id)
+        self._sees = (f"{blueprint.tower}.", f"{blueprint.projector}.")
         self._checks: dict[tuple[str, str], Batch] = {}
         width, side = self.model.config.get_text_config().hidden_size, SIZE // PATCH
         with torch.random.fork_rng(devices=[]):
@@ -170,11 +171,10 @@ class Pretraining:
 
     def _halves(self) -> tuple[list[Named], list[Named]]:
         """Return what sees, the projector and the patch head with it, and what answers."""
-        seeing = (f"{self.blueprint.tower}.", f"{self.blueprint.projector}.")
         sees = list(self.head.named_parameters())
         answers: list[Named] = []
         for name, parameter in self.model.named_parameters():
-            (sees if name.startswith(seeing) else answers).append((name, parameter))
+            (sees if name.startswith(self._sees) else answers).append((name, parameter))
         return sees, answers
 
     def _stage(
@@ -189,7 +189,9 @@ class Pretraining:
         parameters = [p for group in groups for _, p in group["params"]]
         seeing = stage == "seeing"
         rate = getattr(self.schedule, f"{stage}_rate")
-        optimizers = make_optimizers(groups, self.schedule.matrix_factor)
+        optimizers = make_optimizers(
+            groups, self.schedule.matrix_factor, self.schedule.table_factor
+        )
         first, before = self._restore(stage, optimizers)
         started = time.monotonic()
         steps = Steps(
@@ -339,11 +341,17 @@ class Pretraining:
                 found=f"it was started for {state['name']} with {state['schedule']}",
                 do="give the same settings, or another folder",
             )
-        self.model.load_state_dict(state["model"])
+        if path.name == _SEEN:
+            sight = {name: t for name, t in state["model"].items() if name.startswith(self._sees)}
+            self.model.load_state_dict(sight, strict=False)
+        else:
+            self.model.load_state_dict(state["model"])
         self.head.load_state_dict(state["head"])
         if state["stage"] != stage:
             done = _STAGES.index(state["stage"]) > _STAGES.index(stage)
-            return (self.schedule.seeing_steps if done else 0), 0.0
+            return (getattr(self.schedule, f"{stage}_steps") if done else 0), 0.0
+        if path.name == _SEEN:
+            return state["step"], state["seconds"]
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         return state["step"], state["seconds"]

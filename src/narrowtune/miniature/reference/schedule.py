@@ -13,12 +13,16 @@ from narrowtune.miniature.registry import LEVELS, TASKS
 
 _REVIEW = (0.0, 0.3, 0.3)  # share of a level's samples that is of those before it
 _AHEAD = 0.25  # share of the level before the last that is of the last
-_PARTS_ALONE = 0.2  # share of the reading steps before the held-out tasks come in
+_READING_STARTS = (0.1, 0.3)  # shares of the reading steps after which more is told
 _PAGES = 0.7  # weight of pages of letters for each other task, while the tower learns to see
 _HARD = ("diagrams", "charts", "forms", "infographics")  # drawn twice as often as others
 
 
+DRILLS = ("recital", "letters", "pairs", "orders")
+"""What needs no picture."""
+
 TOLD = (
+    *DRILLS,
     *("lists", "binding", "relations", "choices", "rows", "arrows", "captions"),
     *LEVELS[-1],
 )
@@ -36,6 +40,7 @@ class Schedule:
         seeing_batch, reading_batch, answering_batch: pictures per step, or what is told of them.
         micro_batches: parts of a step, each with questions of like length.
         matrix_factor: what the rate is multiplied by for matrices, which Muon trains.
+        table_factor: what it is multiplied by for the embeddings of words.
         questions: how many are asked about a picture at most, while the model learns to answer.
         seeing_rate, reading_rate, answering_rate: highest learning rates of the stages.
         tower_factor: what the tower's rate is multiplied by while the model learns to answer.
@@ -46,13 +51,14 @@ class Schedule:
 
     seed: int = 0
     seeing_steps: int = 3000
-    reading_steps: int = 2000
+    reading_steps: int = 1500
     answering_steps: int = 4000
     seeing_batch: int = 64
-    reading_batch: int = 64
+    reading_batch: int = 32
     answering_batch: int = 32
     micro_batches: int = 2
     matrix_factor: float = 3.0
+    table_factor: float = 5.0
     questions: int = 6
     seeing_rate: float = 2e-3
     reading_rate: float = 1e-3
@@ -60,7 +66,7 @@ class Schedule:
     tower_factor: float = 0.2
     patch_weight: float = 0.3
     place_weight: float = 0.3
-    level_starts: tuple[float, ...] = (0.15, 0.4)
+    level_starts: tuple[float, ...] = (0.1, 0.3)
 
     def of_seeing(self) -> dict[str, Any]:
         """Return what the first stage depends on."""
@@ -93,13 +99,15 @@ def answering_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]
 
 
 def reading_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]]:
-    """Return what is told in words: one step of an answer first, then every task.
+    """Return what is told in words: drills, then single steps of an answer, then every task.
 
     Nothing is seen in this stage.
     """
-    first = {name: 1.0 for name in TOLD if name not in LEVELS[-1]}
-    start = round(_PARTS_ALONE * schedule.reading_steps)
-    return [(0, first), (start, {**_weights(TOLD), **{name: 0.5 for name in first}})]
+    drills = dict.fromkeys(DRILLS, 1.0)
+    parts = {name: 1.0 for name in TOLD if name not in LEVELS[-1]}
+    every = {**_weights(TOLD), **dict.fromkeys(parts, 0.5), **dict.fromkeys(DRILLS, 0.3)}
+    starts = [round(share * schedule.reading_steps) for share in _READING_STARTS]
+    return list(zip((0, *starts), (drills, {**parts, "recital": 0.5}, every), strict=True))
 
 
 def _weights(names: Sequence[str]) -> dict[str, float]:
