@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from narrowtune.miniature.reference.batches import (
     Steps,
     Writer,
     collate_samples,
+    collate_told,
     draw_samples,
     load_steps,
 )
@@ -34,12 +36,23 @@ from narrowtune.miniature.reference.forward import (
 )
 from narrowtune.miniature.reference.optimizers import rate_factor
 from narrowtune.miniature.reference.pretrain import Pretraining
-from narrowtune.miniature.reference.schedule import Schedule, answering_shares
+from narrowtune.miniature.reference.schedule import (
+    TOLD,
+    Schedule,
+    answering_shares,
+    reading_shares,
+)
 from narrowtune.miniature.registry import TASKS, tasks_of
 from narrowtune.models.load import load_model
 
 TINY = Schedule(
-    seeing_steps=3, answering_steps=4, seeing_batch=6, answering_batch=6, micro_batches=2
+    seeing_steps=3,
+    reading_steps=2,
+    answering_steps=4,
+    seeing_batch=6,
+    reading_batch=6,
+    answering_batch=6,
+    micro_batches=2,
 )
 
 
@@ -130,6 +143,51 @@ def test_questions_about_one_picture_are_answered_as_if_asked_alone(loaded, writ
     assert torch.allclose(found, torch.cat([logits for logits, _ in expected]), atol=2e-5)
 
 
+def test_questions_about_words_are_answered_as_if_asked_alone(loaded, writer):
+    samples = [TASKS[name].sample("pretrain", 2, 4) for name in ("charts", "letters", "street")]
+    together = collate_told(samples, writer, padding_id(loaded.tokenizer), questions=3)
+    nothing = torch.empty(1, 0, loaded.model.config.get_text_config().hidden_size)
+    with torch.no_grad():
+        _, hidden = hidden_states(loaded.model, together, nothing.expand(len(samples), -1, -1))
+        found, labels = answer_logits(loaded.model, hidden, together.labels)
+        expected = []
+        for sample in samples:
+            for item in sample.questions(3):
+                text = writer.write(item)
+                ids = [*text.before, *writer.tell(sample), *text.after]
+                wanted = [label for label in text.labels if label != -100]
+                logits = loaded.model(input_ids=torch.tensor([ids])).logits[0]
+                expected.append((logits[-len(wanted) - 1 : -1], torch.tensor(wanted)))
+    assert torch.equal(labels, torch.cat([wanted for _, wanted in expected]))
+    assert torch.allclose(found, torch.cat([logits for logits, _ in expected]), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_is_told_is_enough_to_answer(name):
+    """No two pictures that are told alike have different answers to one question."""
+    answers = {}
+    for sample in TASKS[name].samples("pretrain", 2000, 3):
+        words = tuple(sorted(sample.item.tell(random.Random(0)).split(". ")))
+        for item in sample.questions(3):
+            assert answers.setdefault((words, item.question), item.answers[0]) == item.answers[0]
+
+
+def test_a_model_begins_with_looking_up(loaded, writer):
+    """The word behind the same word is what a head of the second layer looks at first."""
+    text = "red circle. blue star. green moon.\nWhat comes after blue"
+    ids = loaded.tokenizer.encode(text, add_special_tokens=False)
+    language_model = loaded.model.model.language_model
+    language_model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = language_model(
+            input_ids=torch.tensor([ids]), output_attentions=True
+        ).attentions[1][0, 0, -1]
+    language_model.set_attn_implementation("sdpa")
+    star = loaded.tokenizer.encode(" star", add_special_tokens=False)[0]
+    assert ids[int(weights.argmax())] == star
+    assert float(weights.max()) > 0.3
+
+
 def test_places_are_told_by_row_and_column():
     codes = place_codes(6, 3, seed=1)
     directions = torch.linalg.pinv(codes)  # [6, 6]: one state per score
@@ -187,7 +245,7 @@ def test_a_batch_holds_what_its_samples_show(writer):
 
 
 def test_steps_are_the_same_from_wherever_they_start(writer):
-    settings = {"batch_size": 6, "micro_batches": 2, "seed": 1, "questions": 3}
+    settings = {"batch_size": 6, "micro_batches": 2, "seed": 1, "questions": 3, "told": False}
     shares = [(0, {"names": 1.0}), (2, {"street": 1.0, "names": 1.0})]
     every = list(
         load_steps(Steps(writer, 0, shares, first=0, last=4, **settings), in_background=False)
@@ -210,6 +268,9 @@ def test_no_sample_comes_twice_and_no_skill_is_asked():
     for _, level in answering_shares(Schedule()):
         assert not skills & set(level)
         assert sum(level.values()) == pytest.approx(1)
+    for _, level in reading_shares(Schedule()):
+        assert not skills & set(level)
+        assert set(level) <= set(TOLD)
 
 
 def test_the_rate_rises_stays_and_falls():
@@ -231,7 +292,9 @@ def weights(folder, schedule, name, stop_after=None):
     return training.model.state_dict()
 
 
-@pytest.mark.parametrize("stopped", [("seeing", 2), ("seeing", 3), ("answering", 2)])
+@pytest.mark.parametrize(
+    "stopped", [("seeing", 2), ("seeing", 3), ("reading", 1), ("reading", 2), ("answering", 2)]
+)
 def test_what_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, stopped, monkeypatch):
     monkeypatch.setattr(Pretraining, "_accuracy", lambda *_: {})
     name = "llava_onevision"
@@ -242,7 +305,7 @@ def test_what_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, stopped, 
     for key, value in expected.items():
         assert torch.equal(value, found[key]), key
     lines = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 1, 2, 3, 4]
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 1, 2, 1, 2, 3, 4]
 
 
 def test_other_settings_are_not_mixed_in(tmp_path, monkeypatch):
@@ -252,16 +315,35 @@ def test_other_settings_are_not_mixed_in(tmp_path, monkeypatch):
         weights(tmp_path, replace(TINY, seeing_rate=1.0), "llava_onevision")
 
 
-def test_both_stages_learn(tmp_path, monkeypatch):
+def test_a_first_stage_is_taken_over_and_what_reads_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(Pretraining, "_accuracy", lambda *_: {})
+    name = "llava_onevision"
+    expected = weights(tmp_path / "whole", TINY, name)
+    longer = replace(TINY, reading_steps=3)
+    training = Pretraining(
+        get_blueprint(name), tmp_path / "own", longer, compiled=False, seen_in=tmp_path / "whole"
+    )
+    assert not torch.equal(training.model.lm_head.weight, expected["lm_head.weight"])
+    training.run(lambda _: None, log_every=1)
+    stages = [json.loads(line) for line in (tmp_path / "own" / "log.jsonl").open()]
+    assert [line["stage"] for line in stages] == ["reading"] * 3 + ["answering"] * 4
+    whole = weights(tmp_path / "from_nothing", longer, name)
+    for key, value in training.model.state_dict().items():
+        assert torch.equal(value, whole[key]), key
+
+
+def test_all_stages_learn(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "_NUM_CHECKED", 2)
-    schedule = replace(TINY, seeing_steps=12, answering_steps=12, seeing_rate=1e-2)
+    steps = {"seeing_steps": 12, "reading_steps": 12, "answering_steps": 12}
+    schedule = replace(TINY, **steps, seeing_rate=1e-2, reading_rate=1e-2)
     lines = []
     training = Pretraining(get_blueprint("llava_onevision"), tmp_path, schedule, compiled=False)
     training.run(lines.append, log_every=4)
-    for stage in ("seeing", "answering"):
+    for stage in ("seeing", "reading", "answering"):
         losses = [line.loss for line in lines if line.stage == stage]
         assert losses[-1] < losses[0]
     assert set(lines[2].accuracy) == {"pages", "reading", "captions", "forms", "diagrams"}
+    assert set(lines[5].accuracy) == set(TOLD)
     assert {task.name for task in tasks_of("held_out")} <= set(lines[-1].accuracy)
     again = load_model(str(training.save()))
     assert again.dtype == torch.bfloat16

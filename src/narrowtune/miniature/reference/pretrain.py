@@ -193,6 +193,8 @@ class Pretraining:
             groups, self.schedule.matrix_factor, self.schedule.table_factor
         )
         first, before = self._restore(stage, optimizers)
+        # What an earlier stage left on weights that were not its own would be a first step here.
+        self.model.zero_grad(set_to_none=True)
         started = time.monotonic()
         steps = Steps(
             self.writer,
