@@ -91,7 +91,9 @@ def main() -> None:
     torch.manual_seed(schedule.seed)
     labels, codes = Labels(width), place_codes(width, SIZE // PATCH, schedule.seed)
     params = [*language_model.named_parameters(), *labels.named_parameters()]
-    optimizers = make_optimizers([{"params": params, "factor": 1.0}], given.matrix_factor, schedule.table_factor)
+    optimizers = make_optimizers(
+        [{"params": params, "factor": 1.0}], given.matrix_factor, schedule.table_factor
+    )
     writer = Writer(tokenizer, blueprint.picture, blueprint.placeholder)
     checks = {
         name: list(TASKS[name].samples("validation", _NUM_CHECKED, schedule.seed))
@@ -114,10 +116,10 @@ def main() -> None:
         num_answers = sum(len(answer_lengths(part.labels)) for part in parts)
         for part in parts:
             with plain_attention(), torch.autocast("cpu", torch.bfloat16):
-                early, states = hidden(model, part, labels(part))
-                logits, wanted = answer_logits(model, states, part.labels)
+                states = hidden(model, part, labels(part))
+                logits, wanted = answer_logits(model, states.last, part.labels)
                 loss = answer_loss(logits, wanted, part.labels) / num_answers
-                placed = given.place_weight * place_loss(early, codes) / len(parts)
+                placed = given.place_weight * place_loss(states.picture, codes) / len(parts)
             (loss + placed).backward()
             told += loss.item() / _CHECK_EVERY
         nn.utils.clip_grad_norm_([p for _, p in params], 1.0)
@@ -133,8 +135,8 @@ def main() -> None:
                 most = schedule.questions
                 batch = collate_samples(samples, writer, padding, questions=most, patches=True)
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                    _, states = hidden_states(model, batch, labels(batch))
-                    logits, wanted = answer_logits(model, states, batch.labels)
+                    states = hidden_states(model, batch, labels(batch))
+                    logits, wanted = answer_logits(model, states.last, batch.labels)
                 right = (logits.argmax(-1) == wanted).split(answer_lengths(batch.labels).tolist())
                 shares = by_kind(samples, batch, [bool(each.all()) for each in right], most)
                 print(f"  {name}: {shares}", flush=True)

@@ -66,7 +66,13 @@ def _texts() -> Iterator[str]:
     yield from (*birds.WORDINGS, *counting.WORDINGS, *clock.WORDINGS, *captions.PROMPTS)
     open_forms = (tissue.OPEN, tissue.YES_NO, signs.WORDINGS, diagrams.WORDINGS, charts.WORDINGS)
     more_forms = (forms.WORDINGS, infographics.WORDINGS, street.WORDINGS, scenes.WORDINGS)
-    yield from (sheets.WORDING, parts.LISTS_WORDING, *parts.LAYOUTS, *parts.ROWS_WORDINGS, *parts.WORDS_WORDINGS)
+    yield from (
+        sheets.WORDING,
+        parts.LISTS_WORDING,
+        *parts.LAYOUTS,
+        *parts.ROWS_WORDINGS,
+        *parts.WORDS_WORDINGS,
+    )
     yield from (drills.AFTER, drills.BEFORE, drills.EACH_AFTER, drills.EACH_BEFORE)
     yield from (drills.RECITE, drills.RECITE_BACK)
     yield from (drills.EACH_LETTER, drills.STANDS, *drills.ORDERS.values())

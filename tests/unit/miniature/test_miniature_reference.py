@@ -113,7 +113,7 @@ def test_the_quick_forward_pass_is_the_models_own(loaded, writer):
         expected = loaded.model(**batch).logits[:, :-1][labels[:, 1:] != -100]
         states = SEE[loaded.family.name](loaded.model, own.pixels)
         found, wanted = answer_logits(
-            loaded.model, hidden_states(loaded.model, own, states)[1], own.labels
+            loaded.model, hidden_states(loaded.model, own, states).last, own.labels
         )
     assert torch.equal(wanted, labels[:, 1:][labels[:, 1:] != -100])
     assert torch.allclose(found, expected, atol=2e-5, rtol=1e-4)
@@ -128,7 +128,7 @@ def test_questions_about_one_picture_are_answered_as_if_asked_alone(loaded, writ
     with torch.no_grad():
         states = SEE[loaded.family.name](loaded.model, together.pixels)
         found, labels = answer_logits(
-            loaded.model, hidden_states(loaded.model, together, states)[1], together.labels
+            loaded.model, hidden_states(loaded.model, together, states).last, together.labels
         )
         expected = []
         for row, sample in enumerate(samples):
@@ -136,8 +136,8 @@ def test_questions_about_one_picture_are_answered_as_if_asked_alone(loaded, writ
                 alone = collate_samples(
                     [replace(sample, item=item)], writer, padding_id(loaded.tokenizer)
                 )
-                _, hidden = hidden_states(loaded.model, alone, states[row : row + 1])
-                expected.append(answer_logits(loaded.model, hidden, alone.labels))
+                hidden = hidden_states(loaded.model, alone, states[row : row + 1])
+                expected.append(answer_logits(loaded.model, hidden.last, alone.labels))
     assert torch.equal(labels, torch.cat([wanted for _, wanted in expected]))
     assert lengths.tolist() == [len(wanted) for _, wanted in expected]
     assert torch.allclose(found, torch.cat([logits for logits, _ in expected]), atol=2e-5)
@@ -148,8 +148,8 @@ def test_questions_about_words_are_answered_as_if_asked_alone(loaded, writer):
     together = collate_told(samples, writer, padding_id(loaded.tokenizer), questions=3)
     nothing = torch.empty(1, 0, loaded.model.config.get_text_config().hidden_size)
     with torch.no_grad():
-        _, hidden = hidden_states(loaded.model, together, nothing.expand(len(samples), -1, -1))
-        found, labels = answer_logits(loaded.model, hidden, together.labels)
+        hidden = hidden_states(loaded.model, together, nothing.expand(len(samples), -1, -1))
+        found, labels = answer_logits(loaded.model, hidden.last, together.labels)
         expected = []
         for sample in samples:
             for item in sample.questions(3):
@@ -179,9 +179,9 @@ def test_a_model_begins_with_looking_up(loaded, writer):
     language_model = loaded.model.model.language_model
     language_model.set_attn_implementation("eager")
     with torch.no_grad():
-        weights = language_model(
-            input_ids=torch.tensor([ids]), output_attentions=True
-        ).attentions[1][0, 0, -1]
+        weights = language_model(input_ids=torch.tensor([ids]), output_attentions=True).attentions[
+            1
+        ][0, 0, -1]
     language_model.set_attn_implementation("sdpa")
     star = loaded.tokenizer.encode(" star", add_special_tokens=False)[0]
     assert ids[int(weights.argmax())] == star

@@ -232,9 +232,7 @@ def test_a_test_file_beside_a_split_of_a_folder(read, config, tmp_path):
     assert {example.answers[0][:3] for example in inputs.tasks[0].examples} == {"cat"}
 
 
-def test_an_anchor_prompt_with_a_picture_is_refused_by_a_model_without_eyes(
-    read, config, tmp_path
-):
+def test_an_anchor_prompt_with_a_picture_is_refused_by_a_model_without_eyes(read, config, tmp_path):
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     prompts = [{"prompt": "Hello."}, {"prompt": "<image>What?", "image": "a.png"}]
     path = write(tmp_path / "prompts.jsonl", prompts)

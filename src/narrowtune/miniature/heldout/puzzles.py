@@ -45,9 +45,7 @@ _Made = tuple[str, list[str], Paint, Tell]
 """The right option, the others, the drawing and what it shows in words."""
 
 
-def _ask(
-    kind: str, right: str, wrong: list[str], paint: Paint, tell: Tell, draw: Random
-) -> Item:
+def _ask(kind: str, right: str, wrong: list[str], paint: Paint, tell: Tell, draw: Random) -> Item:
     options, letter = shuffled(draw, right, wrong)
     shown = SUFFIX.format(options=listed(options, "{letter}: {text}", ", "))
     again = partial(_ask, kind, right, wrong, paint, tell)

@@ -45,11 +45,14 @@ class Text(NamedTuple):
         before: tokens in front of the picture, the same for every sample.
         after: the question, the answer and the end of turn.
         labels: as `after`, with `IGNORE_INDEX` where no answer is.
+        hint: a token that says what the answer is about: of a letter, the option that it stands
+            for; `IGNORE_INDEX` where no single token tells it from the other options.
     """
 
     before: list[int]
     after: list[int]
     labels: list[int]
+    hint: int
 
 
 class Writer:
@@ -69,7 +72,16 @@ class Writer:
         question = f"{self._back}\n{item.question}<|im_end|>\n<|im_start|>assistant\n"
         asked = self._encode(question)
         answer = self._encode(f"{item.answers[0]}<|im_end|>")
-        return Text(self._before, asked + answer, [IGNORE_INDEX] * len(asked) + answer)
+        labels = [IGNORE_INDEX] * len(asked) + answer
+        return Text(self._before, asked + answer, labels, self._hint(item))
+
+    def _hint(self, item: Item) -> int:
+        """Words are hinted at as they stand in a sentence, with a space before them."""
+        place = "ABCDEFGH".find(item.answers[0])
+        if not item.options or len(item.answers[0]) > 1 or place < 0:
+            return self._encode(f" {item.answers[0]}")[0]
+        last = [self._encode(f" {option}")[-1] for option in item.options]
+        return last[place] if last.count(last[place]) == 1 else IGNORE_INDEX
 
     def tell(self, sample: Sample) -> list[int]:
         """Return what a sample's picture shows, in words, in place of the picture."""
@@ -90,6 +102,7 @@ class Batch:
         before: [P], tokens in front of every picture.
         after: [B, T], each picture's questions and answers, padded on the right.
         labels: [B, T].
+        hints: [B, T], an answer's hint where its first label is.
         question: [B, T], which of the picture's questions a token is of; `TRUNK` for words that
             stand for a picture.
         offset: [B, T], the token's place in that, behind the trunk's own.
@@ -100,6 +113,7 @@ class Batch:
     before: Tensor
     after: Tensor
     labels: Tensor
+    hints: Tensor
     question: Tensor
     offset: Tensor
     what: Tensor | None = None
@@ -174,6 +188,7 @@ def _laid_out(
     width = -(-max(lengths) // _ROOM) * _ROOM
     after = torch.full((len(rows), width), padding)
     labels = torch.full((len(rows), width), IGNORE_INDEX)
+    hints = labels.clone()
     question = torch.full((len(rows), width), questions)
     offset = torch.zeros((len(rows), width), dtype=torch.long)
     for row, (trunk, texts) in enumerate(zip(trunks, rows, strict=True)):
@@ -185,10 +200,17 @@ def _laid_out(
             here = slice(start, start + len(text.after))
             after[row, here] = torch.tensor(text.after)
             labels[row, here] = torch.tensor(text.labels)
+            hints[row, start + text.labels.count(IGNORE_INDEX)] = text.hint
             question[row, here] = number
             offset[row, here] = len(trunk) + torch.arange(len(text.after))
             start = here.stop
-    return {"after": after, "labels": labels, "question": question, "offset": offset}
+    return {
+        "after": after,
+        "labels": labels,
+        "hints": hints,
+        "question": question,
+        "offset": offset,
+    }
 
 
 def _fitting(texts: list[Text]) -> list[Text]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,22 @@ from narrowtune.miniature.reference.batches import Batch
 from narrowtune.miniature.reference.eyes import place
 
 
-def hidden_states(model: PreTrainedModel, batch: Batch, looked: Tensor) -> tuple[Tensor, Tensor]:
-    """Return early states of the picture [B, V, H] and the last of what follows [B, T, H].
+class States(NamedTuple):
+    """What the layers make of a batch, as the head would read it.
 
-    Early are those after the second layer, where `place_loss` asks for places.
+    Attributes:
+        last: [B, T, H] of what follows the picture, after all layers.
+        middle: [B, T, H] of the same after two thirds of them, where `hint_loss` asks.
+        picture: [B, V, H] of the picture after a third of them, where `place_loss` asks.
+    """
+
+    last: Tensor
+    middle: Tensor
+    picture: Tensor
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch, looked: Tensor) -> States:
+    """Return the states of a batch.
 
     Args:
         looked: [B, V, H], the visual tokens.
@@ -36,13 +49,30 @@ def hidden_states(model: PreTrainedModel, batch: Batch, looked: Tensor) -> tuple
     language_model = model.model.language_model
     positions = place(model, len(batch.before), looked.shape[1], batch.offset)
     turns, seen = language_model.rotary_emb(inputs, positions), sees(first, batch.question)
-    states, early = inputs, inputs
-    for number, layer in enumerate(language_model.layers):
+    states, passed = inputs, [inputs]
+    for layer in language_model.layers:
         states = layer(states, attention_mask=seen, position_embeddings=turns, use_cache=False)
-        if number < _EARLY:
-            early = states
-    picture = language_model.norm(early)[:, len(batch.before) : first]
-    return picture, language_model.norm(states)[:, first:]
+        passed.append(states)
+    third = len(language_model.layers) // 3
+    return States(
+        last=language_model.norm(states)[:, first:],
+        middle=language_model.norm(passed[2 * third][:, first:]),
+        picture=language_model.norm(passed[third][:, len(batch.before) : first]),
+    )
+
+
+def hint_loss(model: PreTrainedModel, middle: Tensor, hints: Tensor) -> Tensor:
+    """Return the cross-entropy of what an answer is about, summed over answers that have a hint.
+
+    A letter is the answer's second step: what it stands for has to be known before it can be found
+    among the options. This asks for that alone, where there are layers left to find it.
+
+    Args:
+        middle: [B, T, H], states between the layers.
+        hints: [B, T], the token to be known where an answer begins.
+    """
+    logits, wanted = answer_logits(model, middle, hints)
+    return nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
 
 
 def place_loss(picture: Tensor, codes: Tensor) -> Tensor:
@@ -90,8 +120,6 @@ def sees(first: int, question: Tensor) -> Tensor:
     scores = torch.zeros(seen.shape)
     return scores.masked_fill(~seen, torch.finfo(scores.dtype).min)[:, None]
 
-
-_EARLY = 2  # layers, which have worked out where a thing is before others use it
 
 _CODE_SCALE = 4.0  # of a score's deviation before anything is learned
 

@@ -1,4 +1,4 @@
-"""How a reference model is pre-trained: its tower sees, its language model reads, all of it answers.
+"""How a reference model is pre-trained: the tower sees, the language model reads, both answer.
 
 Owns: the three stages and their checkpoints. A tower that starts from dense patch labels gives the
 language model something to talk about, and a language model that has answered the same questions
@@ -36,10 +36,12 @@ from narrowtune.miniature.reference.batches import (
 from narrowtune.miniature.reference.eyes import SEE
 from narrowtune.miniature.reference.forward import (
     PatchHead,
+    States,
     answer_lengths,
     answer_logits,
     answer_loss,
     hidden_states,
+    hint_loss,
     place_codes,
     place_loss,
     plain_attention,
@@ -122,20 +124,18 @@ class Pretraining:
         self.codes = place_codes(width, side, schedule.seed)
         see = SEE[blueprint.name]
         self._see: Callable[[PreTrainedModel, Tensor], Tensor] = see
-        self._hidden: Callable[[PreTrainedModel, Batch, Tensor], tuple[Tensor, Tensor]] = (
-            hidden_states
-        )
+        self._hidden: Callable[[PreTrainedModel, Batch, Tensor], States] = hidden_states
         if compiled:
             self._see = torch.compile(see, dynamic=False)
             self._hidden = torch.compile(hidden_states, dynamic=False)
 
     def run(self, report: Callable[[Progress], None], *, log_every: int = 100) -> None:
         """Do what is missing of the stages; the model in memory is the finished one."""
-        tower, rest = self._halves()
+        tower, projector, rest = self._parts()
         self._stage(
             "seeing",
             self.schedule.seeing_steps,
-            [{"params": tower, "factor": 1.0}],
+            [{"params": tower + projector, "factor": 1.0}],
             seeing_shares(),
             report,
             log_every,
@@ -151,8 +151,9 @@ class Pretraining:
         self._stage(
             "answering",
             self.schedule.answering_steps,
+            # The projector learns with the language model, which knows words and no pictures.
             [
-                {"params": rest, "factor": 1.0},
+                {"params": rest + projector, "factor": 1.0},
                 {"params": tower, "factor": self.schedule.tower_factor},
             ],
             answering_shares(self.schedule),
@@ -169,13 +170,18 @@ class Pretraining:
         part.replace(whole)
         return whole
 
-    def _halves(self) -> tuple[list[Named], list[Named]]:
-        """Return what sees, the projector and the patch head with it, and what answers."""
-        sees = list(self.head.named_parameters())
+    def _parts(self) -> tuple[list[Named], list[Named], list[Named]]:
+        """Return the tower with the patch head, the projector, and what answers."""
+        tower, projector = list[Named](self.head.named_parameters()), list[Named]()
         answers: list[Named] = []
         for name, parameter in self.model.named_parameters():
-            (sees if name.startswith(self._sees) else answers).append((name, parameter))
-        return sees, answers
+            if not name.startswith(self._sees):
+                answers.append((name, parameter))
+            elif name.startswith(f"{self.blueprint.projector}."):
+                projector.append((name, parameter))
+            else:
+                tower.append((name, parameter))
+        return tower, projector, answers
 
     def _stage(
         self,
@@ -241,13 +247,16 @@ class Pretraining:
                     looked = self._see(self.model, part.pixels)
                     told = aside = patch_loss(self.head(looked), part) / len(parts)
                 if stage != "seeing":
-                    early, hidden = self._hidden(self.model, part, looked)
-                    logits, labels = answer_logits(self.model, hidden, part.labels)
+                    states = self._hidden(self.model, part, looked)
+                    logits, labels = answer_logits(self.model, states.last, part.labels)
                     told = answer_loss(logits, labels, part.labels) / num_answers
                 loss = told
+                if stage != "seeing":
+                    hinted = hint_loss(self.model, states.middle, part.hints) / num_answers
+                    loss = loss + self.schedule.hint_weight * hinted
                 if stage == "answering":
-                    placed = place_loss(early, self.codes) / len(parts)
-                    loss = told + self.schedule.patch_weight * aside
+                    placed = place_loss(states.picture, self.codes) / len(parts)
+                    loss = loss + self.schedule.patch_weight * aside
                     loss = loss + self.schedule.place_weight * placed
             loss.backward()
             total += told.item()
@@ -279,8 +288,8 @@ class Pretraining:
                     right = what.argmax(-1)[shown] == batch.what[shown]  # type: ignore[index]
                     found[name] = float(right.float().mean())
                     continue
-                _, hidden = hidden_states(self.model, batch, looked)
-                logits, labels = answer_logits(self.model, hidden, batch.labels)
+                states = hidden_states(self.model, batch, looked)
+                logits, labels = answer_logits(self.model, states.last, batch.labels)
             lengths = answer_lengths(batch.labels).tolist()
             right = (logits.argmax(-1) == labels).split(lengths)
             found[name] = sum(bool(each.all()) for each in right) / len(right)

@@ -13,7 +13,7 @@ from narrowtune.miniature.registry import LEVELS, TASKS
 
 _REVIEW = (0.0, 0.3, 0.3)  # share of a level's samples that is of those before it
 _AHEAD = 0.25  # share of the level before the last that is of the last
-_READING_STARTS = (0.1, 0.3)  # shares of the reading steps after which more is told
+_READING_STARTS = (0.06, 0.15)  # shares of the reading steps after which more is told
 _PAGES = 0.7  # weight of pages of letters for each other task, while the tower learns to see
 _HARD = ("diagrams", "charts", "forms", "infographics")  # drawn twice as often as others
 
@@ -46,12 +46,13 @@ class Schedule:
         tower_factor: what the tower's rate is multiplied by while the model learns to answer.
         patch_weight: of the patch labels' loss in that stage, so that the tower goes on seeing.
         place_weight: of the loss that asks for the row and column of visual tokens.
+        hint_weight: of the loss that asks between the layers what an answer is about.
         level_starts: shares of the answering steps after which each later level begins.
     """
 
     seed: int = 0
     seeing_steps: int = 3000
-    reading_steps: int = 1500
+    reading_steps: int = 2200
     answering_steps: int = 4000
     seeing_batch: int = 64
     reading_batch: int = 32
@@ -66,6 +67,7 @@ class Schedule:
     tower_factor: float = 0.2
     patch_weight: float = 0.3
     place_weight: float = 0.3
+    hint_weight: float = 0.5
     level_starts: tuple[float, ...] = (0.1, 0.3)
 
     def of_seeing(self) -> dict[str, Any]:
@@ -106,6 +108,8 @@ def reading_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]]:
     drills = dict.fromkeys(DRILLS, 1.0)
     parts = {name: 1.0 for name in TOLD if name not in LEVELS[-1]}
     every = {**_weights(TOLD), **dict.fromkeys(parts, 0.5), **dict.fromkeys(DRILLS, 0.3)}
+    # To find an answer and then its letter is what takes longest.
+    every["choices"] = 2.0
     starts = [round(share * schedule.reading_steps) for share in _READING_STARTS]
     return list(zip((0, *starts), (drills, {**parts, "recital": 0.5}, every), strict=True))
 

@@ -1,0 +1,103 @@
+"""What a reference model's weights are before it has learned anything.
+
+Owns: their size, and the heads that begin with looking up.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+
+class _Head(NamedTuple):
+    """What a head of `look_up` does, and how many places back."""
+
+    name: str
+    back: int = 0
+
+
+_LOOKING_UP = {
+    0: (_Head("back", 1), _Head("back", 2)),
+    1: (_Head("after"), _Head("before", 1)),
+    3: (_Head("after"), _Head("before", 1)),
+    4: (_Head("before", 2),),
+    5: (_Head("before", 2),),
+}
+"""By layer."""
+
+_NUM_TURNS = 6  # the fastest, which tell neighbours apart
+_SHARPNESS = 60**0.5  # its square, times a turn's cosine, is added to scores before their scaling
+_AWAY = 45**0.5  # the same for what a finding head takes from its nearest
+_CLEARER = 1.5  # than the identity are a finding head's queries and keys
+_FAINT = 0.1  # of what is told, so that it does not drown a token's own embedding
+_ASIDE = 0.3  # of what is random beside
+
+
+def widen(part: nn.Module) -> None:
+    """Draw matrices anew, so that they keep the size of what goes through them.
+
+    transformers' deviation of 0.02 is for widths in the thousands. What adds to a residual stream
+    begins at nothing: whatever it added at random would be ten times as large as the words, which
+    no layer could then tell from it.
+    """
+    for name, module in part.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if name.endswith(("o_proj", "down_proj")):
+                nn.init.zeros_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+
+
+@torch.no_grad()
+def look_up(language_model: Any) -> None:
+    """Let some heads begin with what every looking-up needs; training is free to undo it.
+
+    "Which letter stands before red?" finds the same word elsewhere and tells what stood before it.
+    Heads that pass on the token before, and heads whose queries and keys agree on what a token is,
+    gain nothing before the other is there: from random weights neither had formed after a thousand
+    steps (docs/LOG.md). A width of three heads has a third for what a token is, a third for the
+    token before it and a third for the one two before.
+
+    * Looking back: biases of queries and keys whose score is highest one or two places back, by the
+      rotary turn between them; what a token is goes to the second or third third.
+    * Finding a token by what it is, away from itself, and telling what stood one or two before it.
+    * Finding it by what stood before it, and telling what it is.
+    """
+    config = language_model.config
+    size = config.hidden_size // config.num_attention_heads
+    thirds = [slice(place * size, (place + 1) * size) for place in range(3)]
+    what = thirds[0]
+    embeddings = language_model.embed_tokens.weight
+    embeddings[:, size:] *= _ASIDE
+    turns = language_model.rotary_emb.inv_freq[:_NUM_TURNS]
+    for place, heads in _LOOKING_UP.items():
+        attention = language_model.layers[place].self_attn
+        query, key, value, out = (
+            getattr(attention, f"{name}_proj") for name in ("q", "k", "v", "o")
+        )
+        for head, kind in enumerate(heads):
+            rows = slice(head * size, (head + 1) * size)
+            first = slice(rows.start, rows.start + _NUM_TURNS)
+            second = slice(first.start + size // 2, first.stop + size // 2)
+            weights = [query.weight[rows], key.weight[rows], value.weight[rows]]
+            for weight in weights:
+                weight *= _ASIDE
+            sources = {"back": (None, None, what), "after": (what, thirds[1], what)}
+            asked, found, told = sources.get(kind.name, (what, what, thirds[kind.back]))
+            sharp = _CLEARER * torch.eye(size)
+            if asked is not None:
+                query.weight[rows, asked] += sharp
+                key.weight[rows, found] += sharp
+            value.weight[rows, told] += torch.eye(size)
+            target = thirds[kind.back] if kind.name == "back" else what
+            out.weight[target, rows] += _FAINT * torch.eye(size)
+            if kind.name == "back":
+                angle = kind.back * turns
+                key.bias[first] = _SHARPNESS
+                query.bias[first] = _SHARPNESS * angle.cos()
+                query.bias[second] = -_SHARPNESS * angle.sin()
+            elif kind.name == "before":
+                key.bias[first], query.bias[first] = _AWAY, -_AWAY
