@@ -162,6 +162,34 @@ def test_questions_about_words_are_answered_as_if_asked_alone(loaded, writer):
     assert torch.allclose(found, torch.cat([logits for logits, _ in expected]), atol=2e-5)
 
 
+def test_a_hint_is_what_the_letter_stands_for(writer):
+    def hint(name, kind):
+        for sample in TASKS[name].samples("pretrain", 200, 1):
+            if sample.item.kind == kind:
+                return sample.item, writer.write(sample.item).hint
+        raise AssertionError(kind)
+
+    def token(text):
+        return writer.tokenizer.encode(f" {text}", add_special_tokens=False)
+
+    item, found = hint("scenes", "attribute")
+    assert [found] == token(item.options["ABCD".index(item.answers[0])])
+    item, found = hint("science", "scale")  # "the red circle"
+    assert found == token(item.options["ABCD".index(item.answers[0])])[-1]
+    # Sentences of the same words, and corners of which two are upper and two are left.
+    assert [hint("puzzles", kind)[1] for kind in ("caption", "odd")] == [-100, -100]
+    item, found = hint("street", "colour")
+    assert [found] == token(item.answers[0])
+
+
+def test_hints_stand_where_answers_begin(writer):
+    samples = [TASKS[name].sample("pretrain", 2, 4) for name in ("charts", "scenes", "street")]
+    batch = collate_samples(samples, writer, 0, questions=3)
+    begins = (batch.labels != -100) & (batch.labels.roll(1, 1) == -100)
+    assert bool(((batch.hints != -100) <= begins).all())
+    assert int((batch.hints != -100).sum()) > len(samples)
+
+
 @pytest.mark.parametrize("name", TOLD)
 def test_what_is_told_is_enough_to_answer(name):
     """No two pictures that are told alike have different answers to one question."""

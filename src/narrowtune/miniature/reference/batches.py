@@ -63,7 +63,7 @@ class Writer:
 
     def __init__(self, tokenizer: Qwen2Tokenizer, picture: str, placeholder: str) -> None:
         """Take a blueprint's picture, and the token in it that visual tokens replace."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         front, _, self._back = picture.partition(placeholder)
         self._before = self._encode(f"<|im_start|>user\n{front}")
 
@@ -89,7 +89,7 @@ class Writer:
         return self._encode(sample.item.tell(Random(f"told {sample.id}")))
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
 
