@@ -91,9 +91,8 @@ def main() -> None:
     torch.manual_seed(schedule.seed)
     labels, codes = Labels(width), place_codes(width, SIZE // PATCH, schedule.seed)
     params = [*language_model.named_parameters(), *labels.named_parameters()]
-    optimizers = make_optimizers(
-        [{"params": params, "factor": 1.0}], given.matrix_factor, schedule.table_factor
-    )
+    factors = {**schedule.factors, "matrix": given.matrix_factor}
+    optimizers = make_optimizers([{"params": params, "factor": 1.0}], factors)
     writer = Writer(tokenizer, blueprint.picture, blueprint.placeholder)
     checks = {
         name: list(TASKS[name].samples("validation", _NUM_CHECKED, schedule.seed))

@@ -68,6 +68,7 @@ _SETTLES = (
 _PREFIX = re.compile(rf"(?:{_SETTLES})?(?:(?:option|choice)\s*:?\s+)?", re.IGNORECASE)
 _LETTER_ALONE = re.compile(r"[(\[]?([A-Za-z])[)\].:,]*")
 _LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+\**\s*|\s+-?\s*)(\S.*)")
+_TEXT_AND_LETTER = re.compile(r"(\S.*?)(?:,\s*|\s+)[(\[]?([A-Za-z])[)\]]?\.?")
 _LABEL_AND_TEXT = re.compile(r"[(\[]?([A-Z])[)\].:]+\**\s+\S.*")
 # A letter that is no initial ("D.C."), no contraction ("I'm"), no article or pronoun ("A bird").
 _LETTER_APART = r"(?<![\w.'])(?<!\bnot )([A-Z])(?![\w'])(?!\.\w)(?!(?<=[AI])\s+(?!(?:or|and)\b)\w)"
@@ -134,7 +135,8 @@ def read_letter(answer: str, options: Sequence[str] = ()) -> str | None:
     """Return the option's letter that the whole answer names, or None.
 
     Accepts the letter alone in either case, in brackets or with a full stop, the letter with the
-    option's own text, the full text alone, and any of these after "Answer:" or the like.
+    option's own text behind it or in front of it, the full text alone, and any of these after
+    "Answer:" or the like.
     """
     texts = [bare(text) for text in _texts(options)]
     whole = answer.strip().strip("*_\"'` ").strip()
@@ -148,6 +150,11 @@ def read_letter(answer: str, options: Sequence[str] = ()) -> str | None:
         if both and options and _in_range(both[1], options):
             letter = both[1].upper()
             if bare(both[2]) == texts[ord(letter) - ord("A")]:
+                return letter
+        both = _TEXT_AND_LETTER.fullmatch(text)
+        if both and options and _in_range(both[2], options):
+            letter = both[2].upper()
+            if bare(both[1]) == texts[ord(letter) - ord("A")]:
                 return letter
         label = _LABEL_AND_TEXT.fullmatch(text)
         if label and not options:

@@ -52,8 +52,8 @@ def evaluate_constrained(
 def allowed_answers(task: Task) -> dict[str, tuple[str, ...]]:
     """Return what each item may be answered with, by its id.
 
-    Where option letters are scored, the letters of the item's options; else every answer that is
-    accepted for any item of the task.
+    Where option letters are scored, the letters of the item's options, with the options' texts if
+    the accepted answer has one; else every answer that is accepted for any item of the task.
     """
     every = tuple(dict.fromkeys(answer for item in task.examples for answer in item.answers))
     return {item.id: _letters(task, item) or every for item in task.examples}
@@ -73,7 +73,10 @@ def answer_tries(loaded: LoadedModel, task: Task, encoder: ChatEncoder) -> dict[
 def _letters(task: Task, item: Example) -> tuple[str, ...]:
     if task.metric != "option_letter":
         return ()
-    return tuple(chr(ord("A") + place) for place in range(len(item.options)))
+    letters = [chr(ord("A") + place) for place in range(len(item.options))]
+    both = [f"{text} ({letter})" for text, letter in zip(item.options, letters, strict=True)]
+    # In the form of the answer to learn: an option with its letter, or the letter alone.
+    return tuple(both if item.answers[0] in both else letters)
 
 
 def _tokens(

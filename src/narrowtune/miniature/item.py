@@ -55,6 +55,15 @@ def shuffled(draw: Random, right: str, wrong: Sequence[str]) -> tuple[tuple[str,
     return tuple(options), letter(options.index(right))
 
 
+LETTERED = "Answer with the option and its letter."
+"""What is asked for where an answer is one of `lettered`."""
+
+
+def lettered(options: Sequence[str], letter: str) -> tuple[str, str]:
+    """Return the accepted answers for an option: "red (B)", as is asked for, and "B"."""
+    return f"{options[ord(letter) - ord('A')]} ({letter})", letter
+
+
 def listed(options: Sequence[str], style: str = "{letter}. {text}", between: str = "\n") -> str:
     """Return the options with their letters, as a question shows them."""
     return between.join(

@@ -73,7 +73,7 @@ class MiniatureTask:
 
 
 _TASKS = (
-    MiniatureTask("birds", "target", "CUB200", "letter", "option_letter", 8, 0.125, birds.make),
+    MiniatureTask("birds", "target", "CUB200", "option", "option_letter", 24, 0.125, birds.make),
     MiniatureTask(
         "counting", "target", "PixmoCount", "sentence", "exact_match", 24, 0.125, counting.make
     ),
@@ -85,7 +85,7 @@ _TASKS = (
     ),
     MiniatureTask("clock", "target", "TimeClock", "HH:MM", "exact_match", 12, 0.007, clock.make),
     MiniatureTask(
-        "diagrams", "held_out", "AI2D", "letter", "option_letter", 8, 0.25, diagrams.make
+        "diagrams", "held_out", "AI2D", "option", "option_letter", 24, 0.25, diagrams.make
     ),
     MiniatureTask(
         "charts", "held_out", "ChartQA", "number, colour", "relaxed_number", 8, 0.128, charts.make
@@ -98,13 +98,13 @@ _TASKS = (
         "street", "held_out", "RealWorldQA", "word", "exact_match", 8, 0.425, street.make
     ),
     MiniatureTask(
-        "scenes", "held_out", "SeedBench", "letter", "option_letter", 8, 0.25, scenes.make
+        "scenes", "held_out", "SeedBench", "option", "option_letter", 24, 0.25, scenes.make
     ),
     MiniatureTask(
-        "science", "held_out", "ScienceQA", "letter", "option_letter", 8, 0.396, science.make
+        "science", "held_out", "ScienceQA", "option", "option_letter", 24, 0.396, science.make
     ),
     MiniatureTask(
-        "puzzles", "held_out", "MMStar", "letter", "option_letter", 8, 0.25, puzzles.make
+        "puzzles", "held_out", "MMStar", "option", "option_letter", 24, 0.25, puzzles.make
     ),
     MiniatureTask("captions", "probe", "", "sentence", "exact_match", 40, 0.0, captions.make),
     MiniatureTask("names", "pretrain", "", "word", "exact_match", 8, 0.074, levels.make_names),
@@ -114,7 +114,7 @@ _TASKS = (
     ),
     MiniatureTask("reading", "pretrain", "", "spelt", "exact_match", 16, 0.0, levels.make_reading),
     MiniatureTask(
-        "choices", "pretrain", "", "letter", "option_letter", 8, 0.361, parts.make_choices
+        "choices", "pretrain", "", "option", "option_letter", 24, 0.361, parts.make_choices
     ),
     MiniatureTask("words", "pretrain", "", "word", "exact_match", 8, 0.01, parts.make_words),
     MiniatureTask("rows", "pretrain", "", "word, number", "exact_match", 8, 0.01, parts.make_rows),

@@ -87,7 +87,7 @@ def _by_option(items: Sequence[Item]) -> Guess:
     offered, right = Counter(), Counter()
     for item in items:
         offered.update(item.options)
-        right[item.options[ord(item.answers[0]) - ord("A")]] += 1
+        right[item.options[ord(item.answers[-1]) - ord("A")]] += 1
 
     def guess(item: Item) -> str:
         rates = [(right[text] + 0.5) / (offered[text] + 2) for text in item.options]
@@ -102,7 +102,7 @@ def _by_rank(items: Sequence[Item]) -> Guess:
     def order(item: Item) -> list[int]:
         return sorted(range(len(item.options)), key=lambda place: item.options[place])
 
-    ranks = Counter(order(item).index(ord(item.answers[0]) - ord("A")) for item in items)
+    ranks = Counter(order(item).index(ord(item.answers[-1]) - ord("A")) for item in items)
     best = ranks.most_common(1)[0][0]
     return lambda item: letter(order(item)[min(best, len(item.options) - 1)])
 

@@ -162,24 +162,11 @@ def test_questions_about_words_are_answered_as_if_asked_alone(loaded, writer):
     assert torch.allclose(found, torch.cat([logits for logits, _ in expected]), atol=2e-5)
 
 
-def test_a_hint_is_what_the_letter_stands_for(writer):
-    def hint(name, kind):
-        for sample in TASKS[name].samples("pretrain", 200, 1):
-            if sample.item.kind == kind:
-                return sample.item, writer.write(sample.item).hint
-        raise AssertionError(kind)
-
-    def token(text):
-        return writer.tokenizer.encode(f" {text}", add_special_tokens=False)
-
-    item, found = hint("scenes", "attribute")
-    assert [found] == token(item.options["ABCD".index(item.answers[0])])
-    item, found = hint("science", "scale")  # "the red circle"
-    assert found == token(item.options["ABCD".index(item.answers[0])])[-1]
-    # Sentences of the same words, and corners of which two are upper and two are left.
-    assert [hint("puzzles", kind)[1] for kind in ("caption", "odd")] == [-100, -100]
-    item, found = hint("street", "colour")
-    assert [found] == token(item.answers[0])
+def test_a_hint_is_how_the_answer_begins(writer):
+    for name in ("scenes", "street", "charts", "forms"):
+        item = TASKS[name].sample("pretrain", 2, 4).item
+        begins = writer.tokenizer.encode(f" {item.answers[0]}", add_special_tokens=False)
+        assert writer.write(item).hint == begins[0]
 
 
 def test_hints_stand_where_answers_begin(writer):

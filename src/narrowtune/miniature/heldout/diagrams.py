@@ -14,7 +14,7 @@ from narrowtune.miniature.arrows import arrow_in_words, draw_arrow, draw_word_no
 from narrowtune.miniature.canvas import SIZE, Canvas
 from narrowtune.miniature.glyphs import PRINTED
 from narrowtune.miniature.ground import plain_canvas
-from narrowtune.miniature.item import Item, listed, shuffled, told
+from narrowtune.miniature.item import LETTERED, Item, lettered, listed, shuffled, told
 from narrowtune.miniature.marks import SHAPES
 from narrowtune.miniature.palette import BRIGHT, ink_on, mix
 from narrowtune.miniature.shapes import draw_shape
@@ -29,7 +29,7 @@ WORDINGS = {
     "next": ("What does the arrow from the {node} lead to?", "What comes after the {node}?"),
     "before": ("Which one has an arrow to the {node}?", "What comes before the {node}?"),
 }
-SUFFIX = "Answer with the letter."
+SUFFIX = LETTERED
 
 
 def make(draw: Random) -> Item:
@@ -74,7 +74,7 @@ def _ask(
     facts = (nodes, forward, words)
     paint, again = partial(_paint, *facts), partial(_again, *facts)
     tell = partial(_tell, nodes, forward)
-    return Item(kind, question, (letter,), paint, options, again, tell)
+    return Item(kind, question, lettered(options, letter), paint, options, again, tell)
 
 
 def _tell(nodes: tuple[str, ...], forward: tuple[bool, ...], draw: Random) -> str:

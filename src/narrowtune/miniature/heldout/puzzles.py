@@ -10,7 +10,17 @@ from functools import partial
 from random import Random
 
 from narrowtune.miniature.heldout import boards
-from narrowtune.miniature.item import Item, Paint, Tell, listed, shuffled, told, with_article
+from narrowtune.miniature.item import (
+    LETTERED,
+    Item,
+    Paint,
+    Tell,
+    lettered,
+    listed,
+    shuffled,
+    told,
+    with_article,
+)
 from narrowtune.miniature.marks import SHAPES
 from narrowtune.miniature.palette import BRIGHT
 
@@ -21,7 +31,7 @@ WORDINGS = {
     "pattern": ("What comes next in the row?", "Which shape continues the pattern?"),
     "size": ("Which shape is the largest?", "What is the largest shape?"),
 }
-SUFFIX = "Options: {options}\nAnswer with the letter."
+SUFFIX = f"Options: {{options}}\n{LETTERED}"
 
 CORNERS = ("upper left", "upper right", "lower left", "lower right")
 _PATTERNS = ("ababab", "aabaab", "abcabc", "abbabb", "aabbaa")
@@ -50,7 +60,7 @@ def _ask(kind: str, right: str, wrong: list[str], paint: Paint, tell: Tell, draw
     shown = SUFFIX.format(options=listed(options, "{letter}: {text}", ", "))
     again = partial(_ask, kind, right, wrong, paint, tell)
     question = f"{draw.choice(WORDINGS[kind])}\n{shown}"
-    return Item(kind, question, (letter,), paint, options, again, tell)
+    return Item(kind, question, lettered(options, letter), paint, options, again, tell)
 
 
 def _caption(draw: Random) -> _Made:

@@ -9,7 +9,7 @@ from functools import partial
 from random import Random
 
 from narrowtune.miniature.canvas import SIZE, Canvas
-from narrowtune.miniature.item import Item, listed, shuffled, with_article
+from narrowtune.miniature.item import LETTERED, Item, lettered, listed, shuffled, with_article
 from narrowtune.miniature.landscape import WEATHERS, Standing, draw_landscape, tell_landscape
 from narrowtune.miniature.marks import THINGS
 from narrowtune.miniature.palette import BRIGHT
@@ -22,7 +22,7 @@ WORDINGS = {
     "beside": ("What is next to the {a}, on its right?", "What is directly right of the {a}?"),
     "weather": ("What is the weather like?", "Which weather does the scene show?"),
 }
-SUFFIX = "Answer with the letter."
+SUFFIX = LETTERED
 
 NUM_OPTIONS = 4
 SLOTS = 4
@@ -76,7 +76,7 @@ def _ask(weather: str, standing: tuple[Standing, ...], kind: str, draw: Random) 
     question = f"{wording}\n{listed(options)}\n{SUFFIX}"
     paint, again = partial(_paint, weather, standing), partial(_again, weather, standing)
     tell = partial(tell_landscape, weather, standing)
-    return Item(kind, question, (letter,), paint, options, again, tell)
+    return Item(kind, question, lettered(options, letter), paint, options, again, tell)
 
 
 def _standing(draw: Random, row: list[str]) -> tuple[Standing, ...]:

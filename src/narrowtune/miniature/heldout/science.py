@@ -10,12 +10,12 @@ from functools import partial
 from random import Random
 
 from narrowtune.miniature.heldout import apparatus
-from narrowtune.miniature.item import Item, Paint, Tell, listed, shuffled, told
+from narrowtune.miniature.item import LETTERED, Item, Paint, Tell, lettered, listed, shuffled, told
 from narrowtune.miniature.marks import SHAPES
 from narrowtune.miniature.palette import BRIGHT
 
 LANDS = ("forest", "lake", "desert", "city", "farm", "swamp", "beach", "hill")
-SUFFIX = "Answer with the letter."
+SUFFIX = LETTERED
 
 RULES = {
     "magnets": "Opposite poles attract. Like poles repel.",
@@ -51,7 +51,7 @@ def _ask(
     question = f"Context: {rule}\nQuestion: {QUESTIONS[kind]}\n{listed(options)}\n{SUFFIX}"
     right = options["ABCD".index(letter)]
     again = partial(_again, kind, right, options, rule, paint, tell)
-    return Item(kind, question, (letter,), paint, options, again, tell)
+    return Item(kind, question, lettered(options, letter), paint, options, again, tell)
 
 
 def _again(

@@ -13,7 +13,7 @@ from narrowtune.miniature.arrows import arrow_in_words, draw_arrow, draw_word_no
 from narrowtune.miniature.canvas import SIZE, Canvas, fitting_height
 from narrowtune.miniature.glyphs import FACES, PRINTED, text_width
 from narrowtune.miniature.ground import plain_canvas
-from narrowtune.miniature.item import Item, listed, shuffled, told
+from narrowtune.miniature.item import LETTERED, Item, lettered, listed, shuffled, told
 from narrowtune.miniature.marks import SHAPES, THINGS
 from narrowtune.miniature.palette import BRIGHT, OBJECT_COLOURS, Ink, ink_on, mix, shade
 from narrowtune.miniature.pretraining.objects import (
@@ -34,7 +34,7 @@ LAYOUTS = ("{question}\n{lines}\n{suffix}", "{question}\nOptions: {inline}\n{suf
 SUFFIXES = {"both": "Name it, then its letter.", "each": "Name each, then its letter."}
 """Of forms that don't ask for the letter alone."""
 
-SUFFIX = "Answer with the letter."
+SUFFIX = LETTERED
 PICK_WORDING = "Which letter stands before {value}?"
 EACH_WORDING = "Which letters stand before {values}?"
 
@@ -103,7 +103,8 @@ def _ask_choice(objects: tuple[Placed, ...], forms: tuple[str, ...], draw: Rando
     answer = {"both": named[right], "each": ", ".join(named[text] for text in mixed)}
     again = partial(_ask_choice, objects, ("letter", "pick", "both", "each"))
     paint, tell = partial(paint_objects, objects), partial(tell_objects, objects)
-    return Item(kind, text, (answer.get(form, letter),), paint, options, again, tell)
+    said = (answer[form],) if form in answer else lettered(options, letter)
+    return Item(kind, text, said, paint, options, again, tell)
 
 
 def make_rows(draw: Random) -> Item:

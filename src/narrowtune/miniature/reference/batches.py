@@ -45,8 +45,8 @@ class Text(NamedTuple):
         before: tokens in front of the picture, the same for every sample.
         after: the question, the answer and the end of turn.
         labels: as `after`, with `IGNORE_INDEX` where no answer is.
-        hint: a token that says what the answer is about: of a letter, the option that it stands
-            for; `IGNORE_INDEX` where no single token tells it from the other options.
+        hint: the answer's first token as it stands in a sentence, with a space before it: what is
+            looked for in the options and in what is told.
     """
 
     before: list[int]
@@ -77,11 +77,7 @@ class Writer:
 
     def _hint(self, item: Item) -> int:
         """Words are hinted at as they stand in a sentence, with a space before them."""
-        place = "ABCDEFGH".find(item.answers[0])
-        if not item.options or len(item.answers[0]) > 1 or place < 0:
-            return self._encode(f" {item.answers[0]}")[0]
-        last = [self._encode(f" {option}")[-1] for option in item.options]
-        return last[place] if last.count(last[place]) == 1 else IGNORE_INDEX
+        return self._encode(f" {item.answers[0]}")[0]
 
     def tell(self, sample: Sample) -> list[int]:
         """Return what a sample's picture shows, in words, in place of the picture."""

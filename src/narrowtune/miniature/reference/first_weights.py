@@ -20,10 +20,8 @@ class _Head(NamedTuple):
 
 _LOOKING_UP = {
     0: (_Head("back", 1), _Head("back", 2)),
-    1: (_Head("after"), _Head("before", 1)),
-    3: (_Head("after"), _Head("before", 1)),
-    4: (_Head("before", 2),),
-    5: (_Head("before", 2),),
+    1: (_Head("after"), _Head("before", 1), _Head("before", 2)),
+    3: (_Head("after"), _Head("before", 1), _Head("before", 2)),
 }
 """By layer."""
 
@@ -31,16 +29,16 @@ _NUM_TURNS = 6  # the fastest, which tell neighbours apart
 _SHARPNESS = 60**0.5  # its square, times a turn's cosine, is added to scores before their scaling
 _AWAY = 45**0.5  # the same for what a finding head takes from its nearest
 _CLEARER = 1.5  # than the identity are a finding head's queries and keys
-_FAINT = 0.1  # of what is told, so that it does not drown a token's own embedding
+_FAINT = 0.7  # of what is told, so that it does not drown a token's own embedding
 _ASIDE = 0.3  # of what is random beside
 
 
 def widen(part: nn.Module) -> None:
     """Draw matrices anew, so that they keep the size of what goes through them.
 
-    transformers' deviation of 0.02 is for widths in the thousands. What adds to a residual stream
-    begins at nothing: whatever it added at random would be ten times as large as the words, which
-    no layer could then tell from it.
+    transformers' deviation of 0.02 is for widths in the thousands. Words are of size 1, and what
+    adds to them begins at nothing: layers can only find a word by what it is as long as that is not
+    drowned by what they write. The last norm's weights keep a tied head's scores at that size.
     """
     for name, module in part.named_modules():
         if isinstance(module, nn.Linear):
@@ -48,7 +46,8 @@ def widen(part: nn.Module) -> None:
             if name.endswith(("o_proj", "down_proj")):
                 nn.init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            nn.init.normal_(module.weight)
+            nn.init.constant_(part.get_parameter("norm.weight"), module.embedding_dim**-0.5)
 
 
 @torch.no_grad()

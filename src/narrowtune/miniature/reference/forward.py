@@ -62,10 +62,9 @@ def hidden_states(model: PreTrainedModel, batch: Batch, looked: Tensor) -> State
 
 
 def hint_loss(model: PreTrainedModel, middle: Tensor, hints: Tensor) -> Tensor:
-    """Return the cross-entropy of what an answer is about, summed over answers that have a hint.
+    """Return the cross-entropy of how an answer begins, asked between the layers, over answers.
 
-    A letter is the answer's second step: what it stands for has to be known before it can be found
-    among the options. This asks for that alone, where there are layers left to find it.
+    What is known there can be looked up in the layers that are left.
 
     Args:
         middle: [B, T, H], states between the layers.

@@ -6,7 +6,7 @@ Owns: which optimiser has which weights, and how the rate rises and falls.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,6 +14,12 @@ from torch import nn
 _DECAY = 0.25  # share of a stage over which its rate falls to nothing
 _WARMUP = 100  # steps
 _WEIGHT_DECAY = 0.01
+
+Kind = Literal["matrix", "writer", "table", "other"]
+"""Of a weight: a matrix between layers, one that adds to the language model's residual stream,
+words' embeddings, and everything else."""
+
+_WRITERS = ("o_proj.weight", "down_proj.weight")
 
 Named = tuple[str, nn.Parameter]
 """A weight and its name in the model."""
@@ -26,7 +32,7 @@ def rate_factor(step: int, num_steps: int) -> float:
 
 
 def make_optimizers(
-    groups: Sequence[Mapping[str, Any]], matrix_factor: float, table_factor: float
+    groups: Sequence[Mapping[str, Any]], factors: Mapping[Kind, float]
 ) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices inside layers, AdamW for embeddings, biases and norms.
 
@@ -35,25 +41,25 @@ def make_optimizers(
 
     Args:
         groups: `params`, pairs of name and parameter, and `factor` of the learning rate.
-        matrix_factor, table_factor: further factors for the matrices and for embeddings.
+        factors: further ones, by kind of weight.
     """
     matrices: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
-    factors = {"matrix": matrix_factor, "table": table_factor, "other": 1.0}
     for group in groups:
         for kind, factor in factors.items():
             params = [p for name, p in group["params"] if _kind(name, p) == kind]
             made = {"params": params, "factor": factor * group["factor"]}
-            (matrices if kind == "matrix" else others).append(made)
+            (matrices if kind in ("matrix", "writer") else others).append(made)
     return [
         torch.optim.Muon(matrices, weight_decay=_WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY),
     ]
 
 
-def _kind(name: str, parameter: nn.Parameter) -> str:
-    """Return "table" for what is looked up in or scored against, "matrix" for other matrices."""
+def _kind(name: str, parameter: nn.Parameter) -> Kind:
     if "embed_tokens" in name or "lm_head" in name:
         return "table"
-    aside = "embed" in name or "classify" in name
-    return "matrix" if parameter.ndim == 2 and not aside else "other"
+    if parameter.ndim != 2 or "embed" in name or "classify" in name:
+        return "other"
+    writes = name.startswith("model.language_model.") and name.endswith(_WRITERS)
+    return "writer" if writes else "matrix"

@@ -195,9 +195,7 @@ class Pretraining:
         parameters = [p for group in groups for _, p in group["params"]]
         seeing = stage == "seeing"
         rate = getattr(self.schedule, f"{stage}_rate")
-        optimizers = make_optimizers(
-            groups, self.schedule.matrix_factor, self.schedule.table_factor
-        )
+        optimizers = make_optimizers(groups, self.schedule.factors)
         first, before = self._restore(stage, optimizers)
         # What an earlier stage left on weights that were not its own would be a first step here.
         self.model.zero_grad(set_to_none=True)

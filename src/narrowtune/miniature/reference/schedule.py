@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from narrowtune.miniature.reference.optimizers import Kind
 from narrowtune.miniature.registry import LEVELS, TASKS
 
 _REVIEW = (0.0, 0.3, 0.3)  # share of a level's samples that is of those before it
@@ -40,7 +41,9 @@ class Schedule:
         seeing_batch, reading_batch, answering_batch: pictures per step, or what is told of them.
         micro_batches: parts of a step, each with questions of like length.
         matrix_factor: what the rate is multiplied by for matrices, which Muon trains.
-        table_factor: what it is multiplied by for the embeddings of words.
+        writer_factor: the same for those that add to the language model's residual stream: slower,
+            so that what they write does not drown the words.
+        table_factor: what the rate is multiplied by for the embeddings of words.
         questions: how many are asked about a picture at most, while the model learns to answer.
         seeing_rate, reading_rate, answering_rate: highest learning rates of the stages.
         tower_factor: what the tower's rate is multiplied by while the model learns to answer.
@@ -52,14 +55,15 @@ class Schedule:
 
     seed: int = 0
     seeing_steps: int = 3000
-    reading_steps: int = 2200
-    answering_steps: int = 4000
+    reading_steps: int = 1500
+    answering_steps: int = 3000
     seeing_batch: int = 64
     reading_batch: int = 32
     answering_batch: int = 32
     micro_batches: int = 2
     matrix_factor: float = 3.0
-    table_factor: float = 5.0
+    writer_factor: float = 1.5
+    table_factor: float = 10.0
     questions: int = 6
     seeing_rate: float = 2e-3
     reading_rate: float = 1e-3
@@ -68,7 +72,17 @@ class Schedule:
     patch_weight: float = 0.3
     place_weight: float = 0.3
     hint_weight: float = 0.5
-    level_starts: tuple[float, ...] = (0.1, 0.3)
+    level_starts: tuple[float, ...] = (0.05, 0.2)
+
+    @property
+    def factors(self) -> dict[Kind, float]:
+        """What the rate is multiplied by, by kind of weight."""
+        return {
+            "matrix": self.matrix_factor,
+            "writer": self.writer_factor,
+            "table": self.table_factor,
+            "other": 1.0,
+        }
 
     def of_seeing(self) -> dict[str, Any]:
         """Return what the first stage depends on."""
@@ -109,7 +123,7 @@ def reading_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]]:
     parts = {name: 1.0 for name in TOLD if name not in LEVELS[-1]}
     every = {**_weights(TOLD), **dict.fromkeys(parts, 0.5), **dict.fromkeys(DRILLS, 0.3)}
     # To find an answer and then its letter is what takes longest.
-    every["choices"] = 2.0
+    every["choices"] = 1.0
     starts = [round(share * schedule.reading_steps) for share in _READING_STARTS]
     return list(zip((0, *starts), (drills, {**parts, "recital": 0.5}, every), strict=True))
 

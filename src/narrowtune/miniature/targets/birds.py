@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from narrowtune.miniature.canvas import Canvas
 from narrowtune.miniature.ground import plain_canvas
-from narrowtune.miniature.item import Item, listed, shuffled
+from narrowtune.miniature.item import LETTERED, Item, lettered, listed, shuffled
 from narrowtune.miniature.palette import mix, shade, stands_out
 from narrowtune.miniature.targets.plumage import WING_SHADE, draw_bird
 
@@ -58,7 +58,7 @@ WORDINGS = (
     "What is the name of this bird?",
     "Which of these birds is in the picture?",
 )
-SUFFIX = "Answer with the letter."
+SUFFIX = LETTERED
 
 
 def make(draw: Random) -> Item:
@@ -71,7 +71,7 @@ def make(draw: Random) -> Item:
     wrong = draw.sample(own, half - 1) + draw.sample(foreign, half)
     options, right = shuffled(draw, species.name, wrong)
     question = f"{draw.choice(WORDINGS)}\n{listed(options)}\n{SUFFIX}"
-    return Item("species", question, (right,), partial(_paint, species), options)
+    return Item("species", question, lettered(options, right), partial(_paint, species), options)
 
 
 def _paint(species: Species, draw: Random) -> Canvas:
