@@ -122,8 +122,8 @@ _TASKS = (
     MiniatureTask("arrows", "pretrain", "", "word", "exact_match", 8, 0.02, parts.make_arrows),
     MiniatureTask("recital", "pretrain", "", "words", "exact_match", 96, 0.0, drills.make_recital),
     MiniatureTask("pairs", "pretrain", "", "words", "exact_match", 48, 0.0, drills.make_pairs),
-    MiniatureTask("letters", "pretrain", "", "words", "exact_match", 48, 0.0, drills.make_letters),
-    MiniatureTask("orders", "pretrain", "", "words", "exact_match", 48, 0.0, drills.make_orders),
+    MiniatureTask("letters", "pretrain", "", "words", "exact_match", 48, 0.11, drills.make_letters),
+    MiniatureTask("orders", "pretrain", "", "words", "exact_match", 48, 0.19, drills.make_orders),
     MiniatureTask("pages", "pretrain", "", "spelt", "exact_match", 48, 0.0, sheets.make),
 )
 

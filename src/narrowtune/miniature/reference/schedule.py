@@ -133,9 +133,10 @@ def _weights(names: Sequence[str]) -> dict[str, float]:
 
 
 def seeing_shares() -> list[tuple[int, Mapping[str, float]]]:
-    """Return every task: labels say what is where, and no question is asked.
+    """Return every task with a picture: labels say what is where, and no question is asked.
 
     The skills' pictures are among them, as a published tower has seen birds and clocks before
     anyone asks it for their names.
     """
-    return [(0, {**_weights(list(TASKS)), "pages": _PAGES * len(TASKS)})]
+    shown = [name for name in TASKS if name not in DRILLS]
+    return [(0, {**_weights(shown), "pages": _PAGES * len(shown)})]
