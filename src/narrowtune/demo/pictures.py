@@ -16,9 +16,6 @@ from narrowtune.miniature.registry import tasks_of
 from narrowtune.miniature.rows import write_rows
 from narrowtune.study.world import GENERAL, write_general
 
-MODEL = "qwen2_5_vl"
-"""The reference model unless another is asked for."""
-
 NOTE = (
     "The model is the reference model {}: a real architecture at a few million parameters, "
     "pre-trained on drawn pictures (docs/miniature.md)."

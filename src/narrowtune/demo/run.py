@@ -30,7 +30,7 @@ SMOLLM2 = "smollm2"
 
 
 def run_demo(
-    folder: Path, *, model: str = pictures.MODEL, seed: int, quick: bool, console: Console
+    folder: Path, *, model: str = SMOLLM2, seed: int, quick: bool, console: Console
 ) -> list[RunRecord]:
     """Teach counting in several ways, print the verdicts, and write a comparison.
 
@@ -38,7 +38,7 @@ def run_demo(
 
     Args:
         folder: gets data/, a folder for each run, and comparison.html.
-        model: a reference model's name, or "smollm2" for the demo on text.
+        model: "smollm2" for the demo on text; or a reference model, by its name or its folder.
         seed: of the data and the runs.
         quick: a tenth of the work, to see the flow.
         console: where to say what happens.
@@ -76,10 +76,12 @@ def _find(model: str) -> tuple[Path, str]:
     """
     if model == SMOLLM2:
         return weights.smollm2_folder(), weights.NOTE
+    if Path(model).is_dir():
+        return Path(model), pictures.NOTE.format(model)
     try:
         return reference_folder(model), pictures.NOTE.format(model)
     except UsageError as error:
-        do = f"{error.do}; or {SMOLLM2}, which learns from text"
+        do = f"{error.do}; or {SMOLLM2}, which learns from text; or give a model's folder"
         raise UsageError(asked=error.asked, found=error.found, do=do) from None
 
 

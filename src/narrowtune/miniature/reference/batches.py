@@ -76,8 +76,9 @@ class Writer:
         return Text(self._before, asked + answer, labels, self._hint(item))
 
     def _hint(self, item: Item) -> int:
-        """Words are hinted at as they stand in a sentence, with a space before them."""
-        return self._encode(f" {item.answers[0]}")[0]
+        """Words are hinted at as they stand in a sentence; digits have no space of their own."""
+        space = self._encode(" ")
+        return next(token for token in self._encode(f" {item.answers[0]}") if [token] != space)
 
     def tell(self, sample: Sample) -> list[int]:
         """Return what a sample's picture shows, in words, in place of the picture."""

@@ -93,6 +93,26 @@ def place_loss(picture: Tensor, codes: Tensor) -> Tensor:
     )
 
 
+def place_word_loss(model: PreTrainedModel, picture: Tensor, words: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the words for where visual tokens stand.
+
+    As `place_loss`, but in the language model's own words, so that what answers "red" of a token
+    answers "upper left" of it in the same way.
+
+    Args:
+        picture: [B, V, H], the first of them the picture's tokens row by row.
+        words: [6], the tokens of upper, middle, lower, left, middle, right.
+    """
+    side = int(picture.shape[1] ** 0.5)
+    scores = model.lm_head(picture[:, : side * side])[..., words].float().flatten(0, 1)
+    third = (torch.arange(side) * 2 + 1) * 3 // (2 * side)
+    place = torch.arange(side * side).repeat(len(picture))
+    rows, columns = scores.split(3, dim=1)
+    return nn.functional.cross_entropy(rows, third[place // side]) + nn.functional.cross_entropy(
+        columns, third[place % side]
+    )
+
+
 def place_codes(size: int, side: int, seed: int) -> Tensor:
     """Return the directions of `place_loss`, which stay as they are drawn."""
     generator = torch.Generator().manual_seed(seed)

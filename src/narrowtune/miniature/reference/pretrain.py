@@ -44,6 +44,7 @@ from narrowtune.miniature.reference.forward import (
     hint_loss,
     place_codes,
     place_loss,
+    place_word_loss,
     plain_attention,
 )
 from narrowtune.miniature.reference.optimizers import Named, make_optimizers, rate_factor
@@ -122,6 +123,8 @@ class Pretraining:
             torch.manual_seed(schedule.seed)
             self.head = PatchHead(width, side, PATCH // LABELLED_PATCH, len(WHAT), len(HUES))
         self.codes = place_codes(width, side, schedule.seed)
+        words = " upper middle lower left middle right"
+        self.place_words = torch.tensor(self.tokenizer.encode(words, add_special_tokens=False))
         see = SEE[blueprint.name]
         self._see: Callable[[PreTrainedModel, Tensor], Tensor] = see
         self._hidden: Callable[[PreTrainedModel, Batch, Tensor], States] = hidden_states
@@ -253,9 +256,10 @@ class Pretraining:
                     hinted = hint_loss(self.model, states.middle, part.hints) / num_answers
                     loss = loss + self.schedule.hint_weight * hinted
                 if stage == "answering":
-                    placed = place_loss(states.picture, self.codes) / len(parts)
+                    placed = place_loss(states.picture, self.codes)
+                    placed = placed + place_word_loss(self.model, states.picture, self.place_words)
                     loss = loss + self.schedule.patch_weight * aside
-                    loss = loss + self.schedule.place_weight * placed
+                    loss = loss + self.schedule.place_weight * placed / len(parts)
             loss.backward()
             total += told.item()
         return total
