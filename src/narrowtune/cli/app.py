@@ -315,8 +315,8 @@ def demo(
         str,
         option(
             "NAME",
-            "smollm2 counts words; a reference model of the small world, by its name or folder, counts "
-            "what is in pictures.",
+            "smollm2 counts words; a reference model of the small world, by its name or folder, "
+            "counts what is in pictures.",
         ),
     ] = "smollm2",
     seed: Annotated[int, option("N", "Of the data and the runs.")] = 42,
