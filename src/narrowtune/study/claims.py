@@ -21,6 +21,7 @@ from narrowtune.study.rules import (
     added_loss,
     fewer,
     forgot,
+    forgot_at,
     given,
     little,
     make_claim,
@@ -71,12 +72,12 @@ def c2(chained: Setting | None, place: int) -> Claim:
             continue
         before, after = chained.lost(arm, place), chained.lost(arm, place + 1)
         back = above("regained at the next stage > 0", minus(before, after), 0)
-        parts = given(forgot(chained, arm, place), back)
+        parts = given(forgot_at(chained, arm, place), back)
         readings.append(Reading(setting=f"{chained.name}: {arm}", parts=parts))
     return make_claim(
         "C2",
         "The loss partly recovers when the next, different skill is tuned, without old data.",
-        f"where counting lost more than {LEAST_LOSS:g} points, the next stage regains some",
+        f"where counting's own stage lost more than {LEAST_LOSS:g} points, the next regains some",
         readings,
     )
 

@@ -11,7 +11,16 @@ from narrowtune.study.effects import over_seeds
 from narrowtune.study.formulas import LEAST_LOSS
 from narrowtune.study.presets import LORA, LWF, MOE, REFERENCE, WISE_FT
 from narrowtune.study.readings import UNTOLD, Reading, Setting, above, below, judged, minus
-from narrowtune.study.rules import Claim, either, forgot, given, make_claim, more_than
+from narrowtune.study.rules import (
+    Claim,
+    added_loss,
+    either,
+    forgot,
+    forgot_at,
+    given,
+    make_claim,
+    more_than,
+)
 
 BASELINES = (LWF, LORA, MOE, WISE_FT)
 
@@ -135,9 +144,10 @@ def c12(settings: Sequence[Setting], chained: Setting | None, place: int) -> Cla
     if chained is not None and REFERENCE in chained.runs:
         before, after = chained.lost(REFERENCE, place), chained.lost(REFERENCE, place + 1)
         regained = minus(before, after)
-        half = above("regained, less half of the loss > 0", minus(regained, before, 0.5), 0)
+        own = added_loss(chained, REFERENCE, place)  # what earlier stages lost is not counting's
+        half = above("regained, less half of that > 0", minus(regained, own, 0.5), 0)
         name = f"{chained.name}: {REFERENCE}, the next stage"
-        parts = given(forgot(chained, REFERENCE, place), half)
+        parts = given(forgot_at(chained, REFERENCE, place), half)
         readings.append(Reading(setting=name, parts=parts))
     for setting in settings:
         if REFERENCE in setting.runs:

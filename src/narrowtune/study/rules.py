@@ -95,10 +95,15 @@ def fewer(setting: Setting, arm: str) -> Part:
     return below(f"lost, less {SHARE_LOST:g} of {REFERENCE}'s < 0", more, 0)
 
 
-def forgot(setting: Setting, arm: str, stage: int | None = None) -> Part:
-    """Claim that an arm loses more than `LEAST_LOSS`."""
-    what = f"lost by {arm} > {LEAST_LOSS:g}"
-    return above(what, setting.lost(arm, stage), LEAST_LOSS)
+def forgot(setting: Setting, arm: str) -> Part:
+    """Claim that an arm loses more than `LEAST_LOSS`, in the mean over stages."""
+    return above(f"lost by {arm} > {LEAST_LOSS:g}", setting.lost(arm), LEAST_LOSS)
+
+
+def forgot_at(setting: Setting, arm: str, stage: int) -> Part:
+    """Claim that one stage takes more than `LEAST_LOSS` from an arm, whatever was lost before."""
+    what = f"lost by {arm} at stage {stage} > {LEAST_LOSS:g}"
+    return above(what, added_loss(setting, arm, stage), LEAST_LOSS)
 
 
 def added_loss(setting: Setting, arm: str, stage: int) -> Effect | None:

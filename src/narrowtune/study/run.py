@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from transformers import set_seed
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.data_settings import DataSettings
@@ -241,6 +242,8 @@ class Study:
             seed=seed,
         )
         rows = [*self._rows(skill, seed), *self._replayed(arm, skill, seed)]
+        # Adapters are drawn from the global generator: whatever ran before must not matter.
+        set_seed(seed)
         adapters = (
             low_rank(self.loaded.model, selection, arm.lora)
             if arm.lora is not None

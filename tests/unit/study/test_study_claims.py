@@ -127,6 +127,15 @@ def test_c2_the_next_stage_regains():
     assert little.verdict == "can't be told here"
 
 
+def test_what_was_lost_before_counting_is_not_countings():
+    made = chain(language_model=[(9, 15), (9, 15.5), (9, 10)])
+    for claim in (claims.c2(made, 2), claims_compared.c12([], made, 2)):
+        assert claim.verdict == "can't be told here"
+    # Counting adds 10 to the 10 there were, and 7 of its own come back.
+    made = chain(language_model=[(9, 10), (9, 20), (9, 13)])
+    assert claims_compared.c12([], made, 2).verdict == "agrees"
+
+
 def test_without_a_next_stage_there_is_nothing_to_tell():
     made = chain(language_model=[(9, 1), (9, 12), (9, 6)])
     for claim in (claims.c2(made, 3), claims_compared.c12([], made, 3)):

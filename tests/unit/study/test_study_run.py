@@ -352,6 +352,17 @@ def test_adapters_are_trained_and_merged(settings, tmp_path):
     assert all(torch.equal(before[name], value) for name, value in weights(study).items())
 
 
+def test_adapters_begin_alike_whatever_ran_before(settings, tmp_path):
+    arm = ArmSettings(recipe="mlp", learning_rates=[1e-2], lora={"rank": 4})
+    mine = changed(settings, tmp_path, arms=[arm], orders={"one": ["first"]})
+    study, found = Study(mine, threads=1), []
+    for draws in (1, 7):
+        torch.rand(draws)
+        study.run(next(all_chains(mine)), 0, found.append)
+    first, second = without_seconds(found)
+    assert first == second
+
+
 def test_experts_learn_over_a_chain_that_can_be_stopped(settings, tmp_path):
     arm = ArmSettings(recipe="mlp", learning_rates=[1e-2], experts=True)
     mine = changed(settings, tmp_path, arms=[arm])
