@@ -76,6 +76,19 @@ def told(facts: Sequence[str], draw: Random) -> str:
     return " ".join(f"{fact}." for fact in draw.sample(facts, len(facts)))
 
 
+def told_or_spelt(facts: Sequence[str], draw: Random) -> str:
+    """Return what is written in a picture: as `told`, or every second time letter by letter.
+
+    A picture shows letters, and a reader of words has to know which word they make.
+    """
+    return told(facts if draw.random() < 0.5 else [spelt(fact) for fact in facts], draw)
+
+
+def spelt(text: str) -> str:
+    """Return words letter by letter: "soup 42" is "s o u p, 4 2"."""
+    return ", ".join(" ".join(word) for word in text.split())
+
+
 def with_article(words: str) -> str:
     """Return `words` with "a" or "an"."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"

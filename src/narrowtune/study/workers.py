@@ -16,7 +16,10 @@ from typing import NamedTuple
 
 from narrowtune.core.study_settings import StudySettings
 from narrowtune.engine.heap import return_freed_blocks
+from narrowtune.models.fingerprint import fingerprint
+from narrowtune.pipeline.inputs import load
 from narrowtune.study.chains import Chain, all_chains, open_chains
+from narrowtune.study.identity import hold_to
 from narrowtune.study.results import BASE, StageResult, append_result, by_chain, read_results
 from narrowtune.study.run import Study, known_arithmetic, remember_arithmetic
 
@@ -48,17 +51,21 @@ def run_study(settings: StudySettings, report: Report, *, num_workers: int = 1) 
         num_workers: chains at a time.
 
     Raises:
+        UsageError: results are there that were made with something else.
         NarrowtuneError: of the first chain that fails; results of others stay.
     """
     path = results_path(settings)
     results = read_results(path)
-    if not any(result.chain.arm == BASE for result in results):
+    if _base_is_whole(settings, results):
+        hold_to(settings, fingerprint(load(settings).model), begun=True)
+    else:
         study = Study(settings, arithmetic=known_arithmetic(Path(settings.output_dir)))
+        hold_to(settings, fingerprint(study.loaded.model), begun=bool(results))
         remember_arithmetic(Path(settings.output_dir), study.arithmetic)
         base = study.score_base()
         append_result(path, base)
         del study
-        results.append(base)
+        results = [*(result for result in results if result.chain.arm != BASE), base]
         report(base, _num_open(open_chains(list(all_chains(settings)), results), results))
     chains = open_chains(list(all_chains(settings)), results)
     if not chains:
@@ -78,6 +85,16 @@ def run_study(settings: StudySettings, report: Report, *, num_workers: int = 1) 
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _base_is_whole(settings: StudySettings, results: Sequence[StageResult]) -> bool:
+    """Whether the base has every score asked for; skills and `constrained` may be new."""
+    base = next((result for result in results if result.chain.arm == BASE), None)
+    return (
+        base is not None
+        and all(skill.label in base.tasks for skill in settings.skills)
+        and (base.constrained is not None or not settings.constrained)
+    )
 
 
 def _num_open(chains: Sequence[Chain], results: Sequence[StageResult]) -> int:

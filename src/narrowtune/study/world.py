@@ -13,6 +13,7 @@ from pathlib import Path
 
 from narrowtune.core.data_settings import DataSettings, SkillSettings
 from narrowtune.core.errors import UsageError
+from narrowtune.core.provenance import sha256_file
 from narrowtune.core.run_folder import write_text
 from narrowtune.miniature.registry import TASKS, tasks_of
 from narrowtune.miniature.rows import write_rows
@@ -47,14 +48,14 @@ def write_world(folder: Path, preset: Preset) -> World:
     """Write all rows that are not there yet, and return how a study reads them.
 
     Raises:
-        UsageError: the folder holds those of another preset.
+        UsageError: the folder holds those of another preset, or others than were written.
     """
     sizes, made_for = preset.sizes, {"preset": preset.name, **asdict(preset.sizes)}
     stamp = folder / "world.json"
-    if stamp.exists() and json.loads(stamp.read_text("utf-8")) != made_for:
+    if stamp.exists() and json.loads(stamp.read_text("utf-8")) != made_for | _hashes(folder):
         raise UsageError(
             asked=f"the study {preset.name} in {folder.parent}",
-            found="the rows of another preset, or of another version of it",
+            found="the rows of another preset, or rows that are not as they were written",
             do="choose another --output-dir",
         )
     complete = stamp.exists()
@@ -76,8 +77,13 @@ def write_world(folder: Path, preset: Preset) -> World:
         write_general(drift, GENERAL[:1], sizes.drift, _DRIFT_SEED)
         if sizes.replay:
             write_general(replay, GENERAL, sizes.replay, _REPLAY_SEED, labelled=True)
-        write_text(stamp, json.dumps(made_for, indent=2) + "\n")
+        write_text(stamp, json.dumps(made_for | _hashes(folder), indent=2) + "\n")
     return World(tuple(skills), tuple(keep), str(anchor), str(drift), str(replay))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return what the files of rows hold, by name; pictures are named after their rows."""
+    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.jsonl"))}
 
 
 def _rows(folder: Path, task: str, split: str, count: int, complete: bool) -> DataSettings:

@@ -31,8 +31,10 @@ from narrowtune.miniature.reference.forward import (
     answer_logits,
     answer_loss,
     hidden_states,
+    name_loss,
     place_codes,
     place_loss,
+    place_word_loss,
 )
 from narrowtune.miniature.reference.optimizers import rate_factor
 from narrowtune.miniature.reference.pretrain import Pretraining
@@ -211,6 +213,42 @@ def test_places_are_told_by_row_and_column():
     assert float(place_loss(states, codes)) == pytest.approx(0, abs=1e-3)
     assert float(place_loss(states.flip(1)[:, 4:], codes)) > 5
     assert float(place_loss(0 * states, codes)) == pytest.approx(2 * math.log(3), abs=1e-5)
+
+
+class Scored(torch.nn.Module):
+    """A model whose head scores words by the state's own numbers."""
+
+    def lm_head(self, states):
+        return states
+
+
+def test_places_are_told_in_words():
+    words = torch.arange(5)  # upper, middle, lower, left, right
+    states = torch.zeros(1, 9, 5)
+    for place in range(9):
+        states[0, place, [0, 1, 2][place // 3]] = 30
+        states[0, place, [3, 1, 4][place % 3]] = 30
+    # Two words share a token's probability, but for the one in the middle of both.
+    right = float(place_word_loss(Scored(), states, words))
+    assert right == pytest.approx(8 / 9 * math.log(2), abs=1e-5)
+    assert float(place_word_loss(Scored(), 0 * states, words)) == pytest.approx(math.log(5))
+    assert float(place_word_loss(Scored(), states.flip(1), words)) > 5
+
+
+def test_patches_are_told_in_words_below_their_token():
+    # One token over four patches: two show 1, one shows 2, one nothing; 3 has no word of its own.
+    labels = torch.tensor([[1, 1, 2, 0]])
+    words = torch.tensor([-1, 7, 4, -1])
+    states = torch.zeros(1, 1, 8)
+    states[0, 0, 7], states[0, 0, 4] = math.log(2), 0.0
+    expected = (2 * -math.log(2 / 3) - math.log(1 / 3)) / 3
+    assert float(name_loss(Scored(), states, labels, words)) == pytest.approx(expected)
+    # Of four tokens, the one at the lower left has the four patches there below it.
+    grid = torch.zeros(4, 4, dtype=torch.long)
+    grid[2:, :2] = 1
+    states = torch.zeros(1, 4, 8)
+    states[0, 2, 7] = 30
+    assert float(name_loss(Scored(), states, grid.view(1, -1), words)) == pytest.approx(0, abs=1e-6)
 
 
 def test_no_more_questions_are_asked_together_than_there_is_room_for(writer):

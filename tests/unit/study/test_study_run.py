@@ -204,6 +204,28 @@ def test_processes_give_what_one_gives(settings, finished, tmp_path):
     assert "again" not in told
 
 
+def test_results_of_other_settings_are_refused_and_additions_are_not(settings, finished, tmp_path):
+    mine = changed(settings, tmp_path)
+    for result in finished:
+        append_result(results_path(mine), result)
+    run_study(mine, print)
+    assert (tmp_path / "out" / "study.json").exists()
+    with pytest.raises(UsageError, match=r"num_samples \(16, now 8\)"):
+        run_study(mine.model_copy(update={"num_samples": 8}), print)
+
+
+def test_the_base_is_scored_again_where_scores_are_missing(settings, finished, tmp_path):
+    mine = changed(settings, tmp_path, constrained=True)
+    for result in finished:
+        append_result(results_path(mine), result)
+    told = []
+    run_study(mine, lambda result, missing: told.append(result))
+    assert [result.stage for result in told] == [0]
+    base = base_of(read_results(results_path(mine)))
+    assert set(base.constrained) == {"say"}
+    assert base.tasks == base_of(finished).tasks
+
+
 def test_no_steps_change_nothing(settings, tmp_path):
     training = settings.training.model_copy(update={"max_steps": 0})
     mine = changed(settings, tmp_path, training=training)

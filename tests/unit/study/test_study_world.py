@@ -81,12 +81,15 @@ def test_nothing_is_both_learned_and_measured(world):
 
 def test_rows_are_written_once_and_another_preset_needs_another_folder(tmp_path):
     first = write_world(tmp_path / "world", PRESET)
-    Path(first.drift_prompts).write_text("kept")
+    written = Path(first.drift_prompts).stat().st_mtime_ns
     assert write_world(tmp_path / "world", PRESET) == first
-    assert Path(first.drift_prompts).read_text() == "kept"
+    assert Path(first.drift_prompts).stat().st_mtime_ns == written
     other = replace(PRESET, sizes=replace(PRESET.sizes, test=4))
     with pytest.raises(UsageError, match="another preset"):
         write_world(tmp_path / "world", other)
+    Path(first.drift_prompts).write_text("another")
+    with pytest.raises(UsageError, match="not as they were written"):
+        write_world(tmp_path / "world", PRESET)
 
 
 def test_an_interrupted_folder_is_written_again(tmp_path):

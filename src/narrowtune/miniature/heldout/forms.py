@@ -11,7 +11,7 @@ from random import Random
 from narrowtune.miniature.canvas import SIZE, Canvas, fitting_height
 from narrowtune.miniature.glyphs import FACES, PRINTED, Face, text_width
 from narrowtune.miniature.ground import choose_ground, plain_canvas
-from narrowtune.miniature.item import Item, told
+from narrowtune.miniature.item import Item, told_or_spelt
 from narrowtune.miniature.palette import Ink, ink_on, mix, shade
 from narrowtune.miniature.words import CITIES, GOODS, MONTHS, NAMES
 
@@ -52,7 +52,7 @@ def _ask(title: str, rows: tuple[tuple[str, str], ...], draw: Random) -> Item:
     kind, answer = draw.choice([("title", title), *rows, *rows])
     question = f"{draw.choice(WORDINGS[kind])}\n{SUFFIX}"
     paint, again = partial(_paint, title, rows), partial(_ask, title, rows)
-    tell = partial(told, [title, *(f"{field}: {value.lower()}" for field, value in rows)])
+    tell = partial(told_or_spelt, [title, *(f"{name}: {value.lower()}" for name, value in rows)])
     return Item(kind, question, (answer.lower(),), paint, again=again, tell=tell)
 
 

@@ -13,7 +13,16 @@ from narrowtune.miniature.arrows import arrow_in_words, draw_arrow, draw_word_no
 from narrowtune.miniature.canvas import SIZE, Canvas, fitting_height
 from narrowtune.miniature.glyphs import FACES, PRINTED, text_width
 from narrowtune.miniature.ground import plain_canvas
-from narrowtune.miniature.item import LETTERED, Item, lettered, listed, shuffled, told
+from narrowtune.miniature.item import (
+    LETTERED,
+    Item,
+    lettered,
+    listed,
+    shuffled,
+    spelt,
+    told,
+    told_or_spelt,
+)
 from narrowtune.miniature.marks import SHAPES, THINGS
 from narrowtune.miniature.palette import BRIGHT, OBJECT_COLOURS, Ink, ink_on, mix, shade
 from narrowtune.miniature.pretraining.objects import (
@@ -122,7 +131,7 @@ def _ask_row(rows: tuple[tuple[str, str], ...], draw: Random) -> Item:
     question = draw.choice(ROWS_WORDINGS).format(label=label)
     kind = "number" if value.isdigit() else "word"
     paint, again = partial(_paint_rows, rows), partial(_ask_row, rows)
-    tell = partial(told, [f"{label}: {value}" for label, value in rows])
+    tell = partial(told_or_spelt, [f"{label}: {value}" for label, value in rows])
     return Item(kind, question, (value,), paint, again=again, tell=tell)
 
 
@@ -134,7 +143,12 @@ def make_words(draw: Random) -> Item:
 def _ask_word(word: str, draw: Random) -> Item:
     """Ask for the word as a whole; only further questions ask for its letters."""
     paint, again = partial(_paint_word, word), partial(_ask_spelling, word)
-    return Item("word", draw.choice(WORDS_WORDINGS), (word,), paint, again=again)
+    tell = partial(_tell_letters, word)
+    return Item("word", draw.choice(WORDS_WORDINGS), (word,), paint, again=again, tell=tell)
+
+
+def _tell_letters(word: str, draw: Random) -> str:
+    return spelt(word)
 
 
 def _ask_spelling(word: str, draw: Random) -> Item:

@@ -101,16 +101,40 @@ def place_word_loss(model: PreTrainedModel, picture: Tensor, words: Tensor) -> T
 
     Args:
         picture: [B, V, H], the first of them the picture's tokens row by row.
-        words: [6], the tokens of upper, middle, lower, left, middle, right.
+        words: [5], the tokens of upper, middle, lower, left, right. A token has a word for its row
+            and one for its column, with an equal part each; "middle" is both.
     """
     side = int(picture.shape[1] ** 0.5)
-    scores = model.lm_head(picture[:, : side * side])[..., words].float().flatten(0, 1)
+    scores = model.lm_head(picture[:, : side * side])[..., words].float()
     third = (torch.arange(side) * 2 + 1) * 3 // (2 * side)
-    place = torch.arange(side * side).repeat(len(picture))
-    rows, columns = scores.split(3, dim=1)
-    return nn.functional.cross_entropy(rows, third[place // side]) + nn.functional.cross_entropy(
-        columns, third[place % side]
-    )
+    rows = torch.tensor([0, 1, 2])[third].repeat_interleave(side)
+    columns = torch.tensor([3, 1, 4])[third].repeat(side)
+    wanted = torch.stack((rows, columns), dim=1).expand(len(picture), -1, -1)
+    return -scores.log_softmax(-1).gather(2, wanted).mean()
+
+
+def name_loss(model: PreTrainedModel, picture: Tensor, labels: Tensor, words: Tensor) -> Tensor:
+    """Return the mean cross-entropy of words for what the patches below a visual token show.
+
+    The patch head may read a token in any way; this asks for the language model's own words, so
+    that it knows them in a picture as it knows them in a sentence. Each patch that shows something
+    has an equal part in what is asked of its token.
+
+    Args:
+        picture: [B, V, H], the first of them the picture's tokens row by row.
+        labels: [B, N], what each patch shows, row by row; 0 is nothing.
+        words: [K], the token of each label's name, −1 where it has none of its own.
+    """
+    num_pictures, num_patches = labels.shape
+    across, side = int(num_patches**0.5), int(picture.shape[1] ** 0.5)
+    inner = across // side
+    below = labels.view(num_pictures, side, inner, side, inner).transpose(2, 3)
+    below = below.reshape(num_pictures * side * side, inner * inner)
+    named = words >= 0
+    place = named.cumsum(0) - 1
+    scores = model.lm_head(picture[:, : side * side])[..., words[named]].float().flatten(0, 1)
+    found = scores.log_softmax(-1).gather(1, place[below].clamp(min=0))
+    return -found[named[below]].mean()
 
 
 def place_codes(size: int, side: int, seed: int) -> Tensor:

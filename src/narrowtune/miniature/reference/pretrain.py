@@ -42,6 +42,7 @@ from narrowtune.miniature.reference.forward import (
     answer_loss,
     hidden_states,
     hint_loss,
+    name_loss,
     place_codes,
     place_loss,
     place_word_loss,
@@ -123,8 +124,10 @@ class Pretraining:
             torch.manual_seed(schedule.seed)
             self.head = PatchHead(width, side, PATCH // LABELLED_PATCH, len(WHAT), len(HUES))
         self.codes = place_codes(width, side, schedule.seed)
-        words = " upper middle lower left middle right"
-        self.place_words = torch.tensor(self.tokenizer.encode(words, add_special_tokens=False))
+        places = ("upper", "middle", "lower", "left", "right")
+        self.place_words, self.what_words, self.hue_words = (
+            torch.tensor([self._word(name) for name in names]) for names in (places, WHAT, HUES)
+        )
         see = SEE[blueprint.name]
         self._see: Callable[[PreTrainedModel, Tensor], Tensor] = see
         self._hidden: Callable[[PreTrainedModel, Batch, Tensor], States] = hidden_states
@@ -258,11 +261,26 @@ class Pretraining:
                 if stage == "answering":
                     placed = place_loss(states.picture, self.codes)
                     placed = placed + place_word_loss(self.model, states.picture, self.place_words)
+                    aside = aside + self._names(states.picture, part) / len(parts)
                     loss = loss + self.schedule.patch_weight * aside
                     loss = loss + self.schedule.place_weight * placed / len(parts)
             loss.backward()
             total += told.item()
         return total
+
+    def _names(self, picture: Tensor, part: Batch) -> Tensor:
+        """Return the loss of words for what visual tokens show and for its colour."""
+        assert part.what is not None
+        assert part.hue is not None
+        what = name_loss(self.model, picture, part.what, self.what_words)
+        return what + name_loss(self.model, picture, part.hue, self.hue_words)
+
+    def _word(self, name: str) -> int:
+        """Return the token of a word where it stands in a sentence, or −1 if it has parts."""
+        space = self.tokenizer.encode(" ", add_special_tokens=False)
+        tokens = self.tokenizer.encode(f" {name}", add_special_tokens=False)
+        own = [token for token in tokens if [token] != space]
+        return own[0] if len(own) == 1 and name not in (WHAT[0], HUES[0]) else -1
 
     def _no_tokens(self, batch: Batch) -> Tensor:
         """Return the visual tokens of a batch in which words stand for the pictures: none."""

@@ -1,0 +1,116 @@
+"""What a study's results were made with, so that none are taken for those of other settings.
+
+Owns: `study.json`. Arms, rates, orders, seeds and skills may be added: only what both an earlier
+start and this one know is compared. Pictures are not hashed, nor is what answers don't depend on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from narrowtune.core.data_settings import DataSettings, SkillSettings
+from narrowtune.core.errors import UsageError
+from narrowtune.core.provenance import sha256_file
+from narrowtune.core.run_folder import write_json
+from narrowtune.core.study_settings import ArmSettings, StudySettings
+from narrowtune.data.rows import read_rows
+from narrowtune.pipeline.inputs import (
+    SHIPPED_ANCHOR_PROMPTS,
+    SHIPPED_FREE_PROMPTS,
+    shipped_prompts,
+)
+from narrowtune.version import __version__
+
+_PLACES = {"path", "test_path", "name", "image_root", "max_refused"}
+"""Where rows are and what they are called is no part of what they are."""
+
+
+def hold_to(settings: StudySettings, weights: str, *, begun: bool) -> None:
+    """Hold a start to what earlier ones wrote down, and write down what it adds.
+
+    Args:
+        settings: of this start.
+        weights: the base's fingerprint.
+        begun: whether there are results; without any, nothing binds.
+
+    Raises:
+        UsageError: something differs; it names everything that does.
+    """
+    path, now = Path(settings.output_dir) / "study.json", describe(settings, weights)
+    known = json.loads(path.read_text("utf-8")) if begun and path.exists() else {}
+    other = [key for key in now if key in known and not _same(key, known[key], now[key])]
+    if other:
+        raise UsageError(
+            asked=f"to go on with the study in {path.parent}",
+            found="results made with other "
+            + "; ".join(_difference(key, known[key], now[key]) for key in other),
+            do="give it what it was begun with, or choose another output_dir",
+        )
+    if known != {**known, **now} or not path.exists():
+        write_json(path, {**known, **now})
+
+
+def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
+    """Return everything that results depend on, by the setting's key."""
+    training = settings.training.model_dump(mode="json", exclude={"learning_rate"})
+    drift = settings.drift
+    free = drift.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
+    return {
+        "version": __version__,
+        "weights": weights,
+        "max_length": settings.max_length,
+        "chat_template_kwargs": settings.chat_template_kwargs,
+        "num_samples": settings.num_samples,
+        **{f"training.{name}": value for name, value in training.items()},
+        "drift.prompts": _file(DataSettings(path=free)),
+        "drift.max_prompts": drift.max_prompts,
+        "drift.max_new_tokens": drift.max_new_tokens,
+        "keep": [keep.label for keep in settings.keep],
+        **{f"keep.{keep.label}": _rows(keep) for keep in settings.keep},
+        **{f"skills.{skill.label}": _rows(skill) for skill in settings.skills},
+        **{f"arms.{arm.label}": _arm(arm) for arm in settings.arms},
+        **{f"orders.{name}": list(order) for name, order in settings.all_orders.items()},
+    }
+
+
+def _rows(settings: DataSettings) -> dict[str, Any]:
+    made = settings.model_dump(mode="json", exclude=_PLACES) | {"sha256": _file(settings)}
+    if isinstance(settings, SkillSettings) and settings.test_path is not None:
+        update = {"path": settings.test_path, "split": settings.test_split, "limit": None}
+        made["test_sha256"] = _file(settings.model_copy(update=update))
+    return made
+
+
+def _arm(arm: ArmSettings) -> dict[str, Any]:
+    made = arm.model_dump(mode="json", exclude={"learning_rates", "name"})
+    if arm.anchor is not None:
+        path = arm.anchor.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
+        made["anchor"]["prompts"] = _file(DataSettings(path=path))
+    for mix, values in zip(arm.mix, made["mix"], strict=True):
+        values["path"] = _file(DataSettings(path=mix.path))
+    return made
+
+
+def _file(settings: DataSettings) -> str:
+    """Return the hash of a file, or of the rows where they are in no single one."""
+    path = Path(settings.path)
+    return sha256_file(path) if path.is_file() else read_rows(settings).sha256
+
+
+def _same(key: str, before: Any, now: Any) -> bool:
+    if key.startswith("orders."):  # skills at its end are added ones
+        return bool(now[: len(before)] == before)
+    return bool(before == now)
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """Return what differs, with both values; of a hash, its beginning."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        return "; ".join(
+            _difference(f"{key}.{name}", before.get(name), now.get(name)) for name in names
+        )
+    was, new = (text[:12] if len(text) == 64 else text for text in (str(before), str(now)))
+    return f"{key} ({was}, now {new})"

@@ -1,0 +1,98 @@
+"""Results are held to what they were made with; what is added later binds nothing."""
+
+import json
+
+import pytest
+
+from narrowtune.core.errors import UsageError
+from narrowtune.core.study_settings import StudySettings
+from narrowtune.study.identity import hold_to
+
+
+def settings(folder, **update):
+    names = ("count", "count_test", "clock", "clock_test", "charts", "free", "anchor", "replay")
+    for name in names:
+        path = folder / f"{name}.jsonl"
+        if not path.exists():
+            path.write_text(json.dumps({"question": name, "answer": "1"}))
+    skills = [
+        {"path": str(folder / f"{name}.jsonl"), "test_path": str(folder / f"{name}_test.jsonl")}
+        for name in ("count", "clock")
+    ]
+    arms = [
+        {"recipe": "mlp", "learning_rates": [1e-3]},
+        {
+            "recipe": "mlp",
+            "learning_rates": [1e-3],
+            "anchor": {"prompts": str(folder / "anchor.jsonl")},
+            "mix": [f"{folder / 'replay.jsonl'}:0.5"],
+            "name": "held",
+        },
+    ]
+    values = {
+        "model": "m",
+        "skills": skills[:1],
+        "keep": [str(folder / "charts.jsonl")],
+        "arms": arms,
+        "drift": {"prompts": str(folder / "free.jsonl")},
+        "output_dir": str(folder / "out"),
+    }
+    added = update.pop("added", {})
+    if added:
+        values["skills"] = skills
+        values["arms"] = [*arms, {"recipe": "sa_proj", "learning_rates": [1.0]}]
+    return StudySettings.model_validate({**values, **added, **update})
+
+
+def test_what_is_added_is_allowed_and_binds_from_then_on(tmp_path):
+    hold_to(settings(tmp_path), "w", begun=False)
+    first = settings(tmp_path)
+    rates = [arm.model_copy(update={"learning_rates": [1e-3, 1.0]}) for arm in first.arms]
+    hold_to(first.model_copy(update={"arms": rates, "seeds": [0, 1]}), "w", begun=True)
+    more = settings(tmp_path, added={"seeds": [0, 1, 2]})
+    hold_to(more, "w", begun=True)
+    hold_to(settings(tmp_path, added={"orders": {"other": ["clock"]}}), "w", begun=True)
+    hold_to(first.model_copy(update={"skills": more.skills}), "w", begun=True)
+    (tmp_path / "clock.jsonl").write_text("")
+    with pytest.raises(UsageError, match=r"skills\.clock\.sha256"):
+        hold_to(more, "w", begun=True)
+
+
+@pytest.mark.parametrize("name", ["count", "count_test", "charts", "free", "anchor", "replay"])
+def test_every_file_binds(tmp_path, name):
+    hold_to(settings(tmp_path), "w", begun=False)
+    hold_to(settings(tmp_path), "w", begun=True)
+    (tmp_path / f"{name}.jsonl").write_text("another")
+    with pytest.raises(UsageError, match="now"):
+        hold_to(settings(tmp_path), "w", begun=True)
+    hold_to(settings(tmp_path), "w", begun=False)  # no results yet: nothing binds
+
+
+def test_settings_and_weights_bind_and_all_that_differ_are_named(tmp_path, monkeypatch):
+    hold_to(settings(tmp_path), "w", begun=False)
+    base = settings(tmp_path)
+    keep = base.keep[0].model_copy(update={"max_new_tokens": 5, "metric": "number"})
+    arm = base.arms[0].model_copy(update={"wise_ft": 0.5, "name": "mlp"})
+    training = base.training.model_copy(update={"global_batch_size": 7})
+    drift = base.drift.model_copy(update={"max_new_tokens": 3})
+    update = {
+        "keep": [keep],
+        "arms": [arm],
+        "training": training,
+        "drift": drift,
+        "num_samples": 9,
+    }
+    monkeypatch.setattr("narrowtune.study.identity.__version__", "9")
+    with pytest.raises(UsageError) as error:
+        hold_to(base.model_copy(update=update), "v", begun=True)
+    for named in (
+        "version (",
+        "weights (w, now v)",
+        "num_samples (None, now 9)",
+        "training.global_batch_size (",
+        "drift.max_new_tokens (32, now 3)",
+        "keep.charts.max_new_tokens (32, now 5)",
+        "keep.charts.metric (exact_match, now number)",
+        "arms.mlp.wise_ft (None, now 0.5)",
+    ):
+        assert named in error.value.found
