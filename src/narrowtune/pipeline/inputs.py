@@ -225,17 +225,10 @@ class _Reader:
             return
         path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
         source = self._prompts(path, "anchor.prompts")
-        same = {item.left.id for item in find_overlap(source.examples, kept)}
-        if same:
+        allowed, num_same = unmeasured(path, source.examples, kept)
+        if num_same:
             self.inputs.notes.append(
-                f"{len(same)} anchor prompts stand in a keep set and were left out."
-            )
-        allowed = [example for example in source.examples if example.id not in same]
-        if not allowed:
-            raise DataError(
-                asked=f"an anchor on the prompts of {path}",
-                found=f"{len(same)} prompts, all of which stand in a keep set",
-                do="give anchor.prompts a file of others",
+                f"{num_same} anchor prompts stand in a keep set and were left out."
             )
         chosen = allowed[: settings.max_prompts]
         self.inputs.anchor_prompts = source.encode_prompts(chosen, self.encoder)
@@ -254,6 +247,25 @@ class _Reader:
         for (name, examples), share in zip(kept.items(), shares, strict=True):
             found += [(name, example.prompt) for example in examples[:share]]
         self.inputs.drift_prompts = found
+
+
+def unmeasured(
+    path: str, prompts: Sequence[Example], measured: Sequence[Example]
+) -> tuple[list[Example], int]:
+    """Return an anchor's prompts without those that are measured, and how many those are.
+
+    Raises:
+        DataError: none is left.
+    """
+    same = {item.left.id for item in find_overlap(prompts, measured)}
+    allowed = [example for example in prompts if example.id not in same]
+    if not allowed:
+        raise DataError(
+            asked=f"an anchor on the prompts of {path}",
+            found=f"{len(same)} prompts, all of which stand in a keep set",
+            do="give anchor.prompts a file of others",
+        )
+    return allowed, len(same)
 
 
 def equal_shares(total: int, sizes: Sequence[int]) -> list[int]:

@@ -18,6 +18,7 @@ from narrowtune.study.chains import all_chains, open_chains
 from narrowtune.study.choices import Choices, choose, extend, points_of, rounded, trials
 from narrowtune.study.presets import AVERAGES, LORA_FACTOR, REFERENCE, WISE_FT, Preset, make_arms
 from narrowtune.study.results import BASE, StageResult, append_result, read_results
+from narrowtune.study.run import TOLERANCE
 from narrowtune.study.workers import Report, results_path, run_study
 from narrowtune.study.world import World
 
@@ -237,6 +238,9 @@ def take_over(earlier: Phase, later: Phase) -> None:
         write_text(target, known.read_text("utf-8"))
     if any(getattr(old, name) != getattr(new, name) for name in _SCORED):
         return
+    noise = Path(old.output_dir) / TOLERANCE
+    if noise.exists() and not (target := Path(new.output_dir) / TOLERANCE).exists():
+        write_text(target, noise.read_text("utf-8"))
     done = {(result.chain, result.stage) for result in later.results}
     wanted = {chain.key for chain in all_chains(new)}
     if (old.num_samples, old.training) != (new.num_samples, new.training):

@@ -7,6 +7,7 @@ study go on: the results' file, and the weights of the chain at hand.
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,19 +21,18 @@ from narrowtune.core.config import RunConfig
 from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import TaskResult
-from narrowtune.core.run_folder import write_text
+from narrowtune.core.run_folder import write_json, write_text
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example
-from narrowtune.data.splits import find_overlap, mix_examples, split_examples
+from narrowtune.data.splits import mix_examples
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
 from narrowtune.evaluate.constrained import evaluate_constrained
 from narrowtune.evaluate.evaluate import evaluate
-from narrowtune.evaluate.tasks import Task, make_task
+from narrowtune.evaluate.tasks import Task
 from narrowtune.models.select import Selection, resolve
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.inputs import (
-    SHIPPED_ANCHOR_PROMPTS,
     SHIPPED_FREE_PROMPTS,
     load,
     make_encoder,
@@ -46,6 +46,7 @@ from narrowtune.study.chains import Chain
 from narrowtune.study.gallery import keep_shown
 from narrowtune.study.mixture import Mixed, expert_mixture
 from narrowtune.study.results import BASE, ChainKey, Shown, StageResult, TaskScores, summarise
+from narrowtune.study.rows import read_study
 from narrowtune.study.weights import put_back, relative_update, restore_chain, save_chain
 from narrowtune.train.anchor import Anchor, build_anchor
 from narrowtune.train.fit import FitResult, fit
@@ -54,6 +55,10 @@ from narrowtune.train.masters import computing_in, copy_tensors
 
 _MOST_ENCODED = 2
 """Sets of training rows held as tensors: those of one skill and seed serve every arm in turn."""
+
+
+TOLERANCE = "tolerance.json"
+"""File of the noise that scores allow for, in the study's folder."""
 
 
 class Study:
@@ -91,10 +96,9 @@ class Study:
             self.loaded.model, requested=settings.training.compute_dtype
         )
         self.skills = {skill.label: skill for skill in settings.skills}
-        self.pools: dict[str, list[Example]] = {}
-        self.validation: dict[str, Task] = {}
-        self.tasks: list[Task] = []
-        self._read()
+        rows = read_study(settings, self.encoder)
+        self.pools, self.validation, self.tasks = rows.pools, rows.validation, rows.tasks
+        self._anchor_prompts = rows.anchors
         path = settings.drift.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
         prompts = read_prompts(path, self.encoder, settings.drift.max_prompts, "drift.prompts")
         self.drift_prompts = [("free prompts", prompt) for prompt in prompts]
@@ -103,43 +107,10 @@ class Study:
         self._anchors: dict[str, Anchor] = {}
         self._tolerance: float | None = None
 
-    def _read(self) -> None:
-        """Read every skill and keep set, and see that nothing is both taught and measured."""
-        for number, skill in enumerate(self.settings.skills):
-            source = Source(skill, [], key=f"skills.{number}")
-            usable = [example for example, _ in source.encode(source.examples, self.encoder.encode)]
-            source.check()
-            parts = split_examples(usable, skill.validation, 0.0, 0)
-            self.pools[skill.label] = parts["train"]
-            if parts["validation"]:
-                task = make_task(skill, parts["validation"], "target")
-                self.validation[skill.label] = task
-            tested = skill.model_copy(update={"path": skill.test_path, "limit": None})
-            self.tasks.append(self._task(tested, f"skills.{number}", skill.label))
-        for number, keep in enumerate(self.settings.keep):
-            task = self._task(keep, f"keep.{number}", keep.label)
-            self.tasks.append(
-                Task(**{**vars(task), "role": "held_out"})  # the same items in another role
-            )
-        measured = [example for task in self.tasks for example in task.examples]
-        for name, pool in self.pools.items():
-            overlap = find_overlap(pool, measured)
-            if overlap:
-                raise DataError(
-                    asked=f"to teach {name} and to measure what is learned and kept",
-                    found=f"{len(overlap)} rows on both sides, such as {overlap[0]}",
-                    do="take them out of one of the files",
-                )
-
-    def _task(self, settings: DataSettings, key: str, label: str) -> Task:
-        source = Source(settings, [], key=key)
-        examples = source.encode_items(source.examples, self.encoder)
-        source.check()
-        return make_task(settings.model_copy(update={"name": label}), examples, "target")
-
     def score_base(self) -> StageResult:
         """Return the base's scores; with a single skill, on its validation rows too."""
         with apply_arithmetic(self.arithmetic):
+            self._measure_tolerance()
             single = next(iter(self.validation.values())) if len(self.validation) == 1 else None
             tasks = {task.name: self._score(task) for task in self.tasks}
             return StageResult(
@@ -162,6 +133,7 @@ class Study:
         """
         state = self.folder / "chains" / f"{_digest(chain.key)}.safetensors"
         with apply_arithmetic(self.arithmetic):
+            self._measure_tolerance()
             self._anchor(chain.arm)
         try:
             with self._tuned(chain) as tuned:
@@ -299,10 +271,6 @@ class Study:
             return None
         key = settings.model_dump_json()
         if key not in self._anchors:
-            path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
-            prompts = read_prompts(
-                path, self.encoder, settings.max_prompts or 2**62, "anchor.prompts"
-            )
             with (
                 WeightSwap(self.loaded.model, self.base).base(),
                 computing_in(self.loaded.model, measuring_dtype(self.loaded)),
@@ -310,7 +278,7 @@ class Study:
                 self._anchors[key] = build_anchor(
                     self.loaded,
                     self.encoder,
-                    prompts,
+                    self._anchor_prompts[key],
                     settings,
                     batch_size=self.settings.eval_batch_size,
                     seed=0,
@@ -331,8 +299,6 @@ class Study:
 
     def _score(self, task: Task, ask: Callable[..., TaskResult] = evaluate) -> TaskScores:
         with computing_in(self.loaded.model, measuring_dtype(self.loaded)):
-            if self._tolerance is None:
-                self._tolerance = measure_tolerance(self.loaded, self.tasks, self.encoder)
             return summarise(
                 ask(
                     self.loaded,
@@ -342,6 +308,16 @@ class Study:
                     tolerance=self._tolerance,
                 )
             )
+
+    def _measure_tolerance(self) -> None:
+        """Measure the tolerance of scores while the model is the base, once for all processes."""
+        path = self.folder / TOLERANCE
+        if self._tolerance is None and path.exists():
+            self._tolerance = json.loads(path.read_text("utf-8"))["tolerance"]
+        if self._tolerance is None:
+            with computing_in(self.loaded.model, measuring_dtype(self.loaded)):
+                self._tolerance = measure_tolerance(self.loaded, self.tasks, self.encoder)
+            write_json(path, {"tolerance": self._tolerance})
 
     @torch.no_grad()
     def _average(self, fitted: FitResult, share: float) -> None:

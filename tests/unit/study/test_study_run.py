@@ -309,6 +309,54 @@ def test_rows_on_both_sides_are_refused(settings, tmp_path):
         Study(changed(settings, tmp_path, keep=keep), threads=1)
 
 
+def test_replayed_validated_and_anchored_rows_are_not_measured(settings, tmp_path):
+    say = rows("say", 200, 6)  # what is kept
+    mixed = write(tmp_path / "mixed.jsonl", [*rows("say", 300, 20), say[0]])
+    arm = {"recipe": "sa_proj", "learning_rates": [1e-2]}
+
+    def study(**update):
+        return Study(changed(settings, tmp_path, **update), threads=1)
+
+    with pytest.raises(DataError, match=r"to replay .*mixed.jsonl"):
+        study(arms=[ArmSettings.model_validate({**arm, "mix": [f"{mixed}:0.5"]})])
+    for path, prompts in (
+        (tmp_path / "some.jsonl", [{"prompt": "Free"}, {"prompt": say[0]["question"]}]),
+        (tmp_path / "all.jsonl", [{"prompt": say[0]["question"]}]),
+    ):
+        anchored = ArmSettings.model_validate({**arm, "anchor": {"prompts": write(path, prompts)}})
+        if len(prompts) > 1:
+            (left,) = study(arms=[anchored])._anchor_prompts.values()
+            assert len(left) == 1
+        else:
+            with pytest.raises(DataError, match="an anchor on the prompts"):
+                study(arms=[anchored])
+    # Rows that a rate is chosen on count too.
+    kept_back = study().validation["first"].examples[0]
+    row = next(r for r in rows("first", 0, 30) if r["question"] in str(kept_back.messages))
+    path = write(tmp_path / "test.jsonl", [*rows("first", 100, 5), row])
+    skill = settings.skills[0].model_copy(update={"test_path": path})
+    with pytest.raises(DataError, match="1 rows on both sides"):
+        study(skills=[skill, settings.skills[1]])
+
+
+def test_the_tolerance_is_the_bases_and_every_process_has_it(settings, tmp_path, monkeypatch):
+    mine, seen = changed(settings, tmp_path, orders={"one": ["first"]}), []
+    first = Study(mine, threads=1)
+    before = weights(first)
+
+    def measure(loaded, tasks, encoder):
+        now = dict(loaded.model.named_parameters())
+        seen.append(all(torch.equal(before[name], now[name]) for name in before))
+        return 0.25
+
+    monkeypatch.setattr("narrowtune.study.run.measure_tolerance", measure)
+    first.run(next(all_chains(mine)), 0, [].append)
+    second = Study(mine, threads=1)
+    second.score_base()
+    assert seen == [True]
+    assert first._tolerance == second._tolerance == 0.25
+
+
 def test_more_rows_than_there_are_is_an_error(settings, tmp_path):
     study = Study(changed(settings, tmp_path, num_samples=1000), threads=1)
     with pytest.raises(DataError, match="num_samples"):
