@@ -33,11 +33,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=500, help="scored of each task")
-    parser.add_argument("--split", default="test", choices=("test", "validation"))
     parser.add_argument("--score-only", action="store_true", help="print, and copy nothing")
     given = parser.parse_args()
     model = given.folder / "model"
-    results = score(model, given.rows, given.split)
+    state = torch.load(given.folder / "checkpoint.pt", weights_only=True)
+    if not given.score_only:
+        check(given.folder, state)
+    results = score(model, given.rows)
     for result in results:
         print(line(result), flush=True)
     if given.score_only:
@@ -45,7 +47,6 @@ def main() -> None:
     size = (model / "model.safetensors").stat().st_size
     if size > MOST_BYTES:
         raise SystemExit(f"{size} bytes of weights are more than the {MOST_BYTES} that may ship")
-    state = torch.load(given.folder / "checkpoint.pt", weights_only=True)
     target = WEIGHTS / state["name"]
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(model, target)
@@ -54,12 +55,23 @@ def main() -> None:
     print(f"{target}: {size / 2**20:.1f} MiB of weights")
 
 
-def score(model: Path, rows: int, split: str) -> list[TaskResult]:
+def check(folder: Path, state: dict) -> None:
+    """Stop where the folder's model is not that of its finished training."""
+    last = ("answering", state["schedule"]["answering_steps"])
+    if (state["stage"], state["step"]) != last:
+        found = f"{state['stage']} {state['step']}"
+        raise SystemExit(f"{folder} has been trained to {found}, and its end is {last}")
+    made, kept = ((folder / name).stat().st_mtime for name in ("model", "checkpoint.pt"))
+    if made < kept:
+        raise SystemExit(f"{folder / 'model'} is older than checkpoint.pt: train to the end again")
+
+
+def score(model: Path, rows: int) -> list[TaskResult]:
     """Return the scores of every skill and held-out task."""
     tasks = [*tasks_of("target"), *tasks_of("held_out")]
     with tempfile.TemporaryDirectory() as folder:
         settings = [
-            write_rows(Path(folder), task.name, split, rows, SEED).model_dump() for task in tasks
+            write_rows(Path(folder), task.name, "test", rows, SEED).model_dump() for task in tasks
         ]
         found = evaluate(
             ModelSettings(model=str(model)),
@@ -108,7 +120,8 @@ pipeline_tag: image-text-to-text
 
 A model of transformers' architecture of that name, small enough to train on two cores, for trying
 out what `narrowtune` does. It answers questions about drawn pictures of 112 × 112 pixels
-(docs/miniature.md) and nothing else. It has never been asked a question of the five skills.
+(docs/miniature.md) and nothing else. It has never been asked a question of the five skills; its
+tower has seen their pictures, with labels of what each patch shows (a digit, a hand, a feather).
 
 ## How it was made
 

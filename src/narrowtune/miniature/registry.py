@@ -137,8 +137,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 )
 """The curriculum: which tasks each level draws from, in the split `pretrain`, easiest first.
 
-Dense patch labels of any of them, and of pages, come before the first. No target skill is among
-them.
+No target skill is among them. Dense patch labels come before the first, of pictures of every task,
+the skills' among them: a published tower has seen birds before anyone asks it for their names.
 """
 
 

@@ -229,10 +229,10 @@ def test_places_are_told_in_words():
         states[0, place, [0, 1, 2][place // 3]] = 30
         states[0, place, [3, 1, 4][place % 3]] = 30
     # Two words share a token's probability, but for the one in the middle of both.
-    right = float(place_word_loss(Scored(), states, words))
+    right = float(place_word_loss(Scored(), states, words, 3))
     assert right == pytest.approx(8 / 9 * math.log(2), abs=1e-5)
-    assert float(place_word_loss(Scored(), 0 * states, words)) == pytest.approx(math.log(5))
-    assert float(place_word_loss(Scored(), states.flip(1), words)) > 5
+    assert float(place_word_loss(Scored(), 0 * states, words, 3)) == pytest.approx(math.log(5))
+    assert float(place_word_loss(Scored(), states.flip(1), words, 3)) > 5
 
 
 def test_patches_are_told_in_words_below_their_token():
@@ -242,13 +242,15 @@ def test_patches_are_told_in_words_below_their_token():
     states = torch.zeros(1, 1, 8)
     states[0, 0, 7], states[0, 0, 4] = math.log(2), 0.0
     expected = (2 * -math.log(2 / 3) - math.log(1 / 3)) / 3
-    assert float(name_loss(Scored(), states, labels, words)) == pytest.approx(expected)
+    assert float(name_loss(Scored(), states, labels, words, 1)) == pytest.approx(expected)
     # Of four tokens, the one at the lower left has the four patches there below it.
     grid = torch.zeros(4, 4, dtype=torch.long)
     grid[2:, :2] = 1
     states = torch.zeros(1, 4, 8)
     states[0, 2, 7] = 30
-    assert float(name_loss(Scored(), states, grid.view(1, -1), words)) == pytest.approx(0, abs=1e-6)
+    assert float(name_loss(Scored(), states, grid.view(1, -1), words, 2)) == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_no_more_questions_are_asked_together_than_there_is_room_for(writer):
@@ -379,7 +381,8 @@ def test_a_first_stage_is_taken_over_and_what_reads_begins_anew(tmp_path, monkey
     assert not torch.equal(training.model.lm_head.weight, expected["lm_head.weight"])
     training.run(lambda _: None, log_every=1)
     stages = [json.loads(line) for line in (tmp_path / "own" / "log.jsonl").open()]
-    assert [line["stage"] for line in stages] == ["reading"] * 3 + ["answering"] * 4
+    done = {"seeing": 3, "reading": 3, "answering": 4}
+    assert [line["stage"] for line in stages] == [s for s, n in done.items() for _ in range(n)]
     whole = weights(tmp_path / "from_nothing", longer, name)
     for key, value in training.model.state_dict().items():
         assert torch.equal(value, whole[key]), key

@@ -93,7 +93,7 @@ def place_loss(picture: Tensor, codes: Tensor) -> Tensor:
     )
 
 
-def place_word_loss(model: PreTrainedModel, picture: Tensor, words: Tensor) -> Tensor:
+def place_word_loss(model: PreTrainedModel, picture: Tensor, words: Tensor, side: int) -> Tensor:
     """Return the mean cross-entropy of the words for where visual tokens stand.
 
     As `place_loss`, but in the language model's own words, so that what answers "red" of a token
@@ -103,8 +103,8 @@ def place_word_loss(model: PreTrainedModel, picture: Tensor, words: Tensor) -> T
         picture: [B, V, H], the first of them the picture's tokens row by row.
         words: [5], the tokens of upper, middle, lower, left, right. A token has a word for its row
             and one for its column, with an equal part each; "middle" is both.
+        side: visual tokens in a row.
     """
-    side = int(picture.shape[1] ** 0.5)
     scores = model.lm_head(picture[:, : side * side])[..., words].float()
     third = (torch.arange(side) * 2 + 1) * 3 // (2 * side)
     rows = torch.tensor([0, 1, 2])[third].repeat_interleave(side)
@@ -113,7 +113,9 @@ def place_word_loss(model: PreTrainedModel, picture: Tensor, words: Tensor) -> T
     return -scores.log_softmax(-1).gather(2, wanted).mean()
 
 
-def name_loss(model: PreTrainedModel, picture: Tensor, labels: Tensor, words: Tensor) -> Tensor:
+def name_loss(
+    model: PreTrainedModel, picture: Tensor, labels: Tensor, words: Tensor, side: int
+) -> Tensor:
     """Return the mean cross-entropy of words for what the patches below a visual token show.
 
     The patch head may read a token in any way; this asks for the language model's own words, so
@@ -124,10 +126,10 @@ def name_loss(model: PreTrainedModel, picture: Tensor, labels: Tensor, words: Te
         picture: [B, V, H], the first of them the picture's tokens row by row.
         labels: [B, N], what each patch shows, row by row; 0 is nothing.
         words: [K], the token of each label's name, −1 where it has none of its own.
+        side: visual tokens in a row.
     """
     num_pictures, num_patches = labels.shape
-    across, side = int(num_patches**0.5), int(picture.shape[1] ** 0.5)
-    inner = across // side
+    inner = int(num_patches**0.5) // side
     below = labels.view(num_pictures, side, inner, side, inner).transpose(2, 3)
     below = below.reshape(num_pictures * side * side, inner * inner)
     named = words >= 0

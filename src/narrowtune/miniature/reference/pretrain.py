@@ -63,7 +63,7 @@ _NUM_CHECKED = 64  # samples of each task that the log's accuracy is of
 _CHECK_EVERY = 5  # lines of the log
 _STAGES = ("seeing", "reading", "answering")
 _SEEDS = {"seeing": 0, "reading": 2, "answering": 1}  # of samples, behind the schedule's own
-_SEEN = "seeing.pt"
+_SEEN, _LOG = "seeing.pt", "log.jsonl"
 
 
 @dataclass
@@ -236,7 +236,7 @@ class Pretraining:
                 found = Progress(stage, step + 1, seconds, sum(losses) / len(losses), accuracy)
                 losses.clear()
                 self._checkpoint(stage, optimizers, step + 1, seconds)
-                with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                with (self.folder / _LOG).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(found)) + "\n")
                 report(found)
 
@@ -260,7 +260,9 @@ class Pretraining:
                     loss = loss + self.schedule.hint_weight * hinted
                 if stage == "answering":
                     placed = place_loss(states.picture, self.codes)
-                    placed = placed + place_word_loss(self.model, states.picture, self.place_words)
+                    placed = placed + place_word_loss(
+                        self.model, states.picture, self.place_words, SIZE // PATCH
+                    )
                     aside = aside + self._names(states.picture, part) / len(parts)
                     loss = loss + self.schedule.patch_weight * aside
                     loss = loss + self.schedule.place_weight * placed / len(parts)
@@ -268,12 +270,21 @@ class Pretraining:
             total += told.item()
         return total
 
+    def _take_over_log(self, other: Path) -> None:
+        """Begin the log with the first stage's lines, as if it had been done here."""
+        own = self.folder / _LOG
+        if not own.exists():
+            lines = other.read_text(encoding="utf-8").splitlines(keepends=True)
+            seen = [line for line in lines if json.loads(line)["stage"] == _STAGES[0]]
+            own.write_text("".join(seen), encoding="utf-8")
+
     def _names(self, picture: Tensor, part: Batch) -> Tensor:
         """Return the loss of words for what visual tokens show and for its colour."""
         assert part.what is not None
         assert part.hue is not None
-        what = name_loss(self.model, picture, part.what, self.what_words)
-        return what + name_loss(self.model, picture, part.hue, self.hue_words)
+        side = SIZE // PATCH
+        what = name_loss(self.model, picture, part.what, self.what_words, side)
+        return what + name_loss(self.model, picture, part.hue, self.hue_words, side)
 
     def _word(self, name: str) -> int:
         """Return the token of a word where it stands in a sentence, or −1 if it has parts."""
@@ -382,6 +393,7 @@ class Pretraining:
             done = _STAGES.index(state["stage"]) > _STAGES.index(stage)
             return (getattr(self.schedule, f"{stage}_steps") if done else 0), 0.0
         if path.name == _SEEN:
+            self._take_over_log(path.with_name(_LOG))
             return state["step"], state["seconds"]
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
