@@ -19,6 +19,7 @@ from narrowtune.study.rules import (
     SHARE_LOST,
     Claim,
     added_loss,
+    distinct,
     fewer,
     forgot,
     forgot_at,
@@ -42,9 +43,8 @@ def c1(single: Sequence[Setting], chained: Setting | None, place: int) -> Claim:
                 forgot(setting, arm),
             ),
         )
-        for setting in single
         for arm in WIDE
-        if arm in setting.runs
+        for setting in distinct(single, arm)
     ]
     if chained is not None and REFERENCE in chained.runs:
         number = len(next(iter(chained.runs[REFERENCE].values())))
@@ -103,7 +103,7 @@ def c3(settings: Sequence[Setting], frontiers: Sequence[Sequence[Part]]) -> Clai
         "SA Proj learns substantially with about no held-out change through all five stages.",
         f"learned more than half of what {REFERENCE} does, and lost under {LEAST_LOSS:g} points "
         f"after every stage; on the frontier, at half of its learning, under {SHARE_LOST:g} of its "
-        "loss",
+        f"loss, where every seed gets there and {REFERENCE} loses over {LEAST_LOSS:g} there",
         readings,
     )
 
@@ -121,7 +121,8 @@ def c4(settings: Sequence[Setting], frontiers: Sequence[Sequence[Part]]) -> Clai
         "Gate&Up with Down frozen learns nearly as much as the language model, with little "
         "forgetting.",
         f"learned > {NEARLY:g} and lost < {SHARE_LOST:g} of {REFERENCE}'s, where that lost more "
-        f"than {LEAST_LOSS:g} points; on the frontier the latter at {NEARLY:g} of its learning",
+        f"than {LEAST_LOSS:g} points; on the frontier the latter at {NEARLY:g} of its learning, where "
+        "every seed gets there",
         readings,
     )
 
@@ -148,9 +149,9 @@ def c6(found: Mapping[str, Sequence[Correlation]]) -> Claim:
     """Drift goes with forgetting."""
     readings = [
         Reading(
-            setting=f"{name}: {correlation.measure}, {correlation.runs} runs",
+            setting=f"{name}: {correlation.measure}, {correlation.stages} stages",
             parts=(
-                tracks("over all runs", correlation.overall),
+                tracks("over all", correlation.overall),
                 tracks("median within one rate", correlation.within_median),
                 tracks("lowest with an arm left out", correlation.lowest_without),
             ),
@@ -161,7 +162,7 @@ def c6(found: Mapping[str, Sequence[Correlation]]) -> Claim:
     return make_claim(
         "C6",
         "Held-out loss tracks a shift of the output distribution; number-token bias goes with it.",
-        f"Spearman's ρ ≥ {LEAST_RHO:g} over all runs, within a rate (median) and with any arm left "
+        f"Spearman's ρ ≥ {LEAST_RHO:g} over all, within a rate (median) and with any arm left "
         f"out; disagrees where one of them is ≤ {NO_RHO:g}",
         readings,
     )

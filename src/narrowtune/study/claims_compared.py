@@ -14,6 +14,7 @@ from narrowtune.study.readings import UNTOLD, Reading, Setting, above, below, ju
 from narrowtune.study.rules import (
     Claim,
     added_loss,
+    distinct,
     either,
     forgot,
     forgot_at,
@@ -149,17 +150,16 @@ def c12(settings: Sequence[Setting], chained: Setting | None, place: int) -> Cla
         name = f"{chained.name}: {REFERENCE}, the next stage"
         parts = given(forgot_at(chained, REFERENCE, place), half)
         readings.append(Reading(setting=name, parts=parts))
-    for setting in settings:
-        if REFERENCE in setting.runs:
-            readings.append(_by_form(setting))
-            free, held = setting.lost(REFERENCE), setting.lost_in_form(REFERENCE)
-            half = above(
-                "regained in the right form, less half of the loss > 0",
-                minus(minus(free, held), free, 0.5),
-                0,
-            )
-            name = f"{setting.name}: {REFERENCE}, held to the right form"
-            readings.append(Reading(setting=name, parts=given(forgot(setting, REFERENCE), half)))
+    for setting in distinct(settings, REFERENCE):
+        readings.append(_by_form(setting))
+        free, held = setting.lost(REFERENCE), setting.lost_in_form(REFERENCE)
+        half = above(
+            "regained in the right form, less half of the loss > 0",
+            minus(minus(free, held), free, 0.5),
+            0,
+        )
+        name = f"{setting.name}: {REFERENCE}, held to the right form"
+        readings.append(Reading(setting=name, parts=given(forgot(setting, REFERENCE), half)))
     return make_claim(
         "C12",
         "Knowledge is suppressed, not lost.",

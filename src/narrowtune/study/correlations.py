@@ -7,16 +7,17 @@ the rate alone, so that there are those within each rate and with each arm left 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from narrowtune.core.results import Value
+from narrowtune.study.choices import rounded
 from narrowtune.study.formulas import rank_correlation
 from narrowtune.study.results import StageResult, base_of, by_chain
 from narrowtune.study.tables import Point, make_point
 
-LEAST_RUNS = 4
-"""Runs of one rate below which their correlation means nothing."""
+LEAST_STAGES = 4
+"""Stages at one rate below which their correlation means nothing."""
 
 
 class Correlation(Value):
@@ -24,14 +25,14 @@ class Correlation(Value):
 
     Attributes:
         measure: of drift.
-        runs: how many.
+        stages: how many; of runs of one skill, as many as runs.
         overall: over all of them; None where one side never varies.
-        within: of the runs of each rate that has `LEAST_RUNS`.
+        within: of the stages at each rate that has `LEAST_STAGES`, in units of the arm's own grid.
         without: with an arm left out, by its label.
     """
 
     measure: str
-    runs: int
+    stages: int
     overall: float | None
     within: dict[float, float]
     without: dict[str, float]
@@ -69,20 +70,32 @@ def points_in(phases: Sequence[Sequence[StageResult]]) -> list[Point]:
     return list(found.values())
 
 
-def correlate(points: Sequence[Point], measure: str) -> Correlation:
-    """Return the correlations of one of `MEASURES` with forgetting."""
+def correlate(
+    points: Sequence[Point], measure: str, factors: Mapping[str, float] | None = None
+) -> Correlation:
+    """Return the correlations of one of `MEASURES` with forgetting.
+
+    Args:
+        points: stages.
+        measure: name.
+        factors: by how much an arm's grid of rates lies higher; 1 where it isn't named.
+    """
+    factors = factors or {}
     value = MEASURES[measure]
     shown = [point for point in points if not math.isnan(value(point))]
 
     def rho(part: Sequence[Point]) -> float | None:
         return rank_correlation([value(p) for p in part], [p.forgetting for p in part])
 
-    rates = sorted({point.chain.learning_rate for point in shown})
+    def own_rate(point: Point) -> float:
+        return rounded(point.chain.learning_rate / factors.get(point.chain.arm, 1))
+
+    rates = sorted({own_rate(point) for point in shown})
     arms = list(dict.fromkeys(point.chain.arm for point in shown))
     within = {
         rate: found
         for rate in rates
-        if len(part := [p for p in shown if p.chain.learning_rate == rate]) >= LEAST_RUNS
+        if len(part := [p for p in shown if own_rate(p) == rate]) >= LEAST_STAGES
         and (found := rho(part)) is not None
     }
     without = {
@@ -91,5 +104,5 @@ def correlate(points: Sequence[Point], measure: str) -> Correlation:
         if (found := rho([p for p in shown if p.chain.arm != arm])) is not None
     }
     return Correlation(
-        measure=measure, runs=len(shown), overall=rho(shown), within=within, without=without
+        measure=measure, stages=len(shown), overall=rho(shown), within=within, without=without
     )

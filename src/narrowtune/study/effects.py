@@ -29,13 +29,14 @@ class Interval(Value):
     """A mean over seeds with its 95 % interval.
 
     Attributes:
-        mean, low, high: in points, or the unit of what was measured.
+        mean, low, high: in points, or the unit of what was measured. An end that can't be known
+            is None: of a single value, and of values that are all alike.
         seeds: the value of every seed.
     """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seeds: tuple[float, ...]
 
 
@@ -101,11 +102,14 @@ class Effect:
 
 
 def over_seeds(values: Sequence[float]) -> Interval | None:
-    """Return the interval of one number per seed; with a single one it has no ends."""
+    """Return the interval of one number per seed; with a single one it has no ends.
+
+    Nor where all are alike: a few equal values are no certainty, and there are no items to tell.
+    """
     if not values:
         return None
     if len(values) == 1:
-        return Interval(mean=values[0], low=-math.inf, high=math.inf, seeds=tuple(values))
+        return _interval(values, [])
     return _interval(values, [(float(np.var(values, ddof=1)) / len(values), len(values) - 1)])
 
 
@@ -158,7 +162,7 @@ def _interval(values: Sequence[float], parts: Sequence[tuple[float, int]]) -> In
     mean = math.fsum(values) / len(values)
     variance = math.fsum(part for part, _ in parts)
     if variance == 0:
-        return Interval(mean=mean, low=mean, high=mean, seeds=tuple(values))
+        return Interval(mean=mean, low=None, high=None, seeds=tuple(values))
     freedom = variance**2 / math.fsum(part**2 / number for part, number in parts)
     half = float(student.ppf(_LEVEL, freedom)) * math.sqrt(variance)
     return Interval(mean=mean, low=mean - half, high=mean + half, seeds=tuple(values))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,5 +155,8 @@ def _keep_picture(messages: Sequence[Message], folder: Path) -> str | None:
     path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.png"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        # Workers write the same pictures at once, and one that is cut short would stay.
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part.write_bytes(data)
+        part.replace(path)
     return path.name

@@ -16,7 +16,7 @@ from narrowtune.core.run_folder import write_text
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.study.chains import all_chains, open_chains
 from narrowtune.study.choices import Choices, choose, extend, points_of, rounded, trials
-from narrowtune.study.presets import AVERAGES, LORA_FACTOR, REFERENCE, WISE_FT, Preset, make_arms
+from narrowtune.study.presets import AVERAGES, REFERENCE, WISE_FT, Preset, grid_factor, make_arms
 from narrowtune.study.results import BASE, StageResult, append_result, read_results
 from narrowtune.study.run import TOLERANCE
 from narrowtune.study.workers import Report, results_path, run_study
@@ -170,15 +170,17 @@ class Protocol:
 
     def _finish(self, phase: Phase) -> None:
         self.phases[phase.name] = phase
-        self.watch.done(phase)
+        try:
+            self.watch.done(phase)
+        except Exception as error:  # hours of phases are still to come, and figures can be redrawn
+            self.watch.say(f"{phase.name}: what was found could not be shown: {error!r}")
 
     def _write_choices(self) -> None:
         text = {name: made.model_dump(mode="json") for name, made in self.choices.items()}
         write_text(self.folder / "choices.json", json.dumps(text, indent=2) + "\n")
 
     def _grid(self, arm: ArmSettings) -> list[float]:
-        factor = LORA_FACTOR if arm.lora is not None else 1
-        return [rounded(rate * factor) for rate in self.preset.rates]
+        return [rounded(rate * grid_factor(arm)) for rate in self.preset.rates]
 
     def _settings(
         self, model: str, grids: Mapping[str, Sequence[float]], skills: Sequence[str]

@@ -150,6 +150,11 @@ PRESETS: dict[str, Preset] = {
 """The presets by name."""
 
 
+def grid_factor(arm: ArmSettings) -> float:
+    """Return by how much an arm's grid of rates lies higher than that of others."""
+    return LORA_FACTOR if arm.lora is not None else 1
+
+
 def make_arms(anchor_prompts: str, replay: str) -> dict[str, ArmSettings]:
     """Return every arm by its label, at a rate that is to be replaced.
 

@@ -75,9 +75,9 @@ def below(what: str, effect: Effect | None, limit: float) -> Part:
 def judged(what: str, figure: Interval | None, limit: float) -> Part:
     """Hold a limit against an interval that has to be above it."""
     holds = None
-    if figure is not None and figure.low > limit:
+    if figure is not None and figure.low is not None and figure.low > limit:
         holds = True
-    elif figure is not None and figure.high < limit:
+    elif figure is not None and figure.high is not None and figure.high < limit:
         holds = False
     return Part(what=what, figure=figure, holds=holds)
 

@@ -95,6 +95,18 @@ def fewer(setting: Setting, arm: str) -> Part:
     return below(f"lost, less {SHARE_LOST:g} of {REFERENCE}'s < 0", more, 0)
 
 
+def distinct(settings: Sequence[Setting], arm: str) -> list[Setting]:
+    """Return the settings an arm was run in, those with the very runs of an earlier one left out.
+
+    The one rate is the reference's best rate: its runs must not be read twice.
+    """
+    found: list[Setting] = []
+    for setting in settings:
+        if arm in setting.runs and all(s.runs[arm] != setting.runs[arm] for s in found):
+            found.append(setting)
+    return found
+
+
 def forgot(setting: Setting, arm: str) -> Part:
     """Claim that an arm loses more than `LEAST_LOSS`, in the mean over stages."""
     return above(f"lost by {arm} > {LEAST_LOSS:g}", setting.lost(arm), LEAST_LOSS)
@@ -131,6 +143,10 @@ def on_frontier(
         seeds: of them; each gives one value, between rates in a straight line.
         arm: whose.
         share: of the reference's best learning, one of `tables.SHARES`.
+
+    Returns:
+        The premise that the reference loses `LEAST_LOSS` there, and the part; one that can't be
+        told where not every seed reaches the share.
     """
     wide, narrow = [], []
     for seed in seeds:
@@ -140,10 +156,12 @@ def on_frontier(
             wide.append(found[REFERENCE][share])
             narrow.append(found[arm][share])
     pairs = [(w, n) for w, n in zip(wide, narrow, strict=True) if w is not None and n is not None]
-    reached = f"{arm} reaches {share:.0%} of {REFERENCE}'s learning, seeds"
     if len(pairs) < len(narrow) or not pairs:
-        figure = over_seeds([float(n is not None) for n in narrow])
-        return (Part(what=reached, figure=figure, holds=None if pairs or not narrow else False),)
+        # Whether enough is learned is judged elsewhere; without it, nothing is lost at it either.
+        number = sum(n is not None for n in narrow)
+        reached = "not reached" if not number else f"reached by {number} of {len(narrow)} seeds"
+        what = f"{share:.0%} of {REFERENCE}'s learning by {arm}: {reached}"
+        return (Part(what=what, figure=None, holds=None),)
     lost = over_seeds([w for w, _ in pairs])
     premise = judged(f"lost by {REFERENCE} there > {LEAST_LOSS:g}", lost, LEAST_LOSS)
     rest = over_seeds([SHARE_LOST * w - n for w, n in pairs])

@@ -13,7 +13,7 @@ from narrowtune.study.choices import Choices
 from narrowtune.study.correlations import MEASURES, Correlation, correlate, points_in
 from narrowtune.study.effects import Interval, over_seeds
 from narrowtune.study.phases import Phase
-from narrowtune.study.presets import AVERAGES, REFERENCE, WISE_FT
+from narrowtune.study.presets import AVERAGES, REFERENCE, WISE_FT, grid_factor
 from narrowtune.study.readings import Part, Setting, setting_of
 from narrowtune.study.results import StageResult
 from narrowtune.study.rules import Claim, on_frontier
@@ -67,7 +67,7 @@ class Summary(Value):
 
     Attributes:
         preset: its name.
-        phases: finished ones → number of runs.
+        phases: finished ones → number of stages.
         skills: of the chains, by the order's name.
         settings: name → arms.
         matched: phase → arms.
@@ -104,14 +104,19 @@ def summarise_study(
         for name, skills in phases[phase].settings.all_orders.items()
     }
     single = [name for name in ("frontier", "chosen") if name in results]
+    factors = {
+        arm.label: grid_factor(arm) for phase in phases.values() for arm in phase.settings.arms
+    }
     correlations = {}
     if single:
         points = points_in([results[name] for name in single])
-        correlations["counting alone"] = tuple(correlate(points, m) for m in MEASURES)
+        correlations["counting alone"] = tuple(correlate(points, m, factors) for m in MEASURES)
     chained = [results[name] for name in ("chains", "orders") if name in results]
     if chained:
         points = points_in(chained)
-        correlations["every stage of every chain"] = tuple(correlate(points, m) for m in MEASURES)
+        correlations["every stage of every chain"] = tuple(
+            correlate(points, m, factors) for m in MEASURES
+        )
     rates = _rates(settings)
     return Summary(
         preset=preset,

@@ -5,7 +5,6 @@ Owns: the order and the layout; all numbers are those of `summary.Summary`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from narrowtune.core.numbers import number, signed
@@ -115,17 +114,17 @@ def _at(arm: Matched, share: float) -> str:
 def _correlations(name: str, found: Sequence[Correlation]) -> str:
     text = f"\n## Rank correlation with the held-out loss: {name}\n\n"
     text += _table(
-        ("measure", "runs", "over all", "within a rate, median", "lowest with an arm left out"),
+        ("measure", "stages", "over all", "within a rate, median", "lowest with an arm left out"),
         (
-            (c.measure, str(c.runs), *map(_rho, (c.overall, c.within_median, c.lowest_without)))
+            (c.measure, str(c.stages), *map(_rho, (c.overall, c.within_median, c.lowest_without)))
             for c in found
         ),
     )
     for correlation in found:
         within = ", ".join(f"{rate:g}: {_rho(r)}" for rate, r in correlation.within.items())
         without = ", ".join(f"{arm}: {_rho(r)}" for arm, r in correlation.without.items())
-        text += f"\n{correlation.measure}, within each rate: {within or 'too few runs'}.\n"
-        text += f"\n{correlation.measure}, with an arm left out: {without or 'too few runs'}.\n"
+        text += f"\n{correlation.measure}, within each rate: {within or 'too few stages'}.\n"
+        text += f"\n{correlation.measure}, with an arm left out: {without or 'too few stages'}.\n"
     return text
 
 
@@ -153,8 +152,8 @@ def _interval(figure: Interval | None) -> str:
     if figure is None:
         return "no runs"
     seeds = ", ".join(map(signed, figure.seeds))
-    if math.isinf(figure.low):
-        return f"{signed(figure.mean)}, one seed"
+    if figure.low is None or figure.high is None:
+        return f"{signed(figure.mean)} (no interval): {seeds}"
     if figure.low == figure.high and not seeds:
         return signed(figure.mean, 2)
     return f"{signed(figure.mean)} ({signed(figure.low)} to {signed(figure.high)}): {seeds}"

@@ -29,8 +29,10 @@ from narrowtune.miniature.reference.forward import (
     PatchHead,
     answer_lengths,
     answer_logits,
-    answer_loss,
     hidden_states,
+)
+from narrowtune.miniature.reference.losses import (
+    answer_loss,
     name_loss,
     place_codes,
     place_loss,

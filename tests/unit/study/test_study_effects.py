@@ -1,6 +1,6 @@
 """Intervals over seeds and items, and correlations over parts of the runs."""
 
-import math
+import json
 from random import Random
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy import stats
 from narrowtune.core.results import DriftResult
 from narrowtune.study.correlations import correlate, points_in
 from narrowtune.study.effects import Effect, Items, learned, lost, over_seeds
+from narrowtune.study.readings import judged
 from narrowtune.study.results import BASE, ChainKey, StageResult, TaskScores, pack_scores
 
 
@@ -76,7 +77,12 @@ def test_numbers_per_seed_have_a_t_interval_too():
     found = over_seeds([1.0, 2.0, 6.0])
     low, high = stats.t.interval(0.95, 2, 3, stats.sem([1, 2, 6]))
     assert (found.low, found.high) == pytest.approx((low, high))
-    assert over_seeds([1.0]).high == math.inf
+    for values in ([1.0], [2.0, 2.0, 2.0]):  # no certainty in either
+        open_ = over_seeds(values)
+        assert (open_.mean, open_.low, open_.high) == (values[0], None, None)
+        assert judged("", open_, 0).holds is None
+        json.dumps(json.loads(open_.model_dump_json()), allow_nan=False)
+        assert "Infinity" not in open_.model_dump_json()
     assert over_seeds([]) is None
 
 
@@ -146,4 +152,14 @@ def test_correlations_show_what_one_arm_or_one_rate_makes():
     assert made.without == {"a": pytest.approx(1), "b": pytest.approx(-1)}
     assert made.lowest_without == pytest.approx(-1)
     assert made.within == {1e-2: pytest.approx(1)}  # three runs are too few
-    assert correlate(points, "number-token bias").runs == 0
+    assert correlate(points, "number-token bias").stages == 0
+
+
+def test_rates_are_grouped_in_units_of_the_arms_own_grid():
+    base = stage(BASE, 0, "", count=[0, 0], charts=[1, 1])
+    found = [base, *runs("a", 3e-4, [(0.1, 0.1), (0.2, 0.2)])]
+    found += runs("adapters", 3e-3, [(0.3, 0.3), (0.4, 0.4)])
+    found += runs("b", 3e-3, [(0.9, 0.1), (0.8, 0.2), (0.7, 0.3)])
+    points = points_in([found])
+    assert correlate(points, "KL", {"adapters": 10}).within == {3e-4: pytest.approx(1)}
+    assert list(correlate(points, "KL").within) == [3e-3]

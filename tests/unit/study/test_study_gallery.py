@@ -1,8 +1,10 @@
 """The gallery shows every prompt with its picture and every arm's answers, as plain text."""
 
 import io
+from pathlib import Path
 
 import PIL.Image
+import pytest
 
 from narrowtune.data.examples import Image, Message, Text
 from narrowtune.study.gallery import NUM_SHOWN, keep_shown, make_gallery, write_gallery
@@ -69,6 +71,21 @@ def test_pictures_are_kept_once_and_shown(tmp_path):
     assert "| mlp | 0.001 | 0 | = | &lt;b&gt; |" in text
     assert "| sa_proj | 0.001 | 0 | – | – |" in text.replace("\\_", "_")
     assert "x\\|y" in text
+
+
+def test_a_picture_cut_short_is_written_again(tmp_path, monkeypatch):
+    write = Path.write_bytes
+
+    def cut(path, data):
+        write(path, data[:9])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", cut)
+        with pytest.raises(KeyboardInterrupt):
+            keep_shown([prompt("What?", "red")], tmp_path)
+    ((_, name),) = keep_shown([prompt("What?", "red")], tmp_path)
+    PIL.Image.open(tmp_path / "gallery" / name).load()
 
 
 def test_a_fixed_number_of_prompts_is_shown(tmp_path):

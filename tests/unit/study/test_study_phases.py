@@ -124,9 +124,11 @@ def in_one_process():
 class Seen:
     """Collects what a protocol says."""
 
-    def __init__(self):
+    def __init__(self, done=None):
         self.said, self.stages, self.done = [], [], []
-        self.watch = Watch(self.said.append, self._stage, lambda p: self.done.append(p.name))
+        self.watch = Watch(
+            self.said.append, self._stage, done or (lambda p: self.done.append(p.name))
+        )
 
     def _stage(self, result, missing):
         self.stages.append(result)
@@ -275,11 +277,25 @@ def test_the_summary_has_every_claim_setting_and_seed(finished):
     assert summary.phases["chains"] == 2 * len(ARMS)
     # What isn't run can't be told.
     assert {c.number: c.verdict for c in summary.claims}["C9"] == "can't be told here"
+    json.dumps(json.loads(summary.model_dump_json()), allow_nan=False)
     page = summary_page(summary, made.choices)
     for name in (*summary.settings, *ARMS, "Rates chosen: frontier", "### C12"):
         assert name in page
     again = type(summary).model_validate_json(summary.model_dump_json())
     assert again.claims == summary.claims
+
+
+def test_what_cannot_be_drawn_does_not_stop_the_protocol(finished, world, tiny):
+    made, _ = finished
+
+    def fail(phase):
+        raise ValueError("no figure")
+
+    seen = Seen(fail)
+    again = protocol(world, made.folder, seen, tiny)
+    again.run()
+    assert set(again.phases) == set(made.phases)
+    assert any("chosen: what was found could not be shown" in said for said in seen.said)
 
 
 def test_presets_name_arms_that_there_are():

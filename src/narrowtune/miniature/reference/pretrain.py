@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from narrowtune.core.errors import UsageError
@@ -39,14 +38,17 @@ from narrowtune.miniature.reference.forward import (
     States,
     answer_lengths,
     answer_logits,
-    answer_loss,
     hidden_states,
+    plain_attention,
+)
+from narrowtune.miniature.reference.losses import (
+    answer_loss,
     hint_loss,
     name_loss,
+    patch_loss,
     place_codes,
     place_loss,
     place_word_loss,
-    plain_attention,
 )
 from narrowtune.miniature.reference.optimizers import Named, make_optimizers, rate_factor
 from narrowtune.miniature.reference.schedule import (
@@ -58,11 +60,11 @@ from narrowtune.miniature.reference.schedule import (
 )
 from narrowtune.miniature.registry import LEVELS, TASKS
 
-_NOTHING_WEIGHT = 0.2  # most patches show nothing, and that is soon learned
 _NUM_CHECKED = 64  # samples of each task that the log's accuracy is of
 _CHECK_EVERY = 5  # lines of the log
 _STAGES = ("seeing", "reading", "answering")
 _SEEDS = {"seeing": 0, "reading": 2, "answering": 1}  # of samples, behind the schedule's own
+_SIDE = SIZE // PATCH  # visual tokens in a row
 _SEEN, _LOG = "seeing.pt", "log.jsonl"
 
 
@@ -119,11 +121,11 @@ class Pretraining:
         self.padding = int(self.tokenizer.pad_token_id)
         self._sees = (f"{blueprint.tower}.", f"{blueprint.projector}.")
         self._checks: dict[tuple[str, str], Batch] = {}
-        width, side = self.model.config.get_text_config().hidden_size, SIZE // PATCH
+        width = self.model.config.get_text_config().hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(schedule.seed)
-            self.head = PatchHead(width, side, PATCH // LABELLED_PATCH, len(WHAT), len(HUES))
-        self.codes = place_codes(width, side, schedule.seed)
+            self.head = PatchHead(width, _SIDE, PATCH // LABELLED_PATCH, len(WHAT), len(HUES))
+        self.codes = place_codes(width, _SIDE, schedule.seed)
         places = ("upper", "middle", "lower", "left", "right")
         self.place_words, self.what_words, self.hue_words = (
             torch.tensor([self._word(name) for name in names]) for names in (places, WHAT, HUES)
@@ -249,19 +251,17 @@ class Pretraining:
                 looked, aside = self._no_tokens(part), torch.zeros(())
                 if stage != "reading":
                     looked = self._see(self.model, part.pixels)
-                    told = aside = patch_loss(self.head(looked), part) / len(parts)
+                    loss = told = aside = patch_loss(self.head(looked), part) / len(parts)
                 if stage != "seeing":
                     states = self._hidden(self.model, part, looked)
                     logits, labels = answer_logits(self.model, states.last, part.labels)
                     told = answer_loss(logits, labels, part.labels) / num_answers
-                loss = told
-                if stage != "seeing":
                     hinted = hint_loss(self.model, states.middle, part.hints) / num_answers
-                    loss = loss + self.schedule.hint_weight * hinted
+                    loss = told + self.schedule.hint_weight * hinted
                 if stage == "answering":
                     placed = place_loss(states.picture, self.codes)
                     placed = placed + place_word_loss(
-                        self.model, states.picture, self.place_words, SIZE // PATCH
+                        self.model, states.picture, self.place_words, _SIDE
                     )
                     aside = aside + self._names(states.picture, part) / len(parts)
                     loss = loss + self.schedule.patch_weight * aside
@@ -282,9 +282,8 @@ class Pretraining:
         """Return the loss of words for what visual tokens show and for its colour."""
         assert part.what is not None
         assert part.hue is not None
-        side = SIZE // PATCH
-        what = name_loss(self.model, picture, part.what, self.what_words, side)
-        return what + name_loss(self.model, picture, part.hue, self.hue_words, side)
+        what = name_loss(self.model, picture, part.what, self.what_words, _SIDE)
+        return what + name_loss(self.model, picture, part.hue, self.hue_words, _SIDE)
 
     def _word(self, name: str) -> int:
         """Return the token of a word where it stands in a sentence, or −1 if it has parts."""
@@ -398,23 +397,3 @@ class Pretraining:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         return state["step"], state["seconds"]
-
-
-def patch_loss(found: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
-    """Return the mean cross-entropy of what patches show and of its colour.
-
-    Patches that show nothing count a fifth; they have no colour.
-
-    Args:
-        found: logits of both, from a `PatchHead`.
-        batch: with the labels.
-    """
-    what, hue = found
-    assert batch.what is not None
-    assert batch.hue is not None
-    weights = torch.ones(len(WHAT))
-    weights[0] = _NOTHING_WEIGHT
-    shown = batch.what > 0
-    return functional.cross_entropy(
-        what.float().flatten(0, 1), batch.what.flatten(), weight=weights
-    ) + functional.cross_entropy(hue.float()[shown], batch.hue[shown])
