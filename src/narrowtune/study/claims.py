@@ -121,8 +121,8 @@ def c4(settings: Sequence[Setting], frontiers: Sequence[Sequence[Part]]) -> Clai
         "Gate&Up with Down frozen learns nearly as much as the language model, with little "
         "forgetting.",
         f"learned > {NEARLY:g} and lost < {SHARE_LOST:g} of {REFERENCE}'s, where that lost more "
-        f"than {LEAST_LOSS:g} points; on the frontier the latter at {NEARLY:g} of its learning, where "
-        "every seed gets there",
+        f"than {LEAST_LOSS:g} points; on the frontier the latter at {NEARLY:g} of its learning, "
+        "where every seed gets there",
         readings,
     )
 
