@@ -229,6 +229,8 @@ def test_nothing_is_taken_over_from_other_rows_or_steps(finished, tmp_path):
         later = replace(chosen, settings=chosen.settings.model_copy(update=update))
         take_over(frontier, later)
         assert len(later.results) == taken
+        # Noise is measured on the rows that are scored.
+        assert (Path(later.settings.output_dir) / "tolerance.json").exists() == bool(taken)
         take_over(frontier, later)
         assert len(results_path(later.settings).read_text().splitlines() if taken else []) == taken
 
