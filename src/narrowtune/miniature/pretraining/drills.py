@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
+from narrowtune.miniature import shapes, things
 from narrowtune.miniature.canvas import Canvas
 from narrowtune.miniature.ground import plain_canvas
 from narrowtune.miniature.item import Item, letter, listed, told
 from narrowtune.miniature.marks import SHAPES, THINGS
 from narrowtune.miniature.palette import OBJECT_COLOURS
 from narrowtune.miniature.pretraining.parts import PICK_WORDING, SMALL
+from narrowtune.miniature.words import READING
 
 AFTER, BEFORE = "What comes after {value}?", "What comes before {value}?"
 EACH_AFTER = "Name each, then what comes after it: {values}"
@@ -32,7 +34,24 @@ ORDERS = {
     "sorted": "Name each, the highest first.",
 }
 
-_WORDS = tuple(sorted({*SMALL, *SHAPES, *THINGS, *OBJECT_COLOURS}))
+_PLAIN = ("There", "are", "is", "in", "this", "image", "shape", "shapes", "yes", "no")
+_WORDS = tuple(
+    sorted(
+        {
+            *SMALL,
+            *READING,
+            *SHAPES,
+            *THINGS,
+            *OBJECT_COLOURS,
+            *shapes.PLURALS.values(),
+            *things.PLURALS.values(),
+            *_PLAIN,
+        }
+    )
+)
+"""Those that skills answer with among them: a model that has never said "rings" can't be taught to
+count them by its attention alone (docs/LOG.md)."""
+
 _STYLES = (("{letter}. {text}", "\n"), ("{letter}: {text}", ", "))
 _MOST = 7  # things in an exercise
 _RECITED = 20  # pairs
