@@ -183,8 +183,8 @@ def _relaxed_number(answer: str, references: Sequence[str], options: Sequence[st
 
 
 def _option_letter(answer: str, references: Sequence[str], options: Sequence[str]) -> Scored:
-    """Strict: the whole answer names one option: "B", "(b)", "B.", "B) its text", "Answer: B",
-    or the option's full text.
+    """Strict: the whole answer names one option: "B", "(b)", "B.", "B) its text", "its text (B)",
+    "Answer: B", or the option's full text.
 
     Lenient: a longer answer names exactly one option. Valid: the whole answer names an option,
     right or wrong.
