@@ -22,8 +22,7 @@ from narrowtune.study.summary import BEST, CHAINED, ONE_RATE, SECOND, summarise_
 from narrowtune.study.summary_page import summary_page
 from narrowtune.study.workers import results_path
 from narrowtune.study.world import World
-
-WORDS = ("dog", "cat", "sun", "tree", "bread", "rain", "milk", "stone", "car", "pen")
+from study_rows import WORDS, rows, write
 
 ARMS = ("language_model", "sa_proj", LORA, "sa_proj + anchor", "mlp + WiSE-FT 0.5")
 
@@ -44,22 +43,6 @@ PRESET = Preset(
     skill="last",
     orders={"default": ("first", "last"), "reversed": ("last", "first")},
 )
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def rows(kind, first, count):
-    asked = {"first": "Name the first", "last": "Name the last", "say": "Say"}[kind]
-    return [
-        {
-            "question": f"{asked} of {WORDS[i % 10]} {WORDS[(i * 3 + 1) % 10]} {i}",
-            "answer": WORDS[(i * 3 + 1) % 10 if kind == "last" else i % 10],
-        }
-        for i in range(first, first + count)
-    ]
 
 
 @pytest.fixture(scope="module")

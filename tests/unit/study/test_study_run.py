@@ -24,24 +24,7 @@ from narrowtune.study.results import (
 from narrowtune.study.run import Study
 from narrowtune.study.tables import at_edge, best_point, frontier, matched, sequences
 from narrowtune.study.workers import results_path, run_study
-
-WORDS = ("dog", "cat", "sun", "tree", "bread", "rain", "milk", "stone", "car", "pen")
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def rows(kind, first, count):
-    asked = {"first": "Name the first", "last": "Name the last", "say": "Say"}[kind]
-    return [
-        {
-            "question": f"{asked} of {WORDS[i % 10]} {WORDS[(i * 3 + 1) % 10]} {i}",
-            "answer": WORDS[(i * 3 + 1) % 10 if kind == "last" else i % 10],
-        }
-        for i in range(first, first + count)
-    ]
+from study_rows import WORDS, rows, write
 
 
 @pytest.fixture(scope="module")
