@@ -115,14 +115,12 @@ def _draw_stages(
     runs: dict[tuple[str, float], list[Sequence[float]]] = {}
     for key, values in lost.items():
         runs.setdefault((key.arm, key.learning_rate), []).append(values)
-    rates = [arm for arm, _ in runs]
     for (arm, rate), found in runs.items():
-        label = short(arm) if rates.count(arm) == 1 else f"{short(arm)}, {rate:g}"
+        label, dashes = _told_apart(arm, rate, list(runs))
         for values in found:
             held = [0.0, *(-value for value in values)]
             axes.plot(places, held, lw=0.8, alpha=0.35, color=looks[arm]["color"])
         mean = [0.0, *(-math.fsum(stage) / len(stage) for stage in zip(*found, strict=True))]
-        dashes = _DASHES[[r for a, r in runs if a == arm].index(rate) % len(_DASHES)]
         axes.plot(places, mean, lw=2.2, ls=dashes, ms=7, mec="white", label=label, **looks[arm])
     axes.set_xticks(places, ["base", *map(short, skills)])
     _frame(axes, "change on the held-out tasks, points")
@@ -175,14 +173,12 @@ def _draw_layers(
         if stage.layers is not None:
             key = stage.chain.arm, stage.chain.learning_rate
             runs.setdefault(key, []).append(stage.layers)
-    rates = [arm for arm, _ in runs]
     panels = figure.subplots(1, 2, sharey=True)
     for axes, part in zip(panels, ("attention", "mlp"), strict=True):
         for (arm, rate), found in runs.items():
             curves = [getattr(layers, part) for layers in found]
             mean = [math.fsum(values) / len(values) for values in zip(*curves, strict=True)]
-            label = short(arm) if rates.count(arm) == 1 else f"{short(arm)}, {rate:g}"
-            dashes = _DASHES[[r for a, r in runs if a == arm].index(rate) % len(_DASHES)]
+            label, dashes = _told_apart(arm, rate, list(runs))
             style = {**looks[arm], "ls": dashes, "ms": 6, "mec": "white", "lw": 1.6}
             axes.plot(mean, label=label if axes is panels[0] else None, **style)
         axes.grid()
@@ -193,6 +189,13 @@ def _draw_layers(
     _title(panels[0], "Attention, after the first skill (mean over seeds)")
     look.save(figure, folder, name)
     return name
+
+
+def _told_apart(arm: str, rate: float, runs: Sequence[tuple[str, float]]) -> tuple[str, str]:
+    """Return an arm's label and dashes at a rate; the rate is named where the arm has several."""
+    rates = [other for name, other in runs if name == arm]
+    label = short(arm) if len(rates) == 1 else f"{short(arm)}, {rate:g}"
+    return label, _DASHES[rates.index(rate) % len(_DASHES)]
 
 
 def _frame(axes: Axes, y: str) -> None:
