@@ -55,7 +55,7 @@ def draw_arrow(
     wings = [
         (neck[0] + side * 0.6 * HEAD * dy, neck[1] - side * 0.6 * HEAD * dx) for side in (-1, 1)
     ]
-    canvas.polygon([point, *wings], ink, "arrow")
+    canvas.polygon([point, *wings], ink, "tip")
 
 
 def _reach(box: tuple[float, float], dx: float, dy: float) -> float:

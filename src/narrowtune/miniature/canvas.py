@@ -1,6 +1,6 @@
 """Where scenes are drawn: a picture at twice its size, and beside it what stands where.
 
-Owns: `SIZE`, the drawing of primitives, and the plane of marks that patch labels are read from.
+Owns: `SIZE`, the drawing of primitives, and the planes of marks that patch labels are read from.
 Coordinates are pixels of the finished picture.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from PIL import Image, ImageDraw
 
 from narrowtune.miniature.glyphs import FACES, Face, glyph, text_width
-from narrowtune.miniature.marks import CHARACTERS, mark
+from narrowtune.miniature.marks import CHARACTERS, mark, word_marks
 from narrowtune.miniature.palette import Ink
 
 SIZE = 112
@@ -41,7 +41,9 @@ class Canvas:
         self.image = Image.new("RGB", (SIZE * _FINE, SIZE * _FINE), ground.rgb)
         self.marks = Image.new("I", (SIZE, SIZE), mark("nothing", ground.name))
         self._pen = ImageDraw.Draw(self.image)
+        self.words = Image.new("I", (SIZE, SIZE), 0)
         self._marker = ImageDraw.Draw(self.marks)
+        self._worder = ImageDraw.Draw(self.words)
 
     def polygon(
         self, points: Sequence[Point], ink: Ink, what: str | None, *, edge: Ink | None = None
@@ -125,9 +127,10 @@ class Canvas:
         if angle:
             self._turned(centre, text, ink, fine, face, angle)
             return
-        for character, item in zip(text, glyphs, strict=True):
+        for character, word, item in zip(text, word_marks(text), glyphs, strict=True):
             self.image.paste(ink.rgb, (round(x) + item.left, round(y) + item.top), item.mask)
-            self._mark_character(character, ink, (x / _FINE, y / _FINE), item.mask.width, fine)
+            corner = (x / _FINE, y / _FINE)
+            self._mark_character(character, word, ink, corner, item.mask.width, fine)
             x += item.advance
 
     def _turned(
@@ -146,21 +149,22 @@ class Canvas:
         fine = (round(centre[0] * _FINE - line.width / 2), round(centre[1] * _FINE))
         self.image.paste(ink.rgb, (fine[0], fine[1] - line.height // 2), line)
         # Turns are small, so that an upright box shifted along the line covers the letter.
-        for character, offset, glyph_width in stands:
+        for (character, offset, glyph_width), word in zip(stands, word_marks(text), strict=True):
             along = (offset - width / 2) / _FINE
             corner = (
                 centre[0] + along,
                 centre[1] - height / 2 / _FINE - (along + glyph_width / 4) * angle * 0.01745,
             )
-            self._mark_character(character, ink, corner, glyph_width, height)
+            self._mark_character(character, word, ink, corner, glyph_width, height)
 
     def _mark_character(
-        self, character: str, ink: Ink, corner: Point, width: int, height: int
+        self, character: str, word: int, ink: Ink, corner: Point, width: int, height: int
     ) -> None:
         if character.lower() in CHARACTERS:
             x, y = corner
             box = (x, y, x + width / _FINE - 1, y + height / _FINE - 1)
             self._marker.rectangle(box, fill=mark(character.lower(), ink.name))
+            self._worder.rectangle(box, fill=word)
 
     def finished(self) -> Image.Image:
         """Return the picture at its size."""

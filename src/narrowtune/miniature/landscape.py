@@ -50,15 +50,18 @@ class Standing(NamedTuple):
     right: bool = True
 
 
+def side_of(item: Standing) -> str:
+    """Return the third of the picture that a thing stands in: left, middle or right."""
+    return ("left", "middle", "right")[min(2, int(3 * item.x / SIZE))]
+
+
 def tell_landscape(weather: str, standing: Sequence[Standing], draw: Random) -> str:
-    """Say what stands there: in which column, which way it goes, and how near, from 0 to 9.
+    """Say what stands there: on which side, and how near, from 0 to 9.
 
     Weather is left out where it is an empty text.
     """
     facts = [
-        f"{item.colour} {item.name} {1 + int(9 * item.x / SIZE)} going "
-        f"{'right' if item.right else 'left'}, nearer {round(9 * item.depth)}"
-        for item in standing
+        f"{item.colour} {item.name} {side_of(item)} {round(9 * item.depth)}" for item in standing
     ]
     return told([weather, *facts] if weather else facts, draw)
 

@@ -22,17 +22,18 @@ _IS_GROUND = np.isin(WHAT, ("nothing", *CARRIERS))
 
 
 class PatchLabels(NamedTuple):
-    """For each patch, row by row: the place in `marks.WHAT`, and that of its colour in `HUES`."""
+    """For each patch, row by row: places in `marks.WHAT`, of its colour in `HUES`, in `WRITTEN`."""
 
     what: tuple[int, ...]
     hue: tuple[int, ...]
+    word: tuple[int, ...]
 
 
-def label_patches(marks: Image.Image, patch: int) -> PatchLabels:
+def label_patches(marks: Image.Image, words: Image.Image, patch: int) -> PatchLabels:
     """Return what most of each patch shows: a thing, or what lies behind where none is seen.
 
     Args:
-        marks: the plane that a `Canvas` keeps.
+        marks, words: the planes that a `Canvas` keeps.
         patch: side of a patch, in pixels.
 
     Raises:
@@ -63,4 +64,17 @@ def label_patches(marks: Image.Image, patch: int) -> PatchLabels:
     # A patch that slivers of several things fill between them shows none of them.
     winner[~seen & (grounds.max(1) < 1)] = 0
     what, hue = np.divmod(winner, len(HUES))
-    return PatchLabels(tuple(what.tolist()), tuple(hue.tolist()))
+    return PatchLabels(tuple(what.tolist()), tuple(hue.tolist()), _words(words, patch))
+
+
+def _words(words: Image.Image, patch: int) -> tuple[int, ...]:
+    """Return the word that most of each patch's letters are of, where they can be seen."""
+    side, plane = SIZE // patch, np.asarray(words)
+    patches = plane.reshape(side, patch, side, patch).swapaxes(1, 2).reshape(side * side, -1)
+    found = np.zeros(side * side, dtype=np.int64)
+    most = np.full(side * side, LEAST_SHARE * patch * patch)
+    for word in np.unique(plane[plane > 0]):
+        votes = (patches == word).sum(1)
+        found[votes >= most] = word
+        most = np.maximum(most, votes)
+    return tuple(found.tolist())

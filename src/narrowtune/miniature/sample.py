@@ -31,14 +31,16 @@ class Scene:
     Attributes:
         image: RGB, `canvas.SIZE` pixels wide and high.
         marks: for each pixel the number that `marks.mark` gives.
+        words: for each pixel the place in `marks.WRITTEN` of the word that stands there.
     """
 
     image: Image.Image
     marks: Image.Image
+    words: Image.Image
 
     def patch_labels(self, patch: int) -> PatchLabels:
         """Return what each patch of `patch` by `patch` pixels shows."""
-        return label_patches(self.marks, patch)
+        return label_patches(self.marks, self.words, patch)
 
     def png(self) -> bytes:
         """Return the picture as a PNG file's bytes."""
@@ -65,7 +67,7 @@ class Sample:
         """The drawn scene."""
         draw = Random(f"picture {self.id}")
         canvas = self.item.paint(draw)
-        return Scene(develop(canvas, draw), canvas.marks)
+        return Scene(develop(canvas, draw), canvas.marks, canvas.words)
 
     def questions(self, most: int) -> list[Item]:
         """Return its own question, then up to `most` − 1 others about the same picture."""

@@ -18,9 +18,6 @@ PLURALS = {name: f"{name}s" for name in THINGS}
 
 PLURALS["person"] = "people"
 
-FACING = ("car", "boat", "dog")
-"""Things that look left or right."""
-
 
 class _Frame:
     """Unit coordinates: x from -1 to 1, y from -1 (top) to 1 (what it stands on)."""

@@ -28,8 +28,8 @@ from narrowtune.miniature.targets import birds, clock, counting, signs, tissue
 
 _SENTENCES = (
     "There is are in this image. shape shapes",
-    "Context: Question: On the map, means . a an",
-    "the left cup, the right cup, they are the same, attract, repel",
+    "Context: Question: On a map . a an",
+    "the left cup, the right cup, attract, repel, tip",
     "A scene with and. above below left of right of. yes no",
     "Which letter digit is this? What is this? What colour is this?",
     "What colour is the? What is? Where is the? Is the above or below left or right of? Is there?",
@@ -61,7 +61,7 @@ def _texts() -> Iterator[str]:
     yield from (*shapes.PLURALS.values(), *things.PLURALS.values())
     yield from (species.name for species in birds.SPECIES)
     yield from (*tissue.TISSUES, *tissue.STAINS, *tissue.PLACES, *signs.CARRIERS)
-    yield from (*forms.TITLES, *forms.FIELDS, *science.LANDS, *puzzles.CORNERS)
+    yield from (*forms.TITLES, *forms.FIELDS, *science.DIRECTIONS, *puzzles.CORNERS)
     yield from (*science.RULES.values(), *science.QUESTIONS.values())
     yield from (*birds.WORDINGS, *counting.WORDINGS, *clock.WORDINGS, *captions.PROMPTS)
     open_forms = (tissue.OPEN, tissue.YES_NO, signs.WORDINGS, diagrams.WORDINGS, charts.WORDINGS)

@@ -60,3 +60,6 @@ ANIMALS = _words(
     "owl pig rat toad wolf worm yak",
 )
 """Nodes of a diagram: short enough to be written small."""
+
+SMALL = tuple(sorted({*ANIMALS, *CITIES, *GOODS, *MONTHS, *NAMES, *TOPICS}))
+"""Words of the held-out tasks; none is on the signs of the skill."""

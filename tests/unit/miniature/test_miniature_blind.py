@@ -40,7 +40,7 @@ def test_right_letters_are_even_and_options_differ(name):
 
 
 def test_yes_and_no_are_even():
-    for name in ("tissue", "street", "relations"):
+    for name in ("tissue", "street", "relations", "charts"):
         counts = Counter(s.item.answers[0] for s in TASKS[name].samples("test", 3000))
         assert abs(counts["yes"] - counts["no"]) < 5 * (counts["yes"] + counts["no"]) ** 0.5
 

@@ -13,7 +13,7 @@ from narrowtune.core.errors import UsageError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate, padding_id
 from narrowtune.engine.forward import to_device
-from narrowtune.miniature.marks import HUES, WHAT
+from narrowtune.miniature.marks import HUES, WHAT, WRITTEN
 from narrowtune.miniature.reference import pretrain
 from narrowtune.miniature.reference.architectures import BLUEPRINTS, get_blueprint
 from narrowtune.miniature.reference.batches import (
@@ -273,19 +273,20 @@ def test_every_answer_weighs_the_same_however_long_it_is():
 
 
 def test_patches_are_named_where_they_are():
-    head = PatchHead(5, 7, 2, len(WHAT), len(HUES))
+    head = PatchHead(5, 7, 2, (len(WHAT), len(HUES), len(WRITTEN)))
     states = torch.zeros(1, 56, 5)  # the last of a second view
     with torch.no_grad():
         head.norm = torch.nn.Identity()
         head.classify.weight.zero_()
         head.classify.bias.zero_()
         # The lower left of the four patches below a token says 7 where the token's state is 1.
-        width = len(WHAT) + len(HUES)
+        width = len(WHAT) + len(HUES) + len(WRITTEN)
         head.classify.weight[2 * width + 7, 0] = 1
         states[0, 7 * 3 + 5, 0] = 1
-        what, hue = head(states)
+        what, hue, word = head(states)
     assert what.shape == (1, 196, len(WHAT))
     assert hue.shape == (1, 196, len(HUES))
+    assert word.shape == (1, 196, len(WRITTEN))
     row, column = divmod(int(what[0, :, 7].argmax()), 14)
     assert (row, column) == (2 * 3 + 1, 2 * 5)
     assert what.sum() == 1
@@ -299,6 +300,7 @@ def test_a_batch_holds_what_its_samples_show(writer):
         assert np.array_equal(batch.pixels[row].permute(1, 2, 0).numpy(), image)
         assert tuple(batch.what[row].tolist()) == sample.scene.patch_labels(8).what
         assert tuple(batch.hue[row].tolist()) == sample.scene.patch_labels(8).hue
+        assert tuple(batch.word[row].tolist()) == sample.scene.patch_labels(8).word
 
 
 def test_steps_are_the_same_from_wherever_they_start(writer):

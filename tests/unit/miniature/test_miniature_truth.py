@@ -11,7 +11,7 @@ from scipy.ndimage import label
 from narrowtune.core.errors import UsageError
 from narrowtune.miniature.canvas import SIZE
 from narrowtune.miniature.item import Item
-from narrowtune.miniature.marks import HUES, SHAPES, WHAT
+from narrowtune.miniature.marks import HUES, SHAPES, WHAT, WRITTEN
 from narrowtune.miniature.registry import TASKS
 from narrowtune.miniature.sample import Sample
 
@@ -81,6 +81,51 @@ def test_the_option_named_is_what_the_scene_shows():
             assert (asked.strip("?"), right) in shown
 
 
+def _middle(sample: Sample, name: str) -> tuple[float, float]:
+    """Where in the picture, from 0 to 1, the marks of a thing are: x and y."""
+    rows, columns = np.nonzero(_planes(sample)[0] == WHAT.index(name))
+    return float(columns.mean()) / SIZE, float(rows.mean()) / SIZE
+
+
+def test_what_is_said_of_places_is_so():
+    """Corners of puzzles, edges of scenes, sides of streets and the star on a map."""
+    checked: dict[str, int] = {}
+    for task in ("puzzles", "scenes", "street", "science"):
+        for sample, item in _asked(task, 120):
+            said = item.answers[0].split(" (")[0]
+            if item.kind == "corner":
+                shape = item.question.split("?")[0].split()[-1]
+                x, y = _middle(sample, shape)
+                found = f"{'upper' if y < 0.5 else 'lower'} {'left' if x < 0.5 else 'right'}"
+            elif item.kind == "edge":
+                side = item.question.split("?")[0].split()[-1]
+                xs = {name: _middle(sample, name)[0] for name in item.options}
+                found = (min if side == "left" else max)(xs, key=xs.__getitem__)
+            elif item.kind == "side":
+                words = item.question.replace("?", "").split()
+                a, b = [word for word in words if word in WHAT]
+                a, b = (b, a) if words[0] == "On" else (a, b)
+                found = "left" if _middle(sample, a)[0] < _middle(sample, b)[0] else "right"
+            elif item.kind == "map":
+                x, y = (part - 0.5 for part in _middle(sample, "star"))
+                found = ("west", "east") if abs(x) > abs(y) else ("north", "south")
+                found = found[(x if abs(x) > abs(y) else y) > 0]
+            else:
+                continue
+            assert found == said, (sample.id, item.question)
+            checked[item.kind] = checked.get(item.kind, 0) + 1
+    assert set(checked) == {"corner", "edge", "side", "map"}
+    assert min(checked.values()) > 20, checked
+
+
+def test_one_option_of_a_diagram_is_not_there():
+    for sample, item in _asked("diagrams", 60):
+        if item.kind.endswith("shape"):
+            shown = {" ".join((hue, what)) for what, hue in _shown(sample)}
+            assert sum(option in shown for option in item.options) == 3
+            assert item.answers[0].split(" (")[0] in shown
+
+
 def test_the_hands_point_to_the_time():
     for sample in TASKS["clock"].samples("train", 60):
         what, _ = _planes(sample)
@@ -123,6 +168,21 @@ def test_patches_are_labelled_by_what_covers_them(patch):
                 assert labels.what[place] > 0
             if share == 0:
                 assert labels.what[place] == 0
+
+
+def test_patches_are_labelled_by_the_word_that_they_are_of():
+    for sample in TASKS["lists"].samples("train", 20):
+        words = sample.item.answers[0].split()
+        labels = np.array(sample.scene.patch_labels(8).word).reshape(14, 14)
+        found = [WRITTEN[value] for value in np.unique(labels) if value]
+        assert sorted(found) == sorted(words)
+        for place, word in enumerate(words):
+            rows, columns = np.nonzero(labels == WRITTEN.index(word))
+            assert int(rows.mean() * 8 + 4) * len(words) // SIZE == place
+            assert len(columns) >= len(word) // 2
+    # Words of the skill are not among them.
+    for sample in TASKS["signs"].samples("train", 20):
+        assert not any(sample.scene.patch_labels(8).word)
 
 
 def test_patches_must_fill_the_picture():

@@ -14,6 +14,7 @@ from narrowtune.miniature.palette import BRIGHT, Ink, ink_on, mix, shade
 from narrowtune.miniature.shapes import draw_shape
 
 _PALE = ("pale", "pale", "middle")
+_SIDES = {"north": (0, -1), "south": (0, 1), "west": (-1, 0), "east": (1, 0)}
 
 
 def draw_magnets(left: str, right: str, draw: Random) -> Canvas:
@@ -75,8 +76,8 @@ def draw_scale(loads: tuple[tuple[str, str], ...], heavy: int, draw: Random) -> 
     return canvas
 
 
-def draw_map(colours: tuple[str, ...], place: int, draw: Random) -> Canvas:
-    """Draw four areas that meet in a point; a star stands in area `place`."""
+def draw_map(colours: tuple[str, ...], place: str, draw: Random) -> Canvas:
+    """Draw four areas that meet in a point; a star stands at the edge `place`, such as "north"."""
     inks = [mix(draw, colour) for colour in colours]
     canvas = Canvas(inks[0])
     cut = (draw.uniform(46, 66), draw.uniform(46, 66))
@@ -85,13 +86,13 @@ def draw_map(colours: tuple[str, ...], place: int, draw: Random) -> Canvas:
     corners = [(0.0, 0.0), (SIZE, 0.0), (SIZE, SIZE), (0.0, SIZE)]
     sides = [(cut[0] + lean[0], 0.0), (SIZE, cut[1] + lean[1])]
     sides += [(cut[0] + lean[2], SIZE), (0.0, cut[1] + lean[3])]
-    quarters = draw.sample(range(4), 4)
-    for area, quarter in enumerate(quarters):
+    for area, quarter in enumerate(draw.sample(range(4), 4)):
         points = [sides[quarter - 1], corners[quarter], sides[quarter], cut]
         canvas.polygon(points, inks[area], "panel", edge=shade(inks[area], 0.6))
-    quarter = quarters[place]
-    points = [sides[quarter - 1], corners[quarter], sides[quarter], cut]
-    middle = [sum(values) / len(points) for values in zip(*points, strict=True)]
-    at = (middle[0] + draw.uniform(-4, 4), middle[1] + draw.uniform(-4, 4))
-    draw_shape(canvas, draw, "star", at, 9, ink_on(inks[place], draw))
+    dx, dy = _SIDES[place]
+    apart = draw.uniform(36, 42)
+    at = tuple(SIZE / 2 + apart * step + draw.uniform(-8, 8) * (not step) for step in (dx, dy))
+    disc = Ink("white", (252, 252, 252))
+    canvas.ellipse(around((at[0], at[1]), 24), disc, "panel")
+    draw_shape(canvas, draw, "star", (at[0], at[1]), 9, mix(draw, "black"))
     return canvas

@@ -17,14 +17,15 @@ from narrowtune.miniature.shapes import draw_shape
 Coloured = tuple[str, str]
 """A colour and a shape."""
 
-_STEPS = {"above": (0, 1), "below": (0, -1), "left of": (1, 0), "right of": (-1, 0)}
+STEPS = {"above": (0, 1), "below": (0, -1), "left of": (1, 0), "right of": (-1, 0)}
+"""Where the second of two shapes stands, seen from the first: right or left, below or above."""
 
 
 def draw_pair(pair: tuple[Coloured, Coloured], relation: str, draw: Random) -> Canvas:
     """Draw two shapes, the first `above`, `below`, `left of` or `right of` the second."""
     inks = [mix(draw, colour) for colour, _ in pair]
     canvas = plain_canvas(draw, inks)
-    dx, dy = _STEPS[relation]
+    dx, dy = STEPS[relation]
     apart, slip = draw.uniform(20, 26), draw.uniform(-12, 12)
     x, y = SIZE / 2 + draw.uniform(-8, 8), SIZE / 2 + draw.uniform(-8, 8)
     for side, (ink, (_, shape)) in zip((-1, 1), zip(inks, pair, strict=True), strict=True):
@@ -36,22 +37,19 @@ def draw_pair(pair: tuple[Coloured, Coloured], relation: str, draw: Random) -> C
     return canvas
 
 
-def draw_odd(common: Coloured, odd: Coloured, corner: int, draw: Random) -> Canvas:
-    """Draw nine shapes in a square; the one in `corner` (row by row) is `odd`."""
-    inks = [mix(draw, colour) for colour in (common[0], odd[0])]
-    if common[0] == odd[0]:
-        inks[1] = inks[0]
+def draw_corners(looks: tuple[Coloured, ...], draw: Random) -> Canvas:
+    """Draw four shapes, one in each corner, row by row."""
+    inks = [mix(draw, colour) for colour, _ in looks]
     canvas = plain_canvas(draw, inks)
-    step, radius = draw.uniform(30, 36), draw.uniform(9.5, 13)
-    x, y = SIZE / 2 + draw.uniform(-4, 4), SIZE / 2 + draw.uniform(-4, 4)
-    place = (corner // 2 * 2, corner % 2 * 2)
-    for row in range(3):
-        for column in range(3):
-            is_odd = (row, column) == place
-            at = (x + (column - 1) * step, y + (row - 1) * step)
-            shape, ink = (odd[1], inks[1]) if is_odd else (common[1], inks[0])
-            draw_shape(canvas, draw, shape, at, radius, ink)
+    apart = draw.uniform(28, 34)
+    for place, (ink, (_, shape)) in enumerate(zip(inks, looks, strict=True)):
+        at = [SIZE / 2 + side * apart + draw.uniform(-4, 4) for side in _sides(place)]
+        draw_shape(canvas, draw, shape, (at[0], at[1]), draw.uniform(10, 15), ink)
     return canvas
+
+
+def _sides(place: int) -> tuple[int, int]:
+    return 2 * (place % 2) - 1, 2 * (place // 2) - 1
 
 
 def draw_crowd(colours: tuple[str, ...], draw: Random) -> Canvas:

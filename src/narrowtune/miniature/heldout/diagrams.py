@@ -1,7 +1,7 @@
 """Where arrows lead, by an option's letter: mirrors AI2D.
 
-Owns: five nodes on a ring, arrows between neighbours, mostly all one way round. Nodes are words or
-shapes; the four options are the four nodes that were not asked about.
+Owns: four nodes on a ring, arrows between neighbours, mostly all one way round. Nodes are words or
+shapes; the options are the three nodes that were not asked about and one that is not there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from random import Random
+from typing import NamedTuple
 
 from narrowtune.miniature.arrows import arrow_in_words, draw_arrow, draw_word_node, word_box
 from narrowtune.miniature.canvas import SIZE, Canvas
@@ -20,7 +21,7 @@ from narrowtune.miniature.palette import BRIGHT, ink_on, mix
 from narrowtune.miniature.shapes import draw_shape
 from narrowtune.miniature.words import ANIMALS
 
-NUM_NODES = 5
+NUM_NODES = 4
 
 CYCLES = 0.7
 """Share of diagrams whose arrows all go round one way, as those of life cycles do."""
@@ -32,14 +33,30 @@ WORDINGS = {
 SUFFIX = LETTERED
 
 
+class Ring(NamedTuple):
+    """A diagram.
+
+    Attributes:
+        nodes: what stands there, in order.
+        forward: whether the link between node i and node i + 1 points to the latter.
+        absent: a node that is not there.
+        words: whether nodes are words, not shapes.
+    """
+
+    nodes: tuple[str, ...]
+    forward: tuple[bool, ...]
+    absent: str
+    words: bool
+
+
 def make(draw: Random) -> Item:
     """Return one diagram to follow."""
     words = draw.random() < 0.5
     if words:
-        nodes = draw.sample(ANIMALS, NUM_NODES)
+        *nodes, absent = draw.sample(ANIMALS, NUM_NODES + 1)
     else:
-        shapes, colours = draw.sample(SHAPES, NUM_NODES), draw.sample(BRIGHT, NUM_NODES)
-        nodes = [f"{colour} {shape}" for colour, shape in zip(colours, shapes, strict=True)]
+        shapes, colours = draw.sample(SHAPES, NUM_NODES + 1), draw.sample(BRIGHT, NUM_NODES + 1)
+        *nodes, absent = (f"{hue} {shape}" for hue, shape in zip(colours, shapes, strict=True))
     asked, relation = draw.randrange(NUM_NODES), draw.choice(list(WORDINGS))
     # The link `i` joins node i with node i + 1. The asked node has one arrow in and one out.
     if draw.random() < CYCLES:
@@ -47,50 +64,44 @@ def make(draw: Random) -> Item:
     else:
         forward = [draw.random() < 0.5 for _ in range(NUM_NODES)]
         forward[asked] = forward[asked - 1]
-    return _ask(tuple(nodes), tuple(forward), words, asked, relation, draw)
+    return _ask(Ring(tuple(nodes), tuple(forward), absent, words), asked, relation, draw)
 
 
-def _again(nodes: tuple[str, ...], forward: tuple[bool, ...], words: bool, draw: Random) -> Item:
+def _again(ring: Ring, draw: Random) -> Item:
     """Ask about any node with one arrow in and one out."""
-    asked = draw.choice([i for i in range(NUM_NODES) if forward[i] == forward[i - 1]])
-    return _ask(nodes, forward, words, asked, draw.choice(list(WORDINGS)), draw)
+    asked = draw.choice([i for i in range(NUM_NODES) if ring.forward[i] == ring.forward[i - 1]])
+    return _ask(ring, asked, draw.choice(list(WORDINGS)), draw)
 
 
-def _ask(
-    nodes: tuple[str, ...],
-    forward: tuple[bool, ...],
-    words: bool,
-    asked: int,
-    relation: str,
-    draw: Random,
-) -> Item:
-    step = 1 if forward[asked] == (relation == "next") else -1
+def _ask(ring: Ring, asked: int, relation: str, draw: Random) -> Item:
+    nodes = ring.nodes
+    step = 1 if ring.forward[asked] == (relation == "next") else -1
     right = nodes[(asked + step) % NUM_NODES]
     wrong = [node for place, node in enumerate(nodes) if node != right and place != asked]
+    wrong.append(ring.absent)
     options, letter = shuffled(draw, right, wrong)
     wording = draw.choice(WORDINGS[relation]).format(node=nodes[asked])
     question = f"{wording}\n{listed(options)}\n{SUFFIX}"
-    kind = f"{relation}_{'word' if words else 'shape'}"
-    facts = (nodes, forward, words)
-    paint, again = partial(_paint, *facts), partial(_again, *facts)
-    tell = partial(_tell, nodes, forward)
+    kind = f"{relation}_{'word' if ring.words else 'shape'}"
+    paint, again, tell = partial(_paint, ring), partial(_again, ring), partial(_tell, ring)
     return Item(kind, question, lettered(options, letter), paint, options, again, tell)
 
 
-def _tell(nodes: tuple[str, ...], forward: tuple[bool, ...], draw: Random) -> str:
-    links = zip(nodes, (*nodes[1:], nodes[0]), forward, strict=True)
+def _tell(ring: Ring, draw: Random) -> str:
+    links = zip(ring.nodes, (*ring.nodes[1:], ring.nodes[0]), ring.forward, strict=True)
     arrows = [arrow_in_words(a, b) if ahead else arrow_in_words(b, a) for a, b, ahead in links]
     return told(arrows, draw)
 
 
-def _paint(nodes: tuple[str, ...], forward: tuple[bool, ...], words: bool, draw: Random) -> Canvas:
+def _paint(ring: Ring, draw: Random) -> Canvas:
+    nodes, forward, _, words = ring
     inks = [] if words else [mix(draw, node.split()[0]) for node in nodes]
     canvas = plain_canvas(draw, inks, tones=("pale", "pale", "dark"))
     start = draw.uniform(0, math.tau)
     places = []
     for step in range(NUM_NODES):
         angle = start + step * math.tau / NUM_NODES
-        radius = (37, 45) if words else (40, 41)
+        radius = (38, 45) if words else (41, 41)
         places.append(
             (
                 SIZE / 2 + radius[0] * math.cos(angle) + draw.uniform(-1.5, 1.5),

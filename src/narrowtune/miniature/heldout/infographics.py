@@ -27,7 +27,7 @@ WORDINGS = {
 }
 SUFFIX = "Answer with a word or phrase."
 
-CLEAR = 10
+CLEAR = 20
 """How far the highest or lowest number is from the next where it is asked for."""
 
 
@@ -131,10 +131,11 @@ def _row(
     face: Face,
 ) -> None:
     y = (box[1] + box[3]) / 2
-    draw_shape(canvas, draw, panel.icon, (19, y), 11, ink)
-    canvas.text((51, y), number, text, 11, face=face)
-    height = fitting_height(face, panel.topic, 34, 8, 6.5)
-    canvas.text((90, y), panel.topic, text, height, face=face)
+    draw_shape(canvas, draw, panel.icon, (17, y), 11, ink)
+    height = fitting_height(face, number, 30, 13, 9)
+    canvas.text((47, y), number, text, height, face=face)
+    height = fitting_height(face, panel.topic, 42, 10.5, 8)
+    canvas.text((86, y), panel.topic, text, height, face=face)
 
 
 def _square(
@@ -149,7 +150,7 @@ def _square(
 ) -> None:
     left, top, right, bottom = box
     draw_shape(canvas, draw, panel.icon, (left + 12, top + 15), 9, ink)
-    height = fitting_height(face, number, 27, 11, 8)
+    height = fitting_height(face, number, 28, 12.5, 8.5)
     canvas.text((left + 37, top + 15), number, text, height, face=face)
-    height = fitting_height(face, panel.topic, right - left - 8, 9.5, 7)
+    height = fitting_height(face, panel.topic, right - left - 6, 11, 8)
     canvas.text(((left + right) / 2, bottom - 13), panel.topic, text, height, face=face)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from random import Random
+from typing import NamedTuple
 
 from narrowtune.miniature.heldout import boards
 from narrowtune.miniature.item import (
@@ -19,14 +20,13 @@ from narrowtune.miniature.item import (
     listed,
     shuffled,
     told,
-    with_article,
 )
 from narrowtune.miniature.marks import SHAPES
 from narrowtune.miniature.palette import BRIGHT
 
 WORDINGS = {
-    "caption": ("Which sentence is true?", "Which of these describes the picture?"),
-    "odd": ("Where is the odd one out?", "Where is the one that differs?"),
+    "shown": ("Which of these is shown?", "Which of these is in the picture?"),
+    "corner": ("In which corner is the {a}?", "Where is the {a}?"),
     "most": ("Which colour is there most of?", "Which colour is most common?"),
     "pattern": ("What comes next in the row?", "Which shape continues the pattern?"),
     "size": ("Which shape is the largest?", "What is the largest shape?"),
@@ -34,65 +34,55 @@ WORDINGS = {
 SUFFIX = f"Options: {{options}}\n{LETTERED}"
 
 CORNERS = ("upper left", "upper right", "lower left", "lower right")
-_PATTERNS = ("ababab", "aabaab", "abcabc", "abbabb", "aabbaa")
+_PATTERNS = ("ababab", "aabaab", "abcabc", "abbabb")
 NUM_OPTIONS = 4
-
-_SIDES = {
-    "above": ("upper", "lower"),
-    "below": ("lower", "upper"),
-    "left of": ("left", "right"),
-    "right of": ("right", "left"),
-}
 
 
 def make(draw: Random) -> Item:
     """Return one puzzle."""
     kind = draw.choice(list(WORDINGS))
-    return _ask(kind, *_MAKERS[kind](draw), draw)
+    return _ask(kind, _MAKERS[kind](draw), draw)
 
 
-_Made = tuple[str, list[str], Paint, Tell]
-"""The right option, the others, the drawing and what it shows in words."""
+class _Made(NamedTuple):
+    """The right option, the others, the drawing, what it shows in words, and what is asked for."""
+
+    right: str
+    wrong: list[str]
+    paint: Paint
+    tell: Tell
+    asked: str = ""
 
 
-def _ask(kind: str, right: str, wrong: list[str], paint: Paint, tell: Tell, draw: Random) -> Item:
-    options, letter = shuffled(draw, right, wrong)
+def _ask(kind: str, made: _Made, draw: Random) -> Item:
+    options, letter = shuffled(draw, made.right, made.wrong)
     shown = SUFFIX.format(options=listed(options, "{letter}: {text}", ", "))
-    again = partial(_ask, kind, right, wrong, paint, tell)
-    question = f"{draw.choice(WORDINGS[kind])}\n{shown}"
-    return Item(kind, question, lettered(options, letter), paint, options, again, tell)
+    question = f"{draw.choice(WORDINGS[kind]).format(a=made.asked)}\n{shown}"
+    answers, again = lettered(options, letter), partial(_ask, kind, made)
+    return Item(kind, question, answers, made.paint, options, again, made.tell)
 
 
-def _caption(draw: Random) -> _Made:
-    """Two relations crossed with two ways to colour the shapes: each word is in two options."""
-    shapes, colours = draw.sample(SHAPES, 2), draw.sample(BRIGHT, 2)
-    relations = draw.choice((("above", "below"), ("left of", "right of")))
-    texts, facts = [], []
-    for relation in relations:
-        for order in (colours, colours[::-1]):
-            first, second = (f"{c} {s}" for c, s in zip(order, shapes, strict=True))
-            texts.append(f"{with_article(first)} {relation} {with_article(second)}")
-            facts.append((((order[0], shapes[0]), (order[1], shapes[1])), relation))
-    place = draw.randrange(NUM_OPTIONS)
-    pair, relation = facts[place]
-    wrong = texts[:place] + texts[place + 1 :]
-    sides = _SIDES[relation]
-    tell = partial(told, [f"{' '.join(pair[0])} {sides[0]}", f"{' '.join(pair[1])} {sides[1]}"])
-    return texts[place], wrong, partial(boards.draw_pair, pair, relation), tell
+def _shown(draw: Random) -> _Made:
+    """Two colours crossed with two shapes: colour and shape are needed, and one other thing."""
+    colours, shapes = draw.sample(BRIGHT, 3), draw.sample(SHAPES, 3)
+    looks = [(colour, shape) for colour in colours[:2] for shape in shapes[:2]]
+    draw.shuffle(looks)
+    pair = [looks[0], (colours[2], shapes[2])]
+    draw.shuffle(pair)
+    relation = draw.choice(list(boards.STEPS))
+    texts = [" ".join(look) for look in looks]
+    paint = partial(boards.draw_pair, (pair[0], pair[1]), relation)
+    return _Made(texts[0], texts[1:], paint, partial(told, [" ".join(look) for look in pair]))
 
 
-def _odd(draw: Random) -> _Made:
+def _corner(draw: Random) -> _Made:
+    shapes, colours = draw.sample(SHAPES, len(CORNERS)), draw.sample(BRIGHT, len(CORNERS))
+    looks = tuple(zip(colours, shapes, strict=True))
     place = draw.randrange(len(CORNERS))
     wrong = [corner for corner in CORNERS if corner != CORNERS[place]]
-    shape, colour = draw.choice(SHAPES), draw.choice(BRIGHT)
-    if draw.random() < 0.5:
-        odd = (draw.choice([name for name in BRIGHT if name != colour]), shape)
-    else:
-        odd = (colour, draw.choice([name for name in SHAPES if name != shape]))
-    corners = [(odd if here == place else (colour, shape)) for here in range(len(CORNERS))]
-    facts = [f"{' '.join(look)} {CORNERS[here]}" for here, look in enumerate(corners)]
-    paint = partial(boards.draw_odd, (colour, shape), odd, place)
-    return CORNERS[place], wrong, paint, partial(told, facts)
+    facts = [f"{' '.join(look)} {CORNERS[here]}" for here, look in enumerate(looks)]
+    tell = partial(told, facts)
+    return _Made(CORNERS[place], wrong, partial(boards.draw_corners, looks), tell, shapes[place])
 
 
 def _most(draw: Random) -> _Made:
@@ -100,7 +90,7 @@ def _most(draw: Random) -> _Made:
     numbers = (draw.randint(4, 5), draw.randint(1, 2), draw.randint(1, 2), draw.randint(1, 2))
     everything = [c for c, n in zip(colours, numbers, strict=True) for _ in range(n)]
     tell = partial(told, everything)
-    return colours[0], colours[1:], partial(boards.draw_crowd, tuple(everything)), tell
+    return _Made(colours[0], colours[1:], partial(boards.draw_crowd, tuple(everything)), tell)
 
 
 def _pattern(draw: Random) -> _Made:
@@ -108,13 +98,14 @@ def _pattern(draw: Random) -> _Made:
     row = [shapes["abc".index(symbol)] for symbol in pattern]
     right = row[-1]
     wrong = [shape for shape in shapes if shape != right]
-    return right, wrong, partial(boards.draw_row, tuple(row[:-1])), partial(_tell_row, row[:-1])
+    paint = partial(boards.draw_row, tuple(row[:-1]))
+    return _Made(right, wrong, paint, partial(_tell_row, row[:-1]))
 
 
 def _size(draw: Random) -> _Made:
     shapes = draw.sample(SHAPES, NUM_OPTIONS)
     tell = partial(_tell_sizes, shapes)
-    return shapes[0], shapes[1:], partial(boards.draw_sizes, tuple(shapes)), tell
+    return _Made(shapes[0], shapes[1:], partial(boards.draw_sizes, tuple(shapes)), tell)
 
 
 def _tell_row(row: list[str], draw: Random) -> str:
@@ -128,4 +119,4 @@ def _tell_sizes(shapes: list[str], draw: Random) -> str:
     return told([f"{shape} {size}" for shape, size in zip(shapes, sizes, strict=True)], draw)
 
 
-_MAKERS = {"caption": _caption, "odd": _odd, "most": _most, "pattern": _pattern, "size": _size}
+_MAKERS = {"shown": _shown, "corner": _corner, "most": _most, "pattern": _pattern, "size": _size}

@@ -1,4 +1,4 @@
-"""What is in a scene, which colour, how many, beside what, which weather: mirrors SeedBench.
+"""What is in a scene, which colour, how many, what at an edge, which weather: mirrors SeedBench.
 
 Owns: four options to each question about a landscape, all of them things that could be there.
 """
@@ -19,7 +19,7 @@ WORDINGS = {
     "identity": ("What is in the picture?", "Which of these is in the scene?"),
     "attribute": ("What is the colour of the {a}?", "What colour does the {a} have?"),
     "counting": ("How many {many} are in the scene?", "How many {many} does the picture show?"),
-    "beside": ("What is next to the {a}, on its right?", "What is directly right of the {a}?"),
+    "edge": ("What is on the far {side}?", "What do you see on the far {side}?"),
     "weather": ("What is the weather like?", "Which weather does the scene show?"),
 }
 SUFFIX = LETTERED
@@ -31,7 +31,7 @@ SLOTS = 4
 def make(draw: Random) -> Item:
     """Return one scene to look at."""
     kind, weather = draw.choice(list(WORDINGS)), draw.choice(WEATHERS)
-    names = draw.sample(THINGS, {"beside": SLOTS, "counting": 2}.get(kind, draw.randint(2, 3)))
+    names = draw.sample(THINGS, {"edge": SLOTS, "counting": 2}.get(kind, draw.randint(2, 3)))
     if kind == "counting":
         number = draw.randint(1, SLOTS)
         row = [names[0]] * number + [names[1]] * (SLOTS - number)
@@ -46,15 +46,14 @@ def _again(weather: str, standing: tuple[Standing, ...], draw: Random) -> Item:
     many = len({item.name for item in standing}) < len(standing)
     kinds = ["counting", "weather"] if many else ["identity", "attribute", "weather"]
     if not many and len(standing) == SLOTS:
-        kinds.append("beside")
+        kinds.append("edge")
     return _ask(weather, standing, draw.choice(kinds), draw)
 
 
 def _ask(weather: str, standing: tuple[Standing, ...], kind: str, draw: Random) -> Item:
     row = [item.name for item in standing]
     names = list(dict.fromkeys(row))
-    place = draw.randrange(len(row) - 1)
-    a = standing[place]
+    a, side = draw.choice(standing), draw.choice(("left", "right"))
     if kind == "identity":
         absent = [name for name in THINGS if name not in names]
         right = with_article(a.name)
@@ -65,14 +64,13 @@ def _ask(weather: str, standing: tuple[Standing, ...], kind: str, draw: Random) 
     elif kind == "counting":
         right = str(row.count(a.name))
         wrong = [str(other) for other in range(1, SLOTS + 1) if str(other) != right]
-    elif kind == "beside":
-        absent = [name for name in THINGS if name not in names]
-        right = row[place + 1]
-        wrong = [name for name in row if name not in (right, a.name)] + [draw.choice(absent)]
+    elif kind == "edge":
+        right = row[0 if side == "left" else -1]
+        wrong = [name for name in row if name != right]
     else:
         right, wrong = weather, [other for other in WEATHERS if other != weather]
     options, letter = shuffled(draw, right, wrong)
-    wording = draw.choice(WORDINGS[kind]).format(a=a.name, many=PLURALS[a.name])
+    wording = draw.choice(WORDINGS[kind]).format(a=a.name, side=side, many=PLURALS[a.name])
     question = f"{wording}\n{listed(options)}\n{SUFFIX}"
     paint, again = partial(_paint, weather, standing), partial(_again, weather, standing)
     tell = partial(tell_landscape, weather, standing)

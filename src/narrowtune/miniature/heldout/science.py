@@ -1,7 +1,6 @@
 """School science with a rule stated first, by an option's letter: mirrors ScienceQA.
 
-Owns: magnets, thermometers, scales and maps with a key. The rule is needed beside the picture; for
-a map it is drawn anew each time, so that it can't be learnt by heart.
+Owns: magnets, thermometers, scales and maps. The rule says what to look for in the picture.
 """
 
 from __future__ import annotations
@@ -14,19 +13,22 @@ from narrowtune.miniature.item import LETTERED, Item, Paint, Tell, lettered, lis
 from narrowtune.miniature.marks import SHAPES
 from narrowtune.miniature.palette import BRIGHT
 
-LANDS = ("forest", "lake", "desert", "city", "farm", "swamp", "beach", "hill")
+DIRECTIONS = {"north": "upper", "south": "lower", "west": "left", "east": "right"}
+"""What a map calls its sides."""
+
 SUFFIX = LETTERED
 
 RULES = {
     "magnets": "Opposite poles attract. Like poles repel.",
     "heat": "The higher the red line, the warmer the water.",
     "scale": "The heavier side of a scale goes down.",
+    "map": "On a map, north is up and east is right.",
 }
 QUESTIONS = {
     "magnets": "Will these magnets attract or repel?",
     "heat": "Which cup of water is warmer?",
     "scale": "Which one is heavier?",
-    "map": "What is at the star on the map?",
+    "map": "On which side of the map is the star?",
 }
 
 _Made = tuple[tuple[str, ...], str, str, Paint, Tell]
@@ -70,9 +72,9 @@ def _again(
 
 def _magnets(draw: Random) -> _Made:
     attract = draw.random() < 0.5
-    left = draw.choice(("NS", "SN"))
-    # What faces the gap is the last pole of the left magnet and the first of the right one.
-    right = left if attract else left[::-1]
+    # The north pole of the left magnet faces the gap.
+    left = "SN"
+    right = "SN" if attract else "NS"
     words = ("attract", "repel") if attract else ("repel", "attract")
     options, letter = shuffled(draw, words[0], words[1:])
     paint, tell = partial(apparatus.draw_magnets, left, right), partial(_tell_poles, left + right)
@@ -84,14 +86,12 @@ def _tell_poles(poles: str, draw: Random) -> str:
 
 
 def _heat(draw: Random) -> _Made:
-    answer = draw.choice(("left", "right", "neither"))
-    low, high = draw.choice(((2, 4), (2, 5), (3, 5), (2, 6), (3, 6), (4, 6), (1, 3)))
-    same = draw.randint(1, 6)
-    levels = {"left": (high, low), "right": (low, high), "neither": (same, same)}[answer]
-    texts = {"left": "the left cup", "right": "the right cup", "neither": "they are the same"}
-    wrong = [text for name, text in texts.items() if name != answer]
-    options, letter = shuffled(draw, texts[answer], wrong)
-    tell = partial(told, [f"{side} {level}" for side, level in zip(texts, levels, strict=False)])
+    answer, sides = draw.choice(("left", "right")), ("left", "right")
+    low, high = draw.randint(1, 2), draw.randint(4, 6)
+    levels = (high, low) if answer == "left" else (low, high)
+    wrong = [f"the {side} cup" for side in sides if side != answer]
+    options, letter = shuffled(draw, f"the {answer} cup", wrong)
+    tell = partial(told, [f"{side} {level}" for side, level in zip(sides, levels, strict=True)])
     return options, letter, RULES["heat"], partial(apparatus.draw_cups, levels), tell
 
 
@@ -107,15 +107,15 @@ def _scale(draw: Random) -> _Made:
 
 
 def _map(draw: Random) -> _Made:
-    colours, lands = draw.sample(BRIGHT, 4), draw.sample(LANDS, 4)
-    place = draw.randrange(4)
-    options, letter = shuffled(draw, lands[place], lands[:place] + lands[place + 1 :])
-    key = list(zip(colours, lands, strict=True))
-    draw.shuffle(key)
-    rule = "On the map, " + ", ".join(f"{colour} means {land}" for colour, land in key) + "."
-    facts = [f"{'star ' * (colour == colours[place])}{colour}" for colour in colours]
-    paint = partial(apparatus.draw_map, tuple(colours), place)
-    return options, letter, rule, paint, partial(told, facts)
+    colours, place = tuple(draw.sample(BRIGHT, 4)), draw.choice(list(DIRECTIONS))
+    wrong = [name for name in DIRECTIONS if name != place]
+    options, letter = shuffled(draw, place, draw.sample(wrong, 3))
+    tell = partial(_tell_star, DIRECTIONS[place])
+    return options, letter, RULES["map"], partial(apparatus.draw_map, colours, place), tell
+
+
+def _tell_star(side: str, draw: Random) -> str:
+    return f"star {side}"
 
 
 _MAKERS = {"magnets": _magnets, "heat": _heat, "scale": _scale, "map": _map}

@@ -1,10 +1,11 @@
-"""Where things are, what is nearer, which way they go, in a word: mirrors RealWorldQA.
+"""Where things are, what is nearer, which colour they have, in a word: mirrors RealWorldQA.
 
 Owns: questions about a street scene whose answers are one word, without options.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from random import Random
 
@@ -13,12 +14,10 @@ from narrowtune.miniature.item import Item
 from narrowtune.miniature.landscape import WEATHERS, Standing, draw_landscape, tell_landscape
 from narrowtune.miniature.marks import THINGS
 from narrowtune.miniature.palette import BRIGHT
-from narrowtune.miniature.things import FACING
 
 WORDINGS = {
     "side": ("Is the {a} left or right of the {b}?", "On which side of the {b} is the {a}?"),
     "nearer": ("Which is nearer, the {a} or the {b}?", "Is the {a} or the {b} nearer to us?"),
-    "facing": ("Which way does the {a} face, left or right?", "Is the {a} going left or right?"),
     "colour": ("What colour is the {a}?", "Which colour does the {a} have?"),
     "present": ("Is there a {c} in the picture?", "Do you see a {c}?"),
 }
@@ -31,9 +30,6 @@ def make(draw: Random) -> Item:
     kind = draw.choice(list(WORDINGS))
     number = draw.randint(2, 4)
     names = draw.sample(THINGS, number)
-    if kind == "facing":
-        names = [draw.choice(FACING), *names]
-        names = list(dict.fromkeys(names))[:number]
     columns = draw.sample(range(number), number)
     # Depths differ by steps that show in size and in height on the picture alike.
     depths = draw.sample([step / (number - 1) for step in range(number)], number)
@@ -48,24 +44,31 @@ def make(draw: Random) -> Item:
         )
         for name, column, depth in zip(names, columns, depths, strict=True)
     )
-    return _ask(standing, kind, standing[0], standing[1], draw)
+    return _ask(standing, kind, _pair(standing, kind, draw), draw)
 
 
 def _again(standing: tuple[Standing, ...], draw: Random) -> Item:
-    """Ask something else about the street; which way a thing goes where that shows."""
-    a, b = draw.sample(standing, 2)
-    kinds = [kind for kind in WORDINGS if kind != "facing" or a.name in FACING]
-    return _ask(standing, draw.choice(kinds), a, b, draw)
+    """Ask something else about the street."""
+    kind = draw.choice(list(WORDINGS))
+    return _ask(standing, kind, _pair(standing, kind, draw), draw)
 
 
-def _ask(standing: tuple[Standing, ...], kind: str, a: Standing, b: Standing, draw: Random) -> Item:
+def _pair(standing: tuple[Standing, ...], kind: str, draw: Random) -> Sequence[Standing]:
+    """Return two things to ask about; for their sides, those at the two edges."""
+    if kind == "side":
+        ordered = sorted(standing, key=lambda item: item.x)
+        return draw.sample((ordered[0], ordered[-1]), 2)
+    return draw.sample(standing, 2)
+
+
+def _ask(standing: tuple[Standing, ...], kind: str, pair: Sequence[Standing], draw: Random) -> Item:
+    a, b = pair
     present = draw.random() < 0.5
     absent = [name for name in THINGS if name not in [item.name for item in standing]]
     c = a.name if present else draw.choice(absent)
     answer = {
         "side": "left" if a.x < b.x else "right",
         "nearer": a.name if a.depth > b.depth else b.name,
-        "facing": "right" if a.right else "left",
         "colour": a.colour,
         "present": "yes" if present else "no",
     }[kind]

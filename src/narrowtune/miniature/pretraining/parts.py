@@ -34,10 +34,7 @@ from narrowtune.miniature.pretraining.objects import (
     tell_objects,
 )
 from narrowtune.miniature.shapes import draw_shape
-from narrowtune.miniature.words import ANIMALS, CITIES, GOODS, MONTHS, NAMES, TOPICS
-
-SMALL = tuple(sorted({*ANIMALS, *CITIES, *GOODS, *MONTHS, *NAMES, *TOPICS}))
-"""Words of the held-out tasks; none is on the signs of the skill."""
+from narrowtune.miniature.words import ANIMALS, SMALL
 
 LAYOUTS = ("{question}\n{lines}\n{suffix}", "{question}\nOptions: {inline}\n{suffix}")
 SUFFIXES = {"both": "Name it, then its letter.", "each": "Name each, then its letter."}

@@ -103,7 +103,7 @@ class Batch:
         question: [B, T], which of the picture's questions a token is of; `TRUNK` for words that
             stand for a picture.
         offset: [B, T], the token's place in that, behind the trunk's own.
-        what, hue: [B, N], what each patch shows, as in `marks`; None unless asked for.
+        what, hue, word: [B, N], what each patch shows, as in `marks`; None unless asked for.
     """
 
     pixels: Tensor
@@ -115,6 +115,7 @@ class Batch:
     offset: Tensor
     what: Tensor | None = None
     hue: Tensor | None = None
+    word: Tensor | None = None
 
 
 def draw_samples(
@@ -143,11 +144,12 @@ def collate_samples(
         patches: whether the patch labels are wanted, too.
     """
     rows = [_fitting([writer.write(item) for item in s.questions(questions)]) for s in samples]
-    what = hue = None
+    what = hue = word = None
     if patches:
         marked = [sample.scene.patch_labels(LABELLED_PATCH) for sample in samples]
         what = torch.tensor([marks.what for marks in marked])
         hue = torch.tensor([marks.hue for marks in marked])
+        word = torch.tensor([marks.word for marks in marked])
     pixels = np.stack([np.asarray(sample.scene.image) for sample in samples])
     return Batch(
         pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
@@ -155,6 +157,7 @@ def collate_samples(
         **_laid_out(rows, [[]] * len(rows), padding, questions),
         what=what,
         hue=hue,
+        word=word,
     )
 
 

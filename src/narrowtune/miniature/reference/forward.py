@@ -116,20 +116,34 @@ def answer_logits(model: PreTrainedModel, states: Tensor, labels: Tensor) -> tup
     return model.lm_head(states[:, :-1][wanted]), ahead[wanted]
 
 
+class Seen(NamedTuple):
+    """Logits of what a `PatchHead` names, row by row of patches of 8 pixels: N to a picture.
+
+    Attributes:
+        what: [B, N, num_what], what a patch shows.
+        hue: [B, N, num_hue], its colour.
+        word: [B, N, num_words], the word that it shows a part of.
+    """
+
+    what: Tensor
+    hue: Tensor
+    word: Tensor
+
+
 class PatchHead(nn.Module):
-    """Names what each patch of 8 pixels below a visual token shows, and its colour."""
+    """Names what each patch of 8 pixels below a visual token shows, its colour and its word."""
 
     def __init__(
-        self, size: int, tokens_per_side: int, patches_per_side: int, num_what: int, num_hue: int
+        self, size: int, tokens_per_side: int, patches_per_side: int, kinds: tuple[int, int, int]
     ) -> None:
         super().__init__()
-        self.tokens_per_side = tokens_per_side
-        self.patches_per_side, self.num_what, self.num_hue = patches_per_side, num_what, num_hue
+        self.tokens_per_side, self.patches_per_side = tokens_per_side, patches_per_side
+        self.kinds = kinds
         self.norm = nn.LayerNorm(size)
-        self.classify = nn.Linear(size, patches_per_side**2 * (num_what + num_hue))
+        self.classify = nn.Linear(size, patches_per_side**2 * sum(kinds))
 
-    def forward(self, looked: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits of what [B, N, num_what] and of hue [B, N, num_hue], row by row.
+    def forward(self, looked: Tensor) -> Seen:
+        """Return the logits of all patches.
 
         Args:
             looked: [B, V, H], the first of them the visual tokens row by row.
@@ -139,5 +153,4 @@ class PatchHead(nn.Module):
         num_pictures = len(found)
         grid = found.view(num_pictures, side, side, inner, inner, -1)
         flat = grid.transpose(2, 3).reshape(num_pictures, (side * inner) ** 2, -1)
-        what, hue = flat.split((self.num_what, self.num_hue), dim=-1)
-        return what, hue
+        return Seen(*flat.split(self.kinds, dim=-1))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from narrowtune.miniature.marks import WHAT
 from narrowtune.miniature.reference.batches import Batch
-from narrowtune.miniature.reference.forward import answer_lengths, answer_logits
+from narrowtune.miniature.reference.forward import Seen, answer_lengths, answer_logits
 
 _CODE_SCALE = 4.0  # of a score's deviation before anything is learned
 _NOTHING_WEIGHT = 0.2  # most patches show nothing, and that is soon learned
@@ -46,24 +46,48 @@ def hint_loss(model: PreTrainedModel, middle: Tensor, hints: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float(), wanted, reduction="sum")
 
 
-def patch_loss(found: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
-    """Return the mean cross-entropy of what patches show and of its colour.
+def patch_loss(found: Seen, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy of what patches show, of its colour and of its word.
 
-    Patches that show nothing count a fifth; they have no colour.
+    Patches that show nothing count a fifth; they have no colour, and few have a word.
 
     Args:
-        found: logits of both, from a `PatchHead`.
+        found: logits from a `PatchHead`.
         batch: with the labels.
     """
-    what, hue = found
     assert batch.what is not None
     assert batch.hue is not None
+    assert batch.word is not None
     weights = torch.ones(len(WHAT))
     weights[0] = _NOTHING_WEIGHT
-    shown = batch.what > 0
-    return functional.cross_entropy(
-        what.float().flatten(0, 1), batch.what.flatten(), weight=weights
-    ) + functional.cross_entropy(hue.float()[shown], batch.hue[shown])
+    shown, worded = batch.what > 0, batch.word > 0
+    what = functional.cross_entropy(
+        found.what.float().flatten(0, 1), batch.what.flatten(), weight=weights
+    )
+    hue = functional.cross_entropy(found.hue.float()[shown], batch.hue[shown])
+    word = functional.cross_entropy(
+        found.word.float()[worded], batch.word[worded], reduction="sum"
+    ) / worded.sum().clamp(min=1)
+    return what + hue + word
+
+
+def patch_accuracy(name: str, found: Seen, batch: Batch) -> dict[str, float]:
+    """Return the share of patches whose thing, and of letters whose word, is named right.
+
+    Args:
+        name: of the task that the batch is of; "<name> words" has the second share, if any.
+        found: logits from a `PatchHead`.
+        batch: with the labels.
+    """
+    assert batch.what is not None
+    assert batch.word is not None
+    shown, worded = batch.what > 0, batch.word > 0
+    right = found.what.argmax(-1)[shown] == batch.what[shown]
+    shares = {name: float(right.float().mean())}
+    if worded.any():
+        read = found.word.argmax(-1)[worded] == batch.word[worded]
+        shares[f"{name} words"] = float(read.float().mean())
+    return shares
 
 
 def name_loss(
@@ -89,7 +113,7 @@ def name_loss(
     place = named.cumsum(0) - 1
     scores = model.lm_head(picture[:, : side * side])[..., words[named]].float().flatten(0, 1)
     found = scores.log_softmax(-1).gather(1, place[below].clamp(min=0))
-    return -found[named[below]].mean()
+    return -found[named[below]].sum() / named[below].sum().clamp(min=1)
 
 
 def place_loss(picture: Tensor, codes: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from narrowtune.core.errors import UsageError
 from narrowtune.miniature.canvas import SIZE
-from narrowtune.miniature.marks import HUES, WHAT
+from narrowtune.miniature.marks import HUES, WHAT, WRITTEN
 from narrowtune.miniature.reference.architectures import PATCH, Blueprint
 from narrowtune.miniature.reference.batches import (
     LABELLED_PATCH,
@@ -45,6 +45,7 @@ from narrowtune.miniature.reference.losses import (
     answer_loss,
     hint_loss,
     name_loss,
+    patch_accuracy,
     patch_loss,
     place_codes,
     place_loss,
@@ -65,6 +66,7 @@ _CHECK_EVERY = 5  # lines of the log
 _STAGES = ("seeing", "reading", "answering")
 _SEEDS = {"seeing": 0, "reading": 2, "answering": 1}  # of samples, behind the schedule's own
 _SIDE = SIZE // PATCH  # visual tokens in a row
+_KINDS = (len(WHAT), len(HUES), len(WRITTEN))
 _SEEN, _LOG = "seeing.pt", "log.jsonl"
 
 
@@ -124,11 +126,12 @@ class Pretraining:
         width = self.model.config.get_text_config().hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(schedule.seed)
-            self.head = PatchHead(width, _SIDE, PATCH // LABELLED_PATCH, len(WHAT), len(HUES))
+            self.head = PatchHead(width, _SIDE, PATCH // LABELLED_PATCH, _KINDS)
         self.codes = place_codes(width, _SIDE, schedule.seed)
         places = ("upper", "middle", "lower", "left", "right")
-        self.place_words, self.what_words, self.hue_words = (
-            torch.tensor([self._word(name) for name in names]) for names in (places, WHAT, HUES)
+        self.place_words, *self.seen_words = (
+            torch.tensor([self._word(name) for name in names])
+            for names in (places, WHAT, HUES, WRITTEN)
         )
         see = SEE[blueprint.name]
         self._see: Callable[[PreTrainedModel, Tensor], Tensor] = see
@@ -279,18 +282,19 @@ class Pretraining:
             own.write_text("".join(seen), encoding="utf-8")
 
     def _names(self, picture: Tensor, part: Batch) -> Tensor:
-        """Return the loss of words for what visual tokens show and for its colour."""
-        assert part.what is not None
-        assert part.hue is not None
-        what = name_loss(self.model, picture, part.what, self.what_words, _SIDE)
-        return what + name_loss(self.model, picture, part.hue, self.hue_words, _SIDE)
+        """Return the loss of words for what visual tokens show, its colour and what is written."""
+        total = torch.zeros(())
+        for labels, words in zip((part.what, part.hue, part.word), self.seen_words, strict=True):
+            assert labels is not None
+            total = total + name_loss(self.model, picture, labels, words, _SIDE)
+        return total
 
     def _word(self, name: str) -> int:
         """Return the token of a word where it stands in a sentence, or −1 if it has parts."""
         space = self.tokenizer.encode(" ", add_special_tokens=False)
         tokens = self.tokenizer.encode(f" {name}", add_special_tokens=False)
         own = [token for token in tokens if [token] != space]
-        return own[0] if len(own) == 1 and name not in (WHAT[0], HUES[0]) else -1
+        return own[0] if len(own) == 1 and name not in (WHAT[0], HUES[0], WRITTEN[0]) else -1
 
     def _no_tokens(self, batch: Batch) -> Tensor:
         """Return the visual tokens of a batch in which words stand for the pictures: none."""
@@ -305,7 +309,7 @@ class Pretraining:
             tasks = list(TOLD)
         else:
             tasks = list(dict.fromkeys(name for level in LEVELS for name in level))
-        found = {}
+        found: dict[str, float] = {}
         for name in tasks:
             batch = self._check(stage, name)
             with torch.autocast("cpu", torch.bfloat16):
@@ -313,10 +317,7 @@ class Pretraining:
                 if stage != "reading":
                     looked = SEE[self.blueprint.name](self.model, batch.pixels)
                 if stage == "seeing":
-                    what, _ = self.head(looked)
-                    shown = batch.what > 0  # type: ignore[operator]
-                    right = what.argmax(-1)[shown] == batch.what[shown]  # type: ignore[index]
-                    found[name] = float(right.float().mean())
+                    found |= patch_accuracy(name, self.head(looked), batch)
                     continue
                 states = hidden_states(self.model, batch, looked)
                 logits, labels = answer_logits(self.model, states.last, batch.labels)
