@@ -103,6 +103,18 @@ def _per_token(row: Encoded, name: str) -> list[int]:
     return known + [0] * (len(row.input_ids) - len(known))
 
 
+def check_pictures(rows: Sequence[Encoded]) -> None:
+    """Make sure that any of `rows` can be in one batch with any other.
+
+    Raises:
+        DataError: pictures have sizes that can't be joined.
+    """
+    for name in dict.fromkeys(name for row in rows for name in row.features):
+        if name not in PER_TOKEN_FEATURES:
+            # Nothing of each is joined: the sizes of single pictures are what counts.
+            join_pictures(name, [row.features[name][:0] for row in rows if name in row.features])
+
+
 def join_pictures(name: str, values: Sequence[Tensor]) -> Tensor:
     """Return picture features of several rows, or of several batches, in their order.
 

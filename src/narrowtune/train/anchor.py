@@ -24,6 +24,7 @@ from narrowtune.data.collate import (
     IGNORE_INDEX,
     PER_TOKEN_FEATURES,
     Encoded,
+    check_pictures,
     collate,
     join_pictures,
     padding_id,
@@ -168,6 +169,7 @@ def build_anchor(
 
     Raises:
         TrainingError: there are no prompts, or the distributions would not fit in memory.
+        DataError: the prompts' pictures have sizes that can't be in one batch.
     """
     started = time.perf_counter()
     if not prompts:
@@ -177,6 +179,8 @@ def build_anchor(
             do="give anchor.prompts a file with at least one prompt, or leave it out",
         )
     encoded = [encoder.encode_prompt(messages) for messages in prompts]
+    # Which of them meet in a step is decided later: all are checked before anything is computed.
+    check_pictures(encoded)
     # A near tie may fall either way here: any answer of the base's will do.
     generations = generate_greedy(
         loaded,

@@ -9,7 +9,7 @@ import torch
 
 from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate
+from narrowtune.data.collate import IGNORE_INDEX, Encoded, check_pictures, collate
 from narrowtune.data.examples import Image, Message, Text
 from narrowtune.models.load import LoadedModel
 from tiny_models import FAMILIES, VISION_FAMILIES
@@ -89,3 +89,14 @@ def test_pictures_are_joined_in_order() -> None:
     flat = [Encoded([1], [1], {"pixel_values": torch.zeros(1, 3, n, n)}) for n in (2, 3)]
     with pytest.raises(DataError, match="can't be joined"):
         collate(flat, 0)
+
+
+def test_pictures_of_all_rows_are_checked_without_joining_them():
+    def row(*shape):
+        return Encoded([1], [1], {"pixel_values": torch.zeros(shape)})
+
+    # Tiles differ in number, rows without pictures don't matter.
+    check_pictures([row(1, 2, 3, 4, 4), Encoded([1], [1]), row(1, 5, 3, 4, 4)])
+    check_pictures([row(1, 3, 4, 4), row(2, 3, 4, 4)])
+    with pytest.raises(DataError, match="can't be joined"):
+        check_pictures([row(1, 3, 4, 4), row(1, 3, 4, 6)])
