@@ -107,14 +107,14 @@ def test_things_and_words_of_patches_are_scored_and_missed_where_they_are_shown(
     worded = (batch.word > 0).nonzero()
     assert len(worded) > 1
     assert patch_accuracy("words", Seen(*right), batch) == {"words": 1.0, "words words": 1.0}
-    assert float(patch_loss(Seen(*right), batch)) < 1e-3
+    assert float(patch_loss(Seen(*right), batch, 1.0)) < 1e-3
     # One letter is taken for one of another word: its share, and its part of the words' mean.
     wrong = right[2].clone()
     wrong[tuple(worded[0])] = wrong[tuple(worded[0])].roll(1)
     found = patch_accuracy("words", Seen(*right[:2], wrong), batch)
     assert found["words words"] == pytest.approx(1 - 1 / len(worded))
-    lost = float(patch_loss(Seen(*right[:2], wrong), batch))
-    assert lost == pytest.approx(20 / len(worded), rel=1e-3)
+    lost = float(patch_loss(Seen(*right[:2], wrong), batch, 0.5))
+    assert lost == pytest.approx(0.5 * 20 / len(worded), rel=1e-3)
 
 
 def test_a_batch_without_words_has_a_loss():
@@ -125,6 +125,6 @@ def test_a_batch_without_words_has_a_loss():
     assert not batch.word.any()
     seen = Seen(*(torch.zeros(1, 196, len(names)) for names in (WHAT, HUES, WRITTEN)))
     expected = math.log(len(WHAT)) + math.log(len(HUES))
-    assert float(patch_loss(seen, batch)) == pytest.approx(expected, abs=1e-4)
+    assert float(patch_loss(seen, batch, 1.0)) == pytest.approx(expected, abs=1e-4)
     words = torch.arange(len(WRITTEN)) - 1
     assert float(name_loss(Scored(), torch.zeros(1, 49, len(WRITTEN)), batch.word, words, 7)) == 0

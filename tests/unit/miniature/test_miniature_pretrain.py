@@ -65,6 +65,13 @@ def test_no_sample_comes_twice_and_no_skill_is_asked():
         assert set(level) <= set(TOLD)
 
 
+def test_words_are_asked_once_letters_are_known():
+    schedule = Schedule(seeing_steps=100, word_start=0.4, word_weight=0.3)
+    weights = [schedule.word_weight_at("seeing", step) for step in range(100)]
+    assert weights == [0.0] * 40 + [0.3] * 60
+    assert schedule.word_weight_at("answering", 0) == 0.3
+
+
 def test_the_rate_rises_stays_and_falls():
     factors = [rate_factor(step, 1000) for step in range(1000)]
     assert factors[0] == pytest.approx(0.01)

@@ -46,7 +46,7 @@ def hint_loss(model: PreTrainedModel, middle: Tensor, hints: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float(), wanted, reduction="sum")
 
 
-def patch_loss(found: Seen, batch: Batch) -> Tensor:
+def patch_loss(found: Seen, batch: Batch, word_weight: float) -> Tensor:
     """Return the mean cross-entropy of what patches show, of its colour and of its word.
 
     Patches that show nothing count a fifth; they have no colour, and few have a word.
@@ -54,6 +54,7 @@ def patch_loss(found: Seen, batch: Batch) -> Tensor:
     Args:
         found: logits from a `PatchHead`.
         batch: with the labels.
+        word_weight: of the words, beside 1 of things and colours.
     """
     assert batch.what is not None
     assert batch.hue is not None
@@ -68,7 +69,7 @@ def patch_loss(found: Seen, batch: Batch) -> Tensor:
     word = functional.cross_entropy(
         found.word.float()[worded], batch.word[worded], reduction="sum"
     ) / worded.sum().clamp(min=1)
-    return what + hue + word
+    return what + hue + word_weight * word
 
 
 def patch_accuracy(name: str, found: Seen, batch: Batch) -> dict[str, float]:

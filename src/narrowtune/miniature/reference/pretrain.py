@@ -63,6 +63,7 @@ from narrowtune.miniature.registry import LEVELS, TASKS
 
 _NUM_CHECKED = 64  # samples of each task that the log's accuracy is of
 _CHECK_EVERY = 5  # lines of the log
+_SEEN_TASKS = ("pages", "reading", "captions", "forms", "diagrams")  # checked in the first stage
 _STAGES = ("seeing", "reading", "answering")
 _SEEDS = {"seeing": 0, "reading": 2, "answering": 1}  # of samples, behind the schedule's own
 _SIDE = SIZE // PATCH  # visual tokens in a row
@@ -229,7 +230,7 @@ class Pretraining:
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * factor * group["factor"]
-            losses.append(self._learn(stage, parts))
+            losses.append(self._learn(stage, step, parts))
             nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimizer in optimizers:
                 optimizer.step()
@@ -245,16 +246,17 @@ class Pretraining:
                     file.write(json.dumps(asdict(found)) + "\n")
                 report(found)
 
-    def _learn(self, stage: str, parts: Sequence[Batch]) -> float:
+    def _learn(self, stage: str, step: int, parts: Sequence[Batch]) -> float:
         """Put a step's gradients into the parameters; return its loss."""
         total = 0.0
         num_answers = sum(len(answer_lengths(part.labels)) for part in parts)
+        words = self.schedule.word_weight_at(stage, step)
         for part in parts:
             with plain_attention(), torch.autocast("cpu", torch.bfloat16):
                 looked, aside = self._no_tokens(part), torch.zeros(())
                 if stage != "reading":
                     looked = self._see(self.model, part.pixels)
-                    loss = told = aside = patch_loss(self.head(looked), part) / len(parts)
+                    loss = told = aside = patch_loss(self.head(looked), part, words) / len(parts)
                 if stage != "seeing":
                     states = self._hidden(self.model, part, looked)
                     logits, labels = answer_logits(self.model, states.last, part.labels)
@@ -303,12 +305,8 @@ class Pretraining:
     @torch.no_grad()
     def _accuracy(self, stage: str) -> dict[str, float]:
         """Return how much is right on the first samples of the validation split."""
-        if stage == "seeing":
-            tasks = ["pages", "reading", "captions", "forms", "diagrams"]
-        elif stage == "reading":
-            tasks = list(TOLD)
-        else:
-            tasks = list(dict.fromkeys(name for level in LEVELS for name in level))
+        every = list(dict.fromkeys(name for level in LEVELS for name in level))
+        tasks = {"seeing": list(_SEEN_TASKS), "reading": list(TOLD)}.get(stage, every)
         found: dict[str, float] = {}
         for name in tasks:
             batch = self._check(stage, name)

@@ -49,6 +49,8 @@ class Schedule:
         seeing_rate, reading_rate, answering_rate: highest learning rates of the stages.
         tower_factor: what the tower's rate is multiplied by while the model learns to answer.
         patch_weight: of the patch labels' loss in that stage, so that the tower goes on seeing.
+        word_weight: of the words among the patch labels.
+        word_start: share of the seeing steps after which words are asked: once letters are known.
         place_weight: of the loss that asks for the row and column of visual tokens.
         hint_weight: of the loss that asks between the layers what an answer is about.
         level_starts: shares of the answering steps after which each later level begins.
@@ -71,6 +73,8 @@ class Schedule:
     answering_rate: float = 1e-3
     tower_factor: float = 0.2
     patch_weight: float = 0.3
+    word_weight: float = 0.3
+    word_start: float = 0.4
     place_weight: float = 0.3
     hint_weight: float = 0.5
     level_starts: tuple[float, ...] = (0.05, 0.2)
@@ -88,7 +92,13 @@ class Schedule:
     def of_seeing(self) -> dict[str, Any]:
         """Return what the first stage depends on."""
         names = ("seed", "seeing_steps", "seeing_batch", "micro_batches", "seeing_rate")
-        return {name: getattr(self, name) for name in (*names, "matrix_factor")}
+        more = ("matrix_factor", "word_weight", "word_start")
+        return {name: getattr(self, name) for name in (*names, *more)}
+
+    def word_weight_at(self, stage: str, step: int) -> float:
+        """Return the weight of words among the patch labels: none before letters are known."""
+        early = stage == "seeing" and step < self.word_start * self.seeing_steps
+        return 0.0 if early else self.word_weight
 
 
 def answering_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]]:
