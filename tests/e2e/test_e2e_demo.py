@@ -56,4 +56,5 @@ def test_every_recipe_is_taught_on_the_same_rows_and_compared(reference, tmp_pat
         assert f"Report: {folder / name / 'report.html'}" in done.output
         assert record.training is not None
         assert (record.training.anchor_weight is not None) == pictures.RUNS[name].anchored
+        assert any("looked up" in note for note in record.notes)
     assert f"Side by side: {folder / 'comparison.html'}" in done.output

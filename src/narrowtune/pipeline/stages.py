@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from narrowtune.core.cache import cache_folder
 from narrowtune.core.config import RunConfig
 from narrowtune.core.results import DriftResult, Plan, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_text
@@ -17,6 +19,7 @@ from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.data.examples import Message
 from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
+from narrowtune.engine.features import FeatureStore, can_remember, remembered_features
 from narrowtune.engine.forward import evaluating, packing_error, to_device
 from narrowtune.engine.generate import NOISE_ROWS, measure_noise, spread
 from narrowtune.evaluate.cache import ScoreCache
@@ -39,6 +42,23 @@ def measuring_dtype(loaded: LoadedModel) -> torch.dtype:
     that many close decisions would have to be taken again alone.
     """
     return torch.float32 if loaded.model.device.type == "cpu" else loaded.dtype
+
+
+@contextmanager
+def measuring(loaded: LoadedModel, features: FeatureStore | None = None) -> Iterator[None]:
+    """Compute in the dtype of answers inside the block, and look up pictures in `features`."""
+    with (
+        computing_in(loaded.model, measuring_dtype(loaded)),
+        remembered_features(loaded, features),
+    ):
+        yield
+
+
+def make_store(loaded: LoadedModel, *, remember: bool) -> FeatureStore | None:
+    """Return where the features of pictures are kept, or None where they are not."""
+    if not remember or not can_remember(loaded):
+        return None
+    return FeatureStore(folder=cache_folder() / "features")
 
 
 MAX_PACKING_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -106,7 +126,7 @@ def check_packing(
         return arithmetic.model_copy(update={"packing": allowed})
     dtype = measuring_dtype(loaded)
     batch = collate(text[:_CHECKED_ROWS], padding_id(loaded.tokenizer))
-    with computing_in(loaded.model, dtype), evaluating(loaded.model):
+    with measuring(loaded), evaluating(loaded.model):
         error = packing_error(loaded.model, to_device(batch, loaded.model.device))
     limit = MAX_PACKING_ERROR.get(dtype, MAX_PACKING_ERROR[torch.bfloat16])
     agrees = error <= limit
@@ -183,17 +203,20 @@ def score_tasks(
     fingerprint: str,
     arithmetic: Arithmetic,
     folder: Path,
+    features: FeatureStore | None = None,
 ) -> list[TaskResult]:
     """Return the results of every task, from the cache where they are there; write the items.
 
     Args:
         fingerprint: of the weights that are in the model now.
         folder: one file per task goes there.
+        features: of pictures.
     """
     dtype = measuring_dtype(loaded)
     words = (
         f"{dtype} {arithmetic.float32_matmul_precision} {arithmetic.threads} threads, "
         f"{'packed' if arithmetic.packing else 'plain'}"
+        f"{'' if features is None else ', pictures remembered'}"
     )
     results = []
 
@@ -201,7 +224,7 @@ def score_tasks(
     def tolerance() -> float:
         return measure_tolerance(loaded, tasks, encoder)
 
-    with computing_in(loaded.model, dtype):
+    with measuring(loaded, features):
         for task in tasks:
             result = evaluate_cached(
                 loaded,
@@ -224,9 +247,10 @@ def measure_run_drift(
     inputs: Inputs,
     encoder: ChatEncoder,
     config: RunConfig,
+    features: FeatureStore | None = None,
 ) -> DriftResult:
     """Compare the tuned model in `loaded` with `base` on the run's drift prompts."""
-    with computing_in(loaded.model, measuring_dtype(loaded)):
+    with measuring(loaded, features):
         return measure_drift(
             loaded,
             WeightSwap(loaded.model, base),

@@ -23,6 +23,7 @@ from narrowtune.delta.extract import OtherDtypeWarning, extract
 from narrowtune.delta.store import info
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
 from narrowtune.engine.cost import estimate_cost
+from narrowtune.engine.features import FeatureStore, changes_eyes
 from narrowtune.evaluate.verdict import compare_results, decide
 from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.load import LoadedModel
@@ -32,8 +33,9 @@ from narrowtune.pipeline.folder import check_started, open_folder
 from narrowtune.pipeline.inputs import Inputs, load, make_encoder, read_inputs
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
+    make_store,
     measure_run_drift,
-    measuring_dtype,
+    measuring,
     plan_run,
     score_tasks,
 )
@@ -43,7 +45,6 @@ from narrowtune.train.anchor import build_anchor
 from narrowtune.train.arguments import num_repeated
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.fit import FitResult, fit
-from narrowtune.train.masters import computing_in
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Run:
     inputs: Inputs
     encoder: ChatEncoder
     arithmetic: Arithmetic
+    features: FeatureStore | None
     plan: Plan | None = None
     before: list[TaskResult] | None = None
     after: list[TaskResult] | None = None
@@ -139,6 +141,7 @@ def _prepare(
         inputs,
         encoder,
         arithmetic,
+        make_store(loaded, remember=config.remember_pictures),
     )
 
 
@@ -171,6 +174,7 @@ def _look_before(run: Run, num_processes: int) -> None:
             fingerprint=combine_hashes(run.base_hashes),
             arithmetic=run.arithmetic,
             folder=run.folder.root / "before",
+            features=run.features,
         )
 
 
@@ -180,7 +184,7 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
     if config.anchor is not None:
         with (
             run.watch.stage("answer the anchor's prompts"),
-            computing_in(model, measuring_dtype(run.loaded)),
+            measuring(run.loaded, run.features),
         ):
             anchor = build_anchor(
                 run.loaded,
@@ -211,6 +215,8 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             anchor=anchor,
             callbacks=[progress],
             resume=resume,
+            # In a single pass no picture comes twice, and keeping them would only cost.
+            features=run.features if config.training.num_train_epochs > 1 else None,
         )
     # The report's times and cost are those of the whole training, like its numbers of rows.
     run.watch.seconds["train"] += run.fitted.earlier_seconds
@@ -231,6 +237,8 @@ def _look_after(run: Run) -> None:
             notes=run.loaded.notes,
         )
         delta.save(run.folder.delta)
+    # Where tower or projector were trained, the base and the tuned model see otherwise.
+    eyes = None if changes_eyes(run.loaded, run.fitted.base) else run.features
     with run.watch.stage("evaluate the tuned model"):
         run.after = score_tasks(
             run.loaded,
@@ -240,10 +248,11 @@ def _look_after(run: Run) -> None:
             fingerprint=delta.metadata.tuned_fingerprint,
             arithmetic=run.arithmetic,
             folder=run.folder.root / "after",
+            features=eyes,
         )
     with run.watch.stage("drift"):
         run.drift = measure_run_drift(
-            run.loaded, run.fitted.base, run.inputs, run.encoder, run.config
+            run.loaded, run.fitted.base, run.inputs, run.encoder, run.config, eyes
         )
         write_json(run.folder.drift, run.drift)
 
@@ -283,5 +292,15 @@ def _record(run: Run) -> RunRecord:
         ),
         cost=estimate_cost(config.cost, sum(run.watch.seconds.values())),
         seconds={name: round(value, 2) for name, value in run.watch.seconds.items()},
-        notes=[*run.loaded.notes, *run.inputs.notes, *run.encoder.notes],
+        notes=[*run.loaded.notes, *run.inputs.notes, *run.encoder.notes, *_seen(run.features)],
     )
+
+
+def _seen(features: FeatureStore | None) -> list[str]:
+    """Say how often the tower was spared, where it was."""
+    if features is None or not features.num_found:
+        return []
+    return [
+        f"The tower was run on {features.num_computed} pictures; what it had seen was looked up "
+        f"{features.num_found} times (remember_pictures)."
+    ]

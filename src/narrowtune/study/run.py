@@ -27,6 +27,7 @@ from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example
 from narrowtune.data.splits import mix_examples
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
+from narrowtune.engine.features import changes_eyes
 from narrowtune.evaluate.constrained import evaluate_constrained
 from narrowtune.evaluate.evaluate import evaluate
 from narrowtune.evaluate.tasks import Task
@@ -39,7 +40,7 @@ from narrowtune.pipeline.inputs import (
     shipped_prompts,
 )
 from narrowtune.pipeline.sources import Source, read_prompts
-from narrowtune.pipeline.stages import measure_tolerance, measuring_dtype
+from narrowtune.pipeline.stages import make_store, measure_tolerance, measuring
 from narrowtune.probe.drift import measure_drift
 from narrowtune.probe.layers import layer_contributions
 from narrowtune.study.chains import Chain
@@ -51,7 +52,7 @@ from narrowtune.study.weights import put_back, relative_update, restore_chain, s
 from narrowtune.train.anchor import Anchor, build_anchor
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.lora import low_rank
-from narrowtune.train.masters import computing_in, copy_tensors
+from narrowtune.train.masters import copy_tensors
 
 _MOST_ENCODED = 2
 """Sets of training rows held as tensors: those of one skill and seed serve every arm in turn."""
@@ -106,6 +107,8 @@ class Study:
         self._encoded: dict[tuple[str, int], list[Encoded]] = {}
         self._anchors: dict[str, Anchor] = {}
         self._tolerance: float | None = None
+        self._store = make_store(self.loaded, remember=settings.remember_pictures)
+        self._features = self._store
 
     def score_base(self) -> StageResult:
         """Return the base's scores; with a single skill, on its validation rows too."""
@@ -137,6 +140,9 @@ class Study:
             self._anchor(chain.arm)
         try:
             with self._tuned(chain) as tuned:
+                # What a trained tower sees is seen once: it would only push out what others share.
+                own = changes_eyes(self.loaded, tuned.selection.names)
+                self._features = None if own else self._store
                 known = num_done and restore_chain(self.loaded.model, state, num_done)
                 first = num_done if known else 0
                 for stage in range(first, len(chain.skills)):
@@ -146,6 +152,7 @@ class Study:
                         names = tuned.selection.names
                         save_chain(self.loaded.model, state, stage + 1, names)
         finally:
+            self._features = self._store
             put_back(self.loaded.model, self.base)
         state.unlink(missing_ok=True)
 
@@ -167,7 +174,7 @@ class Study:
             if arm.wise_ft is not None:
                 self._average(fitted, arm.wise_ft)
             base = {name: self.base[twin] for name, twin in tuned.twins.items()}
-            with computing_in(self.loaded.model, measuring_dtype(self.loaded)):
+            with measuring(self.loaded, self._features):
                 swap = WeightSwap(self.loaded.model, base)
                 drift = measure_drift(
                     self.loaded,
@@ -230,6 +237,7 @@ class Study:
                 arithmetic=self.arithmetic,
                 anchor=self._anchor(arm),
                 distillation=arm.distillation,
+                features=self._features,
             )
 
     def _drawn(self, skill: str, seed: int) -> list[Example]:
@@ -273,7 +281,7 @@ class Study:
         if key not in self._anchors:
             with (
                 WeightSwap(self.loaded.model, self.base).base(),
-                computing_in(self.loaded.model, measuring_dtype(self.loaded)),
+                measuring(self.loaded, self._store),
             ):
                 self._anchors[key] = build_anchor(
                     self.loaded,
@@ -298,7 +306,7 @@ class Study:
         }
 
     def _score(self, task: Task, ask: Callable[..., TaskResult] = evaluate) -> TaskScores:
-        with computing_in(self.loaded.model, measuring_dtype(self.loaded)):
+        with measuring(self.loaded, self._features):
             return summarise(
                 ask(
                     self.loaded,
@@ -315,7 +323,7 @@ class Study:
         if self._tolerance is None and path.exists():
             self._tolerance = json.loads(path.read_text("utf-8"))["tolerance"]
         if self._tolerance is None:
-            with computing_in(self.loaded.model, measuring_dtype(self.loaded)):
+            with measuring(self.loaded, self._features):
                 self._tolerance = measure_tolerance(self.loaded, self.tasks, self.encoder)
             write_json(path, {"tolerance": self._tolerance})
 

@@ -16,6 +16,7 @@ from narrowtune.core.study_settings import DistillationSettings
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.energy import EnergyMeter
+from narrowtune.engine.features import FeatureStore, changes_eyes, remembered_features
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection
 from narrowtune.models.swap import WeightSwap
@@ -65,11 +66,13 @@ def fit(
     distillation: DistillationSettings | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
+    features: FeatureStore | None = None,
 ) -> FitResult:
     """Train exactly the selection on `rows`, and prove it.
 
     The model must be the base. Afterwards the selected tensors hold the tuned weights rounded to
-    the base's dtype, and every parameter has the dtype that it came with.
+    the base's dtype, and every parameter has the dtype that it came with. `features` keeps what a
+    frozen tower makes of pictures; several processes, and recipes that train it, don't use them.
 
     Raises:
         TrainingError: a loss that is not finite, a batch without labels, a damaged checkpoint.
@@ -122,7 +125,13 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     checkpoint = find_checkpoint(Path(config.output_dir)) if resume else None
     steps = planned_steps(config, len(rows))
-    with computing_in(model, torch.float32, layer_norm_names(model)), meter:
+    # Processes that share one tower would have to run it for the same pictures at the same time.
+    fixed = num_processes == 1 and not changes_eyes(loaded, selection.names)
+    with (
+        computing_in(model, torch.float32, layer_norm_names(model)),
+        remembered_features(loaded, features if fixed else None),
+        meter,
+    ):
         if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= steps:
             trainer.load_finished(checkpoint)
         elif steps > 0:

@@ -1,0 +1,74 @@
+"""A study on pictures: what a frozen tower sees is computed once for all arms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from narrowtune.core.data_settings import SkillSettings
+from narrowtune.core.study_settings import StudySettings
+from narrowtune.miniature.rows import write_rows
+from narrowtune.study.chains import all_chains
+from narrowtune.study.run import Study
+
+
+@pytest.fixture
+def settings(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
+    train = write_rows(tmp_path, "counting", "train", 8, 1)
+    test = write_rows(tmp_path, "counting", "test", 5, 1)
+    skill = SkillSettings(**train.model_dump(), test_path=test.path)
+    prompts = tmp_path / "drift.jsonl"
+    prompts.write_text('{"prompt": "Tell me."}\n', encoding="utf-8")
+    return StudySettings.model_validate(
+        {
+            "model": str(tiny("qwen2_5_vl", torch.bfloat16)),
+            "skills": [skill.model_copy(update={"max_new_tokens": 4}).model_dump()],
+            "keep": [
+                write_rows(tmp_path, "charts", "test", 4, 1)
+                .model_copy(update={"max_new_tokens": 4})
+                .model_dump()
+            ],
+            "arms": [
+                {"recipe": recipe, "learning_rates": [1e-2]}
+                for recipe in ("sa_proj", "mlp", "projector")
+            ],
+            "training": {
+                "global_batch_size": 4,
+                "per_device_train_batch_size": 4,
+                "compute_dtype": "float32",
+            },
+            "drift": {"prompts": str(prompts), "max_new_tokens": 4},
+            "output_dir": str(tmp_path / "out"),
+        }
+    )
+
+
+def outcomes(study: Study) -> list:
+    found = [study.score_base()]
+    for chain in all_chains(study.settings):
+        study.run(chain, 0, found.append)
+    return [
+        (r.chain.arm, r.tasks, r.drift and r.drift.kl_base_tuned, r.final_loss, r.relative_update)
+        for r in found
+    ]
+
+
+def test_all_arms_look_pictures_up_and_find_what_they_would_without(settings):
+    plain = outcomes(Study(settings.model_copy(update={"remember_pictures": False})))
+    study = Study(settings)
+    store, seen = study._store, []
+    tower = study.loaded.model.get_submodule(study.loaded.family.vision_tower[0])
+    tower.register_forward_pre_hook(lambda *_: seen.append(1))
+    found = outcomes(study)
+    for (arm, tasks, kl, loss, update), expected in zip(found, plain, strict=True):
+        assert (arm, tasks) == expected[:2]
+        if arm != "base":
+            assert (kl, loss, update) == pytest.approx(expected[2:], rel=1e-3)
+    # Seven rows to learn from and one kept back, five and four to be asked; two arms see no other
+    # than the base, and the projector's own sees for itself.
+    assert store.num_computed == 8 + 5 + 4
+    assert store.num_computed + store.num_found == (1 + 5 + 4) + 2 * (8 + 5 + 4)
+    before = len(seen)
+    study.run(next(all_chains(settings)), 0, lambda result: None)
+    assert len(seen) == before
