@@ -59,8 +59,12 @@ class TrainingSettings(Settings):
         optim: as transformers names optimisers.
         gradient_checkpointing: compute activations again in the backward pass, to save memory.
         compute_dtype: `auto` measures which arithmetic is fastest here and records it.
-        packing: lay rows of text end to end, and compute what they all begin with once, where that
-            is cheaper; the sums are the same. False takes the plain path, row by row.
+        packing: lay rows of text end to end, and rows about one picture behind it, so that what
+            they begin with is computed once, where that is cheaper; the sums are the same. False
+            takes the plain path, row by row.
+        group_by_picture: draw pictures and not rows, so that all rows about a picture are in the
+            same step, or in steps that follow each other, and share it. The steps are others than
+            those of rows in any order.
         save_steps: steps between checkpoints; 0 saves none.
         save_total_limit: checkpoints kept.
         eval_steps: steps between losses on validation rows; 0 never computes them.
@@ -84,6 +88,7 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = False
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     packing: bool = True
+    group_by_picture: bool = False
     save_steps: int = Field(0, ge=0)
     save_total_limit: int = Field(2, ge=1)
     eval_steps: int = Field(0, ge=0)

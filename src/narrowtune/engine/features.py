@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from narrowtune.models.fingerprint import fingerprint, tensor_sha256
+from narrowtune.engine.pictures import picture_sha256, pictures_apart
+from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import LoadedModel
 
 MAX_BYTES = 2**30
@@ -176,7 +177,7 @@ def remembered_features(loaded: LoadedModel, store: FeatureStore | None) -> Iter
     def remembered(*args: Any, **kwargs: Any) -> Any:
         inputs = _named(loaded, plain, args, kwargs)
         learns = torch.is_grad_enabled() and any(p.requires_grad for _, p in _eyes(loaded))
-        pictures = None if learns else _apart(inputs)
+        pictures = None if learns else pictures_apart(inputs)
         if pictures is None:
             return plain(*args, **kwargs)
         pixels = inputs["pixel_values"]
@@ -229,11 +230,9 @@ def _origin(loaded: LoadedModel) -> str:
     ).hexdigest()
 
 
-def _key(origin: str, device: torch.device, picture: dict[str, Any]) -> str:
+def _key(origin: str, device: torch.device, picture: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(f"{origin} {device.type} {_precision(device)}\n".encode())
-    for name, value in sorted(picture.items()):
-        shown = tensor_sha256(value) if isinstance(value, Tensor) else repr(value)
-        digest.update(f"{name} {shown}\n".encode())
+    digest.update(picture_sha256(picture).encode())
     return digest.hexdigest()
 
 
@@ -262,42 +261,7 @@ def _named(
     }
 
 
-def _apart(inputs: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Return the inputs of each picture alone; None where they can't be told apart."""
-    rest = dict(inputs)
-    pixels, grids = rest.pop("pixel_values", None), rest.pop("image_grid_thw", None)
-    numbers, sizes = rest.pop("batch_num_images", None), rest.pop("image_sizes", None)
-    # Where a row has several pictures, LLaVA-OneVision sees each of them otherwise than alone.
-    several = numbers is not None and bool((numbers != 1).any())
-    if rest or several or not isinstance(pixels, Tensor):
-        return None
-    if grids is not None:
-        parts = pixels.split(grids.prod(-1).tolist())
-        return [
-            {"pixel_values": part, "image_grid_thw": grid[None]}
-            for part, grid in zip(parts, grids, strict=True)
-        ]
-    found = []
-    for number, picture in enumerate(pixels):
-        own = {"pixel_values": _without_empty_tiles(picture)[None]}
-        if sizes is not None:
-            own["image_sizes"] = sizes[number][None]
-        found.append(own)
-    return found
-
-
-def _without_empty_tiles(picture: Tensor) -> Tensor:
-    """Return a picture's tiles [K, C, H, W] without those, all zero, that fill up a batch.
-
-    The model leaves them out by the picture's size; a black tile is not zero once it is normalised.
-    """
-    if picture.ndim < 4:
-        return picture
-    filled = picture.flatten(1).any(dim=1).nonzero()
-    return picture[: int(filled.max()) + 1] if len(filled) else picture
-
-
-def _look(plain: Callable[..., Any], picture: dict[str, Any]) -> Tensor:
+def _look(plain: Callable[..., Any], picture: Mapping[str, Tensor]) -> Tensor:
     """Return a picture's features [tokens, hidden size], on the CPU."""
     # What is made in inference mode could take no part in a backward pass later.
     with torch.inference_mode(False), torch.no_grad():

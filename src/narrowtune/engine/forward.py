@@ -27,7 +27,8 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
 
     The head sees the chosen positions only. At a vocabulary of 150,000 and one label in fifty
     tokens, that saves most of the logits' memory and, in a small model, most of the time. Rows of
-    text go through the model end to end where that is cheaper (`engine.packing`).
+    text go through the model end to end, and rows about one picture as its branches, where that is
+    cheaper (`engine.packing`).
 
     Args:
         model: a Hugging Face causal model, plain or wrapped for distributed training.
@@ -64,9 +65,10 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
         return (hidden_BTH[mask.to(hidden_BTH.device)].unsqueeze(0), *args[1:])
 
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    line = pack(inner, inputs, mask)
-    if line is not None:
-        inputs, mask = line.inputs, line.mask
+    order = None
+    layout = pack(inner, inputs, mask)
+    if layout is not None:
+        inputs, mask, order = layout
     handle = head.register_forward_pre_hook(gather)
     try:
         logits_1NV = model(**inputs, use_cache=False).logits
@@ -78,7 +80,8 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
             found=f"its forward called the language-model head {num_calls} times",
             do="this architecture is not supported; report it with the model's class",
         )
-    return logits_1NV[0]
+    logits_NV: Tensor = logits_1NV[0]
+    return logits_NV if order is None else logits_NV[order]
 
 
 @contextmanager

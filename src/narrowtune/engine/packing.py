@@ -1,21 +1,24 @@
-"""Rows in one line: no padding, and what they all begin with only once.
+"""Rows laid out anew: no padding, and what they begin with only once.
 
 Causal attention makes every state depend on nothing behind it, so rows that begin alike share the
 states of that beginning, and rows laid end to end don't see each other under the right mask. The
-sums are the same as row by row, up to rounding; the positions that are asked for come out in the
-same order.
+sums are the same as row by row, up to rounding. Rows of text make one line; rows about the same
+picture make one row, in which each question is a branch behind the picture.
 
-Shapes: B rows of T tokens, padding included; L tokens in the line.
+Shapes: B rows of T tokens, padding included; G rows of L tokens in the layout (one for text).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from narrowtune.engine.pictures import PICTURE_INPUTS, picture_sha256, pictures_apart
 
 When = Literal["never", "cheaper", "always"]
 
@@ -40,21 +43,27 @@ def packing(when: When) -> Iterator[None]:
         _WHEN.reset(token)
 
 
-class Line(NamedTuple):
-    """A batch as one row.
+class Layout(NamedTuple):
+    """A batch laid out anew.
 
     Attributes:
-        inputs: `input_ids` and `position_ids` [1, L], `attention_mask` [1, 1, L, L] (true where a
-            token is seen).
-        mask: [1, L], the positions that were asked for.
+        inputs: `input_ids` [G, L], `position_ids` [G, L] or [3, G, L], `attention_mask`
+            [G, 1, L, L] (true where a token is seen), and what pictures are given by.
+        mask: [G, L], the positions that were asked for.
+        order: which of these, row by row, each position of the batch is; None where they come out
+            in the batch's order.
     """
 
     inputs: dict[str, Tensor]
     mask: Tensor
+    order: Tensor | None = None
 
 
-def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Line | None:
-    """Lay the rows of a batch end to end behind the beginning that they share.
+def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:
+    """Lay the rows of a batch out anew, where that is exact and cheaper.
+
+    Rows of text are laid end to end behind the beginning that they share; rows about the same
+    picture become branches behind it (`_branches`).
 
     Args:
         model: the unwrapped model that will see it.
@@ -64,11 +73,13 @@ def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Line | No
 
     Returns:
         None where rows go through the model as they are: inside `packing("never")`, and where a
-        line would not be exact or not be cheaper. That is one row, pictures or other features,
-        padding on the left, attention that is not SDPA or that reaches back fewer tokens than a row
-        has, or rows so long and so different that the empty part of the line's square costs more
-        than the padding.
+        layout would not be exact or not be cheaper. That is one row, pictures that no two rows
+        share, other features, padding on the left, attention that is not SDPA or that reaches back
+        fewer tokens than a row has, or rows so long and so different that the empty part of the
+        layout's squares costs more than the padding.
     """
+    if set(inputs) != _TEXT:
+        return _branches(model, inputs, mask)
     found = _kept_tokens(model, inputs, mask)
     if found is None:
         return None
@@ -81,39 +92,160 @@ def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Line | No
         "position_ids": position[None],
         "attention_mask": seen[None, None],
     }
-    return Line(line, mask[kept][None])
+    return Layout(line, mask[kept][None])
 
 
 def num_positions(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> int:
-    """Return how many positions `model` computes for a batch: those of its line, or B x T."""
-    found = _kept_tokens(model, inputs, mask)
-    return mask.numel() if found is None else int(found[0].sum())
+    """Return how many positions `model` computes for a batch: those of its layout, or B x T."""
+    found = pack(model, inputs, mask)
+    return mask.numel() if found is None else found.mask.numel()
 
 
 def _kept_tokens(
     model: nn.Module, inputs: Mapping[str, Any], mask: Tensor
 ) -> tuple[Tensor, int] | None:
     """Return which tokens [B, T] make the line, and how many of the first row's all share."""
-    if _WHEN.get() == "never" or set(inputs) != _TEXT:
+    if not _can_be_laid_out(model, inputs, mask):
         return None
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
-    num_rows, length = ids.shape
-    if num_rows < 2 or mask.shape != ids.shape:
-        return None
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    if model.config._attn_implementation != "sdpa" or (window is not None and length > window):
-        return None
-    gaps = valid[:, 1:] & ~valid[:, :-1]
-    if bool(gaps.any()) or bool((mask & ~valid).any()) or not bool(mask.any()):
-        return None
-    alike = (ids == ids[:1]).all(dim=0) & valid.all(dim=0) & ~mask.any(dim=0)
-    shared = int(alike.long().cumprod(dim=0).sum())
+    shared = _shared(ids, valid, mask)
     kept = valid.clone()
     kept[1:, :shared] = False
-    if _WHEN.get() == "always":
-        return kept, shared
     tokens = int(kept.sum())
+    return (kept, shared) if _pays(model, (1, tokens), ids.shape) else None
+
+
+def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> bool:
+    """Whether another layout of these rows, whichever it is, is allowed and exact."""
+    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
+    num_rows, length = ids.shape
+    if _WHEN.get() == "never" or num_rows < 2 or mask.shape != ids.shape:
+        return False
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    if model.config._attn_implementation != "sdpa" or (window is not None and length > window):
+        return False
+    gaps = valid[:, 1:] & ~valid[:, :-1]
+    return not bool(gaps.any()) and not bool((mask & ~valid).any()) and bool(mask.any())
+
+
+def _shared(ids: Tensor, valid: Tensor, mask: Tensor) -> int:
+    """Return how many tokens rows [B, T] begin with alike, none of them asked for."""
+    alike = (ids == ids[:1]).all(dim=0) & valid.all(dim=0) & ~mask.any(dim=0)
+    return int(alike.long().cumprod(dim=0).sum())
+
+
+def _pays(model: nn.Module, layout: tuple[int, int], rows: tuple[int, int]) -> bool:
+    """Whether a layout, as rows and their length, is cheaper than the rows as they are."""
     width = _LINEAR_WIDTH * model.config.get_text_config().hidden_size
-    if tokens * (width + tokens) >= num_rows * length * (width + length):
+    costs = [number * length * (width + length) for number, length in (layout, rows)]
+    return _WHEN.get() == "always" or costs[0] < costs[1]
+
+
+def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:
+    """Lay rows that have one picture each out in one row per picture, each question a branch.
+
+    What stands before the first difference, the picture among it, is computed once, and the picture
+    goes through the tower once. Positions go on from there in every branch, in three axes for
+    models whose rotary embedding has three.
+
+    Returns:
+        None where no two rows share their picture and what is before it, or as `pack`.
+    """
+    known = {*_TEXT, *PICTURE_INPUTS, "mm_token_type_ids"}
+    placeholder = getattr(model.config, "image_token_id", None)
+    if placeholder is None or not set(inputs) <= known or not _can_be_laid_out(model, inputs, mask):
         return None
-    return kept, shared
+    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
+    given = {name: inputs[name] for name in PICTURE_INPUTS if name in inputs}
+    pictures = pictures_apart(given)
+    places = ids == placeholder
+    # As many pictures as rows, and one in every row at least: one in each.
+    if pictures is None or len(pictures) != len(ids) or not bool(places.any(dim=1).all()):
+        return None
+    groups, starts = _groups(ids, valid, mask, places, pictures)
+    if len(groups) == len(ids):
+        return None
+    row, position, filled = _laid_out(groups, starts, valid)
+    if not _pays(model, tuple(row.shape), tuple(ids.shape)):
+        return None
+    seen = (row[:, :, None] == row[:, None, :]) | (position < torch.tensor(starts)[:, None])[
+        :, None
+    ]
+    seen &= (position[:, None, :] <= position[:, :, None]) & filled[:, None, :]
+    # What fills a row up sees itself: a softmax over nothing is not a number, and would spread.
+    seen |= torch.eye(row.shape[1], dtype=torch.bool, device=seen.device)
+    asked = mask[row, position] & filled
+    firsts = [group[0] for group in groups]
+    laid = {
+        # What fills a row up must not look like a picture.
+        "input_ids": ids[row, position].masked_fill(~filled, int(placeholder == 0)),
+        "attention_mask": seen[:, None],
+        "position_ids": _positions(model, inputs)[..., row, position],
+        **_joined(given, pictures, firsts),
+    }
+    return Layout(laid, asked, (row * ids.shape[1] + position)[asked].argsort())
+
+
+def _groups(
+    ids: Tensor,
+    valid: Tensor,
+    mask: Tensor,
+    places: Tensor,
+    pictures: Sequence[Mapping[str, Tensor]],
+) -> tuple[list[list[int]], list[int]]:
+    """Return the rows that share a picture, and how many tokens each group begins with alike."""
+    alike: dict[str, list[int]] = {}
+    for number, picture in enumerate(pictures):
+        alike.setdefault(picture_sha256(picture), []).append(number)
+    groups, starts = [], []
+    for group in alike.values():
+        shared = _shared(ids[group], valid[group], mask[group])
+        # A picture behind what differs is another one to the language model.
+        if bool(places[group[0], shared:].any()):
+            groups += [[number] for number in group]
+            starts += [0] * len(group)
+        else:
+            groups.append(group)
+            starts.append(shared)
+    return groups, starts
+
+
+def _laid_out(
+    groups: Sequence[Sequence[int]], starts: Sequence[int], valid: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each token [G, L] its row and place in the batch, and whether it is one at all."""
+    kept = []
+    for group, start in zip(groups, starts, strict=True):
+        own = valid[list(group)].clone()
+        own[1:, :start] = False
+        place = own.nonzero()
+        kept.append(torch.stack((torch.tensor(group).to(place)[place[:, 0]], place[:, 1])))
+    length = max(part.shape[1] for part in kept)
+    row, position = torch.stack(
+        [torch.nn.functional.pad(part, (0, length - part.shape[1])) for part in kept], dim=1
+    )
+    sizes = torch.tensor([part.shape[1] for part in kept], device=row.device)
+    return row, position, torch.arange(length, device=row.device) < sizes[:, None]
+
+
+def _positions(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the positions of a batch as the model would give them: [B, T], or [3, B, T]."""
+    ids = inputs["input_ids"]
+    if "image_grid_thw" not in inputs:
+        return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    positions, _ = model.model.get_rope_index(
+        ids,
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )
+    return positions  # type: ignore[no-any-return]
+
+
+def _joined(
+    given: Mapping[str, Tensor], pictures: Sequence[Mapping[str, Tensor]], chosen: Sequence[int]
+) -> dict[str, Tensor]:
+    """Return the inputs of the chosen pictures alone, joined as a batch has them."""
+    if "image_grid_thw" in given:
+        return {name: torch.cat([pictures[number][name] for number in chosen]) for name in given}
+    return {name: value[list(chosen)] for name, value in given.items()}

@@ -34,9 +34,9 @@ from narrowtune.pipeline.sources import read_prompts, read_task
 from narrowtune.pipeline.stages import (
     check_packing,
     measuring_dtype,
-    packable_rows,
+    packable_batches,
     plan_run,
-    prompts_as_rows,
+    prompts_as_batches,
     score_tasks,
 )
 from narrowtune.probe.drift import measure_drift
@@ -79,7 +79,7 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
     arithmetic = check_packing(
         measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
         loaded,
-        packable_rows(inputs, encoder),
+        packable_batches(inputs, encoder),
         allowed=config.training.packing,
     )
     with apply_arithmetic(arithmetic):
@@ -134,7 +134,7 @@ def evaluate(
             output.mkdir(parents=True, exist_ok=True)
             write_refused(output / REFUSED, found.refused)
     prompts = [example.prompt for task in made for example in task.examples]
-    arithmetic = _choose(loaded, prompts_as_rows(prompts, encoder))
+    arithmetic = _choose(loaded, prompts_as_batches(prompts, encoder))
     with apply_arithmetic(arithmetic):
         found.tasks = score_tasks(
             loaded,
@@ -160,9 +160,9 @@ def _check_rows_stay(rows: Sequence[Path], written: Sequence[Path]) -> None:
             )
 
 
-def _choose(loaded: LoadedModel, rows: Sequence[Encoded]) -> Arithmetic:
+def _choose(loaded: LoadedModel, batches: Sequence[Sequence[Encoded]]) -> Arithmetic:
     """Measure which arithmetic is fastest here; say so where rows can't be packed."""
-    arithmetic = check_packing(measure_arithmetic(loaded.model), loaded, rows, allowed=True)
+    arithmetic = check_packing(measure_arithmetic(loaded.model), loaded, batches, allowed=True)
     if not arithmetic.packing:
         logger.warning(arithmetic.note)
     return arithmetic
@@ -185,7 +185,7 @@ def probe(
     encoder = make_encoder(loaded, model)
     path = prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
     found = read_prompts(path, encoder, max_prompts, "--prompts")
-    arithmetic = _choose(loaded, prompts_as_rows(found, encoder))
+    arithmetic = _choose(loaded, prompts_as_batches(found, encoder))
     with (
         apply_arithmetic(arithmetic),
         computing_in(loaded.model, measuring_dtype(loaded)),

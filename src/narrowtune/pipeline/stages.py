@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from narrowtune.core.results import DriftResult, Plan, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_text
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, collate, padding_id
-from narrowtune.data.examples import Message
+from narrowtune.data.examples import Message, Text
 from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
 from narrowtune.engine.features import FeatureStore, can_remember, remembered_features
 from narrowtune.engine.forward import evaluating, packing_error, to_device
@@ -93,7 +92,7 @@ def choose_arithmetic(
     measured = check_packing(
         measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
         loaded,
-        packable_rows(inputs, encoder),
+        packable_batches(inputs, encoder),
         allowed=config.training.packing,
     )
     arithmetic = measured.model_copy(update={"measured_for": asked})
@@ -101,33 +100,63 @@ def choose_arithmetic(
     return arithmetic
 
 
-def packable_rows(inputs: Inputs, encoder: ChatEncoder) -> list[Encoded]:
-    """Return the rows of text to learn from, or some that are asked where there are none."""
+def packable_batches(inputs: Inputs, encoder: ChatEncoder) -> list[list[Encoded]]:
+    """Return rows of text to learn from, or some that are asked where there are none, and rows
+    about one picture where any are asked: batches on which layouts are compared.
+    """  # fmt: skip
+    asked = [example.prompt for task in inputs.tasks for example in task.examples]
+    asked += [prompt for _, prompt in inputs.drift_prompts]
     rows = [row for row in inputs.rows if not row.features]
-    if len(rows) >= _CHECKED_ROWS:
-        return rows
-    asked = (example.prompt for task in inputs.tasks for example in task.examples)
-    return prompts_as_rows([*asked, *(prompt for _, prompt in inputs.drift_prompts)], encoder)
+    text, pictured = prompts_as_batches(asked, encoder)
+    return [rows if len(rows) >= _CHECKED_ROWS else text, pictured]
 
 
-def prompts_as_rows(prompts: Iterable[Sequence[Message]], encoder: ChatEncoder) -> list[Encoded]:
-    """Return the first prompts of text as rows with an answer, for `check_packing`."""
-    text = (prompt for prompt in prompts if not any(turn.images for turn in prompt))
-    # Whatever is answered: logits are compared, not answers.
-    return [encoder.encode_answer(prompt, "Yes") for prompt in islice(text, _CHECKED_ROWS)]
+def prompts_as_batches(
+    prompts: Iterable[Sequence[Message]], encoder: ChatEncoder
+) -> list[list[Encoded]]:
+    """Return two batches for `check_packing`: prompts of text, and two about the same picture."""
+    text: list[Encoded] = []
+    pictured: list[Encoded] = []
+    for prompt in prompts:
+        images = [image for turn in prompt for image in turn.images]
+        # Whatever is answered: logits are compared, not answers.
+        if not images and len(text) < _CHECKED_ROWS:
+            text.append(encoder.encode_answer(prompt, "Yes"))
+        elif len(images) == 1 and not pictured:
+            other = (Message("user", (images[0], Text("Yes?"))),)
+            pictured = [encoder.encode_answer(each, "Yes") for each in (prompt, other)]
+        if pictured and len(text) == _CHECKED_ROWS:
+            break
+    return [text, pictured]
 
 
 def check_packing(
-    arithmetic: Arithmetic, loaded: LoadedModel, rows: Sequence[Encoded], *, allowed: bool
+    arithmetic: Arithmetic,
+    loaded: LoadedModel,
+    batches: Sequence[Sequence[Encoded]],
+    *,
+    allowed: bool,
 ) -> Arithmetic:
-    """Compare the packed path with the plain one on some rows, and take the plain one if unlike."""
-    text = sorted((row for row in rows if not row.features), key=lambda row: len(row.input_ids))
-    if not allowed or len(text) < _CHECKED_ROWS:
+    """Compare other layouts of some rows with the plain one, and take the plain one if unlike.
+
+    Args:
+        arithmetic: whose `packing` and note are to say what was found.
+        batches: those with fewer than two rows are left out.
+        allowed: whether rows may be laid out anew at all.
+    """
+    chosen = [
+        sorted(rows, key=lambda row: len(row.input_ids))[:_CHECKED_ROWS]
+        for rows in batches
+        if len(rows) >= _CHECKED_ROWS
+    ]
+    if not allowed or not chosen:
         return arithmetic.model_copy(update={"packing": allowed})
-    dtype = measuring_dtype(loaded)
-    batch = collate(text[:_CHECKED_ROWS], padding_id(loaded.tokenizer))
+    dtype, errors = measuring_dtype(loaded), []
     with measuring(loaded), evaluating(loaded.model):
-        error = packing_error(loaded.model, to_device(batch, loaded.model.device))
+        for rows in chosen:
+            batch = to_device(collate(rows, padding_id(loaded.tokenizer)), loaded.model.device)
+            errors.append(packing_error(loaded.model, batch))
+    error = max(errors)
     limit = MAX_PACKING_ERROR.get(dtype, MAX_PACKING_ERROR[torch.bfloat16])
     agrees = error <= limit
     note = f"; packed and plain logits differ by {error:.0e} (relative)"

@@ -32,6 +32,7 @@ from narrowtune.train.masters import (
     layer_norm_names,
     set_parameter_dtype,
 )
+from narrowtune.train.order import PictureSampler
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
 from narrowtune.train.trainer import NarrowTrainer, Rows
 
@@ -117,6 +118,7 @@ def fit(
         distillation=Distillation(WeightSwap(model, base), **distillation.model_dump())
         if distillation is not None
         else None,
+        sampler=PictureSampler(rows, config.seed) if config.training.group_by_picture else None,
         callbacks=[LogFile(Path(config.output_dir) / "train.jsonl"), *callbacks],
     )
     # For callbacks only (DriftCallback): the Trainer itself would change the model's settings.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from narrowtune.core.errors import TrainingError
@@ -55,6 +55,7 @@ class NarrowTrainer(Trainer):
         effort: measures what training takes; this goes into checkpoints and comes back too.
         anchor: rows that hold the model to the base; None trains on the task alone.
         distillation: holds the model to what it was, on the task's own rows; None does not.
+        sampler: the order of the rows; any order unless given.
     """
 
     loss_is_scaled_for_ga = True
@@ -73,8 +74,10 @@ class NarrowTrainer(Trainer):
         eval_dataset: Dataset[Encoded] | None = None,
         anchor: Anchor | None = None,
         distillation: Distillation | None = None,
+        sampler: Sampler[int] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        self._sampler = sampler
         super().__init__(
             model=model,
             args=args,
@@ -103,6 +106,9 @@ class NarrowTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best_model()
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        return self._sampler or super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+
+import PIL.Image
 import pytest
 import torch
 
@@ -12,7 +15,7 @@ from narrowtune.data.examples import Image, Message, Text
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.pipeline.inputs import Inputs, make_encoder
-from narrowtune.pipeline.stages import check_packing, choose_arithmetic, packable_rows
+from narrowtune.pipeline.stages import check_packing, choose_arithmetic, packable_batches
 
 FP32 = Arithmetic(compute_dtype="float32", threads=1, note="as given")
 
@@ -43,7 +46,7 @@ def ignore_lines(loaded: LoadedModel, monkeypatch) -> None:
 
 
 def test_a_model_that_honours_the_line_is_packed(llama):
-    found = check_packing(FP32, llama, rows(), allowed=True)
+    found = check_packing(FP32, llama, [rows()], allowed=True)
     assert found.packing
     assert "packed and plain logits differ by" in found.note
     assert {p.dtype for p in llama.model.parameters()} == {torch.bfloat16}
@@ -53,16 +56,14 @@ def test_a_model_that_honours_the_line_is_packed(llama):
 def test_a_model_that_does_not_takes_the_plain_path_and_it_is_said(llama, monkeypatch, length):
     # Rows of 600 tokens would not be packed for cost; shorter batches of the run might be.
     ignore_lines(llama, monkeypatch)
-    found = check_packing(FP32, llama, rows(length=length), allowed=True)
+    found = check_packing(FP32, llama, [rows(length=length)], allowed=True)
     assert not found.packing
     assert "rows are not packed" in found.note
 
 
 def test_what_cannot_be_compared_is_as_it_was_asked_for(llama):
-    assert check_packing(FP32, llama, rows(1), allowed=True).packing
-    assert not check_packing(FP32, llama, rows(), allowed=False).packing
-    pictured = [Encoded(r.input_ids, r.labels, {"pixel_values": torch.zeros(1)}) for r in rows()]
-    assert check_packing(FP32, llama, pictured, allowed=True).packing
+    assert check_packing(FP32, llama, [rows(1), []], allowed=True).packing
+    assert not check_packing(FP32, llama, [rows()], allowed=False).packing
 
 
 def test_arithmetic_is_measured_again_for_another_model_or_other_settings(
@@ -92,15 +93,39 @@ def test_arithmetic_is_measured_again_for_another_model_or_other_settings(
     assert len(measured) == 4
 
 
-def test_where_no_row_of_text_is_learned_from_prompts_of_text_are_compared(llama):
-    encoder = make_encoder(llama, parse_config({"model": "m", "skill": "s.jsonl"}, "test"))
+@pytest.fixture
+def llava(tiny) -> LoadedModel:
+    return load_model(str(tiny("llava")), device="cpu")
+
+
+def prompt(*parts):
+    return "free", (Message("user", parts),)
+
+
+def picture() -> Image:
+    buffer = io.BytesIO()
+    PIL.Image.effect_noise((40, 30), 60).convert("RGB").save(buffer, "PNG")
+    return Image(data=buffer.getvalue())
+
+
+def test_where_no_row_of_text_is_learned_from_prompts_are_compared(llava):
+    encoder = make_encoder(llava, parse_config({"model": "m", "skill": "s.jsonl"}, "test"))
     pictured = [Encoded(r.input_ids, r.labels, {"pixel_values": torch.zeros(1)}) for r in rows()]
+    asked = [prompt(picture(), Text("what is this")), prompt(Text("one")), prompt(Text("two"))]
+    asked.append(prompt(Text("three")))
+    text, about_one = packable_batches(Inputs(rows=pictured, drift_prompts=asked), encoder)
+    assert [encoder.encode_answer(messages, "Yes") for _, messages in asked[1:3]] == text
+    assert len(about_one) == 2
+    assert torch.equal(*(row.features["pixel_values"] for row in about_one))
+    assert packable_batches(Inputs(rows=rows(), drift_prompts=asked), encoder)[0] == rows()
 
-    def prompt(*parts):
-        return "free", (Message("user", parts),)
 
-    picture = prompt(Text("what is this"), Image(data=b"png"))
-    asked = [picture, prompt(Text("one")), prompt(Text("two")), prompt(Text("three"))]
-    found = packable_rows(Inputs(rows=pictured, drift_prompts=asked), encoder)
-    assert [encoder.encode_answer(messages, "Yes") for _, messages in asked[1:3]] == found
-    assert packable_rows(Inputs(rows=rows(), drift_prompts=asked), encoder) == rows()
+def test_a_model_that_does_not_honour_branches_takes_the_plain_path(llava, monkeypatch):
+    encoder = make_encoder(llava, parse_config({"model": "m", "skill": "s.jsonl"}, "test"))
+    asked = [prompt(picture(), Text("what is this that we see here"))]
+    batches = packable_batches(Inputs(drift_prompts=asked), encoder)
+    found = check_packing(FP32, llava, batches, allowed=True)
+    assert found.packing
+    assert "packed and plain logits differ by" in found.note
+    ignore_lines(llava, monkeypatch)
+    assert not check_packing(FP32, llava, batches, allowed=True).packing

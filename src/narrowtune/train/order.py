@@ -1,0 +1,54 @@
+"""The order in which rows are learned from, where it is not any order at all.
+
+Owns: rows about one picture one after the other, so that a step computes what they share once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from narrowtune.data.collate import PER_TOKEN_FEATURES, Encoded
+from narrowtune.models.fingerprint import tensor_sha256
+
+
+class PictureSampler(Sampler[int]):
+    """Draws pictures in a new order every epoch, and all rows about each of them together.
+
+    A row without a picture is a group of its own; a row with several shares its step with rows that
+    have the same ones.
+
+    Args:
+        rows: what is learned from.
+        seed: of the order.
+    """
+
+    def __init__(self, rows: Sequence[Encoded], seed: int) -> None:
+        groups: dict[str, list[int]] = {}
+        for number, row in enumerate(rows):
+            groups.setdefault(_pictures(row) or f"row {number}", []).append(number)
+        self.groups = list(groups.values())
+        self._num_rows = len(rows)
+        # One stream for all epochs: a resumed run draws the epochs that it skips, as for any order.
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield every row's number once."""
+        for group in torch.randperm(len(self.groups), generator=self._generator).tolist():
+            yield from self.groups[group]
+
+
+def _pictures(row: Encoded) -> str:
+    """Return a hash of a row's pictures; empty where it has none."""
+    given = {name: value for name, value in row.features.items() if name not in PER_TOKEN_FEATURES}
+    if not given:
+        return ""
+    lines = "".join(f"{name} {tensor_sha256(given[name])}\n" for name in sorted(given))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""Questions about one picture share it: the numbers are those of the rows one by one."""
+
+from __future__ import annotations
+
+import io
+
+import PIL.Image
+import pytest
+import torch
+
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import collate
+from narrowtune.data.examples import Image, Message, Text
+from narrowtune.engine.features import FeatureStore, remembered_features
+from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
+from narrowtune.engine.packing import num_positions, pack, packing
+from narrowtune.models.load import LoadedModel, load_model
+from tiny_models import VISION_FAMILIES
+
+ASKED = [(0, "how many?", "four"), (1, "which?", "a red one"), (0, "where is it?", "left")]
+ASKED += [(2, "what is this thing here?", "a house"), (1, "how many?", "one"), (0, "who?", "me")]
+
+
+def noise(width: int, height: int, sigma: float) -> Image:
+    buffer = io.BytesIO()
+    PIL.Image.effect_noise((width, height), sigma).convert("RGB").save(buffer, "PNG")
+    return Image(data=buffer.getvalue())
+
+
+@pytest.fixture(params=VISION_FAMILIES)
+def loaded(request, tiny) -> LoadedModel:
+    return load_model(str(tiny(request.param)), device="cpu")
+
+
+@pytest.fixture
+def rows(loaded):
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    pictures = [noise(40, 30, 20), noise(28, 90, 50), noise(60, 60, 80)]
+    return [
+        encoder.encode_answer([Message("user", (pictures[which], Text(question)))], answer)
+        for which, question, answer in ASKED
+    ]
+
+
+def inputs_and_mask(batch):
+    mask, _ = label_positions(batch["labels"])
+    return {name: value for name, value in batch.items() if name != "labels"}, mask
+
+
+def test_loss_gradients_and_logits_are_those_of_the_plain_path(loaded, rows):
+    model, batch = loaded.model.double(), collate(rows, 0)
+    batch["pixel_values"] = batch["pixel_values"].double()
+    inputs, mask = inputs_and_mask(batch)
+    layout = pack(model, inputs, mask)
+    assert layout is not None, "the fast path was not taken"
+    assert len(layout.mask) == 3
+    pictures = "image_grid_thw" if "image_grid_thw" in inputs else "pixel_values"
+    assert len(layout.inputs[pictures]) == 3
+    found = []
+    for when in ("never", "cheaper"):
+        model.requires_grad_(True).zero_grad()
+        with packing(when):
+            total, count = labelled_cross_entropy(model, batch)
+            logits = logits_at(model, inputs, mask).detach()
+        total.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((total.item(), count, logits, gradients))
+    plain, shared = found
+    # Norms of some families compute in fp32 whatever the model's dtype.
+    assert shared[:2] == (pytest.approx(plain[0], rel=1e-6), plain[1])
+    torch.testing.assert_close(shared[2], plain[2], rtol=1e-4, atol=1e-6)
+    assert shared[3].keys() == plain[3].keys()
+    for name, gradient in shared[3].items():
+        scale = plain[3][name].norm().clamp_min(1e-6)
+        assert (gradient - plain[3][name]).norm() / scale < 1e-5, name
+
+
+def test_a_picture_goes_through_the_tower_once(loaded, rows):
+    inputs, mask = inputs_and_mask(collate(rows, 0))
+    pixels = []
+    tower = loaded.model.get_submodule(loaded.family.vision_tower[0])
+    tower.register_forward_pre_hook(
+        lambda _, args, kwargs: pixels.append((args or tuple(kwargs.values()))[0].shape[0]),
+        with_kwargs=True,
+    )
+    with packing("never"), torch.no_grad():
+        plain = logits_at(loaded.model, inputs, mask)
+    with torch.no_grad():
+        shared = logits_at(loaded.model, inputs, mask)
+    assert pixels[1] < pixels[0]
+    # With what was seen looked up, too.
+    with remembered_features(loaded, store := FeatureStore()), torch.no_grad():
+        again = logits_at(loaded.model, inputs, mask)
+    assert store.num_computed == 3
+    for found in (shared, again):
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_fewer_positions_are_computed(loaded, rows):
+    inputs, mask = inputs_and_mask(collate(rows, 0))
+    layout = pack(loaded.model, inputs, mask)
+    assert layout is not None
+    assert num_positions(loaded.model, inputs, mask) == layout.mask.numel() < mask.numel()
+    with packing("never"):
+        assert num_positions(loaded.model, inputs, mask) == mask.numel()
+
+
+def test_pictures_that_no_two_rows_share_are_left_as_they_are(loaded, rows):
+    for chosen in ([rows[0], rows[1]], [rows[0]]):
+        inputs, mask = inputs_and_mask(collate(chosen, 0))
+        with packing("always"):
+            assert pack(loaded.model, inputs, mask) is None
+
+
+def test_a_picture_behind_a_question_is_not_shared(loaded):
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    picture = noise(40, 30, 20)
+    made = [
+        encoder.encode_answer([Message("user", (Text(question), picture))], "yes")
+        for question in ("is it red?", "can it fly?")
+    ]
+    inputs, mask = inputs_and_mask(collate(made, 0))
+    first = made[0].input_ids.index(loaded.model.config.image_token_id)
+    if made[0].input_ids[:first] == made[1].input_ids[:first]:
+        pytest.skip("this family's template puts pictures first")
+    with packing("always"):
+        assert pack(loaded.model, inputs, mask) is None
+
+
+def test_rows_with_two_pictures_are_left_as_they_are(loaded):
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    pictures = (noise(40, 30, 20), noise(40, 30, 40))
+    made = [
+        encoder.encode_answer([Message("user", (*pictures, Text(question)))], "yes")
+        for question in ("one?", "two?")
+    ]
+    inputs, mask = inputs_and_mask(collate(made, 0))
+    with packing("always"):
+        assert pack(loaded.model, inputs, mask) is None
+
+
+def test_all_the_same_question_shares_all_but_the_answer(loaded, rows):
+    made = [rows[0], rows[0], rows[2]]
+    inputs, mask = inputs_and_mask(collate(made, 0))
+    layout = pack(loaded.model, inputs, mask)
+    assert layout is not None
+    with packing("never"), torch.no_grad():
+        plain = logits_at(loaded.model, inputs, mask)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            logits_at(loaded.model, inputs, mask), plain, rtol=1e-4, atol=1e-5
+        )
