@@ -18,7 +18,7 @@ Coloured = tuple[str, str]
 """A colour and a shape."""
 
 STEPS = {"above": (0, 1), "below": (0, -1), "left of": (1, 0), "right of": (-1, 0)}
-"""Where the second of two shapes stands, seen from the first: right or left, below or above."""
+"""Which way it is from the first of two shapes to the second, by where the first one is."""
 
 
 def draw_pair(pair: tuple[Coloured, Coloured], relation: str, draw: Random) -> Canvas:

@@ -17,6 +17,7 @@ from narrowtune.miniature.palette import BRIGHT, Ink, ink_on, mix, shade
 from narrowtune.miniature.words import MONTHS
 
 HIGHEST = 9
+MOST_BARS = 4
 
 WORDINGS = {
     "colour_value": ("What is the value of the {a} bar?", "What value does the {a} bar have?"),
@@ -39,7 +40,7 @@ class Bar(NamedTuple):
 def make(draw: Random) -> Item:
     """Return one chart to read."""
     kind = draw.choice(list(WORDINGS))
-    number = draw.randint(3, 4)
+    number = draw.randint(3, MOST_BARS)
     first = draw.randrange(len(MONTHS))
     labels = [MONTHS[(first + place) % len(MONTHS)] for place in range(number)]
     colours = draw.sample(BRIGHT, number)
@@ -74,15 +75,18 @@ def _ask(bars: tuple[Bar, ...], kind: str, a: int, b: int, draw: Random) -> Item
 def _paint(bars: tuple[Bar, ...], draw: Random) -> Canvas:
     inks = [mix(draw, bar.colour) for bar in bars]
     canvas = plain_canvas(draw, inks, tones=("pale", "pale", "pale", "dark"))
-    frame = (23, 8 + draw.uniform(0, 6), SIZE - 4 - draw.uniform(0, 8), SIZE - 16)
     upright, written = draw.random() < 0.65, draw.random() < 0.5
+    left = 18 if upright else 23
+    frame = (left, 8 + draw.uniform(0, 6), SIZE - 4 - draw.uniform(0, 6), SIZE - 16)
+    # Under four bars, larger names of months would touch.
+    tall = 6.5 if upright and len(bars) == MOST_BARS else 7.5
     axis = ink_on(canvas.ground, draw)
     _axes(canvas, frame, axis, upright=upright, written=written)
     thick = draw.uniform(0.6, 0.85)
     for place, (bar, ink) in enumerate(zip(bars, inks, strict=True)):
         box, label, value = _place(frame, place, len(bars), bar.value, thick, upright=upright)
         canvas.rectangle(box, ink, "bar")
-        canvas.text(label, bar.label, axis, 7.5)
+        canvas.text(label, bar.label, axis, tall)
         if written:
             canvas.text(value, str(bar.value), axis, 8)
     return canvas
