@@ -1,4 +1,7 @@
-"""Where narrowtune keeps what it can make again: scores of base models, converted models."""
+"""Where narrowtune keeps what it can make again.
+
+That is scores of base models, features of pictures, and converted models.
+"""
 
 from __future__ import annotations
 

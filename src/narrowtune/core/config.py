@@ -177,8 +177,8 @@ class RunConfig(ModelSettings):
         min_learning: what the lower bound of learning must exceed, percentage points.
         output_dir: the run's folder.
         eval_batch_size: items answered together; the answers don't depend on it.
-        remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (8 GiB
-            at most), so that it is computed once. False computes it every time.
+        remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
+            8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
         seed: of splits, order and draws.
         gallery: whether the report shows the items whose answers changed.
         allow_overlap: accept rows that are both taught and kept (the record says so).
@@ -197,7 +197,7 @@ class RunConfig(ModelSettings):
     min_learning: float = 0.0
     output_dir: str = Field("runs/run", min_length=1)
     eval_batch_size: int = Field(32, ge=1)
-    remember_pictures: bool = True
+    remember_pictures: bool | None = None
     gallery: bool = True
     allow_overlap: bool = False
     seed: int = 42

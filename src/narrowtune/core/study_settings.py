@@ -141,8 +141,8 @@ class StudySettings(ModelSettings):
         constrained: score `keep` a second time with decoding held to the answers that a task may
             have, to see what of a loss comes back; it takes about as long as these scores did.
         eval_batch_size: items answered together; the answers don't depend on it.
-        remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (8 GiB
-            at most), so that it is computed once. False computes it every time.
+        remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
+            8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
         output_dir: the study's folder.
     """
 
@@ -156,7 +156,7 @@ class StudySettings(ModelSettings):
     drift: DriftSettings = DriftSettings()
     constrained: bool = False
     eval_batch_size: int = Field(32, ge=1)
-    remember_pictures: bool = True
+    remember_pictures: bool | None = None
     output_dir: str = "runs/study"
 
     @model_validator(mode="after")

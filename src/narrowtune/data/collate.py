@@ -110,9 +110,17 @@ def check_pictures(rows: Sequence[Encoded]) -> None:
         DataError: pictures have sizes that can't be joined.
     """
     for name in dict.fromkeys(name for row in rows for name in row.features):
-        if name not in PER_TOKEN_FEATURES:
-            # Nothing of each is joined: the sizes of single pictures are what counts.
-            join_pictures(name, [row.features[name][:0] for row in rows if name in row.features])
+        values = [row.features[name] for row in rows if name in row.features]
+        # Tiles are filled up; of a picture without them, every dimension counts.
+        first = 2 if values[0].ndim == 5 else 1
+        shapes = {tuple(value.shape[first:]) for value in values}
+        if name not in PER_TOKEN_FEATURES and len(shapes) > 1:
+            raise DataError(
+                asked=f"rows with pictures that can be in one batch ({name})",
+                found="pictures of sizes that can't be joined: "
+                + ", ".join(str(list(shape)) for shape in sorted(shapes)[:8]),
+                do="use an image processor that gives every picture one size, or pictures of one",
+            )
 
 
 def join_pictures(name: str, values: Sequence[Tensor]) -> Tensor:

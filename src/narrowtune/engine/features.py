@@ -14,11 +14,11 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 import os
-import tempfile
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from narrowtune.core.run_folder import write_bytes
+from narrowtune.engine.modes import evaluation_mode
 from narrowtune.engine.pictures import picture_sha256, pictures_apart
-from narrowtune.models.fingerprint import fingerprint
+from narrowtune.models.fingerprint import fingerprint, named_tensors, tensor_sha256
 from narrowtune.models.load import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 2**30
 """Of features in memory, unless told otherwise."""
@@ -39,27 +43,30 @@ MAX_BYTES = 2**30
 MAX_FOLDER_BYTES = 8 * 2**30
 """Of features on disk, unless told otherwise."""
 
-_KEPT_SHARE = 0.9
-"""Of a full folder that stays when room is made: otherwise, every further file would look again."""
+_COUNTED_AGAIN = 1 / 20
+"""Share of a folder's limit after which its files are counted again: others write there too."""
 
-_NAME = "features"
+_NAME, _CHECK = "features", "sha256"
 
 _UNSEEN = {"text_config", "use_cache", "_name_or_path", "transformers_version", "architectures"}
 """Settings that decide nothing that is seen, and that training or loading may change."""
 
 
 class FeatureStore:
-    """Features by key, the least recently used forgotten first.
+    """Features by key. What is full takes no more: pictures come in the same order every time, and
+    the first would make room for the last just before they are asked for again.
 
     Args:
         max_bytes: of features in memory.
         folder: where features are kept for other processes and later runs; None keeps none. Any
-            number of processes may read and write there: files come into being whole.
-        max_folder_bytes: of files there; the oldest are deleted beyond it.
+            number of processes may read and write there: files come into being whole. A folder that
+            can't be used is a warning.
+        max_folder_bytes: of files there. Beyond it, files that were used last before this store was
+            made are deleted, the oldest first.
 
     Attributes:
         num_found, num_computed: pictures so far that were there, and that were not.
-    """
+    """  # fmt: skip
 
     def __init__(
         self,
@@ -70,33 +77,29 @@ class FeatureStore:
     ) -> None:
         self.max_bytes, self.folder, self.max_folder_bytes = max_bytes, folder, max_folder_bytes
         self.num_found = self.num_computed = 0
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._kept: dict[str, Tensor] = {}
         self._num_bytes = 0
-        self._folder_bytes: int | None = None
+        self._started = time.time()
+        self._writes = folder is not None
+        self._folder_bytes = self._uncounted = 0
 
     def get(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
-        """Return what is kept under `key`; `compute` it and keep it if nothing is."""
+        """Return what is kept under `key`; `compute` it, and keep it, if nothing is."""
         found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-        else:
-            found = self._read(key)
         if found is None:
-            self.num_computed += 1
-            found = compute()
-            self._write(key, found)
+            found = self._read(key)
+            if found is None:
+                self.num_computed += 1
+                found = compute()
+                self._write(key, found)
+            else:
+                self.num_found += 1
+            if self._num_bytes + found.nbytes <= self.max_bytes:
+                self._kept[key] = found
+                self._num_bytes += found.nbytes
         else:
             self.num_found += 1
-        if key not in self._kept:
-            self._keep(key, found)
         return found
-
-    def _keep(self, key: str, features: Tensor) -> None:
-        self._kept[key] = features
-        self._num_bytes += features.nbytes
-        while self._num_bytes > self.max_bytes and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self._num_bytes -= oldest.nbytes
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None
@@ -107,44 +110,57 @@ class FeatureStore:
             return None
         path = self._path(key)
         try:
-            found = load(path.read_bytes())[_NAME]
-            os.utime(path)  # used lately
+            content = path.read_bytes()
+            # What is made in inference mode could take no part in a backward pass later.
+            with torch.inference_mode(False):
+                parts = load(content)
+            features = parts[_NAME]
+            if not torch.equal(parts[_CHECK], _digest(features)):
+                return None
         # Another process may delete it at any time, and a full disk may have cut it short.
-        except (FileNotFoundError, SafetensorError, KeyError):
+        except (OSError, SafetensorError, KeyError):
             return None
-        return found
+        with suppress(OSError):  # another user's file
+            os.utime(path)  # used lately
+        return features
 
     def _write(self, key: str, features: Tensor) -> None:
-        if self.folder is None:
+        if not self._writes:
             return
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = save({_NAME: features.contiguous()})
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
-            part.write(content)
-        Path(part.name).replace(path)
-        if self._folder_bytes is None:
-            self._folder_bytes = sum(size for _, size, _ in _files(self.folder))
-        else:
-            self._folder_bytes += len(content)
-        if self._folder_bytes > self.max_folder_bytes:
-            self._make_room(self.folder)
+        content = save({_NAME: features.contiguous(), _CHECK: _digest(features)})
+        try:
+            if self._has_room(len(content)):
+                # A file that a power cut leaves behind is known by its digest.
+                write_bytes(self._path(key), content, sync=False)
+        except OSError as error:
+            logger.warning("Features of pictures are not kept in %s: %s", self.folder, error)
+            self._writes = False
 
-    def _make_room(self, folder: Path) -> None:
-        files = sorted(_files(folder))
-        total = sum(size for _, size, _ in files)
-        for _, size, path in files:
-            if total <= _KEPT_SHARE * self.max_folder_bytes:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
-        self._folder_bytes = total
+    def _has_room(self, size: int) -> bool:
+        """Whether a file of this size may be added; deletes old ones if it takes that."""
+        assert self.folder is not None
+        step = _COUNTED_AGAIN * self.max_folder_bytes
+        if self._folder_bytes == 0 or self._uncounted > step:
+            files = sorted(_files(self.folder))
+            total = sum(held for _, held, _ in files)
+            for used, held, path in files:
+                if total + max(step, size) <= self.max_folder_bytes or used >= self._started:
+                    break
+                path.unlink(missing_ok=True)
+                total -= held
+            self._folder_bytes, self._uncounted = total, 0
+        self._uncounted += size
+        return self._folder_bytes + self._uncounted <= self.max_folder_bytes
+
+
+def _digest(features: Tensor) -> Tensor:
+    return torch.tensor(list(bytes.fromhex(tensor_sha256(features))), dtype=torch.uint8)
 
 
 def _files(folder: Path) -> list[tuple[float, int, Path]]:
-    """Return when each file of features was used last, its size and its path."""
+    """Return when each file was used last, its size and its path; unfinished ones too."""
     found = []
-    for path in folder.glob("*/*.safetensors"):
+    for path in folder.glob("*/*"):
         try:
             status = path.stat()
         except FileNotFoundError:  # deleted by another process
@@ -165,25 +181,31 @@ def remembered_features(loaded: LoadedModel, store: FeatureStore | None) -> Iter
     weights outside the language model, the configuration, the dtype and precision of the
     arithmetic, and the libraries' versions.
     """
-    inner = getattr(loaded.model, "model", None)
-    if store is None or not can_remember(loaded) or "get_image_features" in vars(inner):
+    if store is None or not can_remember(loaded):
         yield False
         return
-    assert inner is not None
+    inner = loaded.model.model
+    if "get_image_features" in vars(inner):
+        yield False
+        return
     plain = inner.get_image_features
-    origin = _origin(loaded)
+    origin = functools.cache(lambda: _origin(loaded))
 
     @functools.wraps(plain)
     def remembered(*args: Any, **kwargs: Any) -> Any:
         inputs = _named(loaded, plain, args, kwargs)
-        learns = torch.is_grad_enabled() and any(p.requires_grad for _, p in _eyes(loaded))
-        pictures = None if learns else pictures_apart(inputs)
+        learns = torch.is_grad_enabled() and any(
+            parameter.requires_grad and _is_seen_by(loaded, name)
+            for name, parameter in loaded.model.named_parameters()
+        )
+        pictures = None if learns else pictures_apart(inputs, loaded.model.config)
         if pictures is None:
             return plain(*args, **kwargs)
         pixels = inputs["pixel_values"]
         found = [
             store.get(
-                _key(origin, pixels.device, picture), functools.partial(_look, plain, picture)
+                _key(origin(), pixels.device, picture),
+                functools.partial(_look, loaded, plain, picture),
             )
             for picture in pictures
         ]
@@ -209,14 +231,12 @@ def can_remember(loaded: LoadedModel) -> bool:
 
 def changes_eyes(loaded: LoadedModel, names: Iterable[str]) -> bool:
     """Whether training parameters of these names changes what the model sees."""
-    return any(loaded.family.component(name) != "language_model" for name in names)
+    return any(_is_seen_by(loaded, name) for name in names)
 
 
-def _eyes(loaded: LoadedModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter outside the language model, with its name."""
-    for name, parameter in loaded.model.named_parameters():
-        if loaded.family.component(name) != "language_model":
-            yield name, parameter
+def _is_seen_by(loaded: LoadedModel, name: str) -> bool:
+    """Whether a tensor of this name may decide what the model sees."""
+    return loaded.family.component(name) != "language_model"
 
 
 def _origin(loaded: LoadedModel) -> str:
@@ -224,7 +244,8 @@ def _origin(loaded: LoadedModel) -> str:
     settings = loaded.model.config.to_dict()
     config = {name: value for name, value in settings.items() if name not in _UNSEEN}
     versions = f"{torch.__version__} {transformers.__version__}"
-    weights = fingerprint(loaded.model, [name for name, _ in _eyes(loaded)])
+    seen = [name for name, _ in named_tensors(loaded.model) if _is_seen_by(loaded, name)]
+    weights = fingerprint(loaded.model, seen)
     return hashlib.sha256(
         f"{versions}\n{json.dumps(config, sort_keys=True, default=str)}\n{weights}".encode()
     ).hexdigest()
@@ -240,7 +261,8 @@ def _precision(device: torch.device) -> str:
     """Return what decides in which precision products are computed now."""
     narrowed = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
     kernels = (torch.backends.mkldnn.matmul.fp32_precision, torch.get_float32_matmul_precision())
-    return f"{narrowed} {kernels}"
+    convolutions = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return f"{narrowed} {kernels} {convolutions}"
 
 
 def _named(
@@ -261,9 +283,9 @@ def _named(
     }
 
 
-def _look(plain: Callable[..., Any], picture: Mapping[str, Tensor]) -> Tensor:
-    """Return a picture's features [tokens, hidden size], on the CPU."""
+def _look(loaded: LoadedModel, plain: Callable[..., Any], picture: Mapping[str, Tensor]) -> Tensor:
+    """Return a picture's features [tokens, hidden size], on the CPU: without dropout, always."""
     # What is made in inference mode could take no part in a backward pass later.
-    with torch.inference_mode(False), torch.no_grad():
+    with evaluation_mode(loaded.model), torch.inference_mode(False), torch.no_grad():
         (features,) = plain(**picture, return_dict=True).pooler_output
         return features.cpu().clone()  # type: ignore[no-any-return]

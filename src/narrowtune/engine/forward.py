@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from narrowtune.core.errors import ModelError
 from narrowtune.data.collate import IGNORE_INDEX
+from narrowtune.engine.modes import evaluation_mode
 from narrowtune.engine.packing import pack, packing
 
 
@@ -87,14 +88,8 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode is restored afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluation_mode(model), torch.inference_mode():
+        yield
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layo
         return None
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
     given = {name: inputs[name] for name in PICTURE_INPUTS if name in inputs}
-    pictures = pictures_apart(given)
+    pictures = pictures_apart(given, model.config)
     places = ids == placeholder
     # As many pictures as rows, and one in every row at least: one in each.
     if pictures is None or len(pictures) != len(ids) or not bool(places.any(dim=1).all()):

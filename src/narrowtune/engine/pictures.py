@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from narrowtune.models.fingerprint import tensor_sha256
 
@@ -18,8 +19,12 @@ PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_im
 """What models take pictures by."""
 
 
-def pictures_apart(inputs: Mapping[str, Any]) -> list[dict[str, Tensor]] | None:
+def pictures_apart(inputs: Mapping[str, Any], config: Any) -> list[dict[str, Tensor]] | None:
     """Return the inputs of each picture alone, in order.
+
+    Args:
+        inputs: what a batch's pictures are given by.
+        config: of the model, whose settings say how many tiles a picture has.
 
     None where they can't be told apart: other inputs than `PICTURE_INPUTS` decide too, or a row has
     several pictures, each of which LLaVA-OneVision sees otherwise than alone.
@@ -38,8 +43,11 @@ def pictures_apart(inputs: Mapping[str, Any]) -> list[dict[str, Tensor]] | None:
         ]
     found = []
     for number, picture in enumerate(pixels):
-        own = {"pixel_values": _without_empty_tiles(picture)[None]}
+        own = {"pixel_values": picture[None]}
         if sizes is not None:
+            if picture.ndim == 4:
+                # Behind a picture's own tiles are those that fill up the batch.
+                own["pixel_values"] = picture[None, : _num_tiles(sizes[number], config)]
             own["image_sizes"] = sizes[number][None]
         found.append(own)
     return found
@@ -51,12 +59,9 @@ def picture_sha256(picture: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _without_empty_tiles(picture: Tensor) -> Tensor:
-    """Return a picture's tiles [K, C, H, W] without those, all zero, that fill up a batch.
-
-    The model leaves them out by the picture's size; a black tile is not zero once it is normalised.
-    """
-    if picture.ndim < 4:
-        return picture
-    filled = picture.flatten(1).any(dim=1).nonzero()
-    return picture[: int(filled.max()) + 1] if len(filled) else picture
+def _num_tiles(size: Tensor, config: Any) -> int:
+    """Return how many tiles a picture of this height and width has, the overview among them."""
+    number: int = image_size_to_num_patches(
+        size, config.image_grid_pinpoints, config.vision_config.image_size
+    )
+    return number

@@ -53,9 +53,16 @@ def measuring(loaded: LoadedModel, features: FeatureStore | None = None) -> Iter
         yield
 
 
-def make_store(loaded: LoadedModel, *, remember: bool) -> FeatureStore | None:
-    """Return where the features of pictures are kept, or None where they are not."""
-    if not remember or not can_remember(loaded):
+def make_store(loaded: LoadedModel, *, remember: bool | None) -> FeatureStore | None:
+    """Return where the features of pictures are kept, or None where they are not.
+
+    Args:
+        loaded: the model.
+        remember: as in the settings. On a GPU a tower is quick with many pictures at once, and slow
+            with one at a time.
+    """
+    wanted = loaded.model.device.type == "cpu" if remember is None else remember
+    if not wanted or not can_remember(loaded):
         return None
     return FeatureStore(folder=cache_folder() / "features")
 

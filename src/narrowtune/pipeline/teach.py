@@ -42,9 +42,10 @@ from narrowtune.pipeline.stages import (
 from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.report.build import build_report
 from narrowtune.train.anchor import build_anchor
-from narrowtune.train.arguments import num_repeated
+from narrowtune.train.arguments import num_repeated, planned_samples
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.fit import FitResult, fit
+from narrowtune.train.order import num_pictures
 
 
 @dataclass
@@ -118,7 +119,8 @@ def _prepare(
         open_folder(folder, config, given, resume)
     with watch.stage("load the model"):
         loaded = load(config)
-        resolve(loaded.model, config.recipe)
+        # Where the recipe changes what is seen, nothing is looked up, neither before nor after.
+        own_eyes = changes_eyes(loaded, resolve(loaded.model, config.recipe).names)
         base_hashes = tensor_hashes(loaded.model)
         base = combine_hashes(base_hashes)
     with watch.stage("read the data"):
@@ -141,7 +143,7 @@ def _prepare(
         inputs,
         encoder,
         arithmetic,
-        make_store(loaded, remember=config.remember_pictures),
+        None if own_eyes else make_store(loaded, remember=config.remember_pictures),
     )
 
 
@@ -200,6 +202,9 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             f"{state.num_processes} devices: {repeated} rows were seen twice in every epoch, to "
             "fill its last step."
         )
+    # Where no picture comes twice, keeping them would only cost.
+    shown = planned_samples(config, len(run.inputs.rows), state.num_processes)
+    again = run.features is not None and shown > num_pictures(run.inputs.rows)
     with (
         run.watch.stage("train"),
         closing(ProgressBar(console, config.training.global_batch_size)) as progress,
@@ -215,8 +220,7 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             anchor=anchor,
             callbacks=[progress],
             resume=resume,
-            # In a single pass no picture comes twice, and keeping them would only cost.
-            features=run.features if config.training.num_train_epochs > 1 else None,
+            features=run.features if again else None,
         )
     # The report's times and cost are those of the whole training, like its numbers of rows.
     run.watch.seconds["train"] += run.fitted.earlier_seconds
@@ -237,8 +241,6 @@ def _look_after(run: Run) -> None:
             notes=run.loaded.notes,
         )
         delta.save(run.folder.delta)
-    # Where tower or projector were trained, the base and the tuned model see otherwise.
-    eyes = None if changes_eyes(run.loaded, run.fitted.base) else run.features
     with run.watch.stage("evaluate the tuned model"):
         run.after = score_tasks(
             run.loaded,
@@ -248,11 +250,11 @@ def _look_after(run: Run) -> None:
             fingerprint=delta.metadata.tuned_fingerprint,
             arithmetic=run.arithmetic,
             folder=run.folder.root / "after",
-            features=eyes,
+            features=run.features,
         )
     with run.watch.stage("drift"):
         run.drift = measure_run_drift(
-            run.loaded, run.fitted.base, run.inputs, run.encoder, run.config, eyes
+            run.loaded, run.fitted.base, run.inputs, run.encoder, run.config, run.features
         )
         write_json(run.folder.drift, run.drift)
 
@@ -301,6 +303,6 @@ def _seen(features: FeatureStore | None) -> list[str]:
     if features is None or not features.num_found:
         return []
     return [
-        f"The tower was run on {features.num_computed} pictures; what it had seen was looked up "
-        f"{features.num_found} times (remember_pictures)."
+        f"What the tower makes of {features.num_computed} pictures was kept, and what was kept was "
+        f"looked up {features.num_found} times (remember_pictures)."
     ]

@@ -27,7 +27,7 @@ from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example
 from narrowtune.data.splits import mix_examples
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
-from narrowtune.engine.features import changes_eyes
+from narrowtune.engine.features import FeatureStore, changes_eyes
 from narrowtune.evaluate.constrained import evaluate_constrained
 from narrowtune.evaluate.evaluate import evaluate
 from narrowtune.evaluate.tasks import Task
@@ -140,9 +140,10 @@ class Study:
             self._anchor(chain.arm)
         try:
             with self._tuned(chain) as tuned:
-                # What a trained tower sees is seen once: it would only push out what others share.
-                own = changes_eyes(self.loaded, tuned.selection.names)
-                self._features = None if own else self._store
+                if self._store is not None and changes_eyes(self.loaded, tuned.selection.names):
+                    # Pictures one at a time, as for the base, and none of them kept: it would be
+                    # looked at but once, and take the room of what all other arms share.
+                    self._features = FeatureStore(max_bytes=0)
                 known = num_done and restore_chain(self.loaded.model, state, num_done)
                 first = num_done if known else 0
                 for stage in range(first, len(chain.skills)):
@@ -323,7 +324,8 @@ class Study:
         if self._tolerance is None and path.exists():
             self._tolerance = json.loads(path.read_text("utf-8"))["tolerance"]
         if self._tolerance is None:
-            with measuring(self.loaded, self._features):
+            # Without a store: noise of the tower is in it, as in an arm's that trains the tower.
+            with measuring(self.loaded):
                 self._tolerance = measure_tolerance(self.loaded, self.tasks, self.encoder)
             write_json(path, {"tolerance": self._tolerance})
 

@@ -15,6 +15,11 @@ from narrowtune.data.collate import PER_TOKEN_FEATURES, Encoded
 from narrowtune.models.fingerprint import tensor_sha256
 
 
+def num_pictures(rows: Sequence[Encoded]) -> int:
+    """Return how many different pictures rows have, or sets of them; a row without counts too."""
+    return len(_groups(rows))
+
+
 class PictureSampler(Sampler[int]):
     """Draws pictures in a new order every epoch, and all rows about each of them together.
 
@@ -27,10 +32,7 @@ class PictureSampler(Sampler[int]):
     """
 
     def __init__(self, rows: Sequence[Encoded], seed: int) -> None:
-        groups: dict[str, list[int]] = {}
-        for number, row in enumerate(rows):
-            groups.setdefault(_pictures(row) or f"row {number}", []).append(number)
-        self.groups = list(groups.values())
+        self.groups = _groups(rows)
         self._num_rows = len(rows)
         # One stream for all epochs: a resumed run draws the epochs that it skips, as for any order.
         self._generator = torch.Generator().manual_seed(seed)
@@ -43,6 +45,14 @@ class PictureSampler(Sampler[int]):
         """Yield every row's number once."""
         for group in torch.randperm(len(self.groups), generator=self._generator).tolist():
             yield from self.groups[group]
+
+
+def _groups(rows: Sequence[Encoded]) -> list[list[int]]:
+    """Return the numbers of rows that have the same pictures."""
+    groups: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(_pictures(row) or f"row {number}", []).append(number)
+    return list(groups.values())
 
 
 def _pictures(row: Encoded) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import PIL.Image
 import pytest
@@ -187,58 +187,115 @@ def test_a_tile_that_fills_up_a_batch_changes_no_key(tiny, picture):
     assert (store.num_computed, store.num_found) == (2, 2)
 
 
-def test_memory_is_bounded_and_what_was_used_lately_stays():
+def test_a_tile_that_is_black_is_not_taken_for_one_that_fills_up(tiny, picture):
+    loaded = load_model(str(tiny("llava_next")), device="cpu")
+    loaded.processor.image_processor.do_normalize = False
+    loaded.model.requires_grad_(False)
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    rows = [
+        encoder.encode_answer([Message("user", (picture(56, 56, colour), Text("x")))], "red")
+        for colour in ("black", "red")
+    ]
+    assert not rows[0].features["pixel_values"].any()
+    with evaluating(loaded.model):
+        plain, _ = labelled_cross_entropy(loaded.model, collate(rows, 0))
+        with remembered_features(loaded, FeatureStore()):
+            found, _ = labelled_cross_entropy(loaded.model, collate(rows, 0))
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loaded", ["llava"], indirect=True)
+def test_what_is_kept_has_no_dropout_and_modes_stay(loaded, rows):
+    tower = loaded.model.get_submodule(loaded.family.vision_tower[0])
+    for module in tower.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.5
+    batch, store = collate(rows[:1], 0), FeatureStore()
+    with evaluating(loaded.model):
+        plain, _ = labelled_cross_entropy(loaded.model, batch)
+    loaded.model.train()
+    noisy = {float(labelled_cross_entropy(loaded.model, batch)[0]) for _ in range(3)}
+    assert len(noisy) == 3
+    with remembered_features(loaded, store):
+        found, _ = labelled_cross_entropy(loaded.model, batch)
+    assert store.num_computed == 1
+    assert tower.training
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_is_bounded_and_what_came_first_stays():
     store, asked = FeatureStore(max_bytes=3 * 40), []
 
     def ask(key: str) -> None:
         store.get(key, lambda: asked.append(key) or torch.zeros(10))
 
-    for key in ("a", "b", "c", "a", "d", "a", "c", "b"):
+    # Three passes over five pictures with room for three: those are computed once.
+    for key in "abcde" * 3:
         ask(key)
-    assert asked == ["a", "b", "c", "d", "b"]
-    # More than everything at once is still given.
+    assert asked == [*"abcde", *"de", *"de"]
+    assert (store.num_computed, store.num_found) == (9, 6)
     assert store.get("large", lambda: torch.zeros(1000)).numel() == 1000
+    nothing = FeatureStore(max_bytes=0)
+    assert [float(nothing.get("a", lambda v=v: torch.full((1,), v))) for v in (1.0, 2.0)] == [1, 2]
 
 
 def test_a_folder_serves_other_stores_and_broken_files_are_computed_again(tmp_path):
     features = torch.randn(4, 3).bfloat16()
-    first = FeatureStore(folder=tmp_path)
-    first.get("abc", lambda: features)
-    second = FeatureStore(folder=tmp_path)
-    assert torch.equal(second.get("abc", lambda: pytest.fail("computed")), features)
+    FeatureStore(folder=tmp_path).get("abc", lambda: features)
+    with torch.inference_mode():
+        again = FeatureStore(folder=tmp_path).get("abc", lambda: pytest.fail("computed"))
+    assert torch.equal(again, features)
+    assert not again.is_inference()
     (path,) = tmp_path.glob("*/*.safetensors")
-    path.write_bytes(path.read_bytes()[:-5])
-    third = FeatureStore(folder=tmp_path)
-    assert torch.equal(third.get("abc", lambda: features), features)
-    assert third.num_computed == 1
-    assert torch.equal(FeatureStore(folder=tmp_path).get("abc", torch.rand), features)
+    whole = path.read_bytes()
+    # Cut short; and as long as it was, with another value.
+    for broken in (whole[:-5], whole[:-3] + b"abc"):
+        path.write_bytes(broken)
+        store = FeatureStore(folder=tmp_path)
+        assert torch.equal(store.get("abc", lambda: features), features)
+        assert store.num_computed == 1
+        assert path.read_bytes() == whole
 
 
-def test_a_folder_is_bounded_and_its_oldest_files_go(tmp_path):
-    store = FeatureStore(folder=tmp_path, max_folder_bytes=10_000)
-    for number in range(20):
-        key = f"{number:02d}key"
-        store.get(key, lambda: torch.zeros(250))  # 1,000 bytes and a header
-        (path,) = tmp_path.glob(f"*/{key}.safetensors")
+def test_a_folder_that_cannot_be_used_is_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    store = FeatureStore(folder=tmp_path / "file")
+    for key in ("abc", "abd"):
+        assert store.get(key, lambda: torch.ones(2)).tolist() == [1, 1]
+    assert caplog.text.count("are not kept in") == 1
+
+
+def test_a_folder_is_bounded_and_files_of_earlier_runs_go_first(tmp_path):
+    limit = 10_000
+    earlier = FeatureStore(folder=tmp_path, max_folder_bytes=limit)
+    for number in range(4):
+        earlier.get(f"{number:02d}old", lambda: torch.zeros(250))  # 1,000 bytes, header and digest
+    for number, path in enumerate(sorted(tmp_path.glob("*/*"))):
         os.utime(path, (number, number))
-    kept = sorted(path.stem for path in tmp_path.glob("*/*.safetensors"))
-    assert sum(p.stat().st_size for p in tmp_path.glob("*/*")) <= 10_000
-    assert kept == [f"{number:02d}key" for number in range(20 - len(kept), 20)]
-    assert len(kept) >= 7
+    store = FeatureStore(folder=tmp_path, max_folder_bytes=limit)
+    for number in range(20):
+        store.get(f"{number:02d}new", lambda: torch.zeros(250))
+    names = sorted(path.stem for path in tmp_path.glob("*/*"))
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= limit
+    assert not [name for name in names if name.endswith("old")]
+    # What this store wrote stays, and the rest was not written.
+    assert names == [f"{number:02d}new" for number in range(len(names))]
+    assert len(names) >= 6
 
 
-def test_many_writers_leave_whole_files(tmp_path):
+def test_many_writers_leave_whole_files_within_the_limit(tmp_path):
+    limit = 60_000
+
     def work(seed: int) -> None:
-        store = FeatureStore(max_bytes=1, folder=tmp_path, max_folder_bytes=30_000)
+        store = FeatureStore(max_bytes=0, folder=tmp_path, max_folder_bytes=limit)
         for number in range(60):
             value = (number * 7 + seed) % 30
             wanted = torch.full((300,), float(value))
-            found = store.get(f"{value:02d}", lambda wanted=wanted: wanted)
-            assert torch.equal(found, wanted)
+            assert torch.equal(store.get(f"{value:02d}", lambda wanted=wanted: wanted), wanted)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.suffix]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors"}
+    # Each of four may add a twentieth, and one file, before it counts again.
+    assert sum(path.stat().st_size for path in files) <= limit * 1.2 + 4 * 2_000
