@@ -19,8 +19,9 @@ from narrowtune.report import plotstyle as look
 from narrowtune.report.plots import short
 from narrowtune.report.text import signed_tick
 from narrowtune.study.formulas import rank_correlation
+from narrowtune.study.presets import REFERENCE
 from narrowtune.study.results import ChainKey, StageResult, by_chain
-from narrowtune.study.tables import Point, frontier, sequences
+from narrowtune.study.tables import SHARES, Point, frontier, matched, sequences
 
 _COLOURS = ("#1a56b0", "#96460a", "#14653a", "#7b2d8e", "#a8231a", "#0f7f86", "#8a6d00", "#505b6b")
 _DASHES = ("-", "--", ":", "-.")  # an arm's rates
@@ -51,6 +52,8 @@ def draw_study(
                 continue
             suffix = f"-{order}" if len(orders) > 1 else ""
             drawn.append(_draw_frontier(points, skills[0], looks, folder, f"frontier{suffix}"))
+            if all(_can_be_matched(arms_of) for arms_of in points):
+                drawn.append(_draw_matched(points, looks, folder, f"matched{suffix}"))
             every = [p for arms_of in points for found in arms_of.values() for p in found]
             if any(not math.isnan(point.number_bias[1]) for point in every):
                 drawn.append(_draw_bias(every, looks, folder, f"number_bias{suffix}"))
@@ -98,6 +101,54 @@ def _draw_frontier(
     axes.set_xlabel(f"{short(skill)} learned, points  (best: top right)")
     axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
     _title(axes, "Learning against forgetting, by learning rate and seed")
+    look.save(figure, folder, name)
+    return name
+
+
+def _can_be_matched(arms: Mapping[str, Sequence[Point]]) -> bool:
+    """Whether there is an arm to compare with, whose best rate validation rows tell."""
+    points = arms.get(REFERENCE, ())
+    return len(arms) > 1 and bool(points) and not math.isnan(points[0].validation)
+
+
+def _draw_matched(
+    seeds: Sequence[Mapping[str, Sequence[Point]]],
+    looks: Mapping[str, Mapping[str, str]],
+    folder: Path,
+    name: str,
+) -> str:
+    """Draw what arms lose where they have learned as much: every seed, and the seeds' mean."""
+    figure = look.new_figure(10, 6)
+    axes = figure.subplots()
+    lost = [matched(arms, REFERENCE) for arms in seeds]
+    arms = list(dict.fromkeys(arm for of_seed in lost for arm in of_seed))
+    for number, arm in enumerate(arms):
+        for place, share in enumerate(SHARES):
+            x = place + 0.8 * ((number + 0.5) / len(arms) - 0.5)
+            values = [of_seed[arm][share] for of_seed in lost if arm in of_seed]
+            reached = [-value for value in values if value is not None]
+            style = {**looks[arm], "ls": "", "ms": 7, "mec": "white"}
+            label = None if place else short(arm)
+            axes.plot([x] * len(reached), reached, label=label, **style)
+            if len(reached) > 1:
+                mean = math.fsum(reached) / len(reached)
+                axes.plot([x - 0.03, x + 0.03], [mean] * 2, lw=2.2, color=looks[arm]["color"])
+            if len(reached) < len(values):
+                missed = f"{len(values) - len(reached)} of {len(values)}"
+                axes.annotate(
+                    f"not reached: {missed}",
+                    (x, 0.01),
+                    xycoords=("data", "axes fraction"),
+                    rotation=90,
+                    size=7,
+                    ha="center",
+                    va="bottom",
+                    color=looks[arm]["color"],
+                )
+    _frame(axes, "change on the held-out tasks, points")
+    axes.set_xticks(range(len(SHARES)), [f"{share:.0%}" for share in SHARES])
+    axes.set_xlabel(f"of what {REFERENCE} learns at its best rate")
+    _title(axes, "At equal learning (bars: means of seeds)")
     look.save(figure, folder, name)
     return name
 

@@ -45,6 +45,23 @@ def test_each_figure_names_every_arm(tmp_path):
             assert re.search(rf"<!-- {re.escape(arm)}", text), (name, arm)
 
 
+def test_arms_are_compared_at_equal_learning_and_what_is_not_reached_is_said(tmp_path):
+    learned = {"language_model": (0.4, 0.8), "sa_proj": (0.3, 0.6)}
+    found = [stage(BASE, 0.0, 0, 0, "", 0.0, 0.9)]
+    for arm, values in learned.items():
+        for rate, value in zip((1e-4, 1e-3), values, strict=True):
+            for seed in (0, 1):
+                one = stage(arm, rate, seed, 1, "count", value, 0.8 - seed / 20)
+                kept_back = scores("target", value)
+                found.append(one.model_copy(update={"validation": kept_back}))
+    drawn = draw_study(found, {"default": ["count"]}, tmp_path)
+    assert drawn == ["frontier", "matched"]
+    text = (tmp_path / "matched.svg").read_text()
+    assert all(f"<!-- {arm} -->" in text for arm in learned)
+    # 60 points are three quarters of the best 80, and less than nine tenths of it.
+    assert text.count("<!-- not reached: 2 of 2 -->") == 1
+
+
 def test_orders_have_figures_of_their_own_and_missing_chains_none(tmp_path):
     orders = {"default": ["count", "clock"], "reversed": ["clock", "count"]}
     drawn = draw_study(results(), orders, tmp_path)
