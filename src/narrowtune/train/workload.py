@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from narrowtune.core.config import RunConfig
+from narrowtune.core.errors import DataError
 from narrowtune.core.results import Role
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.forward import label_positions
 from narrowtune.engine.packing import num_positions
 from narrowtune.models.load import LoadedModel
 from narrowtune.train.arguments import accumulation_steps, per_device_batch_size, planned_steps
+from narrowtune.train.order import PictureSampler
 
 EXAMPLE_ROWS, EXAMPLE_TOKENS, EXAMPLE_LABELS = 16, 128, 16
 """Number and length of made-up rows where none are given."""
@@ -86,6 +88,8 @@ class Batches:
         self.micro_batches = accumulation_steps(
             training.global_batch_size, self.batch_size, num_processes
         )
+        grouped = training.group_by_picture
+        self._order = list(PictureSampler(self.rows, self._seed)) if grouped else []
         samples = workload.num_samples
         self.num_steps = None if samples is None else planned_steps(config, samples)
         self.anchor_rows: list[Encoded] = []
@@ -120,15 +124,20 @@ class Batches:
         return self.draw_task(generator, size) + generator.sample(self.anchor_rows, share)
 
     def draw_task(self, generator: random.Random, size: int) -> list[Encoded]:
-        """Draw `size` task rows."""
+        """Draw `size` task rows, those about one picture together where the run does so."""
+        if self._order:
+            start = generator.randrange(len(self._order))
+            places = range(start, start + size)
+            return [self.rows[self._order[place % len(self._order)]] for place in places]
         enough = size <= len(self.rows)
         return generator.sample(self.rows, size) if enough else generator.choices(self.rows, k=size)
 
     def width(self, rows: Sequence[Encoded]) -> int:
-        """Return how many positions the model computes for `rows`: packed, or padded."""
-        if any(row.features for row in rows):
-            return len(rows) * max(_lengths(rows))  # never packed; pictures need not be joined
-        batch = collate(rows, padding_id(self._loaded.tokenizer))
+        """Return how many positions the model computes for `rows`: laid out anew, or padded."""
+        try:
+            batch = collate(rows, padding_id(self._loaded.tokenizer))
+        except DataError:  # pictures that can't be joined: the run itself will say so
+            return len(rows) * max(_lengths(rows))
         mask, _ = label_positions(batch.pop("labels"))
         return num_positions(self._loaded.model, batch, mask)
 

@@ -17,6 +17,7 @@ from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
 from narrowtune.train.fit import fit
 from narrowtune.train.order import PictureSampler, num_pictures
+from narrowtune.train.workload import Batches, Workload
 
 
 def pictured(number: int) -> Encoded:
@@ -83,3 +84,26 @@ def test_steps_are_those_of_the_plain_path_with_fewer_looks(tiny, family, tmp_pa
         moved = (weight - base[name]).norm()
         assert moved > 0
         assert (tuned[1][name] - weight).norm() < 1e-3 * moved, name
+
+
+def test_a_plan_counts_what_rows_about_one_picture_share(tiny):
+    loaded = load_model(str(tiny("llava")), device="cpu")
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    rows = []
+    for colour in ("red", "blue", "green"):
+        buffer = io.BytesIO()
+        PIL.Image.new("RGB", (60, 40), colour).save(buffer, "PNG")
+        for question in ("what?", "which one?", "who?", "how many?"):
+            ask = Message("user", (Image(data=buffer.getvalue()), Text(question)))
+            rows.append(encoder.encode_answer([ask], "red"))
+    rows = [rows[number] for number in (0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11)]
+    found = {}
+    for grouped in (False, True):
+        training = {"global_batch_size": 4, "per_device_train_batch_size": 4}
+        config = RunConfig.model_validate(
+            {"model": "m", "skill": "s", "training": {**training, "group_by_picture": grouped}}
+        )
+        batches = Batches(loaded, config, Workload(rows=rows, num_samples=12), 1)
+        found[grouped] = batches.positions()
+    # The picture is four tokens of some twenty here.
+    assert found[True] < 0.95 * found[False]
