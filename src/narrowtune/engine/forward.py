@@ -116,14 +116,18 @@ def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def packing_error(model: nn.Module, batch: Mapping[str, Any]) -> float:
+def packing_error(model: nn.Module, batch: Mapping[str, Any]) -> float | None:
     """Return how much packing changes the logits at a batch's labels.
 
     The norm of the difference relative to that of the logits around their mean: about 1e-6 in
-    fp32 and 1e-2 in bf16, and of the order of 1 where a model does not honour the line's mask or
-    positions. 0 where the batch can't be packed.
+    fp32 and 1e-2 in bf16, and of the order of 1 where a model does not honour the layout's mask or
+    positions. None where the batch can't be packed.
     """
     mask, _ = label_positions(batch["labels"])
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with packing("always"):
+        if pack(model, inputs, mask) is None:
+            return None
     with packing("never"):
         plain = logits_at(model, batch, mask).float()
     with packing("always"):

@@ -18,13 +18,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from narrowtune.engine.pictures import PICTURE_INPUTS, picture_sha256, pictures_apart
+from narrowtune.engine.pictures import PICTURE_INPUTS, pictures_apart
 
 When = Literal["never", "cheaper", "always"]
 
 _WHEN: ContextVar[When] = ContextVar("packing", default="cheaper")
 
 _TEXT = {"input_ids", "attention_mask"}
+_PROBED = 64  # pixels by which pictures are told apart before all of them are compared
 _LINEAR_WIDTH = 6
 """A layer's products with weights cost a token about as much as attending to this many times the
 hidden size in tokens: some 12 h² weights against 2 h per token attended to."""
@@ -146,7 +147,7 @@ def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layo
 
     What stands before the first difference, the picture among it, is computed once, and the picture
     goes through the tower once. Positions go on from there in every branch, in three axes for
-    models whose rotary embedding has three.
+    models whose rotary embedding has three. Rows without a picture stay rows of their own.
 
     Returns:
         None where no two rows share their picture and what is before it, or as `pack`.
@@ -159,55 +160,61 @@ def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layo
     given = {name: inputs[name] for name in PICTURE_INPUTS if name in inputs}
     pictures = pictures_apart(given, model.config)
     places = ids == placeholder
-    # As many pictures as rows, and one in every row at least: one in each.
-    if pictures is None or len(pictures) != len(ids) or not bool(places.any(dim=1).all()):
+    pictured = places.any(dim=1).nonzero()[:, 0].tolist()
+    # As many pictures as rows with places for one: one in each.
+    if pictures is None or len(pictures) != len(pictured):
         return None
-    groups, starts = _groups(ids, valid, mask, places, pictures)
+    groups = _groups(ids, places, dict(zip(pictured, pictures, strict=True)))
     if len(groups) == len(ids):
         return None
+    starts = [_shared(ids[g], valid[g], mask[g]) if len(g) > 1 else 0 for g in groups]
     row, position, filled = _laid_out(groups, starts, valid)
     if not _pays(model, tuple(row.shape), tuple(ids.shape)):
         return None
-    seen = (row[:, :, None] == row[:, None, :]) | (position < torch.tensor(starts)[:, None])[
-        :, None
-    ]
+    begins = torch.tensor(starts, device=ids.device)[:, None]
+    seen = (row[:, :, None] == row[:, None, :]) | (position < begins)[:, None]
     seen &= (position[:, None, :] <= position[:, :, None]) & filled[:, None, :]
     # What fills a row up sees itself: a softmax over nothing is not a number, and would spread.
     seen |= torch.eye(row.shape[1], dtype=torch.bool, device=seen.device)
     asked = mask[row, position] & filled
-    firsts = [group[0] for group in groups]
+    chosen = [pictured.index(group[0]) for group in groups if group[0] in pictured]
     laid = {
         # What fills a row up must not look like a picture.
         "input_ids": ids[row, position].masked_fill(~filled, int(placeholder == 0)),
         "attention_mask": seen[:, None],
         "position_ids": _positions(model, inputs)[..., row, position],
-        **_joined(given, pictures, firsts),
+        **_joined(given, pictures, chosen),
     }
     return Layout(laid, asked, (row * ids.shape[1] + position)[asked].argsort())
 
 
 def _groups(
-    ids: Tensor,
-    valid: Tensor,
-    mask: Tensor,
-    places: Tensor,
-    pictures: Sequence[Mapping[str, Tensor]],
-) -> tuple[list[list[int]], list[int]]:
-    """Return the rows that share a picture, and how many tokens each group begins with alike."""
-    alike: dict[str, list[int]] = {}
-    for number, picture in enumerate(pictures):
-        alike.setdefault(picture_sha256(picture), []).append(number)
-    groups, starts = [], []
-    for group in alike.values():
-        shared = _shared(ids[group], valid[group], mask[group])
-        # A picture behind what differs is another one to the language model.
-        if bool(places[group[0], shared:].any()):
-            groups += [[number] for number in group]
-            starts += [0] * len(group)
+    ids: Tensor, places: Tensor, pictures: Mapping[int, Mapping[str, Tensor]]
+) -> list[list[int]]:
+    """Return the rows that are alike up to their picture's end; one without is by itself.
+
+    Tokens, sizes and some of the pixels are compared first, so that all pixels are looked at only
+    where two pictures are likely the same.
+    """
+    alike: dict[Any, list[list[int]]] = {}
+    for number in range(len(ids)):
+        picture = pictures.get(number)
+        if picture is None:
+            alike[number] = [[number]]
+            continue
+        end = int(places[number].nonzero().max()) + 1
+        pixels = picture["pixel_values"].flatten()
+        some = pixels[:: max(1, len(pixels) // _PROBED)].tolist()
+        sizes = [value.tolist() for name, value in picture.items() if name != "pixel_values"]
+        key = (tuple(ids[number, :end].tolist()), str(sizes), tuple(some))
+        groups = alike.setdefault(key, [])
+        for group in groups:
+            if torch.equal(pictures[group[0]]["pixel_values"], picture["pixel_values"]):
+                group.append(number)
+                break
         else:
-            groups.append(group)
-            starts.append(shared)
-    return groups, starts
+            groups.append([number])
+    return [group for groups in alike.values() for group in groups]
 
 
 def _laid_out(

@@ -130,8 +130,9 @@ def prompts_as_batches(
         if not images and len(text) < _CHECKED_ROWS:
             text.append(encoder.encode_answer(prompt, "Yes"))
         elif len(images) == 1 and not pictured:
-            other = (Message("user", (images[0], Text("Yes?"))),)
-            pictured = [encoder.encode_answer(each, "Yes") for each in (prompt, other)]
+            *before, last = prompt
+            longer = (*before, Message(last.role, (*last.content, Text(" Yes or no?"))))
+            pictured = [encoder.encode_answer(each, "Yes") for each in (prompt, longer)]
         if pictured and len(text) == _CHECKED_ROWS:
             break
     return [text, pictured]
@@ -158,20 +159,23 @@ def check_packing(
     ]
     if not allowed or not chosen:
         return arithmetic.model_copy(update={"packing": allowed})
-    dtype, errors = measuring_dtype(loaded), []
+    dtype, errors = measuring_dtype(loaded), list[float]()
     with measuring(loaded), evaluating(loaded.model):
         for rows in chosen:
             batch = to_device(collate(rows, padding_id(loaded.tokenizer)), loaded.model.device)
-            errors.append(packing_error(loaded.model, batch))
+            found = packing_error(loaded.model, batch)
+            if found is not None:
+                errors.append(found)
+    if not errors:
+        note = "; packed and plain logits were not compared: these rows can't be packed"
+        return arithmetic.model_copy(update={"packing": True, "note": arithmetic.note + note})
     error = max(errors)
     limit = MAX_PACKING_ERROR.get(dtype, MAX_PACKING_ERROR[torch.bfloat16])
     agrees = error <= limit
     note = f"; packed and plain logits differ by {error:.0e} (relative)"
     if not agrees:
         note += f", more than {limit:.0e}: rows are not packed"
-    return arithmetic.model_copy(
-        update={"packing": agrees, "note": arithmetic.note + note if error else arithmetic.note}
-    )
+    return arithmetic.model_copy(update={"packing": agrees, "note": arithmetic.note + note})
 
 
 def plan_run(

@@ -303,6 +303,6 @@ def _seen(features: FeatureStore | None) -> list[str]:
     if features is None or not features.num_found:
         return []
     return [
-        f"What the tower makes of {features.num_computed} pictures was kept, and what was kept was "
-        f"looked up {features.num_found} times (remember_pictures)."
+        f"What the tower makes of a picture was computed {features.num_computed} times and looked "
+        f"up {features.num_found} times (remember_pictures)."
     ]

@@ -130,7 +130,8 @@ def _draw_matched(
             style = {**looks[arm], "ls": "", "ms": 7, "mec": "white"}
             label = None if place else short(arm)
             axes.plot([x] * len(reached), reached, label=label, **style)
-            if len(reached) > 1:
+            # A mean over those that reach it would flatter an arm that often does not.
+            if 1 < len(reached) == len(values):
                 mean = math.fsum(reached) / len(reached)
                 axes.plot([x - 0.03, x + 0.03], [mean] * 2, lw=2.2, color=looks[arm]["color"])
             if len(reached) < len(values):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -40,7 +41,13 @@ from narrowtune.pipeline.inputs import (
     shipped_prompts,
 )
 from narrowtune.pipeline.sources import Source, read_prompts
-from narrowtune.pipeline.stages import make_store, measure_tolerance, measuring
+from narrowtune.pipeline.stages import (
+    check_packing,
+    make_store,
+    measure_tolerance,
+    measuring,
+    prompts_as_batches,
+)
 from narrowtune.probe.drift import measure_drift
 from narrowtune.probe.layers import layer_contributions
 from narrowtune.study.chains import Chain
@@ -53,6 +60,8 @@ from narrowtune.train.anchor import Anchor, build_anchor
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.lora import low_rank
 from narrowtune.train.masters import copy_tensors
+
+logger = logging.getLogger(__name__)
 
 _MOST_ENCODED = 2
 """Sets of training rows held as tensors: those of one skill and seed serve every arm in turn."""
@@ -93,9 +102,6 @@ class Study:
             name for arm in settings.arms for name in resolve(self.loaded.model, arm.recipe).names
         }
         self.base = copy_tensors(self.loaded.model, names)
-        self.arithmetic = arithmetic or measure_arithmetic(
-            self.loaded.model, requested=settings.training.compute_dtype
-        )
         self.skills = {skill.label: skill for skill in settings.skills}
         rows = read_study(settings, self.encoder)
         self.pools, self.validation, self.tasks = rows.pools, rows.validation, rows.tasks
@@ -103,12 +109,28 @@ class Study:
         path = settings.drift.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
         prompts = read_prompts(path, self.encoder, settings.drift.max_prompts, "drift.prompts")
         self.drift_prompts = [("free prompts", prompt) for prompt in prompts]
+        self.arithmetic = arithmetic or self._choose_arithmetic()
         self._shown = keep_shown(prompts, self.folder)
         self._encoded: dict[tuple[str, int], list[Encoded]] = {}
         self._anchors: dict[str, Anchor] = {}
         self._tolerance: float | None = None
         self._store = make_store(self.loaded, remember=settings.remember_pictures)
         self._features = self._store
+
+    def _choose_arithmetic(self) -> Arithmetic:
+        """Measure which arithmetic is fastest here, and whether rows may be packed."""
+        training = self.settings.training
+        asked = [example.prompt for task in self.tasks for example in task.examples]
+        asked += [prompt for _, prompt in self.drift_prompts]
+        found = check_packing(
+            measure_arithmetic(self.loaded.model, requested=training.compute_dtype),
+            self.loaded,
+            prompts_as_batches(asked, self.encoder),
+            allowed=training.packing,
+        )
+        if training.packing and not found.packing:
+            logger.warning(found.note)
+        return found
 
     def score_base(self) -> StageResult:
         """Return the base's scores; with a single skill, on its validation rows too."""

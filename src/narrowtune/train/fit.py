@@ -32,7 +32,7 @@ from narrowtune.train.masters import (
     layer_norm_names,
     set_parameter_dtype,
 )
-from narrowtune.train.order import PictureSampler
+from narrowtune.train.order import EpochOrder, PictureSampler
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
 from narrowtune.train.trainer import NarrowTrainer, Rows
 
@@ -102,7 +102,9 @@ def fit(
     pad = padding_id(loaded.tokenizer)
     use_cache = getattr(model.config, "use_cache", None)
     witness = GradientWitness(model, selection.names)
+    sampler = PictureSampler(rows, config.seed) if config.training.group_by_picture else None
     energy = EnergyMeter() if config.cost.measure_energy and args.process_index == 0 else None
+    order = [EpochOrder(sampler)] if sampler is not None else []
     meter = EffortMeter(model.device, energy)
     trainer = NarrowTrainer(
         model,
@@ -118,8 +120,8 @@ def fit(
         distillation=Distillation(WeightSwap(model, base), **distillation.model_dump())
         if distillation is not None
         else None,
-        sampler=PictureSampler(rows, config.seed) if config.training.group_by_picture else None,
-        callbacks=[LogFile(Path(config.output_dir) / "train.jsonl"), *callbacks],
+        sampler=sampler,
+        callbacks=[LogFile(Path(config.output_dir) / "train.jsonl"), *callbacks, *order],
     )
     # For callbacks only (DriftCallback): the Trainer itself would change the model's settings.
     trainer.callback_handler.processing_class = loaded.processor or loaded.tokenizer

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from narrowtune.data.collate import PER_TOKEN_FEATURES, Encoded
 from narrowtune.models.fingerprint import tensor_sha256
@@ -29,13 +31,16 @@ class PictureSampler(Sampler[int]):
     Args:
         rows: what is learned from.
         seed: of the order.
+
+    Attributes:
+        groups: numbers of rows that share their pictures.
+        epoch: the one that is drawn next, from 0; each has an order of its own.
     """
 
     def __init__(self, rows: Sequence[Encoded], seed: int) -> None:
         self.groups = _groups(rows)
-        self._num_rows = len(rows)
-        # One stream for all epochs: a resumed run draws the epochs that it skips, as for any order.
-        self._generator = torch.Generator().manual_seed(seed)
+        self.epoch = 0
+        self._num_rows, self._seed = len(rows), seed
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -43,8 +48,23 @@ class PictureSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Yield every row's number once."""
-        for group in torch.randperm(len(self.groups), generator=self._generator).tolist():
+        # Of seed and epoch alone: a resumed run does not draw the epochs that it skips.
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
+        for group in torch.randperm(len(self.groups), generator=generator).tolist():
             yield from self.groups[group]
+
+
+class EpochOrder(TrainerCallback):
+    """Tells a sampler which epoch it is: the Trainer's own way does not reach every sampler."""
+
+    def __init__(self, sampler: PictureSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Set the epoch before its rows are drawn; it is a fraction where one was resumed."""
+        self.sampler.epoch = int((state.epoch or 0.0) + 1e-6)
 
 
 def _groups(rows: Sequence[Encoded]) -> list[list[int]]:

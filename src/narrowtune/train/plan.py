@@ -36,6 +36,7 @@ from narrowtune.engine.memory import (
     sum_bytes,
 )
 from narrowtune.engine.options import option_logprobs
+from narrowtune.engine.packing import packing
 from narrowtune.evaluate.statistics import smallest_provable_budget
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection, resolve
@@ -209,11 +210,13 @@ class _Planner:
     def _activations(self, vocabulary: int) -> Activations:
         draw = random.Random(self.config.seed)
         traces = []
-        for rows in (self.batches.draw_task(draw, size) for size in _TRACED):
-            batch = self._batch(rows)
-            num_labels = label_positions(batch["labels"])[1].numel()
-            num_bytes = kept_bytes(self.model, batch, self.arithmetic)
-            traces.append(Kept(num_bytes, self.batches.width(rows), num_labels * vocabulary))
+        # Row by row: what a layout saves would differ from draw to draw, and hide the slope.
+        with packing("never"):
+            for rows in (self.batches.draw_task(draw, size) for size in _TRACED):
+                batch = self._batch(rows)
+                num_labels = label_positions(batch["labels"])[1].numel()
+                num_bytes = kept_bytes(self.model, batch, self.arithmetic)
+                traces.append(Kept(num_bytes, self.batches.width(rows), num_labels * vocabulary))
         return Activations.from_traces(*traces)
 
     def _time(self, memory: MemoryEstimate) -> TimeEstimate | None:

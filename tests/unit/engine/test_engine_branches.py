@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import PIL.Image
 import pytest
 import torch
 
+from narrowtune.core.config import AnchorSettings
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate
 from narrowtune.data.examples import Image, Message, Text
@@ -15,6 +17,7 @@ from narrowtune.engine.features import FeatureStore, remembered_features
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
 from narrowtune.engine.packing import num_positions, pack, packing
 from narrowtune.models.load import LoadedModel, load_model
+from narrowtune.train.anchor import build_anchor
 from tiny_models import VISION_FAMILIES
 
 ASKED = [(0, "how many?", "four"), (1, "which?", "a red one"), (0, "where is it?", "left")]
@@ -150,3 +153,68 @@ def test_all_the_same_question_shares_all_but_the_answer(loaded, rows):
         torch.testing.assert_close(
             logits_at(loaded.model, inputs, mask), plain, rtol=1e-4, atol=1e-5
         )
+
+
+def test_rows_of_text_stay_rows_beside_pictures_that_are_shared(loaded, rows):
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    text = encoder.encode_answer([Message("user", (Text("how are you today?"),))], "well")
+    made = [rows[0], text, rows[1], rows[2]]
+    inputs, mask = inputs_and_mask(collate(made, 0))
+    with packing("never"), torch.no_grad():
+        plain = logits_at(loaded.model, inputs, mask)
+    with packing("always"), torch.no_grad():
+        layout = pack(loaded.model, inputs, mask)
+        assert layout is not None
+        assert len(layout.mask) == 3
+        found = logits_at(loaded.model, inputs, mask)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_that_begins_otherwise_does_not_keep_others_from_sharing(loaded):
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    picture = noise(40, 30, 20)
+    made = [
+        encoder.encode_answer([Message("user", (*before, picture, Text(question)))], "yes")
+        for before, question in (((), "one?"), ((Text("Look: "),), "two?"), ((), "three?"))
+    ]
+    first = made[0].input_ids.index(loaded.model.config.image_token_id)
+    if made[0].input_ids[: first + 1] == made[1].input_ids[: first + 1]:
+        pytest.skip("this family's template puts pictures first")
+    inputs, mask = inputs_and_mask(collate(made, 0))
+    with packing("always"):
+        layout = pack(loaded.model, inputs, mask)
+    assert layout is not None
+    assert len(layout.mask) == 2
+
+
+def test_pictures_that_differ_in_one_pixel_are_two(loaded, rows):
+    other = dict(rows[2].features)
+    pixels = other["pixel_values"].clone()
+    pixels.view(-1)[-3] += 0.5
+    changed = replace(rows[2], features={**other, "pixel_values": pixels})
+    inputs, mask = inputs_and_mask(collate([rows[0], changed], 0))
+    with packing("always"):
+        assert pack(loaded.model, inputs, mask) is None
+
+
+@pytest.mark.parametrize("loaded", ["qwen2_5_vl", "llava_next"], indirect=True)
+def test_anchors_and_checkpointing_go_with_branches(loaded, rows):
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    settings = AnchorSettings(rows_per_step=2, max_new_tokens=3)
+    prompts = [(Message("user", (noise(40, 30, 70), Text(t))),) for t in ("describe it", "more?")]
+    anchor = build_anchor(loaded, encoder, prompts, settings, batch_size=2, seed=1)
+    merged = anchor.merge(collate(rows, 0), [0, 1])
+    held, asked = merged.pop("anchor_log_probs"), merged.pop("anchor_mask")
+    labels, _ = label_positions(merged["labels"])
+    loaded.model.train().requires_grad_(True)
+    loaded.model.gradient_checkpointing_enable()
+    found = []
+    for when in ("never", "always"):
+        loaded.model.zero_grad()
+        with packing(when):
+            logits = logits_at(loaded.model, merged, asked | labels)
+        (logits.log_softmax(-1)[-len(held) :] * held).sum().backward()
+        gradient = loaded.model.get_input_embeddings().weight.grad
+        found.append((logits.detach(), gradient.clone()))
+    for plain, shared in zip(*found, strict=True):
+        assert (plain - shared).norm() < 1e-4 * plain.norm()

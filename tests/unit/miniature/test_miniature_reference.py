@@ -16,7 +16,7 @@ from narrowtune.miniature.reference.batches import (
     collate_samples,
     collate_told,
 )
-from narrowtune.miniature.reference.eyes import SEE
+from narrowtune.miniature.reference.eyes import SEE, place
 from narrowtune.miniature.reference.forward import (
     answer_lengths,
     answer_logits,
@@ -158,6 +158,36 @@ def test_a_model_begins_with_looking_up(loaded, writer):
     star = loaded.tokenizer.encode(" star", add_special_tokens=False)[0]
     assert ids[int(weights.argmax())] == star
     assert float(weights.max()) > 0.3
+
+
+def test_a_model_with_two_axes_begins_with_looking_along_rows_and_columns(loaded):
+    if loaded.family.name != "qwen2_5_vl":
+        pytest.skip("one axis has no rows")
+    language_model = loaded.model.model.language_model
+    language_model.set_attn_implementation("eager")
+    # Four tokens of text, a picture of seven by seven, three of text; drawn states, as of an
+    # untrained tower.
+    ids = torch.tensor([loaded.tokenizer.encode("red blue green star", add_special_tokens=False)])
+    text = language_model.embed_tokens(ids)[:, :4]
+    drawn = torch.randn(1, 49, text.shape[-1], generator=torch.Generator().manual_seed(0))
+    states = torch.cat((text, drawn, text[:, :3]), dim=1)
+    positions = place(loaded.model, 4, 49, torch.arange(3)[None])
+    with torch.no_grad():
+        seen = language_model(
+            inputs_embeds=states, position_ids=positions, output_attentions=True
+        ).attentions
+    language_model.set_attn_implementation("sdpa")
+    row, column = torch.arange(49) // 7, torch.arange(49) % 7
+    for layer, head, axis in ((0, 2, row), (2, 0, column)):
+        picture = seen[layer][0, head, 4:53, 4:53]
+        same = (axis[:, None] == axis[None, :]).float()
+        # The first row and the first columns look at the text before.
+        inside = (row > 0) & (column > 1)
+        assert float((picture * same).sum(1)[inside].mean()) > 0.8, layer
+        # All that stands before it there, not one place alone.
+        assert float(picture[48].max()) < 0.4
+        # The last token of text looks at the one before.
+        assert int(seen[layer][0, head, 55].argmax()) == 54
 
 
 def test_no_more_questions_are_asked_together_than_there_is_room_for(writer):

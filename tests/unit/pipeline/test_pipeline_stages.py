@@ -120,9 +120,10 @@ def test_where_no_row_of_text_is_learned_from_prompts_are_compared(llava):
     assert packable_batches(Inputs(rows=rows(), drift_prompts=asked), encoder)[0] == rows()
 
 
-def test_a_model_that_does_not_honour_branches_takes_the_plain_path(llava, monkeypatch):
+@pytest.mark.parametrize("before", [(), (Text("Look: "),)], ids=["picture first", "text first"])
+def test_a_model_that_does_not_honour_branches_takes_the_plain_path(llava, monkeypatch, before):
     encoder = make_encoder(llava, parse_config({"model": "m", "skill": "s.jsonl"}, "test"))
-    asked = [prompt(picture(), Text("what is this that we see here"))]
+    asked = [prompt(*before, picture(), Text("what is this that we see here"))]
     batches = packable_batches(Inputs(drift_prompts=asked), encoder)
     found = check_packing(FP32, llava, batches, allowed=True)
     assert found.packing

@@ -435,3 +435,11 @@ def test_experts_learn_over_a_chain_that_can_be_stopped(settings, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         study.run(chain, 0, stop)
     assert list(weights(study)) == list(before)
+
+
+def test_the_plain_path_is_taken_where_it_is_asked_for(settings, tmp_path):
+    plain = settings.training.model_copy(update={"packing": False})
+    assert not Study(changed(settings, tmp_path, training=plain)).arithmetic.packing
+    found = Study(changed(settings, tmp_path)).arithmetic
+    assert found.packing
+    assert "packed and plain logits differ by" in found.note

@@ -1,12 +1,11 @@
 """Where arrows lead, by an option's letter: mirrors AI2D.
 
-Owns: four nodes on a ring, arrows between neighbours, mostly all one way round. Nodes are words or
-shapes; the options are the three nodes that were not asked about and one that is not there.
+Owns: three nodes in a line, such as a food chain, with arrows all one way. Nodes are words or
+shapes; the options are the two nodes that were not asked about and two that are not there.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from random import Random
 from typing import NamedTuple
@@ -21,10 +20,8 @@ from narrowtune.miniature.palette import BRIGHT, ink_on, mix
 from narrowtune.miniature.shapes import draw_shape
 from narrowtune.miniature.words import ANIMALS
 
-NUM_NODES = 4
-
-CYCLES = 0.7
-"""Share of diagrams whose arrows all go round one way, as those of life cycles do."""
+NUM_NODES = 3
+NUM_ABSENT = 2
 
 WORDINGS = {
     "next": ("What does the arrow from the {node} lead to?", "What comes after the {node}?"),
@@ -32,87 +29,72 @@ WORDINGS = {
 }
 SUFFIX = LETTERED
 
+_ASKED = (("next", 0), ("next", 1), ("before", 1), ("before", 2))
+"""Questions that have an answer, with the asked node's place from the chain's beginning."""
 
-class Ring(NamedTuple):
+
+class Chain(NamedTuple):
     """A diagram.
 
     Attributes:
-        nodes: what stands there, in order.
-        forward: whether the link between node i and node i + 1 points to the latter.
-        absent: a node that is not there.
+        nodes: what stands there, from the chain's beginning to its end.
+        absent: nodes that are not there.
         words: whether nodes are words, not shapes.
     """
 
     nodes: tuple[str, ...]
-    forward: tuple[bool, ...]
-    absent: str
+    absent: tuple[str, ...]
     words: bool
 
 
 def make(draw: Random) -> Item:
     """Return one diagram to follow."""
-    words = draw.random() < 0.5
+    words, number = draw.random() < 0.5, NUM_NODES + NUM_ABSENT
     if words:
-        *nodes, absent = draw.sample(ANIMALS, NUM_NODES + 1)
+        names = draw.sample(ANIMALS, number)
     else:
-        shapes, colours = draw.sample(SHAPES, NUM_NODES + 1), draw.sample(BRIGHT, NUM_NODES + 1)
-        *nodes, absent = (f"{hue} {shape}" for hue, shape in zip(colours, shapes, strict=True))
-    asked, relation = draw.randrange(NUM_NODES), draw.choice(list(WORDINGS))
-    # The link `i` joins node i with node i + 1. The asked node has one arrow in and one out.
-    if draw.random() < CYCLES:
-        forward = [draw.random() < 0.5] * NUM_NODES
-    else:
-        forward = [draw.random() < 0.5 for _ in range(NUM_NODES)]
-        forward[asked] = forward[asked - 1]
-    return _ask(Ring(tuple(nodes), tuple(forward), absent, words), asked, relation, draw)
+        shapes, colours = draw.sample(SHAPES, number), draw.sample(BRIGHT, number)
+        names = [f"{colour} {shape}" for colour, shape in zip(colours, shapes, strict=True)]
+    chain = Chain(tuple(names[:NUM_NODES]), tuple(names[NUM_NODES:]), words)
+    return _ask(chain, draw)
 
 
-def _again(ring: Ring, draw: Random) -> Item:
-    """Ask about any node with one arrow in and one out."""
-    asked = draw.choice([i for i in range(NUM_NODES) if ring.forward[i] == ring.forward[i - 1]])
-    return _ask(ring, asked, draw.choice(list(WORDINGS)), draw)
-
-
-def _ask(ring: Ring, asked: int, relation: str, draw: Random) -> Item:
-    nodes = ring.nodes
-    step = 1 if ring.forward[asked] == (relation == "next") else -1
-    right = nodes[(asked + step) % NUM_NODES]
-    wrong = [node for place, node in enumerate(nodes) if node != right and place != asked]
-    wrong.append(ring.absent)
-    options, letter = shuffled(draw, right, wrong)
+def _ask(chain: Chain, draw: Random) -> Item:
+    relation, asked = draw.choice(_ASKED)
+    nodes = chain.nodes
+    right = nodes[asked + (1 if relation == "next" else -1)]
+    wrong = [node for node in nodes if node not in (right, nodes[asked])]
+    options, letter = shuffled(draw, right, [*wrong, *chain.absent])
     wording = draw.choice(WORDINGS[relation]).format(node=nodes[asked])
     question = f"{wording}\n{listed(options)}\n{SUFFIX}"
-    kind = f"{relation}_{'word' if ring.words else 'shape'}"
-    paint, again, tell = partial(_paint, ring), partial(_again, ring), partial(_tell, ring)
+    kind = f"{relation}_{'word' if chain.words else 'shape'}"
+    paint, again, tell = partial(_paint, chain), partial(_ask, chain), partial(_tell, chain)
     return Item(kind, question, lettered(options, letter), paint, options, again, tell)
 
 
-def _tell(ring: Ring, draw: Random) -> str:
-    links = zip(ring.nodes, (*ring.nodes[1:], ring.nodes[0]), ring.forward, strict=True)
-    arrows = [arrow_in_words(a, b) if ahead else arrow_in_words(b, a) for a, b, ahead in links]
-    return told(arrows, draw)
+def _tell(chain: Chain, draw: Random) -> str:
+    links = zip(chain.nodes, chain.nodes[1:], strict=False)
+    return told([arrow_in_words(a, b) for a, b in links], draw)
 
 
-def _paint(ring: Ring, draw: Random) -> Canvas:
-    nodes, forward, _, words = ring
+def _paint(chain: Chain, draw: Random) -> Canvas:
+    nodes, words = chain.nodes, chain.words
     inks = [] if words else [mix(draw, node.split()[0]) for node in nodes]
     canvas = plain_canvas(draw, inks, tones=("pale", "pale", "dark"))
-    start = draw.uniform(0, math.tau)
+    # Words lie: three of them beside each other leave no room for arrows.
+    upright, turned = words or draw.random() < 0.5, draw.random() < 0.5
+    across = SIZE / 2 + draw.uniform(-26, 26)
     places = []
     for step in range(NUM_NODES):
-        angle = start + step * math.tau / NUM_NODES
-        radius = (38, 45) if words else (41, 41)
-        places.append(
-            (
-                SIZE / 2 + radius[0] * math.cos(angle) + draw.uniform(-1.5, 1.5),
-                SIZE / 2 + radius[1] * math.sin(angle) + draw.uniform(-1.5, 1.5),
-            )
-        )
+        along = (step + 0.5) * SIZE / NUM_NODES + draw.uniform(-2, 2)
+        beside = across + draw.uniform(-6, 6)
+        places.append((beside, along) if upright else (along, beside))
+    if turned:
+        places.reverse()
     arrow = ink_on(canvas.ground, draw)
     boxes = [word_box(node) if words else (22.0, 22.0) for node in nodes]
-    for link, ahead in enumerate(forward):
-        ends = [link, (link + 1) % NUM_NODES]
-        tail, tip = ends if ahead else reversed(ends)
+    for tail in range(NUM_NODES - 1):
+        tip = tail + 1
         draw_arrow(canvas, places[tail], places[tip], boxes[tail], boxes[tip], arrow)
     face = draw.choice(PRINTED)
     for place, (node, at) in enumerate(zip(nodes, places, strict=True)):

@@ -19,18 +19,27 @@ class _Head(NamedTuple):
 
 
 _LOOKING_UP = {
-    0: (_Head("back", 1), _Head("back", 2)),
+    0: (_Head("back", 1), _Head("back", 2), _Head("row", 1)),
     1: (_Head("after"), _Head("before", 1), _Head("before", 2)),
+    2: (_Head("column", 1),),
     3: (_Head("after"), _Head("before", 1), _Head("before", 2)),
 }
 """By layer."""
 
+_AXES = {"row": 1, "column": 2}
+"""Which of time, height and width is the same in a row, and in a column."""
+
 _NUM_TURNS = 6  # the fastest, which tell neighbours apart
+_STEADINESS = 240**0.5  # as `_SHARPNESS`, of heads that keep to an axis: its turns are slower
+_TIMELINESS = (
+    140**0.5
+)  # the same for time: a picture's first columns must not prefer what is before
 _SHARPNESS = 60**0.5  # its square, times a turn's cosine, is added to scores before their scaling
 _AWAY = 45**0.5  # the same for what a finding head takes from its nearest
 _CLEARER = 1.5  # than the identity are a finding head's queries and keys
 _FAINT = 0.7  # of what is told, so that it does not drown a token's own embedding
 _ASIDE = 0.3  # of what is random beside
+_QUIET = 0.05  # the same for heads that keep to an axis
 
 
 def widen(part: nn.Module) -> None:
@@ -62,6 +71,9 @@ def look_up(language_model: Any) -> None:
 
     * Looking back: biases of queries and keys whose score is highest one or two places back, by the
       rotary turn between them; what a token is goes to the second or third third.
+    * In pictures, where rotary positions have height and width: looking along the row, and along
+      the column, at all that stands before; in text, these look one place back. What is beside a
+      word or under an icon is found in the same way as what stands behind a word.
     * Finding a token by what it is, away from itself, and telling what stood one or two before it.
     * Finding it by what stood before it, and telling what it is.
     """
@@ -72,31 +84,51 @@ def look_up(language_model: Any) -> None:
     embeddings = language_model.embed_tokens.weight
     embeddings[:, size:] *= _ASIDE
     turns = language_model.rotary_emb.inv_freq[:_NUM_TURNS]
+    axes = _axes(config)
     for place, heads in _LOOKING_UP.items():
         attention = language_model.layers[place].self_attn
         query, key, value, out = (
             getattr(attention, f"{name}_proj") for name in ("q", "k", "v", "o")
         )
         for head, kind in enumerate(heads):
+            if kind.name in _AXES and not axes:
+                continue
             rows = slice(head * size, (head + 1) * size)
             first = slice(rows.start, rows.start + _NUM_TURNS)
             second = slice(first.start + size // 2, first.stop + size // 2)
-            weights = [query.weight[rows], key.weight[rows], value.weight[rows]]
-            for weight in weights:
-                weight *= _ASIDE
-            sources = {"back": (None, None, what), "after": (what, thirds[1], what)}
-            asked, found, told = sources.get(kind.name, (what, what, thirds[kind.back]))
-            sharp = _CLEARER * torch.eye(size)
-            if asked is not None:
-                query.weight[rows, asked] += sharp
-                key.weight[rows, found] += sharp
+            value.weight[rows] *= _ASIDE
+            # Large biases make what is random loud: it would pick one place of a row.
+            query.weight[rows] *= _QUIET if kind.name in _AXES else _ASIDE
+            key.weight[rows] *= _QUIET if kind.name in _AXES else _ASIDE
+            looks_back = kind.name in ("back", *_AXES)
+            told = thirds[kind.back] if kind.name == "before" else what
+            target = thirds[kind.back] if looks_back else what
+            if not looks_back:
+                sharp = _CLEARER * torch.eye(size)
+                query.weight[rows, what] += sharp
+                key.weight[rows, thirds[1] if kind.name == "after" else what] += sharp
             value.weight[rows, told] += torch.eye(size)
-            target = thirds[kind.back] if kind.name == "back" else what
             out.weight[target, rows] += _FAINT * torch.eye(size)
             if kind.name == "back":
                 angle = kind.back * turns
                 key.bias[first] = _SHARPNESS
                 query.bias[first] = _SHARPNESS * angle.cos()
                 query.bias[second] = -_SHARPNESS * angle.sin()
+            elif kind.name in _AXES:
+                # One place back in time, which stands still in a picture.
+                own = (_AXES[kind.name], 0, _STEADINESS)
+                for axis, back, strength in ((0, 1, _TIMELINESS), own):
+                    chosen = [turn for turn in range(_NUM_TURNS) if axes[turn] == axis]
+                    places = torch.tensor(chosen) + rows.start
+                    angles = back * language_model.rotary_emb.inv_freq[chosen]
+                    key.bias[places] = strength
+                    query.bias[places] = strength * angles.cos()
+                    query.bias[places + size // 2] = -strength * angles.sin()
             elif kind.name == "before":
                 key.bias[first], query.bias[first] = _AWAY, -_AWAY
+
+
+def _axes(config: Any) -> list[int]:
+    """Return which axis (time, height, width) each turn is of; nothing where there is but one."""
+    sections = config.rope_parameters.get("mrope_section", ())
+    return [number % 3 for number, width in enumerate(sections) for _ in range(width)]
