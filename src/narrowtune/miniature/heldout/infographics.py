@@ -27,7 +27,7 @@ WORDINGS = {
 }
 SUFFIX = "Answer with a word or phrase."
 
-CLEAR = 20
+CLEAR = 2
 """How far the highest or lowest number is from the next where it is asked for."""
 
 
@@ -81,7 +81,7 @@ def _numbers(draw: Random, count: int, kind: str) -> list[int]:
     The question is to compare what is read, not to tell a 3 from an 8.
     """
     while True:
-        numbers = draw.sample(range(10, 100), count)
+        numbers = draw.sample(range(1, 10), count)
         order = sorted(numbers)
         gap = order[-1] - order[-2] if kind == "highest" else order[1] - order[0]
         if kind not in ("highest", "lowest") or gap >= CLEAR:

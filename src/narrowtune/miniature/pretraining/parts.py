@@ -117,7 +117,7 @@ def make_rows(draw: Random) -> Item:
     """Return two or three labels with a word or number beside each, one of which is asked for."""
     words = draw.sample(SMALL, 6)
     rows = tuple(
-        (label, word if draw.random() < 0.5 else str(draw.randint(10, 999)))
+        (label, word if draw.random() < 0.5 else str(draw.randint(10, 99)))
         for label, word in zip(words[:3], words[3:], strict=True)
     )[: draw.randint(2, 3)]
     return _ask_row(rows, draw)

@@ -117,6 +117,34 @@ def name_loss(
     return -found[named[below]].sum() / named[below].sum().clamp(min=1)
 
 
+def size_loss(model: PreTrainedModel, looked: Tensor) -> Tensor:
+    """Return the mean square of how many times as long as a word's embedding visual tokens are.
+
+    As a logarithm. Nothing else holds them: what layers add to a token twelve times as long as a
+    word is drowned by it, and no token can be told what stands beside it.
+
+    Args:
+        looked: [B, V, H], as the projector gives them.
+    """
+    return (looked.float().norm(dim=-1) / _word_length(model)).log().square().mean()
+
+
+def _word_length(model: PreTrainedModel) -> Tensor:
+    return model.lm_head.weight.detach().square().sum(dim=-1).mean().sqrt()
+
+
+def in_words(model: PreTrainedModel, looked: Tensor) -> Tensor:
+    """Return visual tokens scaled so that the head scores a word's own embedding with its length.
+
+    Asked at the language model's input: what looks up words there finds them in a picture from the
+    first layer on.
+
+    Args:
+        looked: [B, V, H], as the projector gives them.
+    """
+    return looked / _word_length(model)
+
+
 def place_loss(picture: Tensor, codes: Tensor) -> Tensor:
     """Return the mean cross-entropy of the row and the column that visual tokens stand in.
 

@@ -44,12 +44,9 @@ from narrowtune.miniature.reference.forward import (
 from narrowtune.miniature.reference.losses import (
     answer_loss,
     hint_loss,
-    name_loss,
     patch_accuracy,
     patch_loss,
-    place_codes,
-    place_loss,
-    place_word_loss,
+    size_loss,
 )
 from narrowtune.miniature.reference.optimizers import Named, make_optimizers, rate_factor
 from narrowtune.miniature.reference.schedule import (
@@ -59,6 +56,7 @@ from narrowtune.miniature.reference.schedule import (
     reading_shares,
     seeing_shares,
 )
+from narrowtune.miniature.reference.visual_words import VisualWords
 from narrowtune.miniature.registry import LEVELS, TASKS
 
 _NUM_CHECKED = 64  # samples of each task that the log's accuracy is of
@@ -128,12 +126,7 @@ class Pretraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(schedule.seed)
             self.head = PatchHead(width, _SIDE, PATCH // LABELLED_PATCH, _KINDS)
-        self.codes = place_codes(width, _SIDE, schedule.seed)
-        places = ("upper", "middle", "lower", "left", "right")
-        self.place_words, *self.seen_words = (
-            torch.tensor([self._word(name) for name in names])
-            for names in (places, WHAT, HUES, WRITTEN)
-        )
+        self.visual_words = VisualWords(self.tokenizer, width=width, side=_SIDE, seed=schedule.seed)
         see = SEE[blueprint.name]
         self._see: Callable[[PreTrainedModel, Tensor], Tensor] = see
         self._hidden: Callable[[PreTrainedModel, Batch, Tensor], States] = hidden_states
@@ -257,6 +250,8 @@ class Pretraining:
                 if stage != "reading":
                     looked = self._see(self.model, part.pixels)
                     loss = told = aside = patch_loss(self.head(looked), part, words) / len(parts)
+                    held = self.schedule.size_weight * size_loss(self.model, looked) / len(parts)
+                    loss = loss + held
                 if stage != "seeing":
                     states = self._hidden(self.model, part, looked)
                     logits, labels = answer_logits(self.model, states.last, part.labels)
@@ -264,11 +259,10 @@ class Pretraining:
                     hinted = hint_loss(self.model, states.middle, part.hints) / num_answers
                     loss = told + self.schedule.hint_weight * hinted
                 if stage == "answering":
-                    placed = place_loss(states.picture, self.codes)
-                    placed = placed + place_word_loss(
-                        self.model, states.picture, self.place_words, _SIDE
-                    )
-                    aside = aside + self._names(states.picture, part) / len(parts)
+                    loss = loss + held
+                    shown = self.visual_words.shown(self.model, looked, part)
+                    placed = self.visual_words.placed(self.model, states.picture, part)
+                    aside = aside + shown / len(parts)
                     loss = loss + self.schedule.patch_weight * aside
                     loss = loss + self.schedule.place_weight * placed / len(parts)
             loss.backward()
@@ -282,21 +276,6 @@ class Pretraining:
             lines = other.read_text(encoding="utf-8").splitlines(keepends=True)
             seen = [line for line in lines if json.loads(line)["stage"] == _STAGES[0]]
             own.write_text("".join(seen), encoding="utf-8")
-
-    def _names(self, picture: Tensor, part: Batch) -> Tensor:
-        """Return the loss of words for what visual tokens show, its colour and what is written."""
-        total = torch.zeros(())
-        for labels, words in zip((part.what, part.hue, part.word), self.seen_words, strict=True):
-            assert labels is not None
-            total = total + name_loss(self.model, picture, labels, words, _SIDE)
-        return total
-
-    def _word(self, name: str) -> int:
-        """Return the token of a word where it stands in a sentence, or −1 if it has parts."""
-        space = self.tokenizer.encode(" ", add_special_tokens=False)
-        tokens = self.tokenizer.encode(f" {name}", add_special_tokens=False)
-        own = [token for token in tokens if [token] != space]
-        return own[0] if len(own) == 1 and name not in (WHAT[0], HUES[0], WRITTEN[0]) else -1
 
     def _no_tokens(self, batch: Batch) -> Tensor:
         """Return the visual tokens of a batch in which words stand for the pictures: none."""

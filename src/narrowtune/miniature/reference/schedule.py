@@ -52,6 +52,7 @@ class Schedule:
         word_weight: of the words among the patch labels.
         word_start: share of the seeing steps after which words are asked: once letters are known.
         place_weight: of the loss that asks for the row and column of visual tokens.
+        size_weight: of the loss that keeps visual tokens as long as words.
         hint_weight: of the loss that asks between the layers what an answer is about.
         level_starts: shares of the answering steps after which each later level begins.
     """
@@ -76,6 +77,7 @@ class Schedule:
     word_weight: float = 0.3
     word_start: float = 0.4
     place_weight: float = 0.3
+    size_weight: float = 1.0
     hint_weight: float = 0.5
     level_starts: tuple[float, ...] = (0.05, 0.2)
 
@@ -92,7 +94,7 @@ class Schedule:
     def of_seeing(self) -> dict[str, Any]:
         """Return what the first stage depends on."""
         names = ("seed", "seeing_steps", "seeing_batch", "micro_batches", "seeing_rate")
-        more = ("matrix_factor", "word_weight", "word_start")
+        more = ("matrix_factor", "word_weight", "word_start", "size_weight")
         return {name: getattr(self, name) for name in (*names, *more)}
 
     def word_weight_at(self, stage: str, step: int) -> float:
