@@ -92,7 +92,7 @@ _TASKS = (
     ),
     MiniatureTask("forms", "held_out", "DocVQA", "word, number", "anls", 16, 0.1, forms.make),
     MiniatureTask(
-        "infographics", "held_out", "InfoVQA", "number, word", "anls", 12, 0.12, infographics.make
+        "infographics", "held_out", "InfoVQA", "number, word", "anls", 12, 0.1, infographics.make
     ),
     MiniatureTask(
         "street", "held_out", "RealWorldQA", "word", "exact_match", 8, 0.406, street.make

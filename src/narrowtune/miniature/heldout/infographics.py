@@ -69,10 +69,9 @@ def _ask(panels: tuple[Panel, ...], kind: str, asked: Panel, draw: Random) -> It
         "lowest": order[0].topic,
     }[kind]
     wording = draw.choice(WORDINGS[kind]).format(topic=asked.topic, icon=asked.icon)
-    answers = (answer, f"{answer}%") if answer.isdigit() else (answer,)
     paint, again = partial(_paint, panels), partial(_again, panels)
     tell = partial(told, [f"{panel.icon} {panel.number} {panel.topic}" for panel in panels])
-    return Item(kind, f"{wording}\n{SUFFIX}", answers, paint, again=again, tell=tell)
+    return Item(kind, f"{wording}\n{SUFFIX}", (answer,), paint, again=again, tell=tell)
 
 
 def _numbers(draw: Random, count: int, kind: str) -> list[int]:
