@@ -71,10 +71,16 @@ def option_logprobs(
                 sums[index] = total
             if progress is not None:
                 progress(len(indices))
-        probes = spread(len(flat), NOISE_ROWS)
-        alone = [_answer_logprobs(loaded, [flat[i]])[0] for i in probes]
-        together = _answer_logprobs(loaded, [flat[i] for i in probes])
-        noise = max(abs(a - b) for a, b in zip(alone, together, strict=True))
+        # Options of many items, and those of one, which are laid out otherwise where they share
+        # a picture.
+        sets = [[flat[i] for i in spread(len(flat), NOISE_ROWS)], list(options[0])]
+        pairs = [
+            (_answer_logprobs(loaded, [encoded])[0], together)
+            for chosen in sets
+            for encoded, together in zip(chosen, _answer_logprobs(loaded, chosen), strict=True)
+        ]
+        alone = [one for one, _ in pairs]
+        noise = max(abs(one - together) for one, together in pairs)
         tolerance = TIE_FACTOR * max(noise, rounding(max(map(abs, alone))))
         results, start = [], 0
         for item in options:
