@@ -110,17 +110,8 @@ def check_pictures(rows: Sequence[Encoded]) -> None:
         DataError: pictures have sizes that can't be joined.
     """
     for name in dict.fromkeys(name for row in rows for name in row.features):
-        values = [row.features[name] for row in rows if name in row.features]
-        # Tiles are filled up; of a picture without them, every dimension counts.
-        first = 2 if values[0].ndim == 5 else 1
-        shapes = {tuple(value.shape[first:]) for value in values}
-        if name not in PER_TOKEN_FEATURES and len(shapes) > 1:
-            raise DataError(
-                asked=f"rows with pictures that can be in one batch ({name})",
-                found="pictures of sizes that can't be joined: "
-                + ", ".join(str(list(shape)) for shape in sorted(shapes)[:8]),
-                do="use an image processor that gives every picture one size, or pictures of one",
-            )
+        if name not in PER_TOKEN_FEATURES:
+            _check_sizes(name, [row.features[name] for row in rows if name in row.features])
 
 
 def join_pictures(name: str, values: Sequence[Tensor]) -> Tensor:
@@ -129,17 +120,25 @@ def join_pictures(name: str, values: Sequence[Tensor]) -> Tensor:
     Raises:
         DataError: pictures have sizes that can't be joined.
     """
+    _check_sizes(name, values)
     if values[0].ndim == 5:
         most = max(value.shape[1] for value in values)
         values = [_add_tiles(value, most) for value in values]
-    if len({value.shape[1:] for value in values}) > 1:
-        shapes = ", ".join(str(list(value.shape)) for value in values)
+    return torch.cat(list(values))
+
+
+def _check_sizes(name: str, values: Sequence[Tensor]) -> None:
+    # Tiles are filled up; of a picture without them, every dimension counts.
+    first = 2 if values[0].ndim == 5 else 1
+    shapes = {tuple(value.shape[first:]) for value in values}
+    if len(shapes) > 1:
         raise DataError(
             asked=f"one batch of rows with pictures ({name})",
-            found=f"shapes that can't be joined: {shapes}",
-            do="use a batch size of 1, or an image processor that gives every picture one size",
+            found="pictures of sizes that can't be joined: "
+            + ", ".join(str(list(shape)) for shape in sorted(shapes)[:8]),
+            do="use an image processor that gives every picture one size, pictures of one size, or "
+            "(without an anchor) a batch size of 1",
         )
-    return torch.cat(list(values))
 
 
 def _add_tiles(value: Tensor, most: int) -> Tensor:

@@ -53,8 +53,10 @@ _UNSEEN = {"text_config", "use_cache", "_name_or_path", "transformers_version", 
 
 
 class FeatureStore:
-    """Features by key. What is full takes no more: pictures come in the same order every time, and
-    the first would make room for the last just before they are asked for again.
+    """Features by key.
+
+    What is full takes no more: pictures come in the same order every time, and the first would make
+    room for the last just before they are asked for again.
 
     Args:
         max_bytes: of features in memory.
@@ -66,7 +68,7 @@ class FeatureStore:
 
     Attributes:
         num_found, num_computed: pictures so far that were there, and that were not.
-    """  # fmt: skip
+    """
 
     def __init__(
         self,

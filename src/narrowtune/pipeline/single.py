@@ -33,14 +33,14 @@ from narrowtune.pipeline.inputs import (
 from narrowtune.pipeline.sources import read_prompts, read_task
 from narrowtune.pipeline.stages import (
     check_packing,
-    measuring_dtype,
+    measuring,
     packable_batches,
     plan_run,
     prompts_as_batches,
     score_tasks,
 )
 from narrowtune.probe.drift import measure_drift
-from narrowtune.train.masters import computing_in, copy_tensors
+from narrowtune.train.masters import copy_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -186,10 +186,7 @@ def probe(
     path = prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
     found = read_prompts(path, encoder, max_prompts, "--prompts")
     arithmetic = _choose(loaded, prompts_as_batches(found, encoder))
-    with (
-        apply_arithmetic(arithmetic),
-        computing_in(loaded.model, measuring_dtype(loaded)),
-    ):
+    with apply_arithmetic(arithmetic), measuring(loaded):
         return measure_drift(
             loaded,
             WeightSwap(loaded.model, base),

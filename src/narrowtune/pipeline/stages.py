@@ -108,9 +108,10 @@ def choose_arithmetic(
 
 
 def packable_batches(inputs: Inputs, encoder: ChatEncoder) -> list[list[Encoded]]:
-    """Return rows of text to learn from, or some that are asked where there are none, and rows
-    about one picture where any are asked: batches on which layouts are compared.
-    """  # fmt: skip
+    """Return batches for `check_packing`: rows of text, and two about the same picture.
+
+    The text is learned from, or asked where none is learned from; the picture is one that is asked.
+    """
     asked = [example.prompt for task in inputs.tasks for example in task.examples]
     asked += [prompt for _, prompt in inputs.drift_prompts]
     rows = [row for row in inputs.rows if not row.features]

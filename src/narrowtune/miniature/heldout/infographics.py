@@ -77,7 +77,7 @@ def _ask(panels: tuple[Panel, ...], kind: str, asked: Panel, draw: Random) -> It
 def _numbers(draw: Random, count: int, kind: str) -> list[int]:
     """Return different numbers; one asked for as highest or lowest is clear of the rest.
 
-    The question is to compare what is read, not to tell a 3 from an 8.
+    The question is to compare what is read, not numbers next to each other.
     """
     while True:
         numbers = draw.sample(range(1, 10), count)
