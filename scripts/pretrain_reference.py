@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from narrowtune.miniature.reference.architectures import BLUEPRINTS, get_blueprint
+from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
+from narrowtune.miniature.reference.architectures import BLUEPRINTS, Blueprint, get_blueprint
 from narrowtune.miniature.reference.pretrain import Pretraining, Progress, Schedule
 
 
@@ -34,16 +35,30 @@ def main() -> None:
             )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    blueprint = get_blueprint(given.name)
     values = {f.name: getattr(given, f.name) for f in fields(Schedule) if hasattr(given, f.name)}
     pretraining = Pretraining(
-        get_blueprint(given.name),
+        blueprint,
         given.folder,
         Schedule(**values),
         compiled=not given.eager,
+        compute_dtype=arithmetic(blueprint, given.folder).torch_dtype,
         seen_in=given.seen_in,
     )
     pretraining.run(say, log_every=given.log_every)
     pretraining.save()
+
+
+def arithmetic(blueprint: Blueprint, folder: Path) -> Arithmetic:
+    """Return what products are computed in: what was the fastest when the training began."""
+    path = folder / "arithmetic.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        model = blueprint.build(blueprint.tokenizer(), seed=0)
+        measured = measure_arithmetic(model, num_tokens=512)
+        path.write_text(measured.to_json() + "\n", encoding="utf-8")
+        print(measured.note, flush=True)
+    return Arithmetic.from_json(path.read_text(encoding="utf-8"))
 
 
 def say(progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""`narrowtune delta`: look at a delta; apply, undo or merge it."""
+"""`narrowtune delta`: look at a delta; apply, undo, merge, pack, blend or export it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from narrowtune.cli.flags import AsJson, Model
+from narrowtune.cli.flags import METRIC_HELP, MODES, AsJson, Model, Overwrite, option
 from narrowtune.cli.printing import open_console, say_written
 
 app = typer.Typer(
-    help="Look at a delta; apply, undo or merge it.", no_args_is_help=True, rich_markup_mode=None
+    help="Look at a delta; apply, undo, merge, pack, blend or export it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 File = Annotated[Path, typer.Argument(metavar="DELTA", help="A delta file.")]
@@ -62,3 +64,103 @@ def delta_merge(
     from narrowtune.delta.folder import merge
 
     say_written("Merged", merge(Path(model), path, output, max_shard_size))
+
+
+@app.command("pack", short_help="Compress a delta without loss, or the reverse.")
+def delta_pack(
+    path: File,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The new delta file.")],
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Write the bits as they are, as narrowtune 0.1 reads.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a delta again with its bits compressed, without loss."""
+    from narrowtune.delta.store import Delta, check_new_file, info
+    from narrowtune.report.terminal import delta_table
+
+    check_new_file(output, path, overwrite=overwrite)
+    Delta.load(path).save(output, packed=not plain)
+    open_console().print(delta_table(info(output)))
+
+
+@app.command("blend", short_help="Make one delta of several, or a weaker one of one.")
+def delta_blend(
+    model: Model,
+    paths: Annotated[list[Path], typer.Argument(metavar="DELTA...", help="Deltas of that base.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The new delta file.")],
+    rule: Annotated[
+        str,
+        option(
+            "NAME",
+            "linear: weighted sum; ties: trim, elect signs, average; dare_linear, dare_ties: drop "
+            "at random first.",
+        ),
+    ] = "linear",
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="X", help="Of each delta, in their order; 1 unless given.", show_default=False
+        ),
+    ] = None,
+    density: Annotated[
+        float, option("X", "Share of each delta's elements kept before merging; not for linear.")
+    ] = 1.0,
+    seed: Annotated[int, option("N", "Of what is dropped at random.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make one delta of several deltas of one base, or a weaker one of one (--weight 0.5).
+
+    What comes out is a delta of that base like any other: it can be scored with `narrowtune
+    evaluate MODEL --delta FILE`, applied and undone.
+    """
+    from narrowtune.delta.blend import Blending, blend, parse_rule
+    from narrowtune.delta.store import Delta, check_new_file, info
+    from narrowtune.report.terminal import delta_table
+
+    for path in paths:
+        check_new_file(output, path, overwrite=overwrite)
+    how = Blending(parse_rule(rule), tuple(weight or ()), density, seed)
+    blend(Path(model), [Delta.load(path) for path in paths], how).save(output, packed=True)
+    open_console().print(delta_table(info(output)))
+
+
+@app.command("export", short_help="Write a LoRA adapter that is near a delta.")
+def delta_export(
+    model: Model,
+    path: File,
+    output: Output,
+    rank: Annotated[int, option("R", "Of the adapter.")] = 16,
+    tasks: Annotated[
+        list[str] | None,
+        option("PATH", "Rows with answers, to measure what the cut costs; may be repeated."),
+    ] = None,
+    metric: Annotated[str, option("METRIC", METRIC_HELP)] = "exact_match",
+    mode: Annotated[str, option("MODE", f"How rows are answered: {' or '.join(MODES)}.")] = MODES[
+        0
+    ],
+    max_new_tokens: Annotated[int, option("N", "Length of an answer.")] = 32,
+    limit: Annotated[int | None, option("N", "Use only this many rows.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a LoRA adapter that peft and inference servers load, near the delta but not equal.
+
+    Each matrix keeps its largest singular values. What that keeps of the delta is said, and with
+    --tasks what it costs in score, adapter against delta on the same rows.
+    """
+    from narrowtune.pipeline.export import export_lora
+    from narrowtune.report.terminal import change_table, fact_table, kept_facts
+
+    fields = {"metric": metric, "mode": mode, "max_new_tokens": max_new_tokens, "limit": limit}
+    found = export_lora(
+        model, path, output, rank=rank, tasks=[{"path": each, **fields} for each in tasks or []]
+    )
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    console = open_console()
+    console.print(f"Adapter: {output}", markup=False, soft_wrap=True)
+    console.print(fact_table(kept_facts(found.kept)))
+    if found.changes:
+        console.print("From the delta to the adapter:")
+        console.print(change_table(found.changes))

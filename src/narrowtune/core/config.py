@@ -179,6 +179,8 @@ class RunConfig(ModelSettings):
         eval_batch_size: items answered together; the answers don't depend on it.
         remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
             8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
+        pack_delta: whether the delta's bits are compressed, without loss; false for a file that
+            narrowtune 0.1 can read.
         seed: of splits, order and draws.
         gallery: whether the report shows the items whose answers changed.
         allow_overlap: accept rows that are both taught and kept (the record says so).
@@ -198,6 +200,7 @@ class RunConfig(ModelSettings):
     output_dir: str = Field("runs/run", min_length=1)
     eval_batch_size: int = Field(32, ge=1)
     remember_pictures: bool | None = None
+    pack_delta: bool = True
     gallery: bool = True
     allow_overlap: bool = False
     seed: int = 42

@@ -358,19 +358,44 @@ class DataSummary(Value):
 
 
 class DeltaInfo(Value):
-    """A delta file, described; `family` is empty in records of before it was kept."""
+    """A delta file, described.
+
+    In records of before they were kept, `family` is empty and `dense_bytes`, the size of the bits
+    when they are not packed, is 0.
+    """
 
     path: str
     num_tensors: int
     num_parameters: int
     num_changed: int
     file_bytes: int
+    dense_bytes: int = 0
     dtype: str
     base_fingerprint: str
     tuned_fingerprint: str
     recipe: str
     family: str = ""
     notes: list[str] = Field(default_factory=list)
+
+
+class Kept(Value):
+    """What an adapter keeps of a delta.
+
+    Attributes:
+        rank: of every matrix.
+        energy: share of the delta's squared values that the adapter holds, 0 to 1, tensors without
+            an adapter counted as lost.
+        by_tensor: the same of each matrix, by name in memory.
+        left_out: tensors of the delta that are no matrix, with their share of the squared values.
+        needed: smallest rank that keeps "90 %" and "99 %" of the matrices' squares; None where
+            more is needed than was looked at.
+    """
+
+    rank: int
+    energy: float
+    by_tensor: dict[str, float]
+    left_out: dict[str, float]
+    needed: dict[str, int | None]
 
 
 class RunRecord(Value):

@@ -1,9 +1,11 @@
-"""The README.md of a merged folder: what it is, from what, and how to get the base back."""
+"""The README.md of a merged folder or an adapter: what it is, from what, and what it is not."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from narrowtune.core.results import Kept
 from narrowtune.delta.copying import BASE_CARD, CARD
 from narrowtune.delta.marker import MARKER, Applied
 from narrowtune.delta.store import Metadata
@@ -54,6 +56,54 @@ def write_card(folder: Path, title: str, stack: list[Applied], metadata: Metadat
         "",
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def adapter_card(kept: Kept, metadata: Metadata, scores: Sequence[str]) -> str:
+    """Return the README.md of an adapter made from a delta.
+
+    Args:
+        kept: what of the delta it holds.
+        metadata: of the delta.
+        scores: lines on what the cut costs in score; none where that was not measured.
+    """
+    rows = [
+        ("rank", str(kept.rank)),
+        ("share of the delta's squared values", f"{100 * kept.energy:.2f} %"),
+        ("recipe", metadata.recipe),
+        ("family", metadata.family),
+        ("base fingerprint", metadata.base_fingerprint),
+        ("fingerprint of the tuned model that it is near", metadata.tuned_fingerprint),
+    ]
+    lines = [
+        "---",
+        "library_name: peft",
+        "tags:",
+        "- narrowtune",
+        "- lora",
+        "---",
+        "",
+        "# A narrowtune delta, cut to a LoRA adapter",
+        "",
+        "This adapter is near the tuned model, not equal to it; the delta that it was made from is",
+        "exact.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {label} | {_code(value)} |" for label, value in rows),
+        "",
+    ]
+    if kept.left_out:
+        share = 100 * sum(kept.left_out.values())
+        lines += [
+            f"{len(kept.left_out)} tensors of the delta are no matrix of a linear layer and stay "
+            f"the base's ({share:.2g} % of the squared values):",
+            "",
+            *(f"- {_code(name)}" for name in kept.left_out),
+            "",
+        ]
+    lines += ["What the cut costs in score, adapter against delta:", ""]
+    lines += [f"- {line}" for line in scores] or ["- not measured"]
+    return "\n".join([*lines, ""])
 
 
 def _plain(text: str) -> str:

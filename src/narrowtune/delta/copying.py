@@ -48,12 +48,11 @@ class Companions:
     num_bytes: int
 
 
-@contextmanager
-def staged(source: Path, out: Path, asked: str) -> Iterator[Path]:
-    """Give a folder to fill, which becomes `out` on success and vanishes on failure.
+def check_new_folder(source: Path, out: Path, asked: str) -> None:
+    """See that `out` can become a new folder made from `source`.
 
     Raises:
-        DeltaError: `out` is a file, not empty, or inside `source`; or can't be written.
+        DeltaError: it is a file, not empty, or inside `source`.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DeltaError(
@@ -63,6 +62,16 @@ def staged(source: Path, out: Path, asked: str) -> Iterator[Path]:
         raise DeltaError(
             asked=asked, found=f"{out} lies inside {source}", do="name a folder outside of it"
         )
+
+
+@contextmanager
+def staged(source: Path, out: Path, asked: str) -> Iterator[Path]:
+    """Give a folder to fill, which becomes `out` on success and vanishes on failure.
+
+    Raises:
+        DeltaError: `out` is a file, not empty, or inside `source`; or can't be written.
+    """
+    check_new_folder(source, out, asked)
     staging = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

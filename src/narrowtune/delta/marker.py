@@ -80,9 +80,12 @@ def change_marker(
     stack = read_marker(folder, asked)
     if direction == "apply":
         stack = [*stack, applied]
-    elif applied in stack:
-        last = len(stack) - 1 - stack[::-1].index(applied)
-        stack = stack[:last] + stack[last + 1 :]
+    else:
+        # Not by the file's hash: a packed copy of the same delta undoes it as well.
+        ends = (applied.base_fingerprint, applied.tuned_fingerprint)
+        same = [k for k, a in enumerate(stack) if (a.base_fingerprint, a.tuned_fingerprint) == ends]
+        if same:
+            del stack[same[-1]]
     if stack:
         text = _Marker(applied=stack).model_dump_json(indent=2) + "\n"
         (out / MARKER).write_text(text, encoding="utf-8")

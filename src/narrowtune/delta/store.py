@@ -8,11 +8,13 @@ shapes and dtypes that it declares.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -24,9 +26,11 @@ from narrowtune.core.errors import DeltaError
 from narrowtune.core.results import DeltaInfo
 from narrowtune.delta.bits import DTYPES, SAFETENSORS_TAGS, bits_dtype
 from narrowtune.delta.header import MAX_ENTRIES, Entry, read_header
+from narrowtune.delta.packed import PackedBits, is_plausible, pack_all
 from narrowtune.version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_FIRST_PACKED = 2  # plain files are of version 1, which older readers know
 METADATA_KEY = "narrowtune_delta"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -79,12 +83,14 @@ class Metadata(_Stored):
         base_fingerprint: of the whole base model, in memory names.
         tuned_fingerprint: of the whole tuned model.
         narrowtune: the version that wrote the file.
+        encoding: of the tensors in the file: `plain`, the integers as they are, or `packed`.
         notes: what a user of the delta must know ("base dequantised from Q4_1").
         tensors: the selected tensors by their names in memory.
         frozen: SHA-256 of every other parameter and persistent buffer, by name in memory.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 1
+    encoding: Literal["plain", "packed"] = "plain"
     recipe: str
     family: str
     base_fingerprint: str
@@ -102,29 +108,41 @@ class Delta:
     Attributes:
         metadata: names, shapes, dtypes, hashes and origin.
         bits: tuned XOR base by name in memory, integers of the base's width, on the CPU. After
-            `load` they are mapped from the file and read when they are used.
+            `load` they are mapped from the file and read, or unpacked, when they are used.
     """
 
     metadata: Metadata
-    bits: dict[str, Tensor]
+    bits: Mapping[str, Tensor]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, packed: bool = False) -> None:
         """Write the delta to `path`, whole or not at all; an older file there is replaced.
 
-        The same delta gives the same bytes: nothing in the file depends on time or machine.
+        The same delta gives the same bytes: nothing in the file depends on time or machine (with
+        `packed`, on the version of zlib).
+
+        Args:
+            path: the file.
+            packed: whether the bits are compressed, without loss: a third of the size or less at
+                usual learning rates, and some seconds per 100 MB.
 
         Raises:
             DeltaError: the disk has too little room, or the folder can't be written.
         """
         path = Path(path)
         asked = f"save a delta as {path}"
-        text = self.metadata.model_dump_json()
+        metadata = self.metadata.model_copy(
+            update={"schema_version": _FIRST_PACKED, "encoding": "packed"}
+            if packed
+            else {"schema_version": 1, "encoding": "plain"}
+        )
+        text = metadata.model_dump_json(exclude=None if packed else {"encoding"})
+        tensors = pack_all(self.bits) if packed else dict(self.bits)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            num_bytes = sum(bits.nbytes for bits in self.bits.values()) + 2 * len(text)
+            num_bytes = sum(tensor.nbytes for tensor in tensors.values()) + 2 * len(text)
             check_free_space(path.parent, num_bytes, asked)
-            save_file(self.bits, partial, metadata={METADATA_KEY: text})
+            save_file(tensors, partial, metadata={METADATA_KEY: text})
             sync(partial)
             partial.replace(path)
             sync(path.parent)
@@ -146,7 +164,17 @@ class Delta:
         path = Path(path)
         metadata = read_metadata(path)
         with safe_open(path, framework="pt") as file:
-            return cls(metadata, {name: file.get_tensor(name) for name in metadata.tensors})
+            return cls(metadata, _bits(path, metadata, file))
+
+
+def _bits(path: Path, metadata: Metadata, file: Any) -> Mapping[str, Tensor]:
+    """Return the tensors of an open file, which `read_metadata` has judged."""
+    stored = {name: file.get_tensor(name) for name in metadata.tensors}
+    if metadata.encoding == "plain":
+        return stored
+    shapes = {name: tuple(record.shape) for name, record in metadata.tensors.items()}
+    dtypes = {name: bits_dtype(record.torch_dtype) for name, record in metadata.tensors.items()}
+    return PackedBits(stored, shapes, dtypes, str(path))
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -187,13 +215,19 @@ def _first_mistake(problem: Exception) -> str:
 def _disagreements(metadata: Metadata, entries: dict[str, Entry]) -> list[str]:
     found = [f"{name} is not declared" for name in entries if name not in metadata.tensors]
     for name, record in metadata.tensors.items():
-        tag = SAFETENSORS_TAGS[bits_dtype(record.torch_dtype)]
+        tag, shape = SAFETENSORS_TAGS[bits_dtype(record.torch_dtype)], tuple(record.shape)
+        if metadata.encoding == "packed" and name in entries:
+            num_packed = math.prod(entries[name].shape)
+            num_bytes = math.prod(shape) * record.torch_dtype.itemsize
+            if not is_plausible(num_packed, num_bytes):
+                found.append(f"{name} has {num_packed} bytes, too few for {num_bytes:,}")
+            tag, shape = "U8", (num_packed,)
         if name in metadata.frozen:
             found.append(f"{name} is declared both selected and frozen")
         if name not in entries:
             found.append(f"{name} is declared but not there")
-        elif entries[name].shape != tuple(record.shape):
-            found.append(f"{name} has shape {list(entries[name].shape)}, declared {record.shape}")
+        elif entries[name].shape != shape:
+            found.append(f"{name} has shape {list(entries[name].shape)}, declared {list(shape)}")
         elif entries[name].dtype != tag:
             found.append(f"{name} has dtype {entries[name].dtype}, declared {tag}")
     return found
@@ -209,18 +243,18 @@ def info(path: str | Path) -> DeltaInfo:
     """
     path = Path(path)
     metadata = read_metadata(path)
-    num_parameters = num_changed = 0
-    with safe_open(path, framework="pt") as file:
-        for name in metadata.tensors:
-            bits = file.get_tensor(name)
-            num_parameters += bits.numel()
-            num_changed += int(torch.count_nonzero(bits))
+    num_parameters = num_changed = dense_bytes = 0
+    for bits in Delta.load(path).bits.values():
+        num_parameters += bits.numel()
+        num_changed += int(torch.count_nonzero(bits))
+        dense_bytes += bits.nbytes
     return DeltaInfo(
         path=str(path),
         num_tensors=len(metadata.tensors),
         num_parameters=num_parameters,
         num_changed=num_changed,
         file_bytes=path.stat().st_size,
+        dense_bytes=dense_bytes,
         dtype=", ".join(sorted({record.dtype for record in metadata.tensors.values()})),
         base_fingerprint=metadata.base_fingerprint,
         tuned_fingerprint=metadata.tuned_fingerprint,
@@ -228,6 +262,16 @@ def info(path: str | Path) -> DeltaInfo:
         family=metadata.family,
         notes=list(metadata.notes),
     )
+
+
+def check_new_file(output: Path, source: Path, *, overwrite: bool) -> None:
+    """Raise a DeltaError if writing `output` would replace `source`, or what is there already."""
+    if output.exists() and (not overwrite or output.samefile(source) or output.is_dir()):
+        raise DeltaError(
+            asked=f"write {output}",
+            found="it is the delta that is read" if output.samefile(source) else "it is there",
+            do="name another file" + ", or give --overwrite" * (not overwrite),
+        )
 
 
 def check_free_space(folder: Path, num_bytes: int, asked: str) -> None:

@@ -240,7 +240,7 @@ def _look_after(run: Run) -> None:
             base_hashes=run.base_hashes,
             notes=run.loaded.notes,
         )
-        delta.save(run.folder.delta)
+        delta.save(run.folder.delta, packed=run.config.pack_delta)
     with run.watch.stage("evaluate the tuned model"):
         run.after = score_tasks(
             run.loaded,

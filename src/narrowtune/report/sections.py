@@ -101,11 +101,15 @@ def delta_commands(record: RunRecord, delta: DeltaInfo) -> list[tuple[str, str]]
 def delta_facts(delta: DeltaInfo) -> list[Fact]:
     """The delta, described."""
     changed = f" ({percent(delta.num_changed / delta.num_parameters)})" * bool(delta.num_parameters)
+    packed = ""
+    if delta.file_bytes < delta.dense_bytes:
+        share = percent(delta.file_bytes / delta.dense_bytes)
+        packed = f", packed without loss: {share} of {size(delta.dense_bytes)}"
     return [
         Fact("file", delta.path),
         Fact("recipe", delta.recipe),
         Fact("model family", delta.family or "not recorded"),
-        Fact("size", size(delta.file_bytes)),
+        Fact("size", size(delta.file_bytes) + packed),
         Fact("tensors", count(delta.num_tensors)),
         Fact("parameters", count(delta.num_parameters)),
         Fact("of them changed", count(delta.num_changed) + changed),

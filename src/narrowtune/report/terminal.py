@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from narrowtune.core.numbers import interval, loss_range, moved, number, signed
-from narrowtune.core.results import DeltaInfo, DriftResult, RunRecord, TaskResult
+from narrowtune.core.results import DeltaInfo, DriftResult, Kept, RunRecord, TaskChange, TaskResult
 from narrowtune.report.charts import drift_bars, token_groups
 from narrowtune.report.sections import Fact, delta_facts
-from narrowtune.report.text import percent, small, visible
+from narrowtune.report.text import count, percent, small, visible
 from narrowtune.report.verdict import Tone, headline, points
 
 STYLES: dict[Tone, str] = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow"}
@@ -30,7 +30,7 @@ def summary_lines(record: RunRecord) -> list[RenderableType]:
         Text(visible(head.meaning)),
     ]
     if record.tasks:
-        lines.append(_change_table(record))
+        lines.append(change_table(record.tasks))
     if record.verdict is not None and record.verdict.forgetting is not None:
         loss = record.verdict.forgetting
         lines.append(
@@ -71,9 +71,10 @@ def fact_table(facts: Sequence[Fact]) -> Table:
     return made
 
 
-def _change_table(record: RunRecord) -> Table:
+def change_table(tasks: Sequence[TaskChange]) -> Table:
+    """Tasks before and after, skills first."""
     made = table("task", "", "before", "after", "change", "95 %", "n", texts=2)
-    for task in sorted(record.tasks, key=lambda task: task.role != "target"):
+    for task in sorted(tasks, key=lambda task: task.role != "target"):
         lost, gained = task.change.high < 0, task.change.low > 0
         made.add_row(
             cell(task.name),
@@ -126,6 +127,28 @@ def drift_table(drift: DriftResult) -> Group:
             groups.add_row(cell(group.name), group.detail, group.base_label, group.tuned_label)
         parts.extend(["", groups])
     return Group(*parts)
+
+
+def kept_facts(kept: Kept) -> list[Fact]:
+    """What an adapter keeps of a delta."""
+    name, lowest = min(kept.by_tensor.items(), key=lambda item: item[1])
+    needed = ", ".join(
+        f"{share}: {'more than was looked at' if rank is None else rank}"
+        for share, rank in kept.needed.items()
+    )
+    facts = [
+        Fact("rank", count(kept.rank)),
+        Fact("kept of the delta's squared values", percent(kept.energy)),
+        Fact("least of one matrix", f"{percent(lowest)} ({name})"),
+        Fact("rank that would keep", needed),
+    ]
+    if kept.left_out:
+        share = small(100 * sum(kept.left_out.values()))
+        names = ", ".join(list(kept.left_out)[:3]) + ", …" * (len(kept.left_out) > 3)
+        facts.append(
+            Fact("left out", f"{len(kept.left_out)} tensors, {share} % of the squares: {names}")
+        )
+    return facts
 
 
 def delta_table(delta: DeltaInfo) -> Table:

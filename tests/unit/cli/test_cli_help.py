@@ -20,7 +20,9 @@ from narrowtune.delta.folder import FolderResult
 from narrowtune.evaluate.metrics import METRICS
 
 COMMANDS = ["", "plan", "teach", "evaluate", "probe", "report", "demo", "delta"]
-COMMANDS += [f"delta {name}" for name in ("info", "apply", "undo", "merge")]
+COMMANDS += [
+    f"delta {name}" for name in ("info", "apply", "undo", "merge", "pack", "blend", "export")
+]
 
 
 def help_of(command: str) -> str:

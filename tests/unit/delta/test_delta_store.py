@@ -123,7 +123,7 @@ def test_a_tensor_both_selected_and_frozen_is_refused(parts):
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"schema_version": SCHEMA_VERSION + 1}, "schema version 2; this narrowtune knows 1"),
+        ({"schema_version": SCHEMA_VERSION + 1}, "schema version 3; this narrowtune knows 2"),
         ({"schema_version": "1"}, "schema_version"),
         ({"surprise": 1}, "surprise"),
         ({"recipe": 7}, "recipe"),

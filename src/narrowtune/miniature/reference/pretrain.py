@@ -98,6 +98,7 @@ class Pretraining:
         schedule: Schedule,
         *,
         compiled: bool,
+        compute_dtype: torch.dtype = torch.bfloat16,
         seen_in: Path | None = None,
     ) -> None:
         """Start, or go on where `folder` has a checkpoint.
@@ -105,13 +106,14 @@ class Pretraining:
         Args:
             folder: gets the model's files, log.jsonl and checkpoints.
             compiled: True for `torch.compile`, several times as fast on a CPU.
+            compute_dtype: of products, bf16 or fp32, whichever is faster here; weights are fp32.
             seen_in: folder of another training whose first stage is taken over.
 
         Raises:
             UsageError: a checkpoint was made with other settings, or `seen_in` has none.
         """
         self.blueprint, self.folder, self.schedule = blueprint, folder, schedule
-        self.seen_in = seen_in
+        self.seen_in, self.compute_dtype = seen_in, compute_dtype
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer = blueprint.tokenizer()
         self.model: PreTrainedModel = blueprint.build(self.tokenizer, seed=schedule.seed)
@@ -245,7 +247,7 @@ class Pretraining:
         num_answers = sum(len(answer_lengths(part.labels)) for part in parts)
         words = self.schedule.word_weight_at(stage, step)
         for part in parts:
-            with plain_attention(), torch.autocast("cpu", torch.bfloat16):
+            with plain_attention(), self._autocast():
                 looked, aside = self._no_tokens(part), torch.zeros(())
                 if stage != "reading":
                     looked = self._see(self.model, part.pixels)
@@ -269,6 +271,10 @@ class Pretraining:
             total += told.item()
         return total
 
+    def _autocast(self) -> torch.autocast:
+        enabled = self.compute_dtype != torch.float32
+        return torch.autocast("cpu", self.compute_dtype if enabled else None, enabled=enabled)
+
     def _take_over_log(self, other: Path) -> None:
         """Begin the log with the first stage's lines, as if it had been done here."""
         own = self.folder / _LOG
@@ -289,7 +295,7 @@ class Pretraining:
         found: dict[str, float] = {}
         for name in tasks:
             batch = self._check(stage, name)
-            with torch.autocast("cpu", torch.bfloat16):
+            with self._autocast():
                 looked = self._no_tokens(batch)
                 if stage != "reading":
                     looked = SEE[self.blueprint.name](self.model, batch.pixels)
