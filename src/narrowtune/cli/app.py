@@ -122,6 +122,9 @@ def teach(
     anchor: Annotated[
         bool | None, typer.Option(help="Hold the model to the base on general prompts.")
     ] = None,
+    dial: Annotated[
+        bool | None, typer.Option(help="Go only as far towards the trained weights as fits.")
+    ] = None,
     budget: Annotated[float | None, option("POINTS", "Accepted mean loss.")] = None,
     budget_task: Annotated[float | None, option("POINTS", "Accepted loss of any task.")] = None,
     min_learning: Annotated[float | None, option("POINTS", "Least learning.")] = None,
@@ -150,6 +153,7 @@ def teach(
         "keep": keep,
         "mix": mix,
         "anchor": anchor,
+        "dial": dial,
         "budget": budget,
         "budget_task": budget_task,
         "min_learning": min_learning,

@@ -140,6 +140,18 @@ class CostSettings(Settings):
     measure_energy: bool = False
 
 
+class DialSettings(Settings):
+    """How far to go from the base towards the trained weights, found on a part of the keep items.
+
+    Attributes:
+        num_steps: equal steps of α from 0, the base, to 1, all that was trained.
+        share: of each keep set's items that α is found on; the others confirm it.
+    """
+
+    num_steps: int = Field(10, ge=1, le=100)
+    share: float = Field(0.5, gt=0, lt=1)
+
+
 class ModelSettings(Settings):
     """A model, and how it is loaded and spoken to.
 
@@ -172,6 +184,7 @@ class RunConfig(ModelSettings):
         drift: the prompts on which the shift of the output distribution is measured.
         training: optimisation.
         cost: factors for energy, emissions and money.
+        dial: after training, go only as far towards the trained weights as the budget allows.
         budget: accepted mean held-out loss, percentage points.
         budget_task: accepted loss of the worst single task, percentage points.
         min_learning: what the lower bound of learning must exceed, percentage points.
@@ -194,6 +207,7 @@ class RunConfig(ModelSettings):
     drift: DriftSettings = DriftSettings()
     training: TrainingSettings = TrainingSettings()
     cost: CostSettings = CostSettings()
+    dial: DialSettings | None = None
     budget: float = Field(1.0, ge=0)
     budget_task: float | None = Field(None, ge=0)
     min_learning: float = 0.0
@@ -213,9 +227,9 @@ class RunConfig(ModelSettings):
         except UsageError as error:
             raise ValueError(f"{error.found}; {error.do}") from None
 
-    @field_validator("anchor", mode="before")
+    @field_validator("anchor", "dial", mode="before")
     @classmethod
-    def _anchor_flag(cls, value: Any) -> Any:
+    def _flag(cls, value: Any) -> Any:
         return {} if value is True else None if value is False else value
 
     @model_validator(mode="after")
@@ -225,6 +239,8 @@ class RunConfig(ModelSettings):
         mistakes = self._taught_and_measured()
         if repeated and not mistakes:
             mistakes.append(f"two data sets are called {', '.join(repeated)}: give each a name")
+        if self.dial is not None and not self.keep:
+            mistakes.append("dial needs keep: without items to keep, no budget can be held")
         if self.training.load_best_model_at_end and not self.training.eval_steps:
             mistakes.append("training.load_best_model_at_end needs training.eval_steps")
         if self.training.eval_steps and not self.skill.validation:

@@ -378,6 +378,38 @@ class DeltaInfo(Value):
     notes: list[str] = Field(default_factory=list)
 
 
+class DialStep(Value):
+    """One place between the base and the trained weights.
+
+    Attributes:
+        alpha: 0 is the base, 1 all that was trained.
+        learning: change of the skill's score, percentage points.
+        forgetting: mean loss over the keep items that are looked at, percentage points.
+        within: whether the budgets are shown to be kept there.
+    """
+
+    alpha: float
+    learning: Estimate | None
+    forgetting: Estimate
+    within: bool
+
+
+class DialResult(Value):
+    """How far a budget allowed to go.
+
+    Attributes:
+        alpha: the last step before the first that did not show the budget kept.
+        steps: those that were tried, in order.
+        num_items: keep items that they were tried on, over all tasks.
+        num_confirming: the other keep items, which the verdict is of.
+    """
+
+    alpha: float
+    steps: list[DialStep]
+    num_items: int
+    num_confirming: int
+
+
 class Kept(Value):
     """What an adapter keeps of a delta.
 
@@ -418,6 +450,7 @@ class RunRecord(Value):
     tasks: list[TaskChange]
     drift: DriftResult | None
     verdict: Verdict | None
+    dial: DialResult | None = None
     cost: CostEstimate | None
     seconds: dict[str, float]
     notes: list[str]

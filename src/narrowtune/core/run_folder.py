@@ -74,6 +74,11 @@ class RunFolder:
         return self.root / "delta.safetensors"
 
     @property
+    def whole_delta(self) -> Path:
+        """All that was trained, where a dial went only a part of the way."""
+        return self.root / "delta_whole.safetensors"
+
+    @property
     def refused(self) -> Path:
         """Rows that were not used, with the reason."""
         return self.root / REFUSED

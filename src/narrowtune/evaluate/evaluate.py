@@ -67,7 +67,12 @@ def evaluate(
         items = _choose(loaded, task, encoder, batch_size, progress)
     else:
         items = _answer(loaded, task, encoder, batch_size, tolerance, allowed, progress)
-    groups = task.groups
+    return summarise(task, items, time.perf_counter() - started)
+
+
+def summarise(task: Task, items: Sequence[ItemResult], seconds: float) -> TaskResult:
+    """Return the result of a task from its items'."""
+    groups = [item.group for item in items]
     return TaskResult(
         name=task.name,
         role=task.role,
@@ -78,8 +83,8 @@ def evaluate(
         strict=mean_score([item.strict for item in items], groups),
         lenient=mean_score([item.lenient for item in items], groups),
         valid_format=sum(item.valid_format for item in items) / len(items),
-        seconds=time.perf_counter() - started,
-        items=items,
+        seconds=seconds,
+        items=list(items),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -16,19 +17,23 @@ from rich.console import Console
 from narrowtune.core import provenance
 from narrowtune.core.config import RunConfig
 from narrowtune.core.numbers import rounded_up
-from narrowtune.core.results import DriftResult, Plan, RunRecord, TaskResult
+from narrowtune.core.results import DialResult, DriftResult, Plan, RunRecord, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_json
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.delta.extract import OtherDtypeWarning, extract
-from narrowtune.delta.store import info
+from narrowtune.delta.store import Delta, info
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
 from narrowtune.engine.cost import estimate_cost
 from narrowtune.engine.features import FeatureStore, changes_eyes
+from narrowtune.evaluate.evaluate import write_items
+from narrowtune.evaluate.tasks import Task
 from narrowtune.evaluate.verdict import compare_results, decide
+from narrowtune.models.blended import set_between
 from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_run
+from narrowtune.pipeline.dial import Halves, restrict, turn
 from narrowtune.pipeline.folder import check_started, open_folder
 from narrowtune.pipeline.inputs import Inputs, load, make_encoder, read_inputs
 from narrowtune.pipeline.stages import (
@@ -45,6 +50,7 @@ from narrowtune.train.anchor import build_anchor
 from narrowtune.train.arguments import num_repeated, planned_samples
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.fit import FitResult, fit
+from narrowtune.train.masters import copy_tensors
 from narrowtune.train.order import num_pictures
 
 
@@ -66,6 +72,8 @@ class Run:
     after: list[TaskResult] | None = None
     fitted: FitResult | None = None
     drift: DriftResult | None = None
+    halves: Halves | None = None
+    dial: DialResult | None = None
 
 
 def teach(
@@ -127,6 +135,10 @@ def _prepare(
         encoder = make_encoder(loaded, config)
         refused_path = folder.refused if state.is_main_process else None
         inputs = read_inputs(config, encoder, refused_path)
+    halves = None
+    if config.dial is not None:
+        halves = Halves(inputs.tasks, config.dial, config.seed)
+        halves.check(config)
     if state.is_main_process:
         rows_read = {f"{part.name} ({part.path})": part.sha256 for part in inputs.summaries}
         check_started(folder, base, rows_read, resume)
@@ -144,6 +156,7 @@ def _prepare(
         encoder,
         arithmetic,
         None if own_eyes else make_store(loaded, remember=config.remember_pictures),
+        halves=halves,
     )
 
 
@@ -168,16 +181,7 @@ def _look_before(run: Run, num_processes: int) -> None:
             "budget."
         )
     with run.watch.stage("evaluate the base"):
-        run.before = score_tasks(
-            run.loaded,
-            run.inputs.tasks,
-            run.encoder,
-            batch_size=run.config.eval_batch_size,
-            fingerprint=combine_hashes(run.base_hashes),
-            arithmetic=run.arithmetic,
-            folder=run.folder.root / "before",
-            features=run.features,
-        )
+        run.before = _score(run, run.inputs.tasks, "before", combine_hashes(run.base_hashes))
 
 
 def _train(run: Run, state: PartialState, console: Console, resume: bool) -> None:
@@ -230,33 +234,76 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
 
 def _look_after(run: Run) -> None:
     assert run.fitted is not None
-    with run.watch.stage("delta"), warnings.catch_warnings():
-        # The model's notes say so, and what to do is for those who call `extract`.
-        warnings.simplefilter("ignore", OtherDtypeWarning)
-        delta = extract(
-            run.loaded.model,
-            resolve(run.loaded.model, run.config.recipe),
-            run.fitted.base,
-            base_hashes=run.base_hashes,
-            notes=run.loaded.notes,
-        )
+    if run.halves is not None:
+        with run.watch.stage("dial"):
+            _dial(run, run.halves)
+    with run.watch.stage("delta"):
+        delta = _extract(run)
         delta.save(run.folder.delta, packed=run.config.pack_delta)
     with run.watch.stage("evaluate the tuned model"):
-        run.after = score_tasks(
-            run.loaded,
-            run.inputs.tasks,
-            run.encoder,
-            batch_size=run.config.eval_batch_size,
-            fingerprint=delta.metadata.tuned_fingerprint,
-            arithmetic=run.arithmetic,
-            folder=run.folder.root / "after",
-            features=run.features,
-        )
+        run.after = _score(run, run.inputs.tasks, "after", delta.metadata.tuned_fingerprint)
     with run.watch.stage("drift"):
         run.drift = measure_run_drift(
             run.loaded, run.fitted.base, run.inputs, run.encoder, run.config, run.features
         )
         write_json(run.folder.drift, run.drift)
+
+
+def _extract(run: Run) -> Delta:
+    assert run.fitted is not None
+    notes = list(run.loaded.notes)
+    if run.dial is not None:
+        notes.append(f"The dial went to {run.dial.alpha:g} of what was trained.")
+    with warnings.catch_warnings():
+        # The model's notes say so, and what to do is for those who call `extract`.
+        warnings.simplefilter("ignore", OtherDtypeWarning)
+        return extract(
+            run.loaded.model,
+            resolve(run.loaded.model, run.config.recipe),
+            run.fitted.base,
+            base_hashes=run.base_hashes,
+            notes=notes,
+        )
+
+
+def _score(run: Run, tasks: Sequence[Task], where: str, fingerprint: str) -> list[TaskResult]:
+    return score_tasks(
+        run.loaded,
+        tasks,
+        run.encoder,
+        batch_size=run.config.eval_batch_size,
+        fingerprint=fingerprint,
+        arithmetic=run.arithmetic,
+        folder=run.folder.root / where,
+        features=run.features,
+    )
+
+
+def _dial(run: Run, halves: Halves) -> None:
+    """Leave the model as far from the base as the budget allows; keep all that was trained."""
+    assert run.fitted is not None
+    assert run.before is not None
+    model, base = run.loaded.model, run.fitted.base
+    _extract(run).save(run.folder.whole_delta, packed=run.config.pack_delta)
+    tuned = copy_tensors(model, base, run.loaded.dtype)
+
+    def score(alpha: float, tasks: Sequence[Task]) -> list[TaskResult]:
+        set_between(model, base, tuned, alpha)
+        weights = combine_hashes({**run.base_hashes, **tensor_hashes(model, base)})
+        return _score(run, tasks, f"dial/{alpha:g}", weights)
+
+    run.dial = turn(halves, run.before, score, run.config)
+    set_between(model, base, tuned, run.dial.alpha)
+    # From here on the run is about the items that were not searched on.
+    for tasks, where in ((halves.searched, "dial/0"), (halves.confirming, "before")):
+        for result in restrict(run.before, tasks):
+            write_items(result.items, run.folder.root / where / f"{result.name}.jsonl")
+    run.before = restrict(run.before, halves.confirming)
+    run.inputs.tasks = halves.confirming
+    if run.dial.alpha == 0:
+        run.inputs.notes.append(
+            "The dial stayed at the base: its first step already puts the budget at stake."
+        )
 
 
 def _record(run: Run) -> RunRecord:
@@ -292,6 +339,7 @@ def _record(run: Run) -> RunRecord:
             budget_task=config.budget_task,
             min_learning=config.min_learning,
         ),
+        dial=run.dial,
         cost=estimate_cost(config.cost, sum(run.watch.seconds.values())),
         seconds={name: round(value, 2) for name, value in run.watch.seconds.items()},
         notes=[*run.loaded.notes, *run.inputs.notes, *run.encoder.notes, *_seen(run.features)],

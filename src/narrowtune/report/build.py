@@ -11,11 +11,12 @@ from narrowtune.report import charts, plots, sections
 from narrowtune.report.folder import RunFiles, read_run
 from narrowtune.report.gallery import KINDS, Entry, Gallery, build_gallery, picture_roots
 from narrowtune.report.render import render_html, render_json, render_markdown
-from narrowtune.report.verdict import drift_sentence, findings, headline
+from narrowtune.report.verdict import dial_sentence, drift_sentence, findings, headline
 
 SECTIONS = (
     ("verdict", "Verdict"),
     ("tasks", "Tasks"),
+    ("dial", "Dial"),
     ("broke", "What broke"),
     ("training", "Training"),
     ("drift", "Drift"),
@@ -80,9 +81,13 @@ def _values(run: RunFiles, found: Gallery | None) -> dict[str, Any]:
         "run": run,
         "head": headline(record),
         "model": record.model.get("source") or (run.plan.model if run.plan else ""),
-        "sections": SECTIONS,
+        "sections": [part for part in SECTIONS if part[0] != "dial" or record.dial],
         "gauges": charts.gauges(record.verdict) if record.verdict else [],
         "forest": charts.forest(record.tasks, record.verdict),
+        "turned": charts.turned(record.dial, record.verdict.budget)
+        if record.dial and record.verdict
+        else None,
+        "dial_sentence": dial_sentence(record.dial) if record.dial else "",
         "found": findings(record),
         "curves": charts.curves(run.steps),
         "training_facts": sections.training_facts(record),

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from narrowtune.core.numbers import best_case, digits_beside, loss_range, moved, worst_case
-from narrowtune.core.results import DriftResult, Estimate, TaskChange, Verdict
+from narrowtune.core.results import (
+    DialResult,
+    DialStep,
+    DriftResult,
+    Estimate,
+    TaskChange,
+    Verdict,
+)
 from narrowtune.report.folder import LoggedStep
 from narrowtune.report.scale import (
     Mark,
@@ -159,6 +166,28 @@ def forest(tasks: Sequence[TaskChange], verdict: Verdict | None) -> Forest:
             if verdict is None or verdict.budget_task is None
             else scale.at(-verdict.budget_task)
         ),
+    )
+
+
+@dataclass(frozen=True)
+class Turned:
+    """The steps of a dial on one axis, as changes of the held-out mean, after − before."""
+
+    rows: list[tuple[DialStep, Mark]]
+    ticks: list[Tick]
+    zero: float
+    budget: float
+
+
+def turned(dial: DialResult, budget: float) -> Turned:
+    """Place every step that was tried."""
+    losses = [negate(step.forgetting) for step in dial.steps]
+    scale = make_scale([0.0, -budget, *(x for loss in losses for x in span(loss))], most_ticks=5)
+    return Turned(
+        rows=[(s, mark(scale, loss)) for s, loss in zip(dial.steps, losses, strict=True)],
+        ticks=ticks(scale, sign=True),
+        zero=scale.at(0.0),
+        budget=scale.at(-budget),
     )
 
 

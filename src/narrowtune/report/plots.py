@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from narrowtune.core.numbers import signed
-from narrowtune.core.results import DriftResult, RunRecord, TaskChange, Verdict
+from narrowtune.core.results import DialResult, DriftResult, RunRecord, TaskChange, Verdict
 from narrowtune.report import plotstyle as look
 from narrowtune.report.charts import budget_label, gauges, negate
 from narrowtune.report.folder import LoggedStep, RunFiles
@@ -28,6 +28,8 @@ def draw_run(run: RunFiles, folder: Path) -> list[str]:
             drawn.append(_draw_verdict(run.record, run.record.verdict, folder))
         if run.record.tasks:
             drawn.append(_draw_tasks(run.record.tasks, run.record.verdict, folder))
+        if run.record.dial is not None and run.record.verdict is not None:
+            drawn.append(_draw_dial(run.record.dial, run.record.verdict.budget, folder))
         if run.steps:
             drawn.append(_draw_training(run.steps, folder))
         if run.drift is not None:
@@ -125,6 +127,31 @@ def _draw_tasks(tasks: list[TaskChange], verdict: Verdict | None, folder: Path) 
     figure.suptitle("Learning and forgetting", x=0.012, ha="left", fontsize=15, fontweight="bold")
     look.save(figure, folder, "learning_forgetting")
     return "learning_forgetting"
+
+
+def _draw_dial(dial: DialResult, budget: float, folder: Path) -> str:
+    figure = look.new_figure(9, 4.6)
+    axes = figure.subplots()
+    lines = [("lost by the held-out tasks", look.HELD_OUT, [s.forgetting for s in dial.steps])]
+    learned = [step.learning for step in dial.steps if step.learning is not None]
+    if learned:
+        lines.append(("gained by the skill", look.TARGET, learned))
+    for name, color, estimates in lines:
+        x = [0.0, *(step.alpha for step in dial.steps)]
+        axes.plot(x, [0.0, *(e.value for e in estimates)], "o-", color=color, lw=2, label=name)
+        low, high = [0.0, *(e.low for e in estimates)], [0.0, *(e.high for e in estimates)]
+        axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+    axes.axhline(budget, color=look.LIMIT, lw=1.8, label=budget_label(budget))
+    axes.axvline(dial.alpha, color=look.INK, lw=1.4, ls="--", label=f"taken: α = {dial.alpha:g}")
+    axes.axhline(0, color=look.BASE, lw=1)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("α: share of what was trained")
+    axes.set_ylabel("percentage points, with 95 % intervals")
+    axes.grid(axis="y")
+    axes.legend(frameon=False)
+    figure.suptitle("The dial", x=0.012, ha="left", fontsize=15, fontweight="bold")
+    look.save(figure, folder, "dial")
+    return "dial"
 
 
 def _draw_training(steps: list[LoggedStep], folder: Path) -> str:

@@ -17,7 +17,7 @@ from narrowtune.core.results import DeltaInfo, DriftResult, Kept, RunRecord, Tas
 from narrowtune.report.charts import drift_bars, token_groups
 from narrowtune.report.sections import Fact, delta_facts
 from narrowtune.report.text import count, percent, small, visible
-from narrowtune.report.verdict import Tone, headline, points
+from narrowtune.report.verdict import Tone, dial_sentence, headline, points
 
 STYLES: dict[Tone, str] = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow"}
 
@@ -31,6 +31,8 @@ def summary_lines(record: RunRecord) -> list[RenderableType]:
     ]
     if record.tasks:
         lines.append(change_table(record.tasks))
+    if record.dial is not None:
+        lines.append(Text(dial_sentence(record.dial)))
     if record.verdict is not None and record.verdict.forgetting is not None:
         loss = record.verdict.forgetting
         lines.append(

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from narrowtune.core.numbers import digits_beside, loss_range, moved, signed, worst_case
-from narrowtune.core.results import DriftResult, Estimate, Outcome, RunRecord, TaskChange, Verdict
+from narrowtune.core.results import (
+    DialResult,
+    DialStep,
+    DriftResult,
+    Estimate,
+    Outcome,
+    RunRecord,
+    TaskChange,
+    Verdict,
+)
 from narrowtune.report.text import percent, plural, small, tick
 
 Tone = Literal["good", "bad", "unsure"]
@@ -223,6 +232,24 @@ def _finding(task: TaskChange) -> Finding | None:
 
 _MOST_NATS = 700.0
 """e to more than this has no number; nor has e to a KL that is infinite, or no number."""
+
+
+def dial_sentence(dial: DialResult) -> str:
+    """Say how far the dial went, and why no further."""
+    last = dial.steps[-1]
+    if dial.alpha == 0:
+        return f"The dial stayed at the base. {_at(last)}."
+    taken = next(step for step in dial.steps if step.alpha == dial.alpha)
+    if last is taken:
+        return f"The dial went all the way to what was trained. {_at(taken)}."
+    return f"The dial went to {dial.alpha:g} of what was trained. {_at(taken)}. {_at(last)}."
+
+
+def _at(step: DialStep) -> str:
+    loss = step.forgetting
+    return (
+        f"At {step.alpha:g} the held-out tasks {moved(loss.value)}, {worst_case(loss.upper_bound)}"
+    )
 
 
 def drift_sentence(drift: DriftResult) -> str:
