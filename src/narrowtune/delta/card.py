@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from narrowtune.core.results import Kept
+from narrowtune.core.delta_results import Kept
 from narrowtune.delta.copying import BASE_CARD, CARD
 from narrowtune.delta.marker import MARKER, Applied
 from narrowtune.delta.store import Metadata

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from narrowtune.core.delta_results import Kept
 from narrowtune.core.errors import DeltaError, UsageError
-from narrowtune.core.results import Kept
 from narrowtune.delta.base import Base
 from narrowtune.delta.bits import xor
 from narrowtune.delta.copying import CARD, staged

@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from narrowtune.core.delta_results import DeltaInfo
 from narrowtune.core.errors import DeltaError
-from narrowtune.core.results import DeltaInfo
 from narrowtune.delta.bits import DTYPES, SAFETENSORS_TAGS, bits_dtype
 from narrowtune.delta.header import MAX_ENTRIES, Entry, read_header
 from narrowtune.delta.packed import PackedBits, is_plausible, pack_all

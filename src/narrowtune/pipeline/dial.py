@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from narrowtune.core.config import DialSettings, RunConfig
+from narrowtune.core.delta_results import DialResult, DialStep
 from narrowtune.core.errors import UsageError
 from narrowtune.core.numbers import rounded_up
-from narrowtune.core.results import DialResult, DialStep, TaskResult
+from narrowtune.core.results import TaskResult
 from narrowtune.evaluate.evaluate import summarise
 from narrowtune.evaluate.statistics import (
     effective_items,

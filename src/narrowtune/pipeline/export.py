@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import Field
 
 from narrowtune.core.config import ModelSettings
-from narrowtune.core.results import Kept, TaskChange, Value
+from narrowtune.core.delta_results import Kept
+from narrowtune.core.results import TaskChange, Value
 from narrowtune.delta.card import adapter_card
 from narrowtune.delta.copying import check_new_folder
 from narrowtune.delta.low_rank import LowRank

@@ -16,8 +16,9 @@ from rich.console import Console
 
 from narrowtune.core import provenance
 from narrowtune.core.config import RunConfig
+from narrowtune.core.delta_results import DialResult
 from narrowtune.core.numbers import rounded_up
-from narrowtune.core.results import DialResult, DriftResult, Plan, RunRecord, TaskResult
+from narrowtune.core.results import DriftResult, Plan, RunRecord, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_json
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.delta.extract import OtherDtypeWarning, extract

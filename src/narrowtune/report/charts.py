@@ -6,15 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from narrowtune.core.delta_results import DialResult, DialStep
 from narrowtune.core.numbers import best_case, digits_beside, loss_range, moved, worst_case
-from narrowtune.core.results import (
-    DialResult,
-    DialStep,
-    DriftResult,
-    Estimate,
-    TaskChange,
-    Verdict,
-)
+from narrowtune.core.results import DriftResult, Estimate, TaskChange, Verdict
 from narrowtune.report.folder import LoggedStep
 from narrowtune.report.scale import (
     Mark,

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from narrowtune.core.delta_results import DialResult
 from narrowtune.core.numbers import signed
-from narrowtune.core.results import DialResult, DriftResult, RunRecord, TaskChange, Verdict
+from narrowtune.core.results import DriftResult, RunRecord, TaskChange, Verdict
 from narrowtune.report import plotstyle as look
 from narrowtune.report.charts import budget_label, gauges, negate
 from narrowtune.report.folder import LoggedStep, RunFiles

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from narrowtune.core.delta_results import DeltaInfo
 from narrowtune.core.results import (
     CostEstimate,
-    DeltaInfo,
     Plan,
     Proof,
     RunRecord,

@@ -12,8 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from narrowtune.core.delta_results import DeltaInfo, Kept
 from narrowtune.core.numbers import interval, loss_range, moved, number, signed
-from narrowtune.core.results import DeltaInfo, DriftResult, Kept, RunRecord, TaskChange, TaskResult
+from narrowtune.core.results import DriftResult, RunRecord, TaskChange, TaskResult
 from narrowtune.report.charts import drift_bars, token_groups
 from narrowtune.report.sections import Fact, delta_facts
 from narrowtune.report.text import count, percent, small, visible

@@ -6,17 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from narrowtune.core.delta_results import DialResult, DialStep
 from narrowtune.core.numbers import digits_beside, loss_range, moved, signed, worst_case
-from narrowtune.core.results import (
-    DialResult,
-    DialStep,
-    DriftResult,
-    Estimate,
-    Outcome,
-    RunRecord,
-    TaskChange,
-    Verdict,
-)
+from narrowtune.core.results import DriftResult, Estimate, Outcome, RunRecord, TaskChange, Verdict
 from narrowtune.report.text import percent, plural, small, tick
 
 Tone = Literal["good", "bad", "unsure"]

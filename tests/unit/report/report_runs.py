@@ -8,11 +8,11 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from narrowtune.core.delta_results import DeltaInfo
 from narrowtune.core.results import (
     ComponentCount,
     CostEstimate,
     DataSummary,
-    DeltaInfo,
     DriftResult,
     DriftTask,
     Estimate,

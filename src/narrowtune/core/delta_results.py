@@ -1,0 +1,80 @@
+"""What is found about deltas: a file, a place on the way to one, an adapter near one."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from narrowtune.core.values import Estimate, Value
+
+
+class DeltaInfo(Value):
+    """A delta file, described.
+
+    In records of before they were kept, `family` is empty and `dense_bytes`, the size of the bits
+    when they are not packed, is 0.
+    """
+
+    path: str
+    num_tensors: int
+    num_parameters: int
+    num_changed: int
+    file_bytes: int
+    dense_bytes: int = 0
+    dtype: str
+    base_fingerprint: str
+    tuned_fingerprint: str
+    recipe: str
+    family: str = ""
+    notes: list[str] = Field(default_factory=list)
+
+
+class Kept(Value):
+    """What an adapter keeps of a delta.
+
+    Attributes:
+        rank: of every matrix.
+        energy: share of the delta's squared values that the adapter holds, 0 to 1, tensors without
+            an adapter counted as lost.
+        by_tensor: the same of each matrix, by name in memory.
+        left_out: tensors of the delta that are no matrix, with their share of the squared values.
+        needed: smallest rank that keeps "90 %" and "99 %" of the matrices' squares; None where
+            more is needed than was looked at.
+    """
+
+    rank: int
+    energy: float
+    by_tensor: dict[str, float]
+    left_out: dict[str, float]
+    needed: dict[str, int | None]
+
+
+class DialStep(Value):
+    """One place between the base and the trained weights.
+
+    Attributes:
+        alpha: 0 is the base, 1 all that was trained.
+        learning: change of the skill's score, percentage points.
+        forgetting: mean loss over the keep items that are looked at, percentage points.
+        within: whether the budgets are shown to be kept there.
+    """
+
+    alpha: float
+    learning: Estimate | None
+    forgetting: Estimate
+    within: bool
+
+
+class DialResult(Value):
+    """How far a budget allowed to go.
+
+    Attributes:
+        alpha: the last step before the first that did not show the budget kept.
+        steps: those that were tried, in order.
+        num_items: keep items that they were tried on, over all tasks.
+        num_confirming: the other keep items, which the verdict is of.
+    """
+
+    alpha: float
+    steps: list[DialStep]
+    num_items: int
+    num_confirming: int

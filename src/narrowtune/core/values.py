@@ -1,0 +1,31 @@
+"""What every result is made of."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Value(BaseModel):
+    """Base of all result values: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Estimate(Value):
+    """A number with its interval.
+
+    Attributes:
+        value: the point estimate.
+        low: lower end of the two-sided 95 % interval.
+        high: upper end of it.
+        lower_bound: one-sided 95 % lower bound.
+        upper_bound: one-sided 95 % upper bound.
+        method: how the interval was made, for the reader.
+    """
+
+    value: float
+    low: float
+    high: float
+    lower_bound: float
+    upper_bound: float
+    method: str
