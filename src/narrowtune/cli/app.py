@@ -179,6 +179,57 @@ def teach(
         finish(record, settings.output_dir, as_json, console)
 
 
+@app.command(short_help="Teach one skill in several ways, side by side.")
+def compare(
+    config: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A YAML file, as for teach: data and settings.")
+    ],
+    recipes: Annotated[
+        str | None,
+        option(
+            "LIST",
+            "Recipes with commas between them; +anchor behind one adds the anchor. Both of the "
+            "paper's, each with and without, and language_model unless given.",
+        ),
+    ] = None,
+    learning_rates: Annotated[
+        str | None, option("LIST", "Rates with commas between them, each for every recipe.")
+    ] = None,
+    trial: Annotated[
+        bool,
+        typer.Option(
+            "--trial",
+            help="Rank all on a quarter of the training, the better half on half of it, and run "
+            "the better half of those in full.",
+        ),
+    ] = False,
+    output_dir: Annotated[str | None, option("FOLDER", "Gets a run's folder for each.")] = None,
+    more: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Teach one skill in several ways with equal work, and say which to take.
+
+    Each way is a run with a report and a delta of its own. Started again with the same settings
+    it goes on where it was stopped.
+    """
+    settings = run_settings(config, {"output_dir": output_dir}, more)
+    from narrowtune.pipeline.compare import DEFAULT, contenders, parse_rates, run_comparison
+    from narrowtune.report.advice import advise
+    from narrowtune.report.terminal import comparison_table
+
+    console = open_console(as_json)
+    names = [name.strip() for name in recipes.split(",")] if recipes else list(DEFAULT)
+    ways = contenders(settings, names, parse_rates(learning_rates or ""))
+    records, page = run_comparison(settings, ways, trial=trial, console=console)
+    if as_json:
+        typer.echo((page.parent / "comparison.json").read_text(encoding="utf-8"))
+        return
+    console.rule("side by side")
+    console.print(comparison_table(records))
+    console.print(advise(records).reason, markup=False)
+    console.print(f"Side by side: {page}", markup=False, soft_wrap=True)
+
+
 @app.command()
 def evaluate(
     model: Model,

@@ -6,7 +6,6 @@ and all runs side by side.
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -15,12 +14,11 @@ from rich.console import Console
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import RunRecord
-from narrowtune.core.run_folder import RunFolder
 from narrowtune.demo import pictures, text, weights
 from narrowtune.demo.closing import sentence
 from narrowtune.demo.folder import clear
 from narrowtune.miniature.reference.shipped import reference_folder
-from narrowtune.pipeline.teach import teach
+from narrowtune.pipeline.compare import teach_alike
 from narrowtune.report.comparison import build_comparison
 from narrowtune.report.terminal import summary_lines
 from narrowtune.report.text import duration
@@ -87,15 +85,9 @@ def _find(model: str) -> tuple[Path, str]:
 
 def _teach(config: RunConfig, first: RunConfig | None, console: Console) -> RunRecord:
     """Run one way of teaching; `first` is the run before all others, None for that one."""
-    folder = RunFolder(Path(config.output_dir))
     anchored = ", with the anchor" if config.anchor else ""
     console.rule(f"{config.skill.label}, {config.recipe}{anchored}")
-    if first is not None:
-        # One arithmetic for all: the comparison is fair, and the base's scores are known.
-        folder.root.mkdir()
-        shutil.copy(RunFolder(Path(first.output_dir)).arithmetic, folder.arithmetic)
-    record = teach(config, console=console)
-    assert record is not None, "the demo runs in one process"
+    record = teach_alike(config, Path(first.output_dir) if first else None, console)
     for line in summary_lines(record):
         console.print(line)
     return record

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from narrowtune.core.delta_results import DialResult, DialStep
 from narrowtune.core.numbers import best_case, digits_beside, loss_range, moved, worst_case
-from narrowtune.core.results import DriftResult, Estimate, TaskChange, Verdict
+from narrowtune.core.results import DriftResult, Estimate, RunRecord, TaskChange, Verdict
 from narrowtune.report.folder import LoggedStep
 from narrowtune.report.scale import (
     Mark,
@@ -27,6 +27,9 @@ from narrowtune.report.text import tick as tick_text
 CURVE_HEIGHT = 150
 CURVE_WIDTH = 1000
 SMOOTHING = 10
+
+SMALLEST_DOT, LARGEST_DOT = 8.0, 16.0
+"""Radius in pixels of a run that did not train, and of the one that trained longest."""
 
 
 @dataclass(frozen=True)
@@ -291,3 +294,14 @@ def drift_bars(drift: DriftResult) -> list[tuple[str, float, str, str, str]]:
         )
         for task in sorted(drift.tasks, key=lambda task: -task.kl_base_tuned)
     ]
+
+
+def training_seconds(record: RunRecord) -> float:
+    """Return how long a run trained; 0 where it did not."""
+    return 0.0 if record.training is None else record.training.seconds
+
+
+def radius(record: RunRecord, longest: float) -> float:
+    """Return a dot's radius in pixels: its area beyond the smallest grows with training time."""
+    share = training_seconds(record) / longest if longest else 1.0
+    return round(SMALLEST_DOT + (LARGEST_DOT - SMALLEST_DOT) * math.sqrt(share), 1)

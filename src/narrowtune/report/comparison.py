@@ -13,7 +13,15 @@ from narrowtune.core.errors import ReportError
 from narrowtune.core.numbers import interval, signed
 from narrowtune.core.results import Estimate, RunRecord, TaskChange
 from narrowtune.core.run_folder import write_text
-from narrowtune.report.charts import Tick, budget_label, negate, ticks
+from narrowtune.report.advice import Advice, advise, pareto_front
+from narrowtune.report.charts import (
+    Tick,
+    budget_label,
+    negate,
+    radius,
+    ticks,
+    training_seconds,
+)
 from narrowtune.report.folder import read_record
 from narrowtune.report.plots import draw_comparison
 from narrowtune.report.render import render_html, render_json, render_markdown
@@ -34,6 +42,7 @@ class Row:
     head: Headline
     link: str | None
     facts: list[tuple[str, str]]
+    on_front: bool
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Point:
     y: float
     y_low: float
     y_high: float
+    radius: float
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,11 @@ def build_comparison(run_folders: Sequence[Path], out: Path) -> Path:
             asked="a comparison of runs", found="no run folder", do="name at least one"
         )
     out.mkdir(parents=True, exist_ok=True)
+    records = [read_record(Path(folder)) for folder in run_folders]
+    front = pareto_front(records)
     rows = [
-        _row(index, folder, out) for index, folder in enumerate(map(Path, run_folders), start=1)
+        _row(place + 1, record, Path(folder), out, place in front)
+        for place, (record, folder) in enumerate(zip(records, run_folders, strict=True))
     ]
     values: dict[str, Any] = {
         "rows": rows,
@@ -84,22 +97,23 @@ def build_comparison(run_folders: Sequence[Path], out: Path) -> Path:
         "scatter": _scatter(rows),
         "tasks": _tasks(rows),
         "differences": _differences([row.record for row in rows]),
+        "advice": advise([row.record for row in rows]),
     }
     page = out / "comparison.html"
     with_chart = draw_comparison([row.record for row in rows], out / "plots")
     write_text(page, render_html("comparison.html.j2", values))
     markdown = render_markdown("comparison.md.j2", {**values, "with_chart": with_chart})
     write_text(out / "comparison.md", markdown)
-    write_text(out / "comparison.json", render_json(_machine(rows, values["differences"])))
+    write_text(out / "comparison.json", render_json(_machine(rows, values)))
     return page
 
 
-def _row(index: int, folder: Path, out: Path) -> Row:
-    record = read_record(folder)
+def _row(index: int, record: RunRecord, folder: Path, out: Path, on_front: bool) -> Row:
     report = folder / "report.html"
     relative = Path(os.path.relpath(report.resolve(), out.resolve())).as_posix()
     link = quote(relative) if report.exists() else None
-    return Row(index, record, headline(record), link, _facts(record))
+    facts = [*_facts(record), ("On the Pareto front", "yes" if on_front else "no")]
+    return Row(index, record, headline(record), link, facts, on_front)
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -145,9 +159,11 @@ def _scatter(rows: Sequence[Row]) -> Scatter | None:
     )
     y_scale = make_scale([0.0, *(value for _, e, _ in known for value in span(e))])
     points = []
+    longest = max(training_seconds(row.record) for row, _, _ in known)
     for row, up, right in known:
         x, y = mark(x_scale, right), mark(y_scale, up)
-        points.append(Point(row, x.at, x.low, x.high, 100 - y.at, 100 - y.low, 100 - y.high))
+        ends = (100 - y.at, 100 - y.low, 100 - y.high)
+        points.append(Point(row, x.at, x.low, x.high, *ends, radius(row.record, longest)))
     return Scatter(
         points=points,
         x_ticks=ticks(x_scale, sign=True),
@@ -187,16 +203,21 @@ def _differences(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def _machine(rows: Sequence[Row], differences: Sequence[str]) -> dict[str, Any]:
+def _machine(rows: Sequence[Row], values: dict[str, Any]) -> dict[str, Any]:
+    advice: Advice = values["advice"]
+    chosen = None if advice.chosen is None else rows[advice.chosen].record.name
     return {
         "schema_version": COMPARISON_SCHEMA,
-        "differences": list(differences),
+        "differences": list(values["differences"]),
+        "recommended": chosen,
+        "reason": advice.reason,
         "runs": [
             {
                 "name": row.record.name,
                 "title": row.head.title,
                 "report": row.link,
                 "recipe": row.record.recipe,
+                "on_front": row.on_front,
                 "verdict": row.record.verdict and row.record.verdict.model_dump(),
                 "drift": row.record.drift and row.record.drift.model_dump(),
                 "training": row.record.training and row.record.training.model_dump(),

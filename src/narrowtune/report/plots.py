@@ -12,7 +12,14 @@ from narrowtune.core.delta_results import DialResult
 from narrowtune.core.numbers import signed
 from narrowtune.core.results import DriftResult, RunRecord, TaskChange, Verdict
 from narrowtune.report import plotstyle as look
-from narrowtune.report.charts import budget_label, gauges, negate
+from narrowtune.report.advice import pareto_front
+from narrowtune.report.charts import (
+    budget_label,
+    gauges,
+    negate,
+    radius,
+    training_seconds,
+)
 from narrowtune.report.folder import LoggedStep, RunFiles
 from narrowtune.report.scale import running_mean
 from narrowtune.report.text import signed_tick, small, tick, visible
@@ -249,13 +256,18 @@ def draw_comparison(records: Sequence[RunRecord], folder: Path) -> bool:
     with look.style():
         figure = look.new_figure(9, 5.4)
         axes = figure.subplots()
+        longest = max(training_seconds(record) for _, record, _, _ in known)
+        front = pareto_front(records)
         for index, record, up, right in known:
             color = look.TONES[headline(record).tone]
             x, y = right.value, up.value
             axes.plot([right.low, right.high], [y, y], color=color, lw=1.8, alpha=0.5)
             axes.plot([x, x], [up.low, up.high], color=color, lw=1.8, alpha=0.5)
             label = f"{index}  {short(record.name)}: {headline(record).title.lower()}"
-            axes.plot([x], [y], "o", color=color, ms=17, mec="white", mew=1.4, label=label)
+            area = 1.4 * radius(record, longest)
+            axes.plot([x], [y], "o", color=color, ms=area, mec="white", mew=1.4, label=label)
+            if index - 1 in front:
+                axes.plot([x], [y], "o", ms=area + 7, mfc="none", mec=look.INK, mew=1.4)
             axes.annotate(
                 str(index), (x, y), ha="center", va="center", color="white", fontweight="bold"
             )
@@ -267,7 +279,7 @@ def draw_comparison(records: Sequence[RunRecord], folder: Path) -> bool:
         axes.grid(axis="both")
         axes.set_xlabel("mean change of the held-out tasks, percentage points")
         axes.set_ylabel("change of the skill, percentage points")
-        axes.set_title("Learning against forgetting: best is top right")
+        axes.set_title("Learning against forgetting: best is top right; ringed: the Pareto front")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: signed_tick(value))
         figure.legend(loc="outside lower left", frameon=False, ncols=2, markerscale=0.6)

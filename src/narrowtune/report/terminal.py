@@ -15,9 +15,10 @@ from rich.text import Text
 from narrowtune.core.delta_results import DeltaInfo, Kept
 from narrowtune.core.numbers import interval, loss_range, moved, number, signed
 from narrowtune.core.results import DriftResult, RunRecord, TaskChange, TaskResult
-from narrowtune.report.charts import drift_bars, token_groups
+from narrowtune.report.advice import pareto_front
+from narrowtune.report.charts import drift_bars, token_groups, training_seconds
 from narrowtune.report.sections import Fact, delta_facts
-from narrowtune.report.text import count, percent, small, visible
+from narrowtune.report.text import count, duration, percent, small, visible
 from narrowtune.report.verdict import Tone, dial_sentence, headline, points
 
 STYLES: dict[Tone, str] = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow"}
@@ -87,6 +88,27 @@ def change_table(tasks: Sequence[TaskChange]) -> Table:
             Text(signed(task.change.value), style="red" if lost else "green" if gained else ""),
             interval(task.change),
             f"{task.num_items:,}",
+        )
+    return made
+
+
+def comparison_table(records: Sequence[RunRecord]) -> Table:
+    """Runs side by side: what each learned, lost and cost, and whether it is on the front."""
+    made = table("run", "verdict", "skill", "held-out", "at worst", "KL", "time", "front", texts=2)
+    front = pareto_front(records)
+    for place, record in enumerate(records):
+        head, verdict = headline(record), record.verdict
+        learned = verdict.learning if verdict else None
+        lost = verdict.forgetting if verdict else None
+        made.add_row(
+            cell(record.name),
+            Text(f"{head.mark} {head.title}", style=STYLES[head.tone]),
+            signed(learned.value) if learned else "–",
+            signed(-lost.value) if lost else "–",
+            signed(-lost.upper_bound) if lost else "–",
+            small(record.drift.kl_base_tuned) if record.drift else "–",
+            duration(training_seconds(record)),
+            "yes" if place in front else "",
         )
     return made
 

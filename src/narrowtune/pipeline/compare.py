@@ -1,0 +1,222 @@
+"""Several ways to teach one skill, each a run of its own, side by side.
+
+Owns: which runs a comparison has, that they do the same work, and the trial that leaves some out.
+The base's scores come from the cache after the first run, what a frozen tower sees from the
+feature store; all runs compute in the arithmetic that was measured for the first.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from narrowtune.core.config import RunConfig, parse_config
+from narrowtune.core.errors import UsageError
+from narrowtune.core.recipes import get_recipe
+from narrowtune.core.results import RunRecord
+from narrowtune.core.run_folder import RunFolder
+from narrowtune.pipeline.teach import teach
+from narrowtune.report.comparison import build_comparison
+from narrowtune.report.folder import read_record
+
+DEFAULT = (
+    "sa_proj",
+    "mlp_gate_up",
+    "language_model",
+    "sa_proj+anchor",
+    "mlp_gate_up+anchor",
+)
+"""Both of the paper's recipes, the whole language model, and both with the anchor."""
+
+_ANCHOR = "+anchor"
+_ROUNDS = (0.25, 0.5)
+"""Shares of the training rows on which a trial looks before the last round, which has all."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to teach.
+
+    Attributes:
+        name: of its run's folder.
+        changes: dotted settings that differ from the file's.
+    """
+
+    name: str
+    changes: dict[str, Any]
+
+
+def contenders(
+    config: RunConfig, recipes: Sequence[str], learning_rates: Sequence[float]
+) -> list[Contender]:
+    """Return what is compared: every recipe at every rate.
+
+    Args:
+        config: the run that they are variants of.
+        recipes: names of recipes; "+anchor" behind one adds the anchor.
+        learning_rates: the configuration's own unless given.
+
+    Raises:
+        UsageError: an unknown recipe, one that is named twice, or fewer than two runs.
+    """
+    rates = list(learning_rates) or [config.training.learning_rate]
+    found = []
+    for label in recipes:
+        anchored = label.endswith(_ANCHOR)
+        recipe = get_recipe(label.removesuffix(_ANCHOR)).name
+        anchor = (config.anchor.model_dump() if config.anchor else True) if anchored else None
+        for rate in rates:
+            name = label if len(rates) == 1 else f"{label} at {rate:g}"
+            changes = {"recipe": recipe, "anchor": anchor, "training.learning_rate": rate}
+            found.append(Contender(name, changes))
+    names = [contender.name for contender in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or len(found) < 2:
+        raise UsageError(
+            asked=f"a comparison of {', '.join(names) or 'nothing'}",
+            found=f"{', '.join(twice)} more than once" if twice else "fewer than two runs",
+            do="name at least two recipes, each once, such as --recipes sa_proj,mlp_gate_up+anchor",
+        )
+    return found
+
+
+def parse_rates(text: str) -> list[float]:
+    """Return the rates in a text with commas between them.
+
+    Raises:
+        UsageError: one is no number above 0.
+    """
+    rates = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            rate = float(part)
+        except ValueError:
+            rate = 0.0
+        if not 0 < rate < math.inf:
+            raise UsageError(
+                asked=f"--learning-rates {text}",
+                found=f"{part!r}, which is no number above 0",
+                do="write rates with commas between them, such as 1e-4,3e-4",
+            )
+        rates.append(rate)
+    return rates
+
+
+def run_comparison(
+    config: RunConfig, ways: Sequence[Contender], *, trial: bool, console: Console
+) -> tuple[list[RunRecord], Path]:
+    """Run what is missing of a comparison.
+
+    Started again with the same settings it goes on where it was stopped.
+
+    Args:
+        config: the run that all are variants of; `output_dir` gets a folder for each.
+        ways: what is compared.
+        trial: rank all on a quarter of the training rows, the better half on half of them, and run
+            the better half of those on all: each a whole run of its own, since a checkpoint in
+            the middle of a schedule is not a finished run.
+        console: where to say what happens.
+
+    Returns:
+        The records of the last round in the order of `ways`, and the comparison's page.
+
+    Raises:
+        NarrowtuneError: of the first run that fails; finished ones stay.
+    """
+    root = Path(config.output_dir)
+    left = list(ways)
+    for share in _ROUNDS if trial else ():
+        folder = root / f"trial {share:g}"
+        records = _round(config, left, folder, share, console)
+        best = sorted(range(len(left)), key=lambda place: _rank(records[place]))
+        kept = set(best[: max(2, math.ceil(len(left) / 2))])
+        for place in best[len(kept) :]:
+            console.print(f"Left out after {share:.0%}: {left[place].name}", markup=False)
+        left = [way for place, way in enumerate(left) if place in kept]
+    records = _round(config, left, root, 1.0, console)
+    return records, build_comparison([root / way.name for way in left], root)
+
+
+def _round(
+    config: RunConfig, ways: Sequence[Contender], folder: Path, share: float, console: Console
+) -> list[RunRecord]:
+    """Run every way on a share of the training, each in a folder of its own."""
+    records: list[RunRecord] = []
+    for way in ways:
+        own = _config(config, way, folder / way.name, share)
+        console.rule(f"{way.name}{'' if share == 1 else f', trial on {share:.0%}'}")
+        first = folder / ways[0].name if records else None
+        record = _known(own) or teach_alike(own, first, console)
+        records.append(record)
+    return records
+
+
+def _config(config: RunConfig, way: Contender, folder: Path, share: float) -> RunConfig:
+    values = config.model_dump()
+    values |= {key: value for key, value in way.changes.items() if "." not in key}
+    training = dict(values["training"])
+    training |= {
+        key.removeprefix("training."): value for key, value in way.changes.items() if "." in key
+    }
+    if share < 1 and training["max_steps"] >= 0:
+        training["max_steps"] = max(1, round(share * training["max_steps"]))
+    elif share < 1:
+        training["num_train_epochs"] *= share
+    values |= {"training": training, "output_dir": str(folder)}
+    return parse_config(values, f"the comparison's run {way.name}")
+
+
+def _known(config: RunConfig) -> RunRecord | None:
+    """Return the record of a run that was finished with these very settings."""
+    folder = RunFolder(Path(config.output_dir))
+    if not folder.record.exists():
+        return None
+    before = yaml.safe_load(folder.resolved.read_text(encoding="utf-8"))
+    if before != config.model_dump(mode="json"):
+        raise UsageError(
+            asked=f"a comparison in {folder.root.parent}",
+            found=f"a finished run in {folder.root} that has other settings",
+            do="choose another --output-dir",
+        )
+    return read_record(folder.root)
+
+
+def teach_alike(config: RunConfig, first: Path | None, console: Console) -> RunRecord:
+    """Run `teach` in the arithmetic of the first of several runs, and go on if it was stopped.
+
+    Args:
+        config: of this run.
+        first: folder of the run whose arithmetic is taken; None for that one.
+        console: where stages are announced.
+    """
+    folder = RunFolder(Path(config.output_dir))
+    begun = folder.resolved.exists() and folder.plan.exists()
+    if first is not None and not folder.arithmetic.exists():
+        # One arithmetic for all: the comparison is fair, and the base's scores are known.
+        folder.root.mkdir(parents=True, exist_ok=True)
+        shutil.copy(RunFolder(first).arithmetic, folder.arithmetic)
+    record = teach(config, resume=begun, console=console)
+    if record is None:
+        raise UsageError(
+            asked="a comparison under several processes",
+            found="a process that is not the main one",
+            do="run narrowtune compare without accelerate launch; each run may use several GPUs "
+            "through narrowtune teach",
+        )
+    return record
+
+
+def _rank(record: RunRecord) -> tuple[float, float]:
+    """Sort runs within the budget first, by what they learned; then by how far they are over it."""
+    verdict = record.verdict
+    assert verdict is not None
+    lost = verdict.forgetting.value if verdict.forgetting is not None else 0.0
+    learned = verdict.learning.value if verdict.learning is not None else 0.0
+    return max(0.0, lost - verdict.budget), -learned

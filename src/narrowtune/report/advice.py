@@ -1,0 +1,104 @@
+"""Which of several runs to take: the Pareto front, and a recommendation with its reason.
+
+Owns: that choice. It rests on the runs' verdicts; what is best of many by the same items is
+flattered by them, which the reason says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from narrowtune.core.numbers import moved, rounded_up, signed, worst_case
+from narrowtune.core.results import RunRecord
+from narrowtune.report.text import tick
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to take.
+
+    Attributes:
+        chosen: place of the run among those given; None where none is recommended.
+        reason: why, or why none.
+    """
+
+    chosen: int | None
+    reason: str
+
+
+def pareto_front(records: Sequence[RunRecord]) -> set[int]:
+    """Return the places of runs that no other beats in both: more learned, less lost.
+
+    Point values count, not intervals; runs that lack one of both are left out.
+    """
+    known = {
+        place: (record.verdict.learning.value, record.verdict.forgetting.value)
+        for place, record in enumerate(records)
+        if record.verdict and record.verdict.learning and record.verdict.forgetting
+    }
+    return {
+        place
+        for place, (learned, lost) in known.items()
+        if not any(
+            more >= learned and less <= lost and (more, less) != (learned, lost)
+            for more, less in known.values()
+        )
+    }
+
+
+def advise(records: Sequence[RunRecord]) -> Advice:
+    """Recommend a run: of those that may ship, the one that is sure to have learned most.
+
+    Runs that are equal to that are told apart by what they can have lost at most.
+    """
+    shipping = [
+        (-verdict.learning.lower_bound, verdict.forgetting.upper_bound, place)
+        for place, record in enumerate(records)
+        if (verdict := record.verdict) is not None
+        and verdict.outcome == "ship"
+        and verdict.learning is not None
+        and verdict.forgetting is not None
+    ]
+    if shipping:
+        place = min(shipping)[2]
+        return Advice(place, _why(records[place], len(shipping), len(records)))
+    nearest = [
+        (verdict.forgetting.upper_bound, place)
+        for place, record in enumerate(records)
+        if (verdict := record.verdict) is not None
+        and verdict.forgetting is not None
+        and verdict.learning is not None
+        and verdict.learning.lower_bound > verdict.min_learning
+    ]
+    if not nearest:
+        return Advice(None, "No run is shown to have learned the skill: none can be recommended.")
+    bound, place = min(nearest)
+    record = records[place]
+    assert record.verdict is not None
+    needed = record.verdict.items_needed
+    more = f", or about {needed:,} keep items a task" if needed else ""
+    return Advice(
+        None,
+        f"No run is shown to keep its budget. {record.name} is nearest: {worst_case(bound)} where "
+        f"{tick(record.verdict.budget)} may be. Lower learning rates, the anchor or the dial lose "
+        f"less; a budget of {rounded_up(bound):g} would pass{more}.",
+    )
+
+
+def _why(record: RunRecord, num_shipping: int, num_runs: int) -> str:
+    verdict = record.verdict
+    assert verdict is not None
+    assert verdict.learning is not None
+    assert verdict.forgetting is not None
+    found = (
+        f"the skill changed by {signed(verdict.learning.value)} points, at least "
+        f"{signed(verdict.learning.lower_bound)}; the held-out tasks "
+        f"{moved(verdict.forgetting.value)}, {worst_case(verdict.forgetting.upper_bound)}"
+    )
+    if num_shipping == 1:
+        return f"{record.name}, the only one of {num_runs} that may ship: {found}."
+    return (
+        f"{record.name} is surest to have learned most of the {num_shipping} of {num_runs} that "
+        f"may ship: {found}. It was picked by these items, which flatters it a little."
+    )
