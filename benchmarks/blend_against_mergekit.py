@@ -81,6 +81,7 @@ def main() -> None:
             Blending("linear", (0.3, 1.7)),
             Blending("ties", (1.0, 1.0), 0.2),
             Blending("ties", (1.0, 1.0), 0.7),
+            Blending("ties", (0.5, 0.5), 0.5),
             Blending("ties", (0.5, 1.0), 0.5),
         ):
             ours = AutoModelForCausalLM.from_pretrained(folder)
@@ -95,7 +96,7 @@ def main() -> None:
                     expected = theirs(base[n], tuned, how)
                     largest = max(largest, float((parameter - expected).abs().max()))
                     size = max(size, float((expected - base[n]).abs().max()))
-            print(f"{how.rule} {how.weights} {how.density:g}: {largest:.1e} of {size:.1e}")
+            print(f"{how.rule} {how.weights} {how.density or 1:g}: {largest:.1e} of {size:.1e}")
 
 
 if __name__ == "__main__":

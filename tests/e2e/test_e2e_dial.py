@@ -4,49 +4,115 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from runs import counting_rows, run_cli, saying_rows, write_rows, write_run
 
 from delta_cases import load, same_bits, weights
-from narrowtune.core.results import RunRecord
+from narrowtune.core.config import load_config
+from narrowtune.core.results import ItemResult
 from narrowtune.delta.apply import apply
 from narrowtune.delta.store import Delta
+from narrowtune.evaluate.evaluate import summarise, write_items
+from narrowtune.pipeline import teach as teaching
 
 
-def test_a_dialled_run(tiny, tmp_path):
-    folder = tiny("llama", torch.bfloat16)
+@pytest.fixture
+def dialled(tiny, tmp_path, monkeypatch):
+    """`dialled(lost)` is a run that loses the share `lost(α, folder)` of items, as if measured."""
+    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
     keep = write_rows(tmp_path / "many.jsonl", saying_rows(40))
-    config = write_run(tmp_path, folder, "run", keep=[{"path": str(keep), "max_new_tokens": 4}])
-    more = ["--dial", "--set", "dial.num_steps=2", "--budget", "60", "--set", "anchor=false"]
-    done = run_cli("teach", config, *more, "--json", cache=tmp_path / "cache")
-    assert done.stdout, done.stderr
-    record = RunRecord.model_validate_json(done.stdout)
-    assert record.dial is not None
-    assert record.dial.alpha in (0.5, 1.0), done.stderr
+    model = tiny("llama", torch.bfloat16)
+    path = write_run(tmp_path, model, "run", keep=[{"path": str(keep), "max_new_tokens": 4}])
+
+    def run(lost):
+        reached = {}
+
+        def score_tasks(loaded, tasks, encoder, *, fingerprint, folder, **_):
+            if folder.parent.name == "dial":
+                reached[fingerprint] = float(folder.name)
+            elif folder.name == "before":
+                reached[fingerprint] = 0.0
+            # What ships must be weights that the dial has looked at, by their fingerprint.
+            alpha = reached[fingerprint]
+            found = []
+            for task in tasks:
+                items = []
+                for place, example in enumerate(task.examples):
+                    share = alpha if task.role == "target" else 1 - lost(alpha, folder.name)
+                    right = float(place < share * len(task.examples))
+                    fields = {"question": "", "answer": "", "reference": ["x"], "lenient": right}
+                    items.append(
+                        ItemResult(id=example.id, strict=right, valid_format=True, **fields)
+                    )
+                write_items(items, folder / f"{task.name}.jsonl")
+                found.append(summarise(task, items, 0.0))
+            return found
+
+        monkeypatch.setattr(teaching, "score_tasks", score_tasks)
+        changes = {"dial": {"num_steps": 4}, "budget": 30.0, "anchor": None}
+        record = teaching.teach(load_config(path, changes))
+        return model, tmp_path / "run", record
+
+    return run
+
+
+def test_what_ships_lies_between_base_and_trained_weights(dialled):
+    folder, run, record = dialled(lambda alpha, _: 0.0 if alpha <= 0.5 else 0.9)
+    assert record.dial.alpha == 0.5
+    assert [step.alpha for step in record.dial.steps] == [0.25, 0.5, 0.75]
+    assert record.dial.steps[-1].stopped_by == "the mean of the held-out tasks"
     assert (record.dial.num_items, record.dial.num_confirming) == (20, 20)
     kept = next(task for task in record.tasks if task.role == "held_out")
     assert kept.num_items == 20, "the verdict is of the items that were not searched on"
-    run = tmp_path / "run"
     parts = [(run / name / "many.jsonl").read_text("utf-8") for name in ("before", "dial/0")]
     ids = [{json.loads(line)["id"] for line in part.splitlines()} for part in parts]
     assert [len(part) for part in ids] == [20, 20]
     assert not ids[0] & ids[1]
-    assert (run / "dial" / "0.5" / "many.jsonl").exists()
+    assert (run / "dial" / "0.75" / "many.jsonl").exists()
     whole, shipped = load(folder), load(folder)
     apply(whole, Delta.load(run / "delta_whole.safetensors"))
     delta = Delta.load(run / "delta.safetensors")
     apply(shipped, delta)
-    assert f"The dial went to {record.dial.alpha:g}" in " ".join(delta.metadata.notes)
+    assert "The dial went to 0.5 of what was trained." in delta.metadata.notes
     base, tuned, found = weights(load(folder)), weights(whole), weights(shipped)
+    moved = 0
     for name in delta.bits:
-        between = torch.lerp(base[name].float(), tuned[name].float(), record.dial.alpha)
-        assert found[name].equal(between.bfloat16())
+        middle = (base[name].double() + tuned[name].double()) / 2
+        assert found[name].equal(middle.float().bfloat16())
+        moved += int((found[name] != tuned[name]).sum())
+    assert moved
     others = [n for n in base if n not in delta.bits]
     assert same_bits({n: base[n] for n in others}, {n: found[n] for n in others})
+    assert record.verdict.outcome == "ship"
     page = (run / "report.html").read_text(encoding="utf-8")
     assert 'id="dial"' in page
+    assert "at stake: the mean of the held-out tasks" in page
     assert (run / "plots" / "dial.png").exists()
-    assert "## The dial" in (run / "report.md").read_text(encoding="utf-8")
+    text = (run / "report.md").read_text(encoding="utf-8")
+    assert "The dial went to 0.5 of what was trained. At 0.5 the held-out tasks" in text
+
+
+def test_a_dial_that_can_not_leave_the_base_says_what_would_help(dialled):
+    folder, run, record = dialled(lambda alpha, _: 0.9 if alpha else 0.0)
+    assert record.dial.alpha == 0
+    assert len(record.dial.steps) == 1
+    assert not any(bits.any() for bits in Delta.load(run / "delta.safetensors").bits.values())
+    whole = load(folder)
+    apply(whole, Delta.load(run / "delta_whole.safetensors"))
+    assert not same_bits(weights(whole), weights(load(folder)))
+    assert record.verdict.outcome == "not_enough_evidence"
+    text = (run / "report.md").read_text(encoding="utf-8")
+    assert "nothing is learned and nothing is lost" in text
+    assert "Train longer" not in text
+    assert "take smaller steps" in text
+
+
+def test_a_dial_that_is_not_confirmed_is_not_turned_again(dialled):
+    # The other part loses more.
+    _, _, record = dialled(lambda _, folder: 0.8 if folder == "after" else 0.0)
+    assert record.dial.alpha == 1
+    assert record.verdict.outcome == "over_budget"
 
 
 def test_a_dial_that_can_not_show_its_budget_kept_is_refused_before_training(tiny, tmp_path):

@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 
 File = Annotated[Path, typer.Argument(metavar="DELTA", help="A delta file.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the base.")]
 Output = Annotated[
     Path, typer.Option(metavar="FOLDER", help="The new folder; nothing may be there yet.")
 ]
@@ -71,7 +72,7 @@ def delta_pack(
     path: File,
     output: Annotated[Path, typer.Option(metavar="FILE", help="The new delta file.")],
     plain: Annotated[
-        bool, typer.Option("--plain", help="Write the bits as they are, as narrowtune 0.1 reads.")
+        bool, typer.Option("--plain", help="Write the bits as they are: version 1 of the file.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -86,7 +87,7 @@ def delta_pack(
 
 @app.command("blend", short_help="Make one delta of several, or a weaker one of one.")
 def delta_blend(
-    model: Model,
+    folder: Folder,
     paths: Annotated[list[Path], typer.Argument(metavar="DELTA...", help="Deltas of that base.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The new delta file.")],
     rule: Annotated[
@@ -104,15 +105,16 @@ def delta_blend(
         ),
     ] = None,
     density: Annotated[
-        float, option("X", "Share of each delta's elements kept before merging; not for linear.")
-    ] = 1.0,
+        float | None,
+        option("X", "Share of each delta's elements kept before merging; for all but linear."),
+    ] = None,
     seed: Annotated[int, option("N", "Of what is dropped at random.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Make one delta of several deltas of one base, or a weaker one of one (--weight 0.5).
 
     What comes out is a delta of that base like any other: it can be scored with `narrowtune
-    evaluate MODEL --delta FILE`, applied and undone.
+    evaluate FOLDER --delta FILE`, applied and undone.
     """
     from narrowtune.delta.blend import Blending, blend, parse_rule
     from narrowtune.delta.store import Delta, check_new_file, info
@@ -121,16 +123,19 @@ def delta_blend(
     for path in paths:
         check_new_file(output, path, overwrite=overwrite)
     how = Blending(parse_rule(rule), tuple(weight or ()), density, seed)
-    blend(Path(model), [Delta.load(path) for path in paths], how).save(output, packed=True)
+    blend(folder, [Delta.load(path) for path in paths], how).save(output, packed=True)
     open_console().print(delta_table(info(output)))
 
 
 @app.command("export", short_help="Write a LoRA adapter that is near a delta.")
 def delta_export(
-    model: Model,
+    folder: Folder,
     path: File,
     output: Output,
     rank: Annotated[int, option("R", "Of the adapter.")] = 16,
+    base_name: Annotated[
+        str | None, option("NAME", "What the adapter says its base is; FOLDER unless given.")
+    ] = None,
     tasks: Annotated[
         list[str] | None,
         option("PATH", "Rows with answers, to measure what the cut costs; may be repeated."),
@@ -143,7 +148,7 @@ def delta_export(
     limit: Annotated[int | None, option("N", "Use only this many rows.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a LoRA adapter that peft and inference servers load, near the delta but not equal.
+    """Write a LoRA adapter that peft loads, near the delta but not equal.
 
     Each matrix keeps its largest singular values. What that keeps of the delta is said, and with
     --tasks what it costs in score, adapter against delta on the same rows.
@@ -153,7 +158,12 @@ def delta_export(
 
     fields = {"metric": metric, "mode": mode, "max_new_tokens": max_new_tokens, "limit": limit}
     found = export_lora(
-        model, path, output, rank=rank, tasks=[{"path": each, **fields} for each in tasks or []]
+        folder,
+        path,
+        output,
+        rank=rank,
+        base_name=base_name,
+        tasks=[{"path": each, **fields} for each in tasks or []],
     )
     if as_json:
         typer.echo(found.model_dump_json(indent=2))

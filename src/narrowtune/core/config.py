@@ -192,8 +192,8 @@ class RunConfig(ModelSettings):
         eval_batch_size: items answered together; the answers don't depend on it.
         remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
             8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
-        pack_delta: whether the delta's bits are compressed, without loss; false for a file that
-            narrowtune 0.1 can read.
+        pack_delta: whether the delta's bits are compressed, without loss; false writes version 1
+            of the file, the bits as they are.
         seed: of splits, order and draws.
         gallery: whether the report shows the items whose answers changed.
         allow_overlap: accept rows that are both taught and kept (the record says so).

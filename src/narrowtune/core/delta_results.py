@@ -55,20 +55,29 @@ class DialStep(Value):
         alpha: 0 is the base, 1 all that was trained.
         learning: change of the skill's score, percentage points.
         forgetting: mean loss over the keep items that are looked at, percentage points.
-        within: whether the budgets are shown to be kept there.
+        expected: what the other keep items can be expected to show as the upper bound of that
+            loss, with four chances in five.
+        stopped_by: what could not be expected to be kept here, the mean or a task by its name;
+            empty where both budgets were.
     """
 
     alpha: float
     learning: Estimate | None
     forgetting: Estimate
-    within: bool
+    expected: float
+    stopped_by: str = ""
+
+    @property
+    def within(self) -> bool:
+        """Whether the dial may go on from here."""
+        return not self.stopped_by
 
 
 class DialResult(Value):
     """How far a budget allowed to go.
 
     Attributes:
-        alpha: the last step before the first that did not show the budget kept.
+        alpha: the last step before the first at which a budget could not be expected to be kept.
         steps: those that were tried, in order.
         num_items: keep items that they were tried on, over all tasks.
         num_confirming: the other keep items, which the verdict is of.

@@ -75,7 +75,7 @@ class RunFolder:
 
     @property
     def whole_delta(self) -> Path:
-        """All that was trained, where a dial went only a part of the way."""
+        """All that was trained, in a run with a dial."""
         return self.root / "delta_whole.safetensors"
 
     @property

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from narrowtune.core.errors import DeltaError
 from narrowtune.delta.bits import flip
 from narrowtune.delta.layout import read_layout
 from narrowtune.delta.store import Delta, TensorRecord
-from narrowtune.delta.verify import verify_selected
+from narrowtune.delta.verify import verify_frozen, verify_selected
 from narrowtune.models.disk import check_folder, locate
 from narrowtune.models.families import find_family
+from narrowtune.models.fingerprint import tensor_sha256
 
 
 class Base:
@@ -42,14 +45,28 @@ class Base:
         found = locate(family, self.records, self.folder, ties)
         self._places = {name: several[0] for name, several in found.items()}
         for delta in deltas:
+            if family.name != delta.metadata.family:
+                raise DeltaError(
+                    asked=asked,
+                    found=f"a {family.name} model, and a delta of a {delta.metadata.family} model",
+                    do="name the folder of the delta's base",
+                )
             verify_selected(delta, "apply", lambda name, _: self.read(name), asked)
+            others = set(self._layout.places) - {self._places[n] for n in delta.metadata.tensors}
+            hashes = {tensor_sha256(self._layout.read(name)) for name in others}
+            verify_frozen(delta, lambda _, digest, known=hashes: digest in known, asked)
 
     def read(self, name: str) -> Tensor:
         """Return the base's tensor of this name in memory."""
         return self._layout.read(self._places[name])
 
-    def difference(self, delta: Delta, name: str) -> Tensor:
-        """Return tuned − base in fp32: zeros where the delta leaves the tensor alone."""
+    def tuned(self, delta: Delta, name: str) -> Tensor:
+        """Return the tensor with the delta on it; the base's where the delta leaves it alone."""
         before = self.read(name)
-        tuned = flip(before, delta.bits[name]) if name in delta.bits else before
-        return tuned.float() - before.float()
+        return flip(before, delta.bits[name]) if name in delta.metadata.tensors else before
+
+    def difference(self, delta: Delta, name: str) -> Tensor:
+        """Return tuned − base in fp32 (fp64 for fp64); zeros where nothing is changed."""
+        before = self.read(name)
+        wide = torch.float64 if before.dtype == torch.float64 else torch.float32
+        return self.tuned(delta, name).to(wide) - before.to(wide)

@@ -19,6 +19,7 @@ from narrowtune.core.errors import DeltaError, UsageError
 from narrowtune.delta.base import Base
 from narrowtune.delta.bits import all_finite, xor
 from narrowtune.delta.store import Delta, Metadata
+from narrowtune.models.blended import between
 from narrowtune.models.fingerprint import combine_hashes, tensor_sha256
 
 Rule = Literal["linear", "ties", "dare_linear", "dare_ties"]
@@ -50,13 +51,13 @@ class Blending:
         rule: one of `RULES`.
         weights: of the deltas, in their order; 1 for each unless given.
         density: share of a difference's elements that is kept before merging, 0 (excluded) to 1;
-            by size for `ties`, by chance for `dare_*`. `linear` keeps all.
+            by size for `ties`, by chance for `dare_*`. `linear` keeps all, the others need one.
         seed: of that chance.
     """
 
     rule: Rule = "linear"
     weights: tuple[float, ...] = ()
-    density: float = 1.0
+    density: float | None = None
     seed: int = 0
 
 
@@ -82,8 +83,12 @@ def blend(folder: str | Path, deltas: Sequence[Delta], how: Blending) -> Delta:
     bits, changed = {}, {}
     for number, (name, record) in enumerate(base.records.items()):
         before = base.read(name)
-        merged = merge([base.difference(delta, name) for delta in deltas], number)
-        after = (before.float() + merged).to(before.dtype)
+        if len(deltas) == 1 and how.rule == "linear":
+            # As a dial does it: exact at 0 and 1.
+            after = between(before, base.tuned(deltas[0], name), weights[0])
+        else:
+            merged = merge([base.difference(delta, name) for delta in deltas], number)
+            after = (before.to(merged.dtype) + merged).to(before.dtype)
         if not all_finite(after):
             raise DeltaError(
                 asked=asked, found=f"{name} would hold infinity", do="give smaller weights"
@@ -117,11 +122,16 @@ def _check(deltas: Sequence[Delta], how: Blending, asked: str) -> tuple[float, .
             found=f"{len(weights)} weights for {len(deltas)} deltas",
             do="give --weight once for each delta, in their order, or not at all",
         )
-    if not 0 < how.density <= 1 or (how.rule == "linear" and how.density != 1):
+    if how.rule == "linear" and how.density is not None:
+        raise UsageError(
+            asked=asked, found="a density, and a rule that keeps everything", do="leave it out"
+        )
+    if how.rule != "linear" and (how.density is None or not 0 < how.density < 1):
         raise UsageError(
             asked=asked,
-            found=f"a density of {how.density:g}",
-            do="give more than 0 and at most 1; `linear` keeps everything and takes none",
+            found="no density" if how.density is None else f"a density of {how.density:g}",
+            do="give --density, the share of each delta's elements that is kept: more than 0 and "
+            "less than 1, such as 0.2",
         )
     bases = dict.fromkeys(delta.metadata.base_fingerprint for delta in deltas)
     if len(bases) > 1:
@@ -142,17 +152,20 @@ def _merging(
         from peft.utils import merge_utils
     except ImportError:
         raise UsageError(
-            asked=asked, found="peft is not installed, whose rules are used", do="pip install peft"
+            asked=asked,
+            found="peft is not installed, whose rules are used",
+            do="pip install 'narrowtune[lora]'",
         ) from None
-    factors = torch.tensor(weights)
+    factors = torch.tensor(weights, dtype=torch.float64)
     if how.rule == "linear":
-        return lambda differences, _: merge_utils.task_arithmetic(differences, factors)
+        return lambda parts, _: merge_utils.task_arithmetic(parts, factors.to(parts[0].dtype))
     rule = getattr(merge_utils, how.rule)
 
     def merge(differences: list[Tensor], number: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(how.seed * 1_000_003 + number)
-            merged: Tensor = rule(differences, factors, how.density)
+            kind = differences[0].dtype
+            merged: Tensor = rule(differences, factors.to(kind), how.density)
         return merged
 
     return merge
@@ -163,6 +176,6 @@ def _note(deltas: Sequence[Delta], how: Blending, weights: tuple[float, ...]) ->
         f"{weight:g} × {delta.metadata.recipe} ({delta.metadata.tuned_fingerprint[:12]})"
         for weight, delta in zip(weights, deltas, strict=True)
     )
-    kept = "" if how.rule == "linear" else f", density {how.density:g}"
+    kept = "" if how.density is None else f", density {how.density:g}"
     chance = f", seed {how.seed}" if how.rule.startswith("dare") else ""
     return f"blended by {how.rule}{kept}{chance}: {parts}"

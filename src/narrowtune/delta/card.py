@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,10 +59,13 @@ def write_card(folder: Path, title: str, stack: list[Applied], metadata: Metadat
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
 
 
-def adapter_card(kept: Kept, metadata: Metadata, scores: Sequence[str]) -> str:
+def adapter_card(
+    kept: Kept, metadata: Metadata, scores: Sequence[str], base_name: str | None = None
+) -> str:
     """Return the README.md of an adapter made from a delta.
 
     Args:
+        base_name: id of the base on a hub, for the card's head; left out unless given.
         kept: what of the delta it holds.
         metadata: of the delta.
         scores: lines on what the cut costs in score; none where that was not measured.
@@ -77,6 +81,7 @@ def adapter_card(kept: Kept, metadata: Metadata, scores: Sequence[str]) -> str:
     lines = [
         "---",
         "library_name: peft",
+        *([f"base_model: {json.dumps(base_name)}"] if base_name else []),
         "tags:",
         "- narrowtune",
         "- lora",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ from narrowtune.models.fingerprint import combine_hashes, tensor_sha256
 _SURPLUS, _PASSES = 32, 6
 _EXACT = 1024  # smaller side of a matrix up to which all singular values are computed
 _SHARES = {"90 %": 0.9, "99 %": 0.99}
+_ROUNDING = 1e-6
+_ROWS = 4096  # of a matrix that are squared at a time
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class _Factors:
     Attributes:
         up: B, [out, rank].
         down: A, [rank, in].
-        squares: of the singular values that were computed.
+        squares: of the singular values that were computed, the largest first.
+        shape: of the matrix.
         total: squared values of the difference, summed.
         kept: the same, less those of what B A leaves.
     """
@@ -45,6 +49,7 @@ class _Factors:
     up: Tensor
     down: Tensor
     squares: Tensor
+    shape: tuple[int, ...]
     total: float
     kept: float
 
@@ -53,7 +58,8 @@ class LowRank:
     """A delta cut to a rank.
 
     Biases, norms and other tensors that are no matrix have no place in an adapter: they stay the
-    base's, and `kept` names them. Time: singular values of every matrix of the delta.
+    base's, and `kept` names them. Time: singular values of every matrix of the delta. Memory: the
+    adapter, and a few copies of one matrix in fp32.
 
     Args:
         folder: the base.
@@ -61,7 +67,7 @@ class LowRank:
         rank: of every matrix.
 
     Raises:
-        UsageError: the rank is not positive.
+        UsageError: the rank is not positive; peft is not installed, which writes the adapter.
         DeltaError: the delta does not fit the folder, or has no matrix.
     """
 
@@ -69,15 +75,19 @@ class LowRank:
         asked = f"a LoRA adapter of rank {rank} from a delta ({delta.metadata.recipe})"
         if rank < 1:
             raise UsageError(asked=asked, found=f"rank {rank}", do="give 1 or more")
+        if find_spec("peft") is None:
+            raise UsageError(
+                asked=asked, found="peft is not installed", do="pip install 'narrowtune[lora]'"
+            )
         self._base, self._delta, self.rank = Base(folder, [delta], asked), delta, rank
         self._factors: dict[str, _Factors] = {}
         self._lost: dict[str, float] = {}
         for name in delta.metadata.tensors:
-            difference = self._base.difference(delta, name)
+            difference = self._base.difference(delta, name).float()
             if difference.ndim == 2 and name.endswith(".weight") and not _is_table(name):
                 self._factors[name] = _factor(difference, rank)
             else:
-                self._lost[name] = float(difference.double().square().sum())
+                self._lost[name] = _square(difference)
         if not self._factors:
             raise DeltaError(
                 asked=asked,
@@ -90,11 +100,18 @@ class LowRank:
         factors, lost = self._factors, self._lost
         matrices = math.fsum(each.total for each in factors.values())
         total = matrices + math.fsum(lost.values())
-        longest = max(len(each.squares) for each in factors.values())
-        by_rank = torch.zeros(longest, dtype=torch.float64)
+        # Where only some singular values of a matrix are known, no rank beyond them can be told.
+        known = min(
+            (len(f.squares) for f in factors.values() if len(f.squares) < min(f.shape)),
+            default=max(len(f.squares) for f in factors.values()),
+        )
+        by_rank = torch.zeros(known, dtype=torch.float64)
         for each in factors.values():
-            by_rank[: len(each.squares)] += each.squares
+            squares = each.squares[:known]
+            by_rank[: len(squares)] += squares
         reached = by_rank.cumsum(0) / matrices if matrices else torch.ones_like(by_rank)
+        # The sum of the squares and the square of the whole are rounded differently.
+        reached = reached + _ROUNDING
         needed = {
             name: int((reached < share).sum()) + 1 if bool((reached >= share).any()) else None
             for name, share in _SHARES.items()
@@ -116,16 +133,11 @@ class LowRank:
             base_name: what the adapter says that its base is; the folder unless given.
 
         Raises:
-            UsageError: peft is not installed.
             DeltaError: `out` is in use or can't be written.
         """
         asked = f"write a LoRA adapter to {out}"
-        try:
-            from peft import LoraConfig
-        except ImportError:
-            raise UsageError(
-                asked=asked, found="peft is not installed", do="pip install peft"
-            ) from None
+        from peft import LoraConfig
+
         tensors: dict[str, Tensor] = {}
         for name, factors in self._factors.items():
             module = name.removesuffix(".weight")
@@ -137,6 +149,7 @@ class LowRank:
             target_modules=[name.removesuffix(".weight") for name in self._factors],
             base_model_name_or_path=base_name or str(self._base.folder),
             inference_mode=True,
+            task_type="CAUSAL_LM",
         )
         with staged(self._base.folder, Path(out), asked) as staging:
             save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -186,6 +199,18 @@ def _factor(difference: Tensor, rank: int) -> _Factors:
     roots = values[:used].sqrt()
     up, down = left.new_zeros(len(left), rank), right.new_zeros(rank, right.shape[1])
     up[:, :used], down[:used] = left[:, :used] * roots, roots[:, None] * right[:used]
-    total = float(difference.double().square().sum())
-    rest = float((difference - up @ down).double().square().sum())
-    return _Factors(up, down, values.double().square(), total, total - rest)
+    total = _square(difference)
+    rest = math.fsum(
+        float((part - up[first : first + _ROWS] @ down).double().square().sum())
+        for first, part in zip(
+            range(0, len(difference), _ROWS), difference.split(_ROWS), strict=True
+        )
+    )
+    squares, shape = values.double().square(), tuple(difference.shape)
+    return _Factors(up, down, squares, shape, total, total - rest)
+
+
+def _square(tensor: Tensor) -> float:
+    """Return the sum of squares in fp64, a part at a time."""
+    flat = tensor.reshape(-1)
+    return math.fsum(float(part.double().square().sum()) for part in flat.split(_ROWS * 4096))

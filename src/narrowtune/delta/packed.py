@@ -33,7 +33,8 @@ def pack(bits: Tensor) -> Tensor:
 def pack_all(bits: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return every tensor packed, several at a time: deflating needs no interpreter."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return dict(zip(bits, pool.map(pack, bits.values()), strict=True))
+        # By name, so that each is read, or unpacked, when its turn comes.
+        return dict(zip(bits, pool.map(lambda name: pack(bits[name]), bits), strict=True))
 
 
 def is_plausible(num_packed: int, num_bytes: int) -> bool:
@@ -68,6 +69,10 @@ class PackedBits(Mapping[str, Tensor]):
     def __iter__(self) -> Iterator[str]:
         """Iterate over names."""
         return iter(self._packed)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of that name; nothing is unpacked to find out."""
+        return name in self._packed
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor's bits.

@@ -122,8 +122,7 @@ class Delta:
 
         Args:
             path: the file.
-            packed: whether the bits are compressed, without loss: a third of the size or less at
-                usual learning rates, and some seconds per 100 MB.
+            packed: whether the bits are compressed, without loss (docs/delta.md has sizes).
 
         Raises:
             DeltaError: the disk has too little room, or the folder can't be written.
@@ -266,11 +265,15 @@ def info(path: str | Path) -> DeltaInfo:
 
 def check_new_file(output: Path, source: Path, *, overwrite: bool) -> None:
     """Raise a DeltaError if writing `output` would replace `source`, or what is there already."""
-    if output.exists() and (not overwrite or output.samefile(source) or output.is_dir()):
+    if not output.exists():
+        return
+    same = source.exists() and output.samefile(source)
+    if same or not overwrite or output.is_dir():
+        may = not overwrite and not same and not output.is_dir()
         raise DeltaError(
             asked=f"write {output}",
-            found="it is the delta that is read" if output.samefile(source) else "it is there",
-            do="name another file" + ", or give --overwrite" * (not overwrite),
+            found="it is the delta that is read" if same else "it is there",
+            do="name another file" + ", or give --overwrite" * may,
         )
 
 

@@ -1,24 +1,28 @@
 """The dial: how far towards the trained weights a budget allows to go.
 
-After one training, α walks up from the base in equal steps, W = W_base + α (W_tuned − W_base), on a
-part of the keep items, and stops at the first step that does not show the budget kept. What
-is right before it is confirmed on the other items, once: looking for the largest α that passes on
-all of them would make a good figure out of chance.
+After one training, α walks up from the base in equal steps, W = W_base + α (W_tuned − W_base), on
+a part of the keep items, and stops at the first step at which the other part can't be expected to
+show the budget kept. What is right before it is confirmed on the other part, once: looking for the
+largest α that passes on all items would make a good figure out of chance.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
 from narrowtune.core.config import DialSettings, RunConfig
 from narrowtune.core.delta_results import DialResult, DialStep
 from narrowtune.core.errors import UsageError
 from narrowtune.core.numbers import rounded_up
 from narrowtune.core.results import TaskResult
+from narrowtune.core.values import Estimate
 from narrowtune.evaluate.evaluate import summarise
 from narrowtune.evaluate.statistics import (
+    PairedTask,
     effective_items,
     mean_change,
     mean_loss,
@@ -28,12 +32,17 @@ from narrowtune.evaluate.statistics import (
 from narrowtune.evaluate.tasks import Task
 from narrowtune.evaluate.verdict import pair_results
 
+CHANCE = 0.8
+"""Chance of being confirmed that a step must have, as far as the searched items tell."""
+
+_BOUND, _MARGIN = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(CHANCE)
+
 
 class Halves:
     """The tasks of a run, with each keep set's items in two parts; the skill's are in both.
 
-    Items of one group (a picture, an entity) stay together. Which part an item is in depends on the
-    seed and on nothing that is measured.
+    Items of one group (a picture, an entity) are in one part, in whichever tasks they are. Which
+    part that is depends on the seed and the tasks' sizes, and on nothing that is measured.
 
     Args:
         tasks: the skill's and those that are kept.
@@ -51,54 +60,89 @@ class Halves:
     def __init__(self, tasks: Sequence[Task], settings: DialSettings, seed: int) -> None:
         self.searched: list[Task] = []
         self.confirming: list[Task] = []
+        self._share = settings.share
+        chosen = _draw([task for task in tasks if task.role == "held_out"], settings.share, seed)
         for task in tasks:
-            if task.role == "target":
-                self.searched.append(task)
-                self.confirming.append(task)
-                continue
-            chosen = _draw(task, settings.share, seed)
-            parts = ([e for e in task.examples if (e.id in chosen) == own] for own in (True, False))
-            for part, whole in zip(parts, (self.searched, self.confirming), strict=True):
+            for whole, own in ((self.searched, True), (self.confirming, False)):
+                part = tuple(
+                    example
+                    for example, key in zip(task.examples, _keys(task), strict=True)
+                    if task.role == "target" or (key in chosen) == own
+                )
                 if not part:
                     raise UsageError(
                         asked=f"a dial on a share of {settings.share:g} of {task.name}",
                         found=f"{len(task.examples)} items that can't be parted",
                         do="give more keep items, of more than one group, or another dial.share",
                     )
-                whole.append(replace(task, examples=tuple(part)))
+                whole.append(replace(task, examples=part))
+
+    def provable(self) -> tuple[float, float]:
+        """Return the smallest mean loss, and loss of one task, that a dial can be held to, points.
+
+        That is what a step without any loss is expected to show.
+        """
+        sizes = [
+            (effective_items(one.groups), effective_items(two.groups))
+            for one, two in zip(self.searched, self.confirming, strict=True)
+            if one.role == "held_out"
+        ]
+        wide = [smallest_provable_budget(part) for part in zip(*sizes, strict=True)]
+        each = [
+            _expected(0.0, *(smallest_provable_budget([size]) for size in pair)) for pair in sizes
+        ]
+        return _expected(0.0, *wide), max(each)
 
     def check(self, config: RunConfig) -> None:
-        """See that the budget can be shown to be kept at all, before anything is trained.
+        """See that the budgets can be shown to be kept at all, before anything is trained.
 
         Raises:
             UsageError: one of the parts has too few items.
         """
-        for part, tasks in (("finds α", self.searched), ("confirms it", self.confirming)):
-            kept = [task for task in tasks if task.role == "held_out"]
-            provable = smallest_provable_budget([effective_items(t.groups) for t in kept])
-            if provable > config.budget:
+        mean, worst = self.provable()
+        for what, limit, provable in (
+            ("a budget", config.budget, mean),
+            ("a budget for single tasks", config.budget_task, worst),
+        ):
+            if limit is not None and provable > limit:
+                kept = [t for t in (*self.searched, *self.confirming) if t.role == "held_out"]
+                fewest = math.floor(min(effective_items(task.groups) for task in kept))
                 raise UsageError(
-                    asked=f"a dial within a budget of {config.budget:g} points",
-                    found=f"{min(len(t.examples) for t in kept)} items a task in the part that "
-                    f"{part}, which show no less than {rounded_up(provable):g}, even if nothing is "
-                    "lost",
+                    asked=f"a dial within {what} of {limit:g} points",
+                    found=f"keep items of which a task has {fewest} in one part (items of one "
+                    "group count as less), which are expected to show no less than "
+                    f"{rounded_up(provable):g}, even if nothing is lost",
                     do="give more keep items, raise the budget, or leave the dial out",
                 )
 
 
-def _draw(task: Task, share: float, seed: int) -> set[str]:
-    """Return the ids of the items that α is found on."""
-    # What stands alone is a group of its own.
-    groups: dict[str, list[str]] = {}
-    for example in task.examples:
-        key = f"item {example.id}" if example.group is None else f"group {example.group}"
-        groups.setdefault(key, []).append(example.id)
-    order = sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
+def _keys(task: Task) -> list[str]:
+    """Return what each item must stay together with; what stands alone is a group of its own."""
+    return [
+        f"item {task.name} {e.id}" if e.group is None else f"group {e.group}" for e in task.examples
+    ]
+
+
+def _draw(tasks: Sequence[Task], share: float, seed: int) -> set[str]:
+    """Return the groups that α is found on: about `share` of every task's items."""
+    members: dict[str, dict[str, int]] = {}
+    for task in tasks:
+        for key in _keys(task):
+            own = members.setdefault(key, {})
+            own[task.name] = own.get(task.name, 0) + 1
     chosen: set[str] = set()
+    # By task: items drawn so far, less those that should have been.
+    over = {task.name: 0.0 for task in tasks}
+    order = sorted(members, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
     for key in order:
-        if len(chosen) >= share * len(task.examples):
-            break
-        chosen.update(groups[key])
+        own = members[key]
+        with_it = sum((over[name] + (1 - share) * n) ** 2 for name, n in own.items())
+        without = sum((over[name] - share * n) ** 2 for name, n in own.items())
+        taken = with_it <= without
+        if taken:
+            chosen.add(key)
+        for name, n in own.items():
+            over[name] += (1 - share) * n if taken else -share * n
     return chosen
 
 
@@ -119,7 +163,10 @@ def turn(
     score: Callable[[float, Sequence[Task]], list[TaskResult]],
     config: RunConfig,
 ) -> DialResult:
-    """Walk up from the base until the budget is no longer shown to be kept.
+    """Walk up from the base until the budget can't be expected to be shown to be kept.
+
+    A step passes where the other part's upper bound is expected to be within the budget with a
+    chance of `CHANCE`: for a bound alone, that chance would be about a half at the last step.
 
     Args:
         halves: the tasks in two parts.
@@ -131,16 +178,9 @@ def turn(
     first, steps, reached = restrict(before, halves.searched), list[DialStep](), 0.0
     for number in range(1, config.dial.num_steps + 1):
         alpha = number / config.dial.num_steps
-        pairs = pair_results(first, score(alpha, halves.searched))
-        kept = [pair for pair in pairs if pair.role == "held_out"]
-        taught = [pair for pair in pairs if pair.role == "target"]
-        loss = mean_loss(kept)
-        within = loss.upper_bound <= config.budget
-        if config.budget_task is not None:
-            within = within and worst_loss(kept)[1].upper_bound <= config.budget_task
-        learning = mean_change(taught) if taught else None
-        steps.append(DialStep(alpha=alpha, learning=learning, forgetting=loss, within=within))
-        if not within:
+        step = _step(alpha, pair_results(first, score(alpha, halves.searched)), halves, config)
+        steps.append(step)
+        if step.stopped_by:
             break
         reached = alpha
     return DialResult(
@@ -149,6 +189,43 @@ def turn(
         num_items=_num_kept(halves.searched),
         num_confirming=_num_kept(halves.confirming),
     )
+
+
+def _step(alpha: float, pairs: Sequence[PairedTask], halves: Halves, config: RunConfig) -> DialStep:
+    assert config.dial is not None
+    kept = [pair for pair in pairs if pair.role == "held_out"]
+    taught = [pair for pair in pairs if pair.role == "target"]
+    # The other part's width, from this one's and the number of items.
+    ratio = math.sqrt(_num_kept(halves.searched) / _num_kept(halves.confirming))
+
+    def expected(loss: Estimate) -> float:
+        wide = loss.upper_bound - loss.value
+        return _expected(loss.value, wide, ratio * wide)
+
+    loss = mean_loss(kept)
+    stopped_by = "" if expected(loss) <= config.budget else "the mean of the held-out tasks"
+    if config.budget_task is not None and not stopped_by:
+        name, worst = worst_loss(kept)
+        if expected(worst) > config.budget_task:
+            stopped_by = name
+    return DialStep(
+        alpha=alpha,
+        learning=mean_change(taught) if taught else None,
+        forgetting=loss,
+        expected=expected(loss),
+        stopped_by=stopped_by,
+    )
+
+
+def _expected(loss: float, wide: float, other_wide: float) -> float:
+    """Return the upper bound that the other part stays below with a chance of `CHANCE`.
+
+    Args:
+        loss: found on the searched part, points.
+        wide: of its one-sided 95 % bound beyond it.
+        other_wide: the same of the other part.
+    """
+    return loss + other_wide + _MARGIN / _BOUND * math.hypot(wide, other_wide)
 
 
 def _num_kept(tasks: Iterable[Task]) -> int:

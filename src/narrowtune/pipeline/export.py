@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import Field
 
-from narrowtune.core.config import ModelSettings
+from narrowtune.core.config import ModelSettings, parse_data_settings
 from narrowtune.core.delta_results import Kept
+from narrowtune.core.numbers import interval, signed
 from narrowtune.core.results import TaskChange, Value
 from narrowtune.delta.card import adapter_card
 from narrowtune.delta.copying import check_new_folder
@@ -34,48 +35,58 @@ class Exported(Value):
 
 
 def export_lora(
-    model: str, delta_path: Path, out: Path, *, rank: int, tasks: Sequence[dict[str, Any]]
+    folder: Path,
+    delta_path: Path,
+    out: Path,
+    *,
+    rank: int,
+    tasks: Sequence[dict[str, Any]],
+    base_name: str | None = None,
 ) -> Exported:
     """Write the adapter of this rank that is nearest to a delta.
 
     Args:
-        model: folder of the delta's base.
+        folder: the delta's base.
         delta_path: the delta.
         out: a folder that does not exist yet, or is empty.
         rank: of every matrix.
         tasks: fields of `DataSettings`; the model is scored on them with the delta and with the
             adapter, merged and rounded to the base's dtype.
+        base_name: what the adapter says its base is; the folder unless given.
 
     Raises:
-        NarrowtuneError: as `LowRank` and `evaluate` do.
+        NarrowtuneError: as `LowRank` and `evaluate` do; a refused row is an error.
     """
-    check_paths(model, [("--tasks", str(task["path"])) for task in tasks], [("DELTA", delta_path)])
-    check_new_folder(Path(model), out, f"write a LoRA adapter to {out}")
+    for task in tasks:
+        parse_data_settings(task, f"to evaluate {task['path']}")
+    files = [("DELTA", delta_path)]
+    check_paths(str(folder), [("--tasks", str(task["path"])) for task in tasks], files)
+    check_new_folder(folder, out, f"write a LoRA adapter to {out}")
     delta = Delta.load(delta_path)
-    cut = LowRank(model, delta, rank)
-    changes = _compare(model, delta_path, cut, tasks) if tasks else []
+    cut = LowRank(folder, delta, rank)
+    changes = _compare(folder, delta_path, cut, tasks, out.parent) if tasks else []
     kept = cut.kept()
     scores = [
         f"{change.name}: {100 * change.before.mean:.1f} % with the delta, "
-        f"{100 * change.after.mean:.1f} % with the adapter (change {change.change.value:+.1f} "
-        f"points, 95 %: {change.change.low:+.1f} to {change.change.high:+.1f}, "
-        f"{change.num_items:,} items)"
+        f"{100 * change.after.mean:.1f} % with the adapter (change {signed(change.change.value)} "
+        f"points, 95 %: {interval(change.change)}, {change.num_items:,} items)"
         for change in changes
     ]
-    cut.save(out, adapter_card(kept, delta.metadata, scores))
+    cut.save(out, adapter_card(kept, delta.metadata, scores, base_name), base_name)
     return Exported(kept=kept, changes=changes)
 
 
 def _compare(
-    model: str, delta_path: Path, cut: LowRank, tasks: Sequence[dict[str, Any]]
+    folder: Path, delta_path: Path, cut: LowRank, tasks: Sequence[dict[str, Any]], beside: Path
 ) -> list[TaskChange]:
-    with tempfile.TemporaryDirectory() as folder:
-        near = Path(folder) / "near.safetensors"
-        cut.as_delta().save(near)
+    """Score the delta and the adapter; what that needs stands beside the output meanwhile."""
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".narrowtune-export-") as own:
+        near = Path(own) / "near.safetensors"
+        cut.as_delta().save(near, packed=True)
+        model = ModelSettings(model=str(folder))
         exact, approximate = (
-            evaluate(
-                ModelSettings(model=model), tasks, path, batch_size=32, output=Path(folder) / name
-            )
+            evaluate(model, tasks, path, batch_size=32, output=Path(own) / name)
             for name, path in (("delta", delta_path), ("adapter", near))
         )
     return compare_results(exact.tasks, approximate.tasks)

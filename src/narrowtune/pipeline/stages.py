@@ -27,6 +27,7 @@ from narrowtune.evaluate.statistics import effective_items
 from narrowtune.evaluate.tasks import Task
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
+from narrowtune.pipeline.dial import Halves
 from narrowtune.pipeline.inputs import Inputs
 from narrowtune.probe.drift import measure_drift
 from narrowtune.train.masters import computing_in
@@ -197,7 +198,7 @@ def plan_run(
         tasks=tasks,
         anchor_prompts=[encoder.encode_prompt(messages) for messages in inputs.anchor_prompts],
     )
-    return make_plan(
+    plan = make_plan(
         loaded,
         config,
         workload,
@@ -205,6 +206,11 @@ def plan_run(
         measure_time=measure_time,
         num_processes=num_processes,
     )
+    if config.dial is None:
+        return plan
+    # Only a part of the keep items decides, and the other one has to confirm it.
+    mean, _ = Halves(inputs.tasks, config.dial, config.seed).provable()
+    return plan.model_copy(update={"smallest_budget": mean})
 
 
 def _task_load(task: Task, encoder: ChatEncoder, batch_size: int) -> TaskLoad:

@@ -140,21 +140,24 @@ def _draw_tasks(tasks: list[TaskChange], verdict: Verdict | None, folder: Path) 
 def _draw_dial(dial: DialResult, budget: float, folder: Path) -> str:
     figure = look.new_figure(9, 4.6)
     axes = figure.subplots()
-    lines = [("lost by the held-out tasks", look.HELD_OUT, [s.forgetting for s in dial.steps])]
+    x = [0.0, *(step.alpha for step in dial.steps)]
     learned = [step.learning for step in dial.steps if step.learning is not None]
     if learned:
-        lines.append(("gained by the skill", look.TARGET, learned))
-    for name, color, estimates in lines:
-        x = [0.0, *(step.alpha for step in dial.steps)]
-        axes.plot(x, [0.0, *(e.value for e in estimates)], "o-", color=color, lw=2, label=name)
-        low, high = [0.0, *(e.low for e in estimates)], [0.0, *(e.high for e in estimates)]
-        axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-    axes.axhline(budget, color=look.LIMIT, lw=1.8, label=budget_label(budget))
+        low, high = [0.0, *(e.low for e in learned)], [0.0, *(e.high for e in learned)]
+        values = [0.0, *(e.value for e in learned)]
+        axes.plot(x, values, "o-", color=look.TARGET, lw=2, label="the skill")
+        axes.fill_between(x, low, high, color=look.TARGET, alpha=0.15, lw=0)
+    kept = [0.0, *(-step.forgetting.value for step in dial.steps)]
+    expected = [0.0, *(-step.expected for step in dial.steps)]
+    axes.plot(x, kept, "o-", color=look.HELD_OUT, lw=2, label="the held-out tasks, mean")
+    axes.plot(x, expected, ":", color=look.HELD_OUT, lw=2, label="what is expected to be shown")
+    axes.axhline(-budget, color=look.LIMIT, lw=1.8, label=budget_label(budget))
     axes.axvline(dial.alpha, color=look.INK, lw=1.4, ls="--", label=f"taken: α = {dial.alpha:g}")
     axes.axhline(0, color=look.BASE, lw=1)
     axes.set_xlim(0, 1)
     axes.set_xlabel("α: share of what was trained")
-    axes.set_ylabel("percentage points, with 95 % intervals")
+    axes.set_ylabel("change, percentage points")
+    axes.yaxis.set_major_formatter(lambda value, _: signed_tick(value))
     axes.grid(axis="y")
     axes.legend(frameon=False)
     figure.suptitle("The dial", x=0.012, ha="left", fontsize=15, fontweight="bold")

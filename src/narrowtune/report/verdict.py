@@ -124,6 +124,13 @@ def _over_budget(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
 
 def _not_enough(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
     loss, learning = verdict.forgetting, verdict.learning
+    if record.dial is not None and record.dial.alpha == 0:
+        return (
+            "The dial stayed at the base, so nothing is learned and nothing is lost: its first "
+            "step already puts a budget at stake.",
+            "Train with the anchor (--anchor), at a lower rate or with a narrower recipe, take "
+            "smaller steps (dial.num_steps), or accept a larger budget.",
+        )
     if loss is None:
         return (
             f"{_learned(verdict)}, but nothing says what was lost: no held-out task was measured.",
@@ -141,6 +148,11 @@ def _not_enough(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
     meaning = f"{_learned(verdict)}. {kept}"
     if verdict.items_needed is None:
         return meaning, f"Evaluate on more held-out items, or accept a larger {larger}."
+    if record.dial is not None:
+        return meaning, (
+            f"About {plural(verdict.items_needed, 'item')} per held-out task beside those that the "
+            "dial is turned on would decide; take new ones, and teach again."
+        )
     needed = plural(verdict.items_needed, "item")
     return meaning, f"Evaluate on about {needed} per held-out task; that many would decide."
 
@@ -239,9 +251,10 @@ def dial_sentence(dial: DialResult) -> str:
 
 def _at(step: DialStep) -> str:
     loss = step.forgetting
-    return (
-        f"At {step.alpha:g} the held-out tasks {moved(loss.value)}, {worst_case(loss.upper_bound)}"
-    )
+    found = f"At {step.alpha:g} the held-out tasks {moved(loss.value)} where α was looked for"
+    if step.stopped_by:
+        return f"{found}: there {step.stopped_by} puts a budget at stake"
+    return found
 
 
 def drift_sentence(drift: DriftResult) -> str:

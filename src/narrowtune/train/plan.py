@@ -284,8 +284,17 @@ class _Planner:
                 if time.perf_counter() - started > _ENOUGH_SECONDS:
                     break
         per_item += [statistics.fmean(per_item)] * (len(self.tasks) - len(per_item))
-        items = [task.num_items for task in self.tasks]
-        return _EVALUATIONS * sum(s * n for s, n in zip(per_item, items, strict=True))
+        items = [task.num_items * self._passes(task) for task in self.tasks]
+        return sum(s * n for s, n in zip(per_item, items, strict=True))
+
+    def _passes(self, task: TaskLoad) -> float:
+        """Return how often an item of a task is answered; with a dial, at most."""
+        dial = self.config.dial
+        if dial is None:
+            return _EVALUATIONS
+        share = 1.0 if task.role == "target" else dial.share
+        last = 1.0 if task.role == "target" else 1 - dial.share
+        return 1 + dial.num_steps * share + last
 
     def _seconds_per_item(self, task: TaskLoad) -> float:
         size = self.config.eval_batch_size

@@ -10,6 +10,8 @@ from narrowtune.core.errors import DeltaError, UsageError
 from narrowtune.delta.apply import apply, undo
 from narrowtune.delta.blend import RULES, Blending, blend, parse_rule
 from narrowtune.delta.extract import extract
+from narrowtune.delta.folder import apply_to_folder
+from narrowtune.models.blended import set_between
 from narrowtune.models.select import select
 
 
@@ -57,6 +59,33 @@ def test_linear_is_the_weighted_sum(taught):
     alone = next(n for n in delta.metadata.tensors if n not in deltas[0].metadata.tensors)
     _, second = differences(case, deltas, alone)
     assert torch.allclose(after[alone], case.base[alone] + 2 * second, atol=1e-6)
+
+
+def test_one_delta_at_a_weight_is_what_a_dial_makes(make_case):
+    case = make_case("llama", torch.float32)
+    tuned = {n: torch.randn_like(case.base[n]) for n in case.selection.names}
+    model = case.load()
+    for name, parameter in model.named_parameters():
+        if name in tuned:
+            parameter.data = tuned[name].clone()
+    base = {n: case.base[n] for n in case.selection.names}
+    delta = extract(model, case.selection, base)
+    assert blend(case.folder, [delta], Blending()).metadata == delta.metadata.model_copy(
+        update={
+            "notes": [f"blended by linear: 1 × sa_proj ({delta.metadata.tuned_fingerprint[:12]})"]
+        }
+    )
+    _, after = blended(case, [delta], Blending(weights=(0.7,)))
+    dialled = case.load()
+    set_between(dialled, base, tuned, 0.7)
+    assert same_bits(after, weights(dialled))
+
+
+def test_a_folder_with_another_delta_in_it_is_no_base(make_case, tmp_path):
+    case, other = make_case("llama", torch.bfloat16), make_case("llama", torch.bfloat16, "mlp")
+    apply_to_folder(case.folder, other.path, tmp_path / "tuned")
+    with pytest.raises(DeltaError, match="mlp"):
+        blend(tmp_path / "tuned", [case.delta], Blending(weights=(0.5,)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -134,7 +163,10 @@ def test_mistakes_are_named(taught, make_case):
         blend(case.folder, deltas, Blending(weights=(1, 2, 3)))
     with pytest.raises(UsageError, match=r"density of 1\.5"):
         blend(case.folder, deltas, Blending("ties", density=1.5))
-    with pytest.raises(UsageError, match=r"density of 0\.5"):
+    for rule in ("ties", "dare_linear", "dare_ties"):
+        with pytest.raises(UsageError, match="no density"):
+            blend(case.folder, deltas, Blending(rule))
+    with pytest.raises(UsageError, match="keeps everything"):
         blend(case.folder, deltas, Blending("linear", density=0.5))
     with pytest.raises(UsageError, match="no delta"):
         blend(case.folder, [], Blending())

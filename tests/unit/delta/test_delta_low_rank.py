@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 
 from delta_cases import weights
 from narrowtune.core.errors import DeltaError, UsageError
@@ -29,6 +29,7 @@ def test_at_full_rank_peft_gives_the_tuned_model(make_case, tmp_path, family):
     cut.save(tmp_path / "adapter", "# card")
     assert (tmp_path / "adapter" / "README.md").read_text() == "# card"
     found, kept = adapted(case, tmp_path / "adapter"), cut.kept()
+    assert PeftConfig.from_pretrained(tmp_path / "adapter").task_type == "CAUSAL_LM"
     for name in kept.by_tensor:
         assert torch.allclose(found[name], case.tuned[name], atol=1e-6)
         assert kept.by_tensor[name] == pytest.approx(1, abs=1e-5)
@@ -82,6 +83,27 @@ def test_large_matrices_are_cut_nearly_as_well(monkeypatch):
     assert len(projected.squares) == 40 < len(exact.squares)
     assert exact.kept * 0.9999 <= projected.kept <= exact.kept * 1.0000001
     assert low_rank._factor(matrix, 8).up.equal(projected.up)
+
+
+def test_the_rank_that_would_keep_more_is_told_only_as_far_as_it_is_known(make_case, monkeypatch):
+    case = make_case("llama", torch.float32)
+    exact = LowRank(case.folder, case.delta, rank=2).kept()
+    assert exact.needed["90 %"] > 4
+    monkeypatch.setattr(low_rank, "_SURPLUS", 2)
+    # Matrices with more than 16 on their smaller side are projected: four values each are known.
+    monkeypatch.setattr(low_rank, "_EXACT", 16)
+    mixed = LowRank(case.folder, case.delta, rank=2)
+    known = {len(factors.squares) for factors in mixed._factors.values()}
+    assert len(known) == 2, "some are known whole, others not"
+    assert mixed.kept().needed == {"90 %": None, "99 %": None}
+
+
+def test_peft_is_asked_for_before_anything_is_computed(make_case, monkeypatch):
+    case = make_case("llama", torch.float32)
+    monkeypatch.setattr(low_rank, "find_spec", lambda _: None)
+    monkeypatch.setattr(low_rank, "_factor", None)
+    with pytest.raises(UsageError, match=r"narrowtune\[lora\]"):
+        LowRank(case.folder, case.delta, rank=2)
 
 
 def test_nothing_changed_is_all_kept(make_case):

@@ -62,6 +62,13 @@ def test_a_packed_file_is_smaller_and_holds_the_same(make_case, packed_path, tmp
     assert (tmp_path / "again.safetensors").read_bytes() == packed_path.read_bytes()
 
 
+def test_asking_for_a_name_unpacks_nothing(packed_path, monkeypatch):
+    bits = Delta.load(packed_path).bits
+    monkeypatch.setattr(PackedBits, "__getitem__", None)
+    assert next(iter(bits)) in bits
+    assert "no such tensor" not in bits
+
+
 def test_plain_files_are_still_of_version_1(make_case, packed_path):
     assert read_metadata(make_case().path).schema_version == 1
     assert read_metadata(packed_path).schema_version == 2

@@ -12,7 +12,7 @@ from narrowtune.core.results import ItemResult
 from narrowtune.data.examples import Example, Message, Text
 from narrowtune.evaluate.evaluate import summarise
 from narrowtune.evaluate.tasks import Task
-from narrowtune.models.blended import set_between
+from narrowtune.models.blended import between, set_between
 from narrowtune.pipeline.dial import Halves, restrict, turn
 
 
@@ -70,7 +70,7 @@ def test_parts_are_drawn_by_seed_and_nothing_else():
     assert first.searched[1].examples != other.searched[1].examples
     for whole, one, two in zip(TASKS, first.searched, first.confirming, strict=True):
         if whole.role == "target":
-            assert one is two is whole
+            assert one == two == whole
             continue
         ids = [{e.id for e in part.examples} for part in (one, two)]
         assert not ids[0] & ids[1]
@@ -78,24 +78,48 @@ def test_parts_are_drawn_by_seed_and_nothing_else():
         assert len(ids[0]) == 200
 
 
-def test_items_of_one_picture_stay_together():
-    halves = Halves([task("charts", "held_out", 40, per_group=5)], DialSettings(share=0.3), 0)
-    groups = [{e.group for e in part[0].examples} for part in (halves.searched, halves.confirming)]
+def test_items_of_one_picture_stay_together_in_all_tasks():
+    tasks = [task("charts", "held_out", 40, per_group=5), task("signs", "held_out", 80, 10)]
+    halves = Halves(tasks, DialSettings(share=0.3), 0)
+    groups = [
+        {e.group for each in part for e in each.examples}
+        for part in (halves.searched, halves.confirming)
+    ]
     assert not groups[0] & groups[1]
-    assert len(halves.searched[0].examples) == 15
+    assert [len(each.examples) for each in halves.searched] in ([10, 20], [15, 30])
+
+
+def test_a_small_group_drawn_first_does_not_pull_a_large_one_along():
+    small, large = task("charts", "held_out", 1), task("charts", "held_out", 120, per_group=120)
+    examples = (*small.examples[:1], *large.examples[1:])
+    whole = Task("charts", "held_out", "exact_match", "generate", 4, examples)
+    for seed in range(8):
+        halves = Halves([whole], DialSettings(), seed)
+        assert {len(halves.searched[0].examples), len(halves.confirming[0].examples)} == {1, 119}
 
 
 def test_what_can_not_be_parted_or_shown_is_refused_before_training():
     with pytest.raises(UsageError, match="can't be parted"):
         Halves([task("charts", "held_out", 8, per_group=8)], DialSettings(), 0)
-    with pytest.raises(UsageError, match=r"20 items a task in the part that finds α, .* 13\.92"):
+    with pytest.raises(UsageError, match=r"a task has 20 in one part .* no less than 23\.9"):
         Halves([task("charts", "held_out", 40)], DialSettings(), 0).check(config())
     halves = Halves([task("charts", "held_out", 400)], DialSettings(share=0.95), 0)
-    with pytest.raises(UsageError, match="20 items a task in the part that confirms it"):
+    with pytest.raises(UsageError, match="a task has 20 in one part"):
         halves.check(config())
-    Halves(TASKS, DialSettings(), 0).check(config())
     with pytest.raises(ValueError, match="dial needs keep"):
         config(keep=[])
+
+
+def test_the_budget_of_single_tasks_must_be_provable_too():
+    halves = Halves(TASKS, DialSettings(), 0)
+    halves.check(config())
+    mean, worst = halves.provable()
+    assert mean < worst
+    with pytest.raises(UsageError, match="a budget for single tasks of 1 points"):
+        halves.check(config(budget_task=1.0))
+    # Items of one group count as less.
+    grouped = [task("charts", "held_out", 400, per_group=20)]
+    assert Halves(grouped, DialSettings(), 0).provable()[0] > 5 * mean
 
 
 def walk(lost_at, **changes):
@@ -114,14 +138,20 @@ def walk(lost_at, **changes):
     return turn(halves, answers(TASKS, base), score, settings), asked
 
 
-def test_it_stops_at_the_first_step_that_does_not_show_the_budget_kept():
+def test_it_stops_at_the_first_step_that_would_not_be_confirmed():
     dial, asked = walk(lambda alpha: 60 * alpha)
-    assert asked == [0.1, 0.2, 0.3]
-    assert dial.alpha == 0.2
-    assert [step.within for step in dial.steps] == [True, True, False]
-    assert dial.steps[1].forgetting.upper_bound <= 5 < dial.steps[2].forgetting.upper_bound
-    assert dial.steps[2].forgetting.value < 5, "the bound decides, not the point"
-    assert dial.steps[2].learning.value == pytest.approx(30)
+    assert asked == [0.1, 0.2]
+    assert dial.alpha == 0.1
+    assert [step.within for step in dial.steps] == [True, False]
+    first, second = dial.steps
+    assert first.expected <= 5 < second.expected
+    assert second.forgetting.upper_bound < 5, "its own bound alone would have let it pass"
+    assert second.stopped_by == "the mean of the held-out tasks"
+    wide = second.forgetting.upper_bound - second.forgetting.value
+    assert second.expected == pytest.approx(
+        second.forgetting.value + wide * (1 + 2**0.5 * 0.8416 / 1.6449), abs=1e-3
+    )
+    assert second.learning.value == pytest.approx(20)
     assert (dial.num_items, dial.num_confirming) == (400, 400)
 
 
@@ -143,6 +173,8 @@ def test_it_may_go_all_the_way_or_nowhere():
 def test_the_worst_task_has_a_budget_of_its_own():
     dial, _ = walk(lambda alpha: 30 * alpha, budget_task=2.0)
     assert dial.alpha == 0
+    assert dial.steps[0].stopped_by in ("charts", "forms")
+    assert dial.steps[0].expected < 5
     dial, _ = walk(lambda alpha: 30 * alpha)
     assert dial.alpha > 0
 
@@ -157,24 +189,27 @@ def test_results_are_restricted_to_the_items_of_a_part():
     assert parts[0].strict.mean == 1 - wrong[0] / 200
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_between_are_rounded_and_the_ends_exact(dtype):
-    model = nn.Linear(40, 30, dtype=dtype)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_weights_between_are_rounded_once_and_the_ends_are_exact(dtype):
     generator = torch.Generator().manual_seed(0)
-    base = {
-        n: torch.randn(p.shape, generator=generator).to(dtype) for n, p in model.named_parameters()
-    }
-    tuned = {
-        n: (t.float() + 0.01 * torch.randn(t.shape, generator=generator)).to(dtype)
-        for n, t in base.items()
-    }
-    for alpha, expected in ((0, base), (1, tuned)):
-        set_between(model, base, tuned, alpha)
-        assert all(p.equal(expected[n]) for n, p in model.named_parameters())
-    set_between(model, base, tuned, 0.3)
-    for name, parameter in model.named_parameters():
-        exact = base[name].double() + 0.3 * (tuned[name].double() - base[name].double())
-        assert torch.allclose(
-            parameter.double(), exact, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=1e-7
-        )
-    set_between(nn.Linear(40, 30, dtype=dtype), {"bias": base["bias"]}, tuned, 0.5)
+    base = torch.randn(200, 30, generator=generator).to(dtype)
+    # Drawn by itself: its difference from the base has no exact value in the base's dtype.
+    tuned = torch.randn(200, 30, generator=generator).to(dtype)
+    tuned[:, 0] = base[:, 0]
+    base[0, 0] = tuned[0, 0] = -0.0
+    assert between(base, tuned, 0).equal(base)
+    assert between(base, tuned, 1).equal(tuned)
+    found = between(base, tuned, 0.7)
+    exact = base.double() + 0.7 * (tuned.double() - base.double())
+    step = torch.finfo(dtype).eps
+    assert ((found.double() - exact).abs() <= step * (exact.abs() + base.abs().double())).all()
+    assert found[:, 0].equal(base[:, 0])
+    assert torch.signbit(found[0, 0])
+
+
+def test_a_models_named_parameters_are_set_and_no_others():
+    model = nn.Linear(4, 3)
+    weight = model.weight.detach().clone()
+    set_between(model, {"bias": torch.zeros(3)}, {"bias": torch.ones(3)}, 0.25)
+    assert model.bias.equal(torch.full((3,), 0.25))
+    assert model.weight.equal(weight)

@@ -58,6 +58,8 @@ def test_pack_and_back(delta, tmp_path):
     again = call("delta", "pack", delta, "--output", plain)
     assert isinstance(again.exception, NarrowtuneError)
     assert "--overwrite" in str(again.exception)
+    missing = call("delta", "pack", tmp_path / "none", "--output", plain, "--overwrite")
+    assert "there is no file" in str(missing.exception)
     itself = call("delta", "pack", delta, "--output", delta, "--overwrite")
     assert "it is the delta that is read" in str(itself.exception)
 
@@ -87,11 +89,28 @@ def test_export_says_what_is_lost_and_measures_it(folder, delta, tmp_path):
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "near the tuned model, not equal to it" in card
     assert "rows: 0.0 % with the delta" in card
-    flags = ["--rank", "999", "--json"]
+    wrong = call(
+        "delta",
+        "export",
+        folder,
+        delta,
+        "--output",
+        tmp_path / "x",
+        "--tasks",
+        rows,
+        "--metric",
+        "exact",
+    )
+    assert "metric" in str(wrong.exception)
+    assert not list(tmp_path.glob(".narrowtune-export-*"))
+    flags = ["--rank", "999", "--json", "--base-name", "org/base"]
     done = call("delta", "export", folder, delta, "--output", tmp_path / "whole", *flags)
     kept = json.loads(done.output)["kept"]
     assert kept["energy"] == pytest.approx(1, abs=1e-4)
-    assert "not measured" in (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
+    assert "not measured" in card
+    assert 'base_model: "org/base"' in card
+    assert PeftConfig.from_pretrained(tmp_path / "whole").base_model_name_or_path == "org/base"
 
 
 def test_an_output_that_is_there_is_refused_before_anything_is_computed(
