@@ -26,6 +26,7 @@ from narrowtune.pipeline.single import evaluate
 WEIGHTS = Path("src/narrowtune/miniature/reference/weights")
 MOST_BYTES = 8 * 2**20
 SEED = 7  # of the rows that are scored
+GOAL, LEAST = 0.85, 0.70  # of the held-out tasks' mean, and of each
 
 
 def main() -> None:
@@ -109,6 +110,13 @@ def make_card(folder: Path, state: dict, results: list[TaskResult], rows: int) -
     lowest = min(
         (r for r in results if TASKS[r.name].role == "held_out"), key=lambda r: r.strict.mean
     )
+    mean = sum(kept) / len(kept)
+    below = ""
+    if mean < GOAL or lowest.strict.mean < LEAST:
+        below = (
+            f"**Not final**: the goal is a mean of {GOAL:.0%} and none under {LEAST:.0%}. Studies "
+            "of recipes wait for a model that has reached it.\n\n"
+        )
     settings = ", ".join(f"{name} {value}" for name, value in state["schedule"].items())
     return f"""---
 license: apache-2.0
@@ -138,9 +146,9 @@ other. Settings: {settings}. Weights are rounded to bfloat16.
 ## What it can do
 
 {rows} new samples of each task (split `test`, seed {SEED}), greedy, in %. Held-out tasks: mean
-{100 * sum(kept) / len(kept):.1f} %, lowest {lowest.name} with {100 * lowest.strict.mean:.1f} %.
+{100 * mean:.1f} %, lowest {lowest.name} with {100 * lowest.strict.mean:.1f} %.
 
-| task | guessing | strict | lenient | valid format |
+{below}| task | guessing | strict | lenient | valid format |
 |---|---|---|---|---|
 {chr(10).join(line(result) for result in results)}
 """

@@ -60,7 +60,7 @@ class Schedule:
     seed: int = 0
     seeing_steps: int = 1800
     reading_steps: int = 1600
-    answering_steps: int = 4000
+    answering_steps: int = 3000
     seeing_batch: int = 64
     reading_batch: int = 32
     answering_batch: int = 32
@@ -79,7 +79,7 @@ class Schedule:
     place_weight: float = 0.3
     size_weight: float = 1.0
     hint_weight: float = 0.5
-    level_starts: tuple[float, ...] = (0.06, 0.2)
+    level_starts: tuple[float, ...] = (0.08, 0.26667)
 
     @property
     def factors(self) -> dict[Kind, float]:
