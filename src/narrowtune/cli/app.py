@@ -370,10 +370,10 @@ def demo(
         str,
         option(
             "NAME",
-            "A reference model of the small world, by its name or folder, counts what is in "
-            "pictures; smollm2 counts words.",
+            "smollm2 counts words; a reference model of the small world, by its name or folder, "
+            "counts what is in pictures.",
         ),
-    ] = "qwen2_5_vl",
+    ] = "smollm2",
     seed: Annotated[int, option("N", "Of the data and the runs.")] = 42,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tenth of the work; shows the flow.")
@@ -381,8 +381,8 @@ def demo(
 ) -> None:
     """Teach counting in several ways, and show what each learned and broke.
 
-    A small multimodal model learns it by three recipes, and by one of them with the anchor; SmolLM2
-    plainly and with the anchor.
+    SmolLM2 learns it plainly and with the anchor; a small multimodal model by three recipes, and by
+    one of them with the anchor.
     """
     from narrowtune.core.run_folder import check_output
     from narrowtune.demo.run import run_demo

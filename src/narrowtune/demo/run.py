@@ -23,15 +23,12 @@ from narrowtune.report.comparison import build_comparison
 from narrowtune.report.terminal import summary_lines
 from narrowtune.report.text import duration
 
-REFERENCE = "qwen2_5_vl"
-"""The reference model that is taught unless another is asked for."""
-
 SMOLLM2 = "smollm2"
 """Asks for the demo on text."""
 
 
 def run_demo(
-    folder: Path, *, model: str = REFERENCE, seed: int, quick: bool, console: Console
+    folder: Path, *, model: str = SMOLLM2, seed: int, quick: bool, console: Console
 ) -> list[RunRecord]:
     """Teach counting in several ways, print the verdicts, and write a comparison.
 
@@ -39,7 +36,7 @@ def run_demo(
 
     Args:
         folder: gets data/, a folder for each run, and comparison.html.
-        model: a reference model, by its name or its folder; or "smollm2" for the demo on text.
+        model: "smollm2" for the demo on text; or a reference model, by its name or its folder.
         seed: of the data and the runs.
         quick: a tenth of the work, to see the flow.
         console: where to say what happens.

@@ -10,6 +10,7 @@ from rich.console import Console
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
 from narrowtune.demo import run, text
+from narrowtune.pipeline import compare
 
 SILENT = Console(file=io.StringIO())
 
@@ -42,11 +43,12 @@ def test_every_run_takes_over_the_arithmetic_of_the_first(tmp_path, monkeypatch)
     (tmp_path / "first/arithmetic.json").write_text("{}")
     found = []
 
-    def teach(config, console):
+    def teach(config, *, resume, console):
+        assert not resume
         found.append((tmp_path / "second/arithmetic.json").exists())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "teach", teach)
+    monkeypatch.setattr(compare, "teach", teach)
     with pytest.raises(KeyboardInterrupt):
         run._teach(second, first, SILENT)
     assert found == [True]
