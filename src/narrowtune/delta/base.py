@@ -44,6 +44,7 @@ class Base:
         family = find_family(check_folder(self.folder))
         found = locate(family, self.records, self.folder, ties)
         self._places = {name: several[0] for name, several in found.items()}
+        digests = {name: tensor_sha256(self._layout.read(name)) for name in self._layout.places}
         for delta in deltas:
             if family.name != delta.metadata.family:
                 raise DeltaError(
@@ -52,8 +53,8 @@ class Base:
                     do="name the folder of the delta's base",
                 )
             verify_selected(delta, "apply", lambda name, _: self.read(name), asked)
-            others = set(self._layout.places) - {self._places[n] for n in delta.metadata.tensors}
-            hashes = {tensor_sha256(self._layout.read(name)) for name in others}
+            own = {self._places[name] for name in delta.metadata.tensors}
+            hashes = {digest for name, digest in digests.items() if name not in own}
             verify_frozen(delta, lambda _, digest, known=hashes: digest in known, asked)
 
     def read(self, name: str) -> Tensor:

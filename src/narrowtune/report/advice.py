@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from narrowtune.core.numbers import moved, rounded_up, signed, worst_case
+from narrowtune.core.numbers import moved, signed, worst_case
 from narrowtune.core.results import RunRecord
 from narrowtune.report.text import tick
 
@@ -77,12 +77,12 @@ def advise(records: Sequence[RunRecord]) -> Advice:
     record = records[place]
     assert record.verdict is not None
     needed = record.verdict.items_needed
-    more = f", or about {needed:,} keep items a task" if needed else ""
+    more = f" About {needed:,} keep items a task would decide." if needed else ""
     return Advice(
         None,
         f"No run is shown to keep its budget. {record.name} is nearest: {worst_case(bound)} where "
         f"{tick(record.verdict.budget)} may be. Lower learning rates, the anchor or the dial lose "
-        f"less; a budget of {rounded_up(bound):g} would pass{more}.",
+        f"less.{more}",
     )
 
 
