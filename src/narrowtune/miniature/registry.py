@@ -25,7 +25,15 @@ from narrowtune.miniature.heldout import (
     street,
 )
 from narrowtune.miniature.item import Item
-from narrowtune.miniature.pretraining import captions, drills, levels, parts, sheets
+from narrowtune.miniature.pretraining import (
+    captions,
+    drills,
+    levels,
+    parts,
+    priors,
+    sheets,
+    tallies,
+)
 from narrowtune.miniature.sample import Sample, make_sample
 from narrowtune.miniature.targets import birds, clock, counting, signs, tissue
 
@@ -73,7 +81,7 @@ class MiniatureTask:
 
 
 _TASKS = (
-    MiniatureTask("birds", "target", "CUB200", "option", "option_letter", 24, 0.125, birds.make),
+    MiniatureTask("birds", "target", "CUB200", "option", "option_letter", 24, 0.167, birds.make),
     MiniatureTask(
         "counting", "target", "PixmoCount", "sentence", "exact_match", 24, 0.125, counting.make
     ),
@@ -120,6 +128,9 @@ _TASKS = (
     MiniatureTask("rows", "pretrain", "", "word, number", "exact_match", 8, 0.01, parts.make_rows),
     MiniatureTask("lists", "pretrain", "", "words", "exact_match", 32, 0.0, parts.make_lists),
     MiniatureTask("arrows", "pretrain", "", "word", "exact_match", 8, 0.02, parts.make_arrows),
+    MiniatureTask("tallies", "pretrain", "", "number", "exact_match", 4, 0.25, tallies.make),
+    MiniatureTask("plumage", "pretrain", "", "word", "exact_match", 8, 0.26, priors.make_plumage),
+    MiniatureTask("gauges", "pretrain", "", "number", "exact_match", 4, 0.083, priors.make_gauges),
     MiniatureTask("recital", "pretrain", "", "words", "exact_match", 96, 0.0, drills.make_recital),
     MiniatureTask("pairs", "pretrain", "", "words", "exact_match", 48, 0.0, drills.make_pairs),
     MiniatureTask("letters", "pretrain", "", "words", "exact_match", 48, 0.11, drills.make_letters),
@@ -130,15 +141,19 @@ _TASKS = (
 TASKS: dict[str, MiniatureTask] = {task.name: task for task in _TASKS}
 """Every task by its name, skills first."""
 
+PRIORS = ("tallies", "plumage", "gauges")
+"""What published models bring to the skills, taught beside the parts of the held-out tasks."""
+
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("names", "binding", "captions", "relations"),
-    ("binding", "choices", "words", "reading", "rows", "lists", "arrows"),
+    ("binding", "choices", "words", "reading", "rows", "lists", "arrows", *PRIORS),
     ("diagrams", "charts", "forms", "infographics", "street", "scenes", "science", "puzzles"),
 )
 """The curriculum: which tasks each level draws from, in the split `pretrain`, easiest first.
 
-No target skill is among them. Dense patch labels come before the first, of pictures of every task,
-the skills' among them: a published tower has seen birds before anyone asks it for their names.
+No question of a target skill is among them. Dense patch labels come before the first, of pictures
+of every task, the skills' among them: a published tower has seen birds before anyone asks it for
+their names.
 """
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from narrowtune.miniature import shapes, things, words
+from narrowtune.miniature import plumage, shapes, things, words
 from narrowtune.miniature.heldout import (
     charts,
     diagrams,
@@ -23,7 +23,7 @@ from narrowtune.miniature.heldout import (
 from narrowtune.miniature.landscape import WEATHERS
 from narrowtune.miniature.marks import SHAPES, THINGS
 from narrowtune.miniature.palette import COLOURS
-from narrowtune.miniature.pretraining import captions, drills, parts, sheets
+from narrowtune.miniature.pretraining import captions, drills, parts, priors, sheets, tallies
 from narrowtune.miniature.targets import birds, clock, counting, signs, tissue
 
 _SENTENCES = (
@@ -64,6 +64,8 @@ def _texts() -> Iterator[str]:
     yield from (*forms.TITLES, *forms.FIELDS, *science.DIRECTIONS, *puzzles.CORNERS)
     yield from (*science.RULES.values(), *science.QUESTIONS.values())
     yield from (*birds.WORDINGS, *counting.WORDINGS, *clock.WORDINGS, *captions.PROMPTS)
+    yield from (tallies.WORDING, *priors.PLUMAGE_WORDINGS.values(), *priors.GAUGES_WORDINGS)
+    yield from (*plumage.WINGS, *plumage.HEADS, priors.NOTHING)
     open_forms = (tissue.OPEN, tissue.YES_NO, signs.WORDINGS, diagrams.WORDINGS, charts.WORDINGS)
     more_forms = (forms.WORDINGS, infographics.WORDINGS, street.WORDINGS, scenes.WORDINGS)
     yield from (

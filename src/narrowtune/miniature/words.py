@@ -11,20 +11,13 @@ def _words(*lines: str) -> tuple[str, ...]:
 
 
 READING = _words(
-    "apple arrow autumn baker basket beach bell bench bird bloom bottle brave bread brick",
-    "bridge broom bucket button cabin cake camel candle canyon castle chair chalk cherry",
-    "circus citrus clever cloud clover coal coast coffee copper coral corner cotton crane",
-    "cream crown daisy dance desert dragon dream eagle early east engine falcon farm feather",
-    "fern fiddle field flame flour forest fresh garden ginger glass gold grand grape hammer",
-    "happy harbor hazel hill honey hotel island ivory jacket jelly jungle kettle kitten",
-    "ladder lemon library light lily lion magic maple market meadow melon mill mint mirror",
-    "museum music needle noble north ocean olive onion orchid otter oven palace paper park",
-    "pearl pepper piano pilot pine planet plum pond poppy quick quiet rabbit radio river",
-    "robin rocket rose saddle salad salt school shadow silver smile snow soup south spice",
-    "spring stone storm sugar summer sunny swan table temple tiger toast tower train tulip",
-    "turtle velvet violet wagon water west wheat wild willow window winter wonder wood zebra",
+    "apple baker bell bloom bread broom cabin candle chair circus cloud coast coral",
+    "crane daisy dragon early falcon fern flame fresh glass grape harbor honey ivory",
+    "jungle ladder light magic meadow mint music north onion oven park piano planet",
+    "poppy rabbit robin saddle school smile south stone summer table toast tulip",
+    "violet west willow wonder",
 )
-"""Words on signs: common, lower case, four to seven letters."""
+"""Words that only signs carry: common, lower case, four to seven letters."""
 
 NAMES = _words(
     "anna ben clara david emma felix greta hugo iris jonas karl lena maria nora oscar paul",
@@ -62,4 +55,8 @@ ANIMALS = _words(
 """Nodes of a diagram: short enough to be written small."""
 
 SMALL = tuple(sorted({*ANIMALS, *CITIES, *GOODS, *MONTHS, *NAMES, *TOPICS}))
-"""Words of the held-out tasks; none is on the signs of the skill."""
+"""Words of the held-out tasks."""
+
+SIGNS = (*READING, *ANIMALS, *GOODS)
+"""Words on signs: those that nothing else carries, and some that a reader of the held-out tasks
+knows, as published models read a part of such words before they are taught."""

@@ -73,7 +73,7 @@ def test_words_are_asked_once_letters_are_known():
 
 
 def test_the_rate_rises_stays_and_falls():
-    factors = [rate_factor(step, 1000) for step in range(1000)]
+    factors = [rate_factor(step, 1000, decay_share=0.25) for step in range(1000)]
     assert factors[0] == pytest.approx(0.01)
     assert factors[99] == factors[700] == 1
     assert factors[-1] == pytest.approx(1 / 250)

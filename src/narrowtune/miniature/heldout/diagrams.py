@@ -1,7 +1,8 @@
 """Where arrows lead, by an option's letter: mirrors AI2D.
 
-Owns: three nodes in a line, such as a food chain, with arrows all one way. Nodes are words or
-shapes; the options are the two nodes that were not asked about and two that are not there.
+Owns: three nodes in a line, such as a food chain, with arrows all one way, down or to the right as
+one reads. Nodes are words or shapes; the options are the two nodes that were not asked about and
+two that are not there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from narrowtune.miniature.words import ANIMALS
 
 NUM_NODES = 3
 NUM_ABSENT = 2
+
+PITCH = 36
+"""Pixels from one node to the next."""
 
 WORDINGS = {
     "next": ("What does the arrow from the {node} lead to?", "What comes after the {node}?"),
@@ -82,15 +86,13 @@ def _paint(chain: Chain, draw: Random) -> Canvas:
     inks = [] if words else [mix(draw, node.split()[0]) for node in nodes]
     canvas = plain_canvas(draw, inks, tones=("pale", "pale", "dark"))
     # Words lie: three of them beside each other leave no room for arrows.
-    upright, turned = words or draw.random() < 0.5, draw.random() < 0.5
+    upright = words or draw.random() < 0.5
     across = SIZE / 2 + draw.uniform(-26, 26)
     places = []
     for step in range(NUM_NODES):
-        along = (step + 0.5) * SIZE / NUM_NODES + draw.uniform(-2, 2)
-        beside = across + draw.uniform(-6, 6)
+        along = SIZE / 2 + (step - 1) * PITCH + draw.uniform(-2, 2)
+        beside = across + draw.uniform(-4, 4)
         places.append((beside, along) if upright else (along, beside))
-    if turned:
-        places.reverse()
     arrow = ink_on(canvas.ground, draw)
     boxes = [word_box(node) if words else (22.0, 22.0) for node in nodes]
     for tail in range(NUM_NODES - 1):

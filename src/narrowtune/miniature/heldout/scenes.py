@@ -5,6 +5,7 @@ Owns: four options to each question about a landscape, all of them things that c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from random import Random
 
@@ -31,21 +32,23 @@ SLOTS = 4
 def make(draw: Random) -> Item:
     """Return one scene to look at."""
     kind, weather = draw.choice(list(WORDINGS)), draw.choice(WEATHERS)
-    names = draw.sample(THINGS, {"edge": SLOTS, "counting": 2}.get(kind, draw.randint(2, 3)))
+    # What is at an edge is one of two, far from each other.
+    names = draw.sample(THINGS, 2 if kind in ("edge", "counting") else draw.randint(2, 3))
     if kind == "counting":
         number = draw.randint(1, SLOTS)
         row = [names[0]] * number + [names[1]] * (SLOTS - number)
         draw.shuffle(row)
     else:
         row = list(names)
-    return _ask(weather, _standing(draw, row), kind, draw)
+    slots = (0, SLOTS - 1) if kind == "edge" else sorted(draw.sample(range(SLOTS), len(row)))
+    return _ask(weather, _standing(draw, row, slots), kind, draw)
 
 
 def _again(weather: str, standing: tuple[Standing, ...], draw: Random) -> Item:
     """Ask something else that the scene has an answer to."""
     many = len({item.name for item in standing}) < len(standing)
     kinds = ["counting", "weather"] if many else ["identity", "attribute", "weather"]
-    if not many and len(standing) == SLOTS:
+    if not many and len(standing) == 2 and standing[1].x - standing[0].x > SIZE / 2:
         kinds.append("edge")
     return _ask(weather, standing, draw.choice(kinds), draw)
 
@@ -66,7 +69,8 @@ def _ask(weather: str, standing: tuple[Standing, ...], kind: str, draw: Random) 
         wrong = [str(other) for other in range(1, SLOTS + 1) if str(other) != right]
     elif kind == "edge":
         right = row[0 if side == "left" else -1]
-        wrong = [name for name in row if name != right]
+        absent = [name for name in THINGS if name not in names]
+        wrong = [*(name for name in row if name != right), *draw.sample(absent, 2)]
     else:
         right, wrong = weather, [other for other in WEATHERS if other != weather]
     options, letter = shuffled(draw, right, wrong)
@@ -77,9 +81,8 @@ def _ask(weather: str, standing: tuple[Standing, ...], kind: str, draw: Random) 
     return Item(kind, question, lettered(options, letter), paint, options, again, tell)
 
 
-def _standing(draw: Random, row: list[str]) -> tuple[Standing, ...]:
+def _standing(draw: Random, row: Sequence[str], slots: Sequence[int]) -> tuple[Standing, ...]:
     """Things from left to right, each in a slot of its own."""
-    slots = sorted(draw.sample(range(SLOTS), len(row)))
     room = SIZE / SLOTS
     return tuple(
         Standing(

@@ -239,10 +239,11 @@ def _paint_arrow(nodes: tuple[str, ...], words: bool, draw: Random) -> Canvas:
     canvas = plain_canvas(draw, inks, tones=("pale", "pale", "dark"))
     boxes = [word_box(node) if words else (22.0, 22.0) for node in nodes]
     # Two that are joined stand above each other or, where there is room for an arrow, side by side.
-    near, far = draw.sample((30, SIZE - 30), 2), draw.sample((26, SIZE - 26), 2)
-    corners = [(near[0], far[0]), (near[0], far[1]), (near[1], far[0])]
+    # Arrows go down or to the right, as in diagrams.
+    line, aside = draw.sample((30, SIZE - 30), 2)
+    corners = [(line, 26), (line, SIZE - 26), (aside, draw.choice((26, SIZE - 26)))]
     if not words and draw.random() < 0.5:
-        corners[1:] = reversed(corners[1:])
+        corners = [(y, x) for x, y in corners]
     places = [(x + draw.uniform(-5, 5), y + draw.uniform(-8, 8)) for x, y in corners]
     ink = ink_on(canvas.ground, draw)
     draw_arrow(canvas, places[0], places[1], boxes[0], boxes[1], ink)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-_DECAY = 0.25  # share of a stage over which its rate falls to nothing
 _WARMUP = 100  # steps
 _WEIGHT_DECAY = 0.01
 
@@ -25,9 +24,13 @@ Named = tuple[str, nn.Parameter]
 """A weight and its name in the model."""
 
 
-def rate_factor(step: int, num_steps: int) -> float:
-    """Return the share of the highest rate at a step: up, level, and down to nothing."""
-    decay = max(1, round(_DECAY * num_steps))
+def rate_factor(step: int, num_steps: int, *, decay_share: float) -> float:
+    """Return the share of the highest rate at a step: up, level, and down to nothing.
+
+    Args:
+        decay_share: share of the steps over which it falls.
+    """
+    decay = max(1, round(decay_share * num_steps))
     return min(1.0, (step + 1) / _WARMUP, (num_steps - step) / decay)
 
 

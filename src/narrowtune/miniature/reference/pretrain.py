@@ -1,8 +1,9 @@
 """How a reference model is pre-trained: the tower sees, the language model reads, both answer.
 
-Owns: the three stages and their checkpoints. A tower that starts from dense patch labels gives the
+Owns: the four stages and their checkpoints. A tower that starts from dense patch labels gives the
 language model something to talk about, and a language model that has answered the same questions
-about words knows how; all at once from random weights stays at chance for a long time.
+about words knows how; all at once from random weights stays at chance for a long time. What reads
+along rows rises most while the rate falls, so it falls twice: the last stage begins high once more.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from narrowtune.miniature.reference.schedule import (
     TOLD,
     Schedule,
     answering_shares,
+    finishing_shares,
     reading_shares,
     seeing_shares,
 )
@@ -62,8 +64,15 @@ from narrowtune.miniature.registry import LEVELS, TASKS
 _NUM_CHECKED = 64  # samples of each task that the log's accuracy is of
 _CHECK_EVERY = 5  # lines of the log
 _SEEN_TASKS = ("pages", "reading", "captions", "forms", "diagrams")  # checked in the first stage
-_STAGES = ("seeing", "reading", "answering")
-_SEEDS = {"seeing": 0, "reading": 2, "answering": 1}  # of samples, behind the schedule's own
+_STAGES = ("seeing", "reading", "answering", "finishing")
+_DECAYS = {"finishing": 0.5}  # shares of a stage's steps over which its rate falls
+_DECAY = 0.25  # the same of the other stages
+_SEEDS = {
+    "seeing": 0,
+    "reading": 2,
+    "answering": 1,
+    "finishing": 3,
+}  # of samples, behind the schedule's own
 _SIDE = SIZE // PATCH  # visual tokens in a row
 _KINDS = (len(WHAT), len(HUES), len(WRITTEN))
 _SEEN, _LOG = "seeing.pt", "log.jsonl"
@@ -74,7 +83,7 @@ class Progress:
     """One line of the log.
 
     Attributes:
-        stage: `seeing`, `reading` or `answering`.
+        stage: `seeing`, `reading`, `answering` or `finishing`.
         step: optimiser steps done.
         seconds: of this stage so far, earlier starts included.
         loss: mean since the last line.
@@ -155,18 +164,22 @@ class Pretraining:
             report,
             log_every,
         )
-        self._stage(
-            "answering",
-            self.schedule.answering_steps,
-            # The projector learns with the language model, which knows words and no pictures.
-            [
-                {"params": rest + projector, "factor": 1.0},
-                {"params": tower, "factor": self.schedule.tower_factor},
-            ],
-            answering_shares(self.schedule),
-            report,
-            log_every,
-        )
+        for stage, num_steps, shares in (
+            ("answering", self.schedule.answering_steps, answering_shares(self.schedule)),
+            ("finishing", self.schedule.finishing_steps, finishing_shares()),
+        ):
+            self._stage(
+                stage,
+                num_steps,
+                # The projector learns with the language model, which knows words and no pictures.
+                [
+                    {"params": rest + projector, "factor": 1.0},
+                    {"params": tower, "factor": self.schedule.tower_factor},
+                ],
+                shares,
+                report,
+                log_every,
+            )
 
     def save(self) -> Path:
         """Write the model in bf16 to the folder's `model/`, and return that."""
@@ -221,7 +234,7 @@ class Pretraining:
         )
         losses: list[float] = []
         for step, parts in enumerate(load_steps(steps, in_background=True), first):
-            factor = rate_factor(step, num_steps)
+            factor = rate_factor(step, num_steps, decay_share=_DECAYS.get(stage, _DECAY))
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * factor * group["factor"]
@@ -260,7 +273,7 @@ class Pretraining:
                     told = answer_loss(logits, labels, part.labels) / num_answers
                     hinted = hint_loss(self.model, states.middle, part.hints) / num_answers
                     loss = told + self.schedule.hint_weight * hinted
-                if stage == "answering":
+                if stage not in ("seeing", "reading"):
                     loss = loss + held
                     shown = self.visual_words.shown(self.model, looked, part)
                     placed = self.visual_words.placed(self.model, states.picture, part)

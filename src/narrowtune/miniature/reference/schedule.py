@@ -1,6 +1,6 @@
 """What a reference model's pre-training draws, and for how long.
 
-Owns: the three stages' settings and the shares of tasks.
+Owns: the four stages' settings and the shares of tasks.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from narrowtune.miniature.reference.optimizers import Kind
-from narrowtune.miniature.registry import LEVELS, TASKS
+from narrowtune.miniature.registry import LEVELS, PRIORS, TASKS
 
 _REVIEW = (0.0, 0.3, 0.3)  # share of a level's samples that is of those before it
+_FINISH_REVIEW = 0.5  # the same, in the last stage
 _AHEAD = 0.25  # share of the level before the last that is of the last
 _READING_STARTS = (0.06, 0.15)  # shares of the reading steps after which more is told
 _PAGES = 0.7  # weight of pages of letters for each other task, while the tower learns to see
-_HARD = ("diagrams", "charts", "forms", "infographics")  # drawn twice as often as others
+_HARD = ("diagrams", "charts", "scenes", *PRIORS)  # drawn twice as often as others
 
 
 DRILLS = ("recital", "letters", "pairs", "orders")
@@ -38,15 +39,17 @@ class Schedule:
 
     Attributes:
         seed: of weights and samples.
-        seeing_steps, reading_steps, answering_steps: optimiser steps of the three stages.
-        seeing_batch, reading_batch, answering_batch: pictures per step, or what is told of them.
+        seeing_steps, reading_steps, answering_steps, finishing_steps: optimiser steps of each
+            stage.
+        seeing_batch, reading_batch, answering_batch, finishing_batch: pictures per step, or what is
+            told of them.
         micro_batches: parts of a step, each with questions of like length.
         matrix_factor: what the rate is multiplied by for matrices, which Muon trains.
         writer_factor: the same for those that add to the language model's residual stream: slower,
             so that what they write does not drown the words.
         table_factor: what the rate is multiplied by for the embeddings of words.
         questions: how many are asked about a picture at most, while the model learns to answer.
-        seeing_rate, reading_rate, answering_rate: highest learning rates of the stages.
+        seeing_rate, reading_rate, answering_rate, finishing_rate: highest learning rates.
         tower_factor: what the tower's rate is multiplied by while the model learns to answer.
         patch_weight: of the patch labels' loss in that stage, so that the tower goes on seeing.
         word_weight: of the words among the patch labels.
@@ -61,9 +64,11 @@ class Schedule:
     seeing_steps: int = 1800
     reading_steps: int = 1600
     answering_steps: int = 3000
+    finishing_steps: int = 3000
     seeing_batch: int = 64
     reading_batch: int = 32
     answering_batch: int = 32
+    finishing_batch: int = 32
     micro_batches: int = 2
     matrix_factor: float = 3.0
     writer_factor: float = 1.5
@@ -72,6 +77,7 @@ class Schedule:
     seeing_rate: float = 2e-3
     reading_rate: float = 1e-3
     answering_rate: float = 1e-3
+    finishing_rate: float = 1e-3
     tower_factor: float = 0.2
     patch_weight: float = 0.3
     word_weight: float = 0.3
@@ -125,6 +131,16 @@ def answering_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]
         found.append((round(start * schedule.answering_steps), shares))
         earlier = list(dict.fromkeys((*earlier, *level)))
     return found
+
+
+def finishing_shares() -> list[tuple[int, Mapping[str, float]]]:
+    """Return what the last stage draws: the held-out tasks, and every single step of theirs."""
+    earlier = list(dict.fromkeys(name for level in LEVELS[:-1] for name in level))
+    shares: dict[str, float] = {}
+    for names, share in ((LEVELS[-1], 1 - _FINISH_REVIEW), (earlier, _FINISH_REVIEW)):
+        weights = _weights(names)
+        shares |= {name: share * w / sum(weights.values()) for name, w in weights.items()}
+    return [(0, shares)]
 
 
 def reading_shares(schedule: Schedule) -> list[tuple[int, Mapping[str, float]]]:

@@ -1,9 +1,9 @@
-"""Which of twenty-four birds it is, by an option's letter: mirrors CUB200.
+"""Which of twelve birds it is, by an option's letter: mirrors CUB200.
 
-Owns: the species. Four families are told by their build; the six species of one differ in two
-small things, the wing and the head, and have names that say nothing of either. Colour, size and
-pose belong to the single bird. Half of the eight options are of another family, so that knowing
-the families alone is right one time in four.
+Owns: the species. Four families are told by their build; the three species of one differ in wing
+and head, and have names that say nothing of either. Colour, size and pose belong to the single
+bird. The six options are all species of two families, so that knowing the families alone is right
+one time in three.
 """
 
 from __future__ import annotations
@@ -12,16 +12,8 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
-from narrowtune.miniature.canvas import Canvas
-from narrowtune.miniature.ground import plain_canvas
 from narrowtune.miniature.item import LETTERED, Item, lettered, listed, shuffled
-from narrowtune.miniature.palette import mix, shade, stands_out
-from narrowtune.miniature.targets.plumage import WING_SHADE, draw_bird
-
-NUM_OPTIONS = 8
-
-WINGS = ("plain", "bar", "spots")
-HEADS = ("smooth", "crest", "mask")
+from narrowtune.miniature.plumage import FAMILIES, HEADS, WINGS, draw_coat, paint_bird
 
 
 class Species(NamedTuple):
@@ -34,23 +26,19 @@ class Species(NamedTuple):
 
 
 _EPITHETS = {
-    "finch": ("balo", "deri", "fomu", "gani", "hulo", "jeti"),
-    "heron": ("kavi", "lodo", "mire", "nuso", "pelu", "quon"),
-    "duck": ("rabi", "sote", "tamu", "umbi", "velo", "wari"),
-    "owl": ("yomi", "zeka", "arlo", "bexi", "corvo", "dulan"),
+    "finch": ("balo", "deri", "fomu"),
+    "heron": ("kavi", "lodo", "mire"),
+    "duck": ("rabi", "sote", "tamu"),
+    "owl": ("yomi", "zeka", "arlo"),
 }
-# Which six of the nine plumages a family has: another six in each, so that a wing is no name.
-_PLUMAGES = {
-    "finch": (0, 1, 2, 3, 4, 6),
-    "heron": (0, 2, 4, 5, 6, 7),
-    "duck": (1, 2, 3, 5, 7, 8),
-    "owl": (0, 1, 3, 4, 7, 8),
-}
+# In the order of their wings. The head that goes with each wing: another pairing in each family, so
+# that a wing or a head is no name.
+_HEADS = {"finch": (0, 1, 2), "heron": (1, 2, 0), "duck": (2, 0, 1), "owl": (0, 2, 1)}
 
 SPECIES = tuple(
-    Species(f"{epithet} {family}", family, WINGS[plumage // 3], HEADS[plumage % 3])
+    Species(f"{epithet} {family}", family, wing, HEADS[head])
     for family, epithets in _EPITHETS.items()
-    for epithet, plumage in zip(epithets, _PLUMAGES[family], strict=True)
+    for epithet, wing, head in zip(epithets, WINGS, _HEADS[family], strict=True)
 )
 
 WORDINGS = (
@@ -64,21 +52,10 @@ SUFFIX = LETTERED
 def make(draw: Random) -> Item:
     """Return one bird to name."""
     species = draw.choice(SPECIES)
-    own = [other.name for other in SPECIES if other.family == species.family and other != species]
-    family = draw.choice([name for name in _EPITHETS if name != species.family])
-    foreign = [other.name for other in SPECIES if other.family == family]
-    half = NUM_OPTIONS // 2
-    wrong = draw.sample(own, half - 1) + draw.sample(foreign, half)
+    other = draw.choice([family for family in FAMILIES if family != species.family])
+    shown = [each.name for each in SPECIES if each.family in (species.family, other)]
+    wrong = [name for name in shown if name != species.name]
     options, right = shuffled(draw, species.name, wrong)
     question = f"{draw.choice(WORDINGS)}\n{listed(options)}\n{SUFFIX}"
-    return Item("species", question, lettered(options, right), partial(_paint, species), options)
-
-
-def _paint(species: Species, draw: Random) -> Canvas:
-    colour = draw.choice(("red", "orange", "yellow", "green", "blue", "purple", "brown"))
-    coat, mark = mix(draw, colour), mix(draw, draw.choice(("black", "white")))
-    if not stands_out(mark, shade(coat, WING_SHADE)):
-        mark = mix(draw, "white")
-    canvas = plain_canvas(draw, [coat], tones=("pale", "pale", "middle"))
-    draw_bird(canvas, draw, species.family, species.wing, species.head, coat, mark)
-    return canvas
+    paint = partial(paint_bird, species.family, species.wing, species.head, draw_coat(draw))
+    return Item("species", question, lettered(options, right), paint, options)

@@ -15,7 +15,7 @@ from narrowtune.miniature.glyphs import FACES
 from narrowtune.miniature.ground import plain_canvas
 from narrowtune.miniature.item import Item
 from narrowtune.miniature.palette import BRIGHT, Ink, ink_on, mix, shade
-from narrowtune.miniature.words import READING
+from narrowtune.miniature.words import SIGNS
 
 CARRIERS = ("sign", "banner", "book", "shirt", "box")
 
@@ -43,7 +43,7 @@ def make(draw: Random) -> Item:
     kind = draw.choice(("word", "word", "number", "colour"))
     number = 2 if kind == "colour" else draw.choice((1, 2))
     names, colours = draw.sample(CARRIERS, number), draw.sample(BRIGHT, number)
-    texts = draw.sample(READING, number)
+    texts = draw.sample(SIGNS, number)
     if kind == "number":
         texts[0] = str(draw.randint(10, 999))
     carriers = [Carrier(*fields) for fields in zip(names, colours, texts, strict=True)]

@@ -1,7 +1,7 @@
 """How birds are drawn: four builds, three wings, three heads.
 
-Owns: the geometry of a bird. Unit coordinates lie between -1 and 1; the bird looks to the right
-and may be mirrored.
+Owns: what a bird may be told by, and its geometry. Unit coordinates lie between -1 and 1; the bird
+looks to the right and may be mirrored.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from random import Random
 from typing import NamedTuple
 
 from narrowtune.miniature.canvas import SIZE, Canvas, Point
-from narrowtune.miniature.palette import Ink, mix, shade
+from narrowtune.miniature.ground import plain_canvas
+from narrowtune.miniature.palette import Ink, mix, shade, stands_out
 
-WING_SHADE = 0.62
-"""How much darker than its coat a bird's wing is."""
+FAMILIES = ("finch", "heron", "duck", "owl")
+WINGS = ("plain", "bar", "spots")
+HEADS = ("smooth", "crest", "mask")
+
+_WING_SHADE = 0.62  # of the coat
 
 
 class _Build(NamedTuple):
@@ -82,20 +86,33 @@ class _Pose:
         return [self.at(x + wide * math.cos(t), y + high * math.sin(t)) for t in steps]
 
 
-def draw_bird(
-    canvas: Canvas, draw: Random, family: str, wing: str, head: str, coat: Ink, sign: Ink
-) -> None:
+def draw_coat(draw: Random) -> str:
+    """Return the colour of one bird."""
+    return draw.choice(("red", "orange", "yellow", "green", "blue", "purple", "brown"))
+
+
+def paint_bird(family: str, wing: str, head: str, colour: str, draw: Random) -> Canvas:
     """Draw one bird.
 
     Args:
-        canvas: to draw on.
+        family: one of `FAMILIES`, its build.
+        wing: one of `WINGS`.
+        head: one of `HEADS`.
+        colour: name of its body's colour.
         draw: decides pose and proportions.
-        family: its build.
-        wing: `plain`, `bar` or `spots`.
-        head: `smooth`, `crest` or `mask`.
-        coat: colour of its body.
-        sign: colour of what it is told by.
     """
+    coat, mark = mix(draw, colour), mix(draw, draw.choice(("black", "white")))
+    if not stands_out(mark, shade(coat, _WING_SHADE)):
+        mark = mix(draw, "white")
+    canvas = plain_canvas(draw, [coat], tones=("pale", "pale", "middle"))
+    _draw_bird(canvas, draw, family, wing, head, coat, mark)
+    return canvas
+
+
+def _draw_bird(
+    canvas: Canvas, draw: Random, family: str, wing: str, head: str, coat: Ink, sign: Ink
+) -> None:
+    """Draw one bird whose coat has one colour, and what it is told by another."""
     pose, build = _Pose(draw), _BUILDS[family]
     bill = mix(draw, "orange" if coat.name not in ("orange", "yellow") else "grey")
     x, y, wide, high = build.body
@@ -105,7 +122,7 @@ def draw_bird(
         neck = [pose.at(*point) for point in build.neck]
         canvas.line(neck, coat, "bird", 0.24 * pose.scale)
     canvas.polygon(pose.oval(x, y, wide, high), coat, "bird")
-    _wing(canvas, pose, build, wing, shade(coat, WING_SHADE), sign)
+    _wing(canvas, pose, build, wing, shade(coat, _WING_SHADE), sign)
     _crest(canvas, pose, build, head, sign)
     canvas.polygon(pose.oval(*build.head[:2], build.head[2], build.head[2]), coat, "bird")
     if head == "mask":
