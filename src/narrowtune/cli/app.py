@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from narrowtune.cli import delta as delta_commands
+from narrowtune.cli import ledger as ledger_commands
 from narrowtune.cli.flags import (
     METRIC_HELP,
     MODES,
@@ -40,6 +41,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 ship or done, 1 error, 2 usage, 3 over budget, 4 not enough evidence.",
 )
 app.add_typer(delta_commands.app, name="delta")
+app.add_typer(ledger_commands.app, name="ledger")
 app.command(short_help="Compare recipes over skills taught in a row.")(study)
 
 
@@ -139,6 +141,9 @@ def teach(
         int | None, option("N", "Unusable rows of the skill that are tolerated.")
     ] = None,
     output_dir: Annotated[str | None, option("FOLDER", "The run's folder.")] = None,
+    ledger: Annotated[
+        str | None, option("FOLDER", "Skills taught before: put on first, kept, and added to.")
+    ] = None,
     seed: Annotated[int | None, option("N", "Of splits, order and draws.")] = None,
     gallery: Annotated[bool | None, typer.Option(help="Show answers in the report.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
@@ -166,6 +171,7 @@ def teach(
         "training.per_device_train_batch_size": per_device_train_batch_size,
         "max_length": max_length,
         "output_dir": output_dir,
+        "ledger": ledger,
         "seed": seed,
         "gallery": gallery,
     }

@@ -189,6 +189,8 @@ class RunConfig(ModelSettings):
         budget_task: accepted loss of the worst single task, percentage points.
         min_learning: what the lower bound of learning must exceed, percentage points.
         output_dir: the run's folder.
+        ledger: folder of the skills that this base was taught before, in order: they are put on
+            it first, what they are tested on is kept, and this skill is added.
         eval_batch_size: items answered together; the answers don't depend on it.
         remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
             8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
@@ -212,6 +214,7 @@ class RunConfig(ModelSettings):
     budget_task: float | None = Field(None, ge=0)
     min_learning: float = 0.0
     output_dir: str = Field("runs/run", min_length=1)
+    ledger: str | None = Field(None, min_length=1)
     eval_batch_size: int = Field(32, ge=1)
     remember_pictures: bool | None = None
     pack_delta: bool = True

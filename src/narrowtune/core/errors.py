@@ -7,6 +7,7 @@ NarrowtuneError
 ├── SelectionError        a recipe matches nothing, too much, or the wrong part
 ├── DataError             rows, pictures or splits that can't be used
 ├── DeltaError            a delta that does not fit the model it is meant for
+├── LedgerError           a ledger that can't be read, appended to or gone back in
 ├── EvaluationError       a task that can't be scored
 ├── TrainingError         a step that must not be taken, a checkpoint that can't be resumed
 │   └── ProofError        a frozen tensor moved, or a selected one got no gradient
@@ -60,6 +61,10 @@ class DataError(NarrowtuneError):
 
 class DeltaError(NarrowtuneError):
     """A delta that does not fit the model it is meant for."""
+
+
+class LedgerError(NarrowtuneError):
+    """A ledger that can't be read, appended to or gone back in."""
 
 
 class EvaluationError(NarrowtuneError):

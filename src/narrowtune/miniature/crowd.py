@@ -86,7 +86,7 @@ def paint_crowd(crowd: tuple[Counted, ...], draw: Random) -> Canvas:
     canvas = plain_canvas(draw, inks)
     places = scatter(draw, len(crowd), CELLS, CELLS, loose=1.0)
     for item, ink, place in zip(crowd, inks, places, strict=True):
-        radius = draw.uniform(5.5, 7)
+        radius = draw.uniform(5.2, 6.2)
         if item.name in THINGS:
             foot = (place[0], place[1] + radius)
             right = draw.random() < 0.5

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from narrowtune.core.config import DataSettings, ModelSettings, RunConfig, parse_data_settings
+from narrowtune.core.config import ModelSettings, RunConfig, parse_data_settings
+from narrowtune.core.data_settings import DataSettings, SkillSettings
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
@@ -21,6 +22,19 @@ from narrowtune.pipeline.sources import Source
 
 SHIPPED_ANCHOR_PROMPTS = "general.jsonl"
 SHIPPED_FREE_PROMPTS = "free.jsonl"
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A skill that was taught before, whose test rows are kept.
+
+    Attributes:
+        settings: of its rows.
+        seed: of their splits.
+    """
+
+    settings: SkillSettings
+    seed: int
 
 
 @dataclass
@@ -78,6 +92,7 @@ def read_inputs(
     refused_path: Path | None = None,
     *,
     with_skill: bool = True,
+    taught: Sequence[Taught] = (),
 ) -> Inputs:
     """Read all rows of a run, and see that each can be turned into tokens before anything runs.
 
@@ -86,6 +101,7 @@ def read_inputs(
         encoder: the chat template, with the run's `max_length`.
         refused_path: gets the rows that can't be used, also where they stop the run.
         with_skill: False leaves the skill out, and with it what would be trained on.
+        taught: earlier skills, whose test rows are kept beside what the run keeps.
 
     Raises:
         DataError: rows that can't be used beyond `max_refused`, a prompt that can't be used, a
@@ -93,7 +109,7 @@ def read_inputs(
     """
     inputs = Inputs()
     try:
-        _Reader(config, encoder, inputs).read(with_skill)
+        _Reader(config, encoder, inputs, taught).read(with_skill)
     finally:
         if refused_path is not None and inputs.refused:
             write_refused(refused_path, inputs.refused)
@@ -103,8 +119,14 @@ def read_inputs(
 class _Reader:
     """Fills the inputs of one run, source by source."""
 
-    def __init__(self, config: RunConfig, encoder: ChatEncoder, inputs: Inputs) -> None:
-        self.config, self.encoder, self.inputs = config, encoder, inputs
+    def __init__(
+        self,
+        config: RunConfig,
+        encoder: ChatEncoder,
+        inputs: Inputs,
+        taught: Sequence[Taught],
+    ) -> None:
+        self.config, self.encoder, self.inputs, self.taught = config, encoder, inputs, taught
 
     def read(self, with_skill: bool) -> None:
         """Read everything, and compare what is taught with what is measured."""
@@ -158,15 +180,7 @@ class _Reader:
 
     def _own_test(self, path: str, taught: list[Example]) -> tuple[list[Example], list[str]]:
         """Read the rows that the skill is tested on, from a file of their own."""
-        settings = self.config.skill
-        # The limit saves time in training, and splits have names of their own in every data set.
-        changes = {
-            "path": path,
-            "name": f"{settings.label} (test)",
-            "split": settings.test_split,
-            "limit": None,
-        }
-        source = self._source(settings.model_copy(update=changes), "skill")
+        source = self._source(test_settings(self.config.skill), "skill")
         test = source.encode_items(source.examples, self.encoder)
         source.check()
         if not test:
@@ -188,7 +202,26 @@ class _Reader:
             keep[settings.label] = examples
             self.inputs.tasks.append(make_task(settings, examples, "held_out"))
             self.inputs.summaries.append(source.summary("held_out", len(examples)))
+        for earlier in self.taught:
+            keep[earlier.settings.label] = self._earlier(earlier)
         return keep
+
+    def _earlier(self, taught: Taught) -> list[Example]:
+        """Read what an earlier skill is tested on; it is to be kept."""
+        settings, key = taught.settings, f"the ledger's {taught.settings.label}"
+        own = test_settings(settings) if settings.test_path is not None else settings
+        source = Source(own, self.inputs.refused, key=key, seed=taught.seed)
+        rows = source.examples
+        if settings.test_path is None:
+            rows = split_examples(rows, settings.validation, settings.test, taught.seed)["test"]
+        examples = source.encode_items(rows, self.encoder)
+        source.check()
+        if not examples:
+            raise _nothing_left("test", own.path, len(rows))
+        self.inputs.tasks.append(make_task(settings, examples, "held_out"))
+        summary = source.summary("held_out", len(examples))
+        self.inputs.summaries.append(summary.model_copy(update={"name": settings.label}))
+        return examples
 
     def _mix(self, skill: list[Example]) -> list[Example]:
         """Draw general rows and put them behind the skill's."""
@@ -247,6 +280,18 @@ class _Reader:
         for (name, examples), share in zip(kept.items(), shares, strict=True):
             found += [(name, example.prompt) for example in examples[:share]]
         self.inputs.drift_prompts = found
+
+
+def test_settings(skill: SkillSettings) -> DataSettings:
+    """Return the rows that a skill is tested on, where these have a file of their own."""
+    # The limit saves time in training, and splits have names of their own in every data set.
+    changes = {
+        "path": skill.test_path,
+        "name": f"{skill.label} (test)",
+        "split": skill.test_split,
+        "limit": None,
+    }
+    return skill.model_copy(update=changes)
 
 
 def unmeasured(

@@ -29,6 +29,7 @@ from narrowtune.engine.features import FeatureStore, changes_eyes
 from narrowtune.evaluate.evaluate import write_items
 from narrowtune.evaluate.tasks import Task
 from narrowtune.evaluate.verdict import compare_results, decide
+from narrowtune.ledger.book import Book
 from narrowtune.models.blended import set_between
 from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.load import LoadedModel
@@ -37,6 +38,7 @@ from narrowtune.pipeline.checks import check_run
 from narrowtune.pipeline.dial import Halves, restrict, turn
 from narrowtune.pipeline.folder import check_started, open_folder
 from narrowtune.pipeline.inputs import Inputs, load, make_encoder, read_inputs
+from narrowtune.pipeline.ledger import check_rows, enter, open_book, taught_before
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
     make_store,
@@ -68,6 +70,7 @@ class Run:
     encoder: ChatEncoder
     arithmetic: Arithmetic
     features: FeatureStore | None
+    book: Book | None = None
     plan: Plan | None = None
     before: list[TaskResult] | None = None
     after: list[TaskResult] | None = None
@@ -113,6 +116,8 @@ def teach(
         _look_after(run)
     record = _record(run)
     write_json(run.folder.record, record)
+    if run.book is not None:
+        enter(run.book, config, record)
     with run.watch.stage("report"):
         build_report(run.folder.root, gallery=config.gallery)
     return record
@@ -128,6 +133,7 @@ def _prepare(
         open_folder(folder, config, given, resume)
     with watch.stage("load the model"):
         loaded = load(config)
+        book = open_book(config, loaded) if config.ledger is not None else None
         # Where the recipe changes what is seen, nothing is looked up, neither before nor after.
         own_eyes = changes_eyes(loaded, resolve(loaded.model, config.recipe).names)
         base_hashes = tensor_hashes(loaded.model)
@@ -135,7 +141,11 @@ def _prepare(
     with watch.stage("read the data"):
         encoder = make_encoder(loaded, config)
         refused_path = folder.refused if state.is_main_process else None
-        inputs = read_inputs(config, encoder, refused_path)
+        inputs = read_inputs(config, encoder, refused_path, taught=taught_before(book))
+        if book is not None and book.ledger.skills:
+            check_rows(book, inputs.summaries)
+            names = ", ".join(entry.name for entry in book.ledger.skills)
+            inputs.notes.append(f"Taught before, and kept (the ledger {config.ledger}): {names}.")
     halves = None
     if config.dial is not None:
         halves = Halves(inputs.tasks, config.dial, config.seed)
@@ -157,6 +167,7 @@ def _prepare(
         encoder,
         arithmetic,
         None if own_eyes else make_store(loaded, remember=config.remember_pictures),
+        book=book,
         halves=halves,
     )
 

@@ -1,0 +1,252 @@
+"""A ledger's folder: read, appended to, gone back in.
+
+Every change is one move of ledger.json, made after all files that it names are there: a process
+that is killed leaves the ledger as it was, or as it is to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import nn
+
+from narrowtune.core.errors import LedgerError
+from narrowtune.core.ledger import SCHEMA_VERSION, Entry, Ledger
+from narrowtune.core.provenance import sha256_file
+from narrowtune.core.run_folder import RunFolder, write_bytes, write_json
+from narrowtune.delta.apply import apply
+from narrowtune.delta.store import Delta, Metadata, read_metadata
+from narrowtune.models.fingerprint import combine_hashes
+
+LEDGER = "ledger.json"
+
+
+class Book:
+    """A ledger in its folder.
+
+    Attributes:
+        folder: with ledger.json, deltas/ and scores/.
+        ledger: what was read last.
+    """
+
+    def __init__(self, folder: Path, ledger: Ledger) -> None:
+        """Take a ledger that was read, or one that is not written yet."""
+        self.folder, self.ledger = folder, ledger
+
+    @classmethod
+    def open(cls, folder: Path) -> Book:
+        """Read the ledger in `folder`.
+
+        Raises:
+            LedgerError: there is none, it is damaged, or it was written by a newer narrowtune.
+        """
+        return cls(folder, _read(folder))
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether `folder` has a ledger."""
+        return (folder / LEDGER).exists()
+
+    def put_on(self, model: nn.Module) -> None:
+        """Turn the base into the latest state, in place, bit for bit.
+
+        Raises:
+            LedgerError: a delta's file is missing or is not the one that was written.
+            DeltaError: the model is not the ledger's base.
+        """
+        for entry in self.ledger.skills:
+            apply(model, Delta.load(self.delta_path(entry)))
+
+    def delta_path(self, entry: Entry) -> Path:
+        """Return an entry's delta, once it has been seen to be the one that was written."""
+        path = self.folder / entry.delta
+        found = sha256_file(path) if path.exists() else "no such file"
+        if found != entry.sha256:
+            raise LedgerError(
+                asked=f"the delta of {entry.name} in {self.folder}",
+                found=f"{path}: {found}, where {entry.sha256} was written",
+                do="put the file back from a copy; without it neither this state nor a later one "
+                "can be made",
+            )
+        return path
+
+    def add(self, entry: Entry, run: Path) -> None:
+        """Append a skill, with copies of its run's delta and answers.
+
+        Args:
+            entry: its `number` and `delta` are set here.
+            run: the run's folder.
+
+        Raises:
+            LedgerError: the skill was taught to another state than the latest, or is there.
+        """
+        if self.is_in(self.folder):
+            self.ledger = _read(self.folder)
+        if entry.name in (known := [each.name for each in self.ledger.skills]):
+            raise LedgerError(
+                asked=f"{entry.name} as a further skill of {self.folder}",
+                found=f"one of that name among {', '.join(known)}",
+                do="give the new one another name (skill.name), or roll back first",
+            )
+        if entry.base_fingerprint != self.ledger.fingerprint:
+            raise LedgerError(
+                asked=f"{entry.name} as the latest skill of {self.folder}",
+                found=f"it was taught to the state {entry.base_fingerprint[:12]}, the latest is "
+                f"{self.ledger.fingerprint[:12]} ({_holding(self.ledger)})",
+                do="teach it again with --ledger, or roll back to the state that it was taught to",
+            )
+        number = self.ledger.next_number
+        name = f"deltas/{number:02}-{entry.name}.safetensors"
+        write_bytes(self.folder / name, RunFolder(run).delta.read_bytes())
+        for when in ("before", "after"):
+            for file in sorted((run / when).glob("*.jsonl")):
+                place = self.folder / "scores" / f"{number:02}-{entry.name}" / when / file.name
+                write_bytes(place, file.read_bytes())
+        added = entry.model_copy(update={"number": number, "delta": name})
+        self._write(skills=[*self.ledger.skills, added])
+
+    def rollback(self, number: int) -> list[Entry]:
+        """Go back to the state after the first `number` skills; return what was undone.
+
+        Raises:
+            LedgerError: there is no such state, or the skills' hashes don't lead to it.
+        """
+        skills = self.ledger.skills
+        if not 0 <= number <= len(skills):
+            raise LedgerError(
+                asked=f"the state of {self.folder} after {number} skills",
+                found=f"a ledger with {_holding(self.ledger)}",
+                do=f"give a number from 0, the base, to {len(skills)}",
+            )
+        undone = skills[number:]
+        # The latest state's own delta says which weights it starts from.
+        for entry in undone:
+            self._check(entry)
+        self._write(skills=skills[:number], undone=[*self.ledger.undone, *reversed(undone)])
+        return undone
+
+    def remove(self, name: str) -> list[str]:
+        """Take one skill out and leave the later ones in; return the names of those.
+
+        Bits of the later skills stay as they are: only what the removed one changed goes back.
+
+        Raises:
+            LedgerError: there is no such skill, or a later one trained tensors of this one.
+        """
+        place, gone = self.find(name)
+        later = self.ledger.skills[place + 1 :]
+        taken = self._check(gone)
+        metas = [self._check(entry) for entry in later]
+        for entry, meta in zip(later, metas, strict=True):
+            shared = sorted(taken.tensors.keys() & meta.tensors.keys())
+            if shared:
+                raise LedgerError(
+                    asked=f"to take {name} out of {self.folder} and keep what came after it",
+                    found=f"{entry.name} was trained on top of it: {len(shared)} tensors are in "
+                    f"both deltas, such as {shared[0]}",
+                    do=f"roll back to {place} skills and teach the later ones again",
+                )
+        first = self.ledger.next_number
+        moved = [
+            self._rebase(entry, meta, taken, name, number)
+            for number, (entry, meta) in enumerate(zip(later, metas, strict=True), first)
+        ]
+        self._write(
+            skills=[*self.ledger.skills[:place], *moved],
+            undone=[*self.ledger.undone, *later, gone],
+        )
+        return [entry.name for entry in moved]
+
+    def find(self, name: str) -> tuple[int, Entry]:
+        """Return a skill and its place.
+
+        Raises:
+            LedgerError: there is none of that name.
+        """
+        for place, entry in enumerate(self.ledger.skills):
+            if entry.name == name:
+                return place, entry
+        raise LedgerError(
+            asked=f"the skill {name!r} of {self.folder}",
+            found=f"a ledger with {_holding(self.ledger)}",
+            do="name one of these",
+        )
+
+    def _rebase(
+        self, entry: Entry, meta: Metadata, taken: Metadata, name: str, number: int
+    ) -> Entry:
+        """Write a later skill's delta as one of a base without the tensors of `taken`."""
+        back = {tensor: record.base_sha256 for tensor, record in taken.tensors.items()}
+        frozen = {tensor: back.get(tensor, digest) for tensor, digest in meta.frozen.items()}
+        base, tuned = _fingerprints(meta, frozen)
+        bits = Delta.load(self.delta_path(entry)).bits
+        changes = {"frozen": frozen, "base_fingerprint": base, "tuned_fingerprint": tuned}
+        path = f"deltas/{number:02}-{entry.name}-without-{name}.safetensors"
+        packed = meta.encoding == "packed"
+        Delta(meta.model_copy(update=changes), bits).save(self.folder / path, packed=packed)
+        return entry.model_copy(
+            update={
+                "number": number,
+                "delta": path,
+                "sha256": sha256_file(self.folder / path),
+                "base_fingerprint": base,
+                "tuned_fingerprint": tuned,
+                "without": [*entry.without, name],
+            }
+        )
+
+    def _check(self, entry: Entry) -> Metadata:
+        """Return a delta's description once its hashes lead to the states that are recorded."""
+        meta = read_metadata(self.delta_path(entry))
+        found = _fingerprints(meta, meta.frozen)
+        if found != (entry.base_fingerprint, entry.tuned_fingerprint):
+            raise LedgerError(
+                asked=f"the states before and after {entry.name} in {self.folder}",
+                found="hashes in its delta that lead to other states than those recorded",
+                do="put ledger.json and deltas/ back from one copy",
+            )
+        return meta
+
+    def _write(self, **changes: list[Entry]) -> None:
+        ledger = self.ledger.model_copy(update=changes)
+        write_json(self.folder / LEDGER, ledger)
+        self.ledger = ledger
+
+
+def _fingerprints(meta: Metadata, frozen: Mapping[str, str]) -> tuple[str, str]:
+    """Return those of the models without and with the delta."""
+    base = {name: record.base_sha256 for name, record in meta.tensors.items()}
+    tuned = {name: record.tuned_sha256 for name, record in meta.tensors.items()}
+    return combine_hashes({**frozen, **base}), combine_hashes({**frozen, **tuned})
+
+
+def _holding(ledger: Ledger) -> str:
+    return ", ".join(entry.name for entry in ledger.skills) or "no skill yet"
+
+
+def _read(folder: Path) -> Ledger:
+    asked, path = f"the ledger in {folder}", folder / LEDGER
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        found = "none there" if isinstance(error, FileNotFoundError) else str(error)
+        do = "give the folder of a ledger; narrowtune teach --ledger FOLDER starts one"
+        raise LedgerError(asked=asked, found=found, do=do) from None
+    try:
+        ledger = Ledger.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LedgerError(
+            asked=asked,
+            found=f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
+            do="put ledger.json back from a copy, or use the narrowtune that wrote it",
+        ) from None
+    if ledger.schema_version > SCHEMA_VERSION:
+        raise LedgerError(
+            asked=asked,
+            found=f"schema version {ledger.schema_version}; this narrowtune knows {SCHEMA_VERSION}",
+            do="install a newer narrowtune",
+        )
+    return ledger

@@ -1,0 +1,128 @@
+"""Skills taught in a row through a ledger, as users would: kept, shown, gone back in, written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from runs import WORDS, run_cli, write_rows, write_run
+
+from delta_cases import load
+from narrowtune.core.config import load_config
+from narrowtune.core.errors import LedgerError
+from narrowtune.ledger.book import Book
+from narrowtune.models.fingerprint import fingerprint
+from narrowtune.pipeline import teach as teaching
+from narrowtune.pipeline.ledger import add_run
+
+
+def spelling_rows(count):
+    return [
+        {"question": f"First letter of {WORDS[i % 10]} {i}?", "answer": WORDS[i % 10][0]}
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def lessons(tiny, tmp_path, monkeypatch):
+    """`lessons(name, recipe, **changes)` teaches one more skill; its folder has the ledger."""
+    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
+    model = tiny("llama", torch.bfloat16)
+    spelling = write_rows(tmp_path / "spelling.jsonl", spelling_rows(30))
+
+    def run(name, recipe, **changes):
+        path = write_run(tmp_path, model, name, recipe=recipe)
+        run.last_of_all()
+        own = (
+            {}
+            if name == "counting"
+            else {"skill.path": str(spelling), "skill.metric": "exact_match"}
+        )
+        settings = {
+            "anchor": None,
+            "ledger": str(tmp_path / "ledger"),
+            "skill.name": name,
+            "training.max_steps": 3,
+        }
+        return teaching.teach(load_config(path, {**settings, **own, **changes}))
+
+    run.folder, run.model, run.last_of_all = tmp_path, model, lambda: None
+    return run
+
+
+def test_a_second_skill_starts_from_the_first_and_keeps_it(lessons):
+    first = lessons("counting", "sa_proj")
+    second = lessons("spelling", "mlp_gate_up", seed=7)
+    assert second.model["fingerprint"] == first.delta.tuned_fingerprint
+    kept = {task.name: task for task in second.tasks if task.role == "held_out"}
+    assert set(kept) == {"keep", "counting"}
+    # The very items that it was tested on, though this run's seed is another.
+    rows = [lessons.folder / run / f"{when}/counting.jsonl" for run, when in
+            (("counting", "after"), ("spelling", "before"))]  # fmt: skip
+    answers = [[json.loads(line) for line in path.read_text("utf-8").splitlines()] for path in rows]
+    assert [item["id"] for item in answers[0]] == [item["id"] for item in answers[1]]
+    assert [item["answer"] for item in answers[0]] == [item["answer"] for item in answers[1]]
+    assert "Taught before, and kept" in " ".join(second.notes)
+
+    ledger, cache = lessons.folder / "ledger", lessons.folder / "cache"
+    shown = run_cli("ledger", "show", ledger, cache=cache)
+    assert shown.returncode == 0, shown.stderr
+    for word in ("base", "counting", "spelling", "keep", "sa_proj", "mlp_gate_up", "learned"):
+        assert word in shown.stdout
+    entries = json.loads(run_cli("ledger", "show", ledger, "--json", cache=cache).stdout)["skills"]
+    assert [entry["name"] for entry in entries] == ["counting", "spelling"]
+
+    built = run_cli("ledger", "build", ledger, "--output", lessons.folder / "all", cache=cache)
+    assert built.returncode == 0, built.stderr
+    assert fingerprint(load(lessons.folder / "all")) == second.delta.tuned_fingerprint
+    one = run_cli(
+        "ledger", "build", ledger, "--after", "1", "--output", lessons.folder / "one", cache=cache
+    )
+    assert one.returncode == 0, one.stderr
+    assert fingerprint(load(lessons.folder / "one")) == first.delta.tuned_fingerprint
+
+    out = run_cli("ledger", "remove", ledger, "counting", cache=cache)
+    assert "to be evaluated again without it: spelling" in " ".join(out.stdout.split())
+    assert "scored with it" in run_cli("ledger", "show", ledger, cache=cache).stdout
+    back = run_cli("ledger", "rollback", ledger, "0", cache=cache)
+    assert first.model["fingerprint"] in back.stdout
+    none = run_cli("ledger", "build", ledger, "--output", lessons.folder / "no", cache=cache)
+    assert none.returncode == 1
+    assert "no skill in it" in " ".join(none.stderr.split())
+
+
+def test_a_run_that_was_killed_before_it_was_entered_can_be_added(lessons, monkeypatch):
+    lessons("counting", "sa_proj")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(teaching, "enter", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lessons("spelling", "sa_proj")
+    ledger = lessons.folder / "ledger"
+    assert [entry.name for entry in Book.open(ledger).ledger.skills] == ["counting"]
+    assert add_run(ledger, lessons.folder / "spelling").name == "spelling"
+    model = load(lessons.model)
+    Book.open(ledger).put_on(model)
+    assert fingerprint(model) == Book.open(ledger).ledger.fingerprint
+    with pytest.raises(LedgerError, match="one of that name"):
+        add_run(ledger, lessons.folder / "spelling")
+
+
+def test_what_does_not_belong_to_the_ledger_is_refused_before_training(lessons, tiny):
+    lessons("counting", "sa_proj")
+    with pytest.raises(LedgerError, match="another base than the ledger's"):
+        lessons("spelling", "sa_proj", model=str(tiny("qwen2", torch.bfloat16)))
+    with pytest.raises(LedgerError, match="whose test rows are kept without being named"):
+        lessons("spelling", "sa_proj", **{"keep.0.name": "counting"})
+    with pytest.raises(LedgerError, match="one of that name among counting"):
+        lessons("spelling", "sa_proj", **{"skill.name": "counting"})
+    rows = lessons.folder / "skill.jsonl"
+    changed = rows.read_text("utf-8").replace("How many", "Count the")
+    lessons.last_of_all = lambda: rows.write_text(changed, "utf-8")
+    with pytest.raises(LedgerError, match=r"rows in .* that changed since"):
+        lessons("spelling", "sa_proj")
+    assert not (lessons.folder / "spelling" / "train.jsonl").exists()

@@ -1,0 +1,274 @@
+"""Five skills one after the other, and back: every state's hashes are those that were recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from delta_cases import disturb, load
+from narrowtune.core.data_settings import SkillSettings
+from narrowtune.core.errors import DeltaError, LedgerError
+from narrowtune.core.ledger import Entry, Ledger, TaskScore, view
+from narrowtune.core.provenance import sha256_file
+from narrowtune.delta.extract import extract
+from narrowtune.ledger import book as books
+from narrowtune.ledger.book import Book
+from narrowtune.models.fingerprint import fingerprint, tensor_hashes
+from narrowtune.models.select import resolve
+
+SKILLS = ("birds", "counting", "tissue", "signs", "clock")
+
+
+def score(mean: float, role: str = "held_out") -> TaskScore:
+    return TaskScore(role=role, mean=mean, stderr=0.0, num_items=10)
+
+
+def entry_of(run: Path, name: str, recipe: str, base: str, tuned: str) -> Entry:
+    return Entry(
+        number=0,
+        name=name,
+        recipe=recipe,
+        created="",
+        run=run.name,
+        delta="",
+        sha256=sha256_file(run / "delta.safetensors"),
+        base_fingerprint=base,
+        tuned_fingerprint=tuned,
+        skill=SkillSettings(path=f"{name}.jsonl"),
+        seed=0,
+        rows_sha256="0" * 64,
+        before={name: score(0.1, "target")},
+        after={name: score(0.6, "target")},
+    )
+
+
+@pytest.fixture
+def taught(tiny, tmp_path):
+    """`taught(recipes)` teaches skills in a row; returns base folder, ledger and fingerprints."""
+
+    def make(recipes, dtype=torch.bfloat16):
+        folder = tiny("llama", dtype)
+        model = load(folder)
+        book = Book(
+            tmp_path / "ledger",
+            Ledger(
+                model=str(folder),
+                loading={},
+                family="llama",
+                base_fingerprint=fingerprint(model),
+            ),
+        )
+        states = [fingerprint(model)]
+        for seed, (name, recipe) in enumerate(zip(SKILLS, recipes, strict=False)):
+            book.add(*lesson(model, tmp_path / f"run-{name}", name, recipe, seed))
+            states.append(fingerprint(model))
+        return folder, book, states
+
+    return make
+
+
+def lesson(model, run, name, recipe, seed):
+    """Disturb what a recipe trains, and write the run that would have done so."""
+    selection = resolve(model, recipe)
+    base, before = load_copy(model, selection.names), fingerprint(model)
+    hashes = tensor_hashes(model)
+    disturb(model, selection.names, seed)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(next(iter(base.values())).dtype)
+    delta = extract(model, selection, base, base_hashes=hashes)
+    delta.save(run / "delta.safetensors", packed=seed % 2 == 0)
+    for when in ("before", "after"):
+        (run / when).mkdir()
+        (run / when / f"{name}.jsonl").write_text('{"id": 1}\n', encoding="utf-8")
+    return entry_of(run, name, recipe, before, fingerprint(model)), run
+
+
+def load_copy(model, names):
+    return {
+        name: tensor.detach().clone() for name, tensor in model.named_parameters() if name in names
+    }
+
+
+def state(folder, book):
+    model = load(folder)
+    book.put_on(model)
+    return fingerprint(model)
+
+
+RECIPES = ("sa_proj", "mlp_gate_up", "sa_proj", "language_model", "mlp")
+
+
+def test_five_skills_are_rolled_back_one_by_one_to_the_hashes_that_were_recorded(taught):
+    folder, book, states = taught(RECIPES)
+    assert [entry.tuned_fingerprint for entry in book.ledger.skills] == states[1:]
+    for number in range(5, -1, -1):
+        undone = book.rollback(number)
+        assert [entry.name for entry in undone] == list(SKILLS[number : number + 1])
+        again = Book.open(book.folder)
+        assert again.ledger.fingerprint == states[number]
+        assert state(folder, again) == states[number]
+    # Nothing is deleted: what was undone is there, and may be added again.
+    assert [entry.name for entry in book.ledger.undone] == list(reversed(SKILLS))
+    assert all((book.folder / entry.delta).exists() for entry in book.ledger.undone)
+
+
+def test_answers_of_every_stage_are_kept(taught):
+    _, book, _ = taught(RECIPES[:2])
+    kept = sorted(str(p.relative_to(book.folder)) for p in book.folder.rglob("*.jsonl"))
+    assert kept == [
+        "scores/01-birds/after/birds.jsonl",
+        "scores/01-birds/before/birds.jsonl",
+        "scores/02-counting/after/counting.jsonl",
+        "scores/02-counting/before/counting.jsonl",
+    ]
+
+
+def test_a_skill_in_the_middle_is_taken_out_where_no_later_one_trained_its_tensors(taught):
+    folder, book, states = taught(("sa_proj", "mlp_gate_up", "mlp_down"))
+    whole = load(folder)
+    book.put_on(whole)
+    moved = dict(whole.named_parameters())
+    later = book.remove("counting")
+    assert later == ["tissue"]
+    without = load(folder)
+    Book.open(book.folder).put_on(without)
+    assert fingerprint(without) == book.ledger.fingerprint not in states
+    base = dict(load(folder).named_parameters())
+    for name, tensor in without.named_parameters():
+        wanted = base if "gate_proj" in name or "up_proj" in name else moved
+        assert tensor.equal(wanted[name]), name
+    assert book.ledger.skills[-1].without == ["counting"]
+    assert [entry.name for entry in book.ledger.undone] == ["tissue", "counting"]
+    assert len({entry.delta for entry in (*book.ledger.skills, *book.ledger.undone)}) == 4
+
+
+def test_a_skill_that_a_later_one_was_trained_on_top_of_stays(taught):
+    _, book, states = taught(("sa_proj", "mlp_gate_up", "language_model"))
+    with pytest.raises(LedgerError, match=r"tissue was trained on top of it: .* in both deltas"):
+        book.remove("birds")
+    assert Book.open(book.folder).ledger.fingerprint == states[-1]
+    assert book.remove("tissue") == []
+    assert book.ledger.fingerprint == states[2]
+
+
+@pytest.mark.parametrize("call", ["write_bytes", "write_json"])
+def test_nothing_is_lost_where_a_process_is_killed_while_a_skill_is_added(
+    taught, tmp_path, monkeypatch, call
+):
+    folder, book, states = taught(RECIPES[:2])
+    model = load(folder)
+    book.put_on(model)
+    added = lesson(model, tmp_path / "run-late", "tissue", "sa_proj", 7)
+    real, calls = getattr(books, call), []
+
+    def killed(*arguments, **more):
+        calls.append(arguments)
+        if len(calls) < (3 if call == "write_bytes" else 1):
+            return real(*arguments, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(books, call, killed)
+    with pytest.raises(KeyboardInterrupt):
+        book.add(*added)
+    monkeypatch.setattr(books, call, real)
+    again = Book.open(book.folder)
+    assert again.ledger.fingerprint == states[2] == state(folder, again)
+    again.add(*added)
+    assert state(folder, again) == fingerprint(model)
+
+
+def test_what_can_not_be_right_is_refused(taught, tmp_path):
+    folder, book, states = taught(RECIPES[:2])
+    model = load(folder)
+    stale = lesson(model, tmp_path / "run-stale", "signs", "sa_proj", 3)
+    with pytest.raises(LedgerError, match=r"taught to the state .* the latest is"):
+        book.add(*stale)
+    with pytest.raises(LedgerError, match="one of that name among birds, counting"):
+        book.add(stale[0].model_copy(update={"name": "birds"}), stale[1])
+    with pytest.raises(LedgerError, match="from 0, the base, to 2"):
+        book.rollback(3)
+    with pytest.raises(LedgerError, match="a ledger with birds, counting"):
+        book.remove("clock")
+    with pytest.raises(DeltaError):
+        book.put_on(model)  # another model than the base
+    path = book.folder / book.ledger.skills[0].delta
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(LedgerError, match=r"01-birds\.safetensors"):
+        book.rollback(0)
+    path.unlink()
+    with pytest.raises(LedgerError, match="no such file"):
+        state(folder, book)
+    path.write_bytes(whole)
+    assert state(folder, book) == states[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema_version": 99}, "schema version 99"),
+        ({"skills": 3}, "skills"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_ledger_that_can_not_be_read_says_why(taught, change, said):
+    _, book, _ = taught(RECIPES[:1])
+    path = book.folder / "ledger.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")
+    with pytest.raises(LedgerError, match=said):
+        Book.open(book.folder)
+    path.unlink()
+    with pytest.raises(LedgerError, match="none there"):
+        Book.open(book.folder)
+
+
+def test_learning_loss_and_recovery_are_computed_from_every_stage():
+    def stage(name, before, after):
+        values = {"run": name, "name": name, "number": 1, "recipe": "sa_proj", "created": ""}
+        hashes = dict.fromkeys(
+            ("sha256", "base_fingerprint", "tuned_fingerprint", "rows_sha256"), "0" * 64
+        )
+        return Entry(
+            **values, **hashes, delta="d", skill=SkillSettings(path="x"), seed=0,
+            before={k: score(v) for k, v in before.items()},
+            after={k: score(v) for k, v in after.items()},
+        )  # fmt: skip
+
+    ledger = Ledger(
+        model="m",
+        loading={},
+        family="llama",
+        base_fingerprint="",
+        skills=[
+            stage("a", {"a": 0.1, "k": 0.8, "l": 0.6}, {"a": 0.7, "k": 0.7, "l": 0.3}),
+            stage(
+                "b",
+                {"b": 0.2, "a": 0.7, "k": 0.7, "l": 0.3},
+                {"b": 0.5, "a": 0.6, "k": 0.8, "l": 0.5},
+            ),
+            stage(
+                "c",
+                {"c": 0.0, "a": 0.6, "b": 0.5, "k": 0.8},
+                {"c": 0.4, "a": 0.3, "b": 0.7, "k": 0.6},
+            ),
+        ],
+    )
+    found = view(ledger)
+    assert found.tasks == ["a", "b", "c", "k", "l"]
+    assert found.states == ["base", "a", "b", "c"]
+    assert found.matrix == [
+        [0.1, None, None, 0.8, 0.6],
+        [0.7, 0.2, None, 0.7, 0.3],
+        [0.6, 0.5, 0.0, 0.8, 0.5],
+        [0.3, 0.7, 0.4, 0.6, None],
+    ]
+    assert found.learning == pytest.approx({"a": 60, "b": 30, "c": 40})
+    # a lost 40 since its stage, b gained 20.
+    assert found.target_forgetting == pytest.approx(10)
+    assert found.held_out == pytest.approx([20, 5, 20])
+    assert found.recovery == pytest.approx([15, -15])
+    empty = view(ledger.model_copy(update={"skills": []}))
+    assert (empty.states, empty.held_out, empty.target_forgetting) == (["base"], [], None)
