@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from narrowtune.models.load import load_model
     from narrowtune.models.select import Selection, resolve, select
     from narrowtune.pipeline.teach import teach
-    from narrowtune.train.callbacks import DriftCallback
+    from narrowtune.train.drift_callback import DriftCallback
 
 __all__ = [
     "Delta",
@@ -42,7 +42,7 @@ __all__ = [
 
 _ROOMS = {
     "Delta": "narrowtune.delta.store",
-    "DriftCallback": "narrowtune.train.callbacks",
+    "DriftCallback": "narrowtune.train.drift_callback",
     "NarrowtuneError": "narrowtune.core.errors",
     "RunConfig": "narrowtune.core.config",
     "Selection": "narrowtune.models.select",

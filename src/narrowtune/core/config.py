@@ -104,6 +104,10 @@ class TrainingSettings(Settings):
         return [value] if isinstance(value, str) else value
 
 
+DriftAction = Literal["stop", "lower_rate", "raise_anchor"]
+"""What may be done where drift is over its budget while a model is trained."""
+
+
 class DriftSettings(Settings):
     """The drift probe.
 
@@ -112,11 +116,20 @@ class DriftSettings(Settings):
             the package and those of the keep sets.
         max_prompts: how many of them. Every source gives as many, as far as it has them.
         max_new_tokens: length of the answers.
+        every: optimiser steps between measurements while training, on the same prompts and the
+            base's answers; 0 measures at the end alone.
+        budget: KL(base‖now) in nats per token above which something is done; unless given,
+            nothing is.
+        action: what: `stop` training, `lower_rate` to a half, or `raise_anchor`, which doubles its
+            weight; the two last at every measurement over the budget.
     """
 
     prompts: str | None = Field(None, min_length=1)
     max_prompts: int = Field(200, ge=1)
     max_new_tokens: int = Field(32, ge=1)
+    every: int = Field(0, ge=0)
+    budget: float | None = Field(None, gt=0)
+    action: DriftAction = "stop"
 
 
 class CostSettings(Settings):
@@ -244,6 +257,10 @@ class RunConfig(ModelSettings):
             mistakes.append(f"two data sets are called {', '.join(repeated)}: give each a name")
         if self.dial is not None and not self.keep:
             mistakes.append("dial needs keep: without items to keep, no budget can be held")
+        if self.drift.budget is not None and not self.drift.every:
+            mistakes.append("drift.budget needs drift.every: how often drift is measured")
+        if self.drift.action == "raise_anchor" and self.anchor is None:
+            mistakes.append("drift.action: raise_anchor needs an anchor")
         if self.training.load_best_model_at_end and not self.training.eval_steps:
             mistakes.append("training.load_best_model_at_end needs training.eval_steps")
         if self.training.eval_steps and not self.skill.validation:

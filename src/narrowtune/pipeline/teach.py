@@ -49,9 +49,10 @@ from narrowtune.pipeline.stages import (
 )
 from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.report.build import build_report
-from narrowtune.train.anchor import build_anchor
+from narrowtune.train.anchor import Anchor, build_anchor
 from narrowtune.train.arguments import num_repeated, planned_samples
 from narrowtune.train.callbacks import ProgressBar
+from narrowtune.train.drift_callback import DriftCallback
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.masters import copy_tensors
 from narrowtune.train.order import num_pictures
@@ -235,13 +236,38 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             validation=run.inputs.validation,
             anchor=anchor,
             callbacks=[progress],
+            drift=(watched := _watch_drift(run, anchor)),
             resume=resume,
             features=run.features if again else None,
         )
+    if watched is not None:
+        run.inputs.notes.append(
+            f"Drift was measured {len(watched.history)} times while training, "
+            f"{watched.seconds:.1f} s with the base's answers."
+        )
+    if watched is not None and watched.stopped is not None:
+        run.watch.warn(f"Training stopped at step {watched.stopped}: drift over its budget.")
     # The report's times and cost are those of the whole training, like its numbers of rows.
     run.watch.seconds["train"] += run.fitted.earlier_seconds
     if resume and run.fitted.summary.resumed_from is None:
         run.inputs.notes.append("Resumed without a checkpoint: training began at its first step.")
+
+
+def _watch_drift(run: Run, anchor: Anchor | None) -> DriftCallback | None:
+    """Return what measures drift while the run trains, if it is asked for."""
+    drift, prompts = run.config.drift, run.inputs.drift_prompts
+    if not drift.every:
+        return None
+    return DriftCallback(
+        [messages for _, messages in prompts],
+        every=drift.every,
+        budget=drift.budget,
+        action=drift.action,
+        anchor=anchor,
+        max_new_tokens=drift.max_new_tokens,
+        batch_size=run.config.eval_batch_size,
+        encoder=run.encoder,
+    )
 
 
 def _look_after(run: Run) -> None:

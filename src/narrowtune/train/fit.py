@@ -25,6 +25,7 @@ from narrowtune.train.arguments import planned_steps, training_arguments
 from narrowtune.train.callbacks import LogFile
 from narrowtune.train.checkpoint import find_checkpoint
 from narrowtune.train.distillation import Distillation
+from narrowtune.train.drift_callback import DriftCallback
 from narrowtune.train.effort import Effort, EffortMeter
 from narrowtune.train.masters import (
     computing_in,
@@ -66,6 +67,7 @@ def fit(
     anchor: Anchor | None = None,
     distillation: DistillationSettings | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    drift: DriftCallback | None = None,
     resume: bool = False,
     features: FeatureStore | None = None,
 ) -> FitResult:
@@ -74,6 +76,7 @@ def fit(
     The model must be the base. Afterwards the selected tensors hold the tuned weights rounded to
     the base's dtype, and every parameter has the dtype that it came with. `features` keeps what a
     frozen tower makes of pictures; several processes, and recipes that train it, don't use them.
+    `drift` is measured against the base, whichever step a resumed run begins with.
 
     Raises:
         TrainingError: a loss that is not finite, a batch without labels, a damaged checkpoint.
@@ -121,8 +124,15 @@ def fit(
         if distillation is not None
         else None,
         sampler=sampler,
-        callbacks=[LogFile(Path(config.output_dir) / "train.jsonl"), *callbacks, *order],
+        callbacks=[
+            LogFile(Path(config.output_dir) / "train.jsonl"),
+            *callbacks,
+            *order,
+            *([drift] if drift is not None else []),
+        ],
     )
+    if drift is not None:
+        drift.swap = WeightSwap(model, base)
     # For callbacks only (DriftCallback): the Trainer itself would change the model's settings.
     trainer.callback_handler.processing_class = loaded.processor or loaded.tokenizer
     # It prints a dictionary per step where there is no tqdm bar.

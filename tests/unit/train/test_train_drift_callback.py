@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
@@ -83,3 +85,43 @@ def test_a_trainer_without_a_tokenizer_is_told_what_is_missing(tiny, tmp_path):
 def test_no_prompts_is_an_error():
     with pytest.raises(UsageError, match="0 prompts"):
         nt.DriftCallback([])
+
+
+def test_over_the_budget_the_rate_is_halved_at_every_measurement(tiny, tmp_path):
+    options = {"every": 2, "max_new_tokens": 4, "budget": 1e-9, "action": "lower_rate"}
+    callback = nt.DriftCallback(PROMPTS, **options)
+    trainer = _train(tmp_path, tiny("llama"), callback)
+    assert callback.acted == [2, 4, 6]
+    assert trainer.state.global_step == 6
+    assert trainer.lr_scheduler.base_lrs[0] == pytest.approx(1e-2 / 8)
+    free = nt.DriftCallback(PROMPTS, every=2, max_new_tokens=4)
+    _train(tmp_path, tiny("llama"), free)
+    assert free.history[0] == callback.history[0]
+    assert callback.history[-1][1] < free.history[-1][1]
+
+
+def test_over_the_budget_the_anchor_pulls_harder(tiny, tmp_path):
+    anchor = SimpleNamespace(weight=4.0)
+    options = {"every": 3, "max_new_tokens": 4, "budget": 1e-9, "action": "raise_anchor"}
+    callback = nt.DriftCallback(PROMPTS, anchor=anchor, **options)
+    trainer = _train(tmp_path, tiny("llama"), callback)
+    assert anchor.weight == 16.0
+    logged = [entry for entry in trainer.state.log_history if "drift" in entry]
+    assert [entry["anchor_weight"] for entry in logged] == [8.0, 16.0]
+    assert 0 < sum(entry["drift_seconds"] for entry in logged) < callback.seconds
+    # A resumed run's state has what was logged; the anchor is built anew.
+    again = nt.DriftCallback(PROMPTS, anchor=SimpleNamespace(weight=4.0), **options)
+    again._take_up(trainer.state)
+    assert again.anchor.weight == 16.0
+
+
+def test_within_the_budget_nothing_is_done(tiny, tmp_path):
+    anchor = SimpleNamespace(weight=4.0)
+    options = {"every": 3, "max_new_tokens": 4, "budget": 1e9, "action": "raise_anchor"}
+    _train(tmp_path, tiny("llama"), nt.DriftCallback(PROMPTS, anchor=anchor, **options))
+    assert anchor.weight == 4.0
+
+
+def test_an_anchor_that_is_not_there_can_not_be_raised():
+    with pytest.raises(UsageError, match="no anchor"):
+        nt.DriftCallback(PROMPTS, action="raise_anchor")

@@ -34,8 +34,9 @@ from narrowtune.train.arguments import (
     validation_batches,
     warmup_steps,
 )
-from narrowtune.train.callbacks import DriftCallback, ProgressBar
+from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.checkpoint import find_checkpoint, load_trainable
+from narrowtune.train.drift_callback import DriftCallback
 from narrowtune.train.fit import fit
 from tiny_models import VISION_FAMILIES
 

@@ -14,6 +14,8 @@ from narrowtune.miniature.item import Item
 from narrowtune.miniature.marks import THINGS
 
 MOST = 4
+SEVERAL = 0.85
+"""Share of further questions about what is there more than once, where anything is."""
 MOST_OTHERS = 5
 
 WORDING = "Count the {label}."
@@ -33,8 +35,12 @@ def _again(crowd: tuple[Counted, ...], draw: Random) -> Item:
     for form in forms:
         for item in crowd:
             found.setdefault(_count(crowd, form, item), []).append((form, item))
-    # Most things are there once; each number is asked for as often as the others.
-    number = draw.choice([number for number in found if number <= MOST] or list(found))
+    # Most things are there once, and one would be the answer to most of these questions.
+    several = [number for number in found if 1 < number <= MOST]
+    if several and draw.random() < SEVERAL:
+        (number,) = draw.choices(several, weights=several)
+    else:
+        number = min(found)
     return _ask(crowd, *draw.choice(found[number]), draw)
 
 

@@ -18,6 +18,8 @@ _AHEAD = 0.25  # share of the level before the last that is of the last
 _READING_STARTS = (0.06, 0.15)  # shares of the reading steps after which more is told
 _PAGES = 0.7  # weight of pages of letters for each other task, while the tower learns to see
 _HARD = ("diagrams", "charts", "scenes", *PRIORS)  # drawn twice as often as others
+_HARDEST = {"diagrams": 4.0, "tallies": 8.0, "plumage": 1.0, "gauges": 1.0}
+"""Weights in the last stage: what takes longest, and what is known by then."""
 
 
 DRILLS = ("recital", "letters", "pairs", "orders")
@@ -64,7 +66,7 @@ class Schedule:
     seeing_steps: int = 1800
     reading_steps: int = 1600
     answering_steps: int = 3000
-    finishing_steps: int = 3000
+    finishing_steps: int = 4000
     seeing_batch: int = 64
     reading_batch: int = 32
     answering_batch: int = 32
@@ -138,7 +140,7 @@ def finishing_shares() -> list[tuple[int, Mapping[str, float]]]:
     earlier = list(dict.fromkeys(name for level in LEVELS[:-1] for name in level))
     shares: dict[str, float] = {}
     for names, share in ((LEVELS[-1], 1 - _FINISH_REVIEW), (earlier, _FINISH_REVIEW)):
-        weights = _weights(names)
+        weights = _weights(names) | {n: w for n, w in _HARDEST.items() if n in names}
         shares |= {name: share * w / sum(weights.values()) for name, w in weights.items()}
     return [(0, shares)]
 
