@@ -58,7 +58,7 @@ def main() -> None:
 
 def check(folder: Path, state: dict) -> None:
     """Stop where the folder's model is not that of its finished training."""
-    last = ("answering", state["schedule"]["answering_steps"])
+    last = ("finishing", state["schedule"]["finishing_steps"])
     if (state["stage"], state["step"]) != last:
         found = f"{state['stage']} {state['step']}"
         raise SystemExit(f"{folder} has been trained to {found}, and its end is {last}")
@@ -129,7 +129,9 @@ pipeline_tag: image-text-to-text
 A model of transformers' architecture of that name, small enough to train on two cores, for trying
 out what `narrowtune` does. It answers questions about drawn pictures of 112 × 112 pixels
 (docs/miniature.md) and nothing else. It has never been asked a question of the five skills; its
-tower has seen their pictures, with labels of what each patch shows (a digit, a hand, a feather).
+tower has seen their pictures, with labels of what each patch shows (a digit, a hand, a feather),
+and it has been asked what comes before them: to count to four, what is on a bird's wing, where the
+one hand of a dial points.
 
 ## How it was made
 

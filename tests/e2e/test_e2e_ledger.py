@@ -6,14 +6,16 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 from runs import WORDS, run_cli, write_rows, write_run
 
 from delta_cases import load
 from narrowtune.core.config import load_config
-from narrowtune.core.errors import LedgerError
+from narrowtune.core.errors import LedgerError, UsageError
 from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.pipeline import teach as teaching
+from narrowtune.pipeline.compare import contenders, run_comparison
 from narrowtune.pipeline.ledger import add_run
 
 
@@ -84,12 +86,34 @@ def test_a_second_skill_starts_from_the_first_and_keeps_it(lessons):
 
     out = run_cli("ledger", "remove", ledger, "counting", cache=cache)
     assert "to be evaluated again without it: spelling" in " ".join(out.stdout.split())
-    assert "scored with it" in run_cli("ledger", "show", ledger, cache=cache).stdout
+    assert "nobody has scored" in run_cli("ledger", "show", ledger, cache=cache).stdout
     back = run_cli("ledger", "rollback", ledger, "0", cache=cache)
     assert first.model["fingerprint"] in back.stdout
     none = run_cli("ledger", "build", ledger, "--output", lessons.folder / "no", cache=cache)
     assert none.returncode == 1
     assert "no skill in it" in " ".join(none.stderr.split())
+
+
+def test_a_first_run_that_was_killed_before_it_was_entered_can_be_added(lessons, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(teaching, "enter", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lessons("counting", "sa_proj")
+    run, ledger = lessons.folder / "counting", lessons.folder / "ledger"
+    assert (run / "report.html").exists()
+    assert "narrowtune ledger build" in (run / "report.md").read_text("utf-8")
+    assert add_run(ledger, run).name == "counting"
+
+
+def test_a_comparison_does_not_fill_a_ledger(lessons):
+    path = write_run(lessons.folder, lessons.model, "several")
+    config = load_config(path, {"ledger": str(lessons.folder / "ledger")})
+    ways = contenders(config, ["sa_proj", "mlp"], [])
+    with pytest.raises(UsageError, match="a comparison with a ledger"):
+        run_comparison(config, ways, trial=False, console=Console(quiet=True))
 
 
 def test_a_run_that_was_killed_before_it_was_entered_can_be_added(lessons, monkeypatch):

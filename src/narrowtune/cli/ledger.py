@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -23,11 +24,12 @@ Folder = Annotated[Path, typer.Argument(metavar="LEDGER", help="Folder of the le
 def ledger_show(folder: Folder, as_json: AsJson = False) -> None:
     """Show the score of every skill and kept task after every stage."""
     from narrowtune.ledger.book import Book
+    from narrowtune.ledger.book import as_json as to_json
     from narrowtune.report.ledger_view import render_ledger
 
     ledger = Book.open(folder).ledger
     if as_json:
-        typer.echo(ledger.model_dump_json(indent=2))
+        typer.echo(json.dumps(to_json(ledger), indent=2))
     else:
         open_console().print(render_ledger(ledger))
 

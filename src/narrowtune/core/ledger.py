@@ -6,13 +6,14 @@ Scores are shares between 0 and 1; learning, loss and recovery are percentage po
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from narrowtune.core.data_settings import SkillSettings
-from narrowtune.core.results import Role, TaskChange
+from narrowtune.core.results import Role
 from narrowtune.core.values import Value
 
 SCHEMA_VERSION = 1
@@ -20,12 +21,17 @@ SCHEMA_VERSION = 1
 
 
 class TaskScore(Value):
-    """A task's score in one state."""
+    """A task's score in one state.
+
+    `items` is a hash of what was asked and what is accepted: scores with another one are of other
+    items, and are not subtracted from each other.
+    """
 
     role: Role
     mean: float
     stderr: float
     num_items: int
+    items: str
 
 
 class Entry(Value):
@@ -46,7 +52,8 @@ class Entry(Value):
         rows_sha256: of the rows that it is tested on.
         before: scores in the state that it was taught in, by task; earlier skills among them.
         after: the same after it.
-        without: earlier skills that were taken out from below it; its scores still had them.
+        without: earlier skills that were taken out from below it: its scores had them, and are of
+            no state that the ledger has.
     """
 
     number: int
@@ -54,7 +61,7 @@ class Entry(Value):
     recipe: str
     created: str
     run: str
-    delta: str
+    delta: str = Field(pattern=r"^(deltas/[^/\\\x00]+\.safetensors)?$")
     sha256: str
     base_fingerprint: str
     tuned_fingerprint: str
@@ -64,6 +71,13 @@ class Entry(Value):
     before: dict[str, TaskScore]
     after: dict[str, TaskScore]
     without: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _is_of_its_skill(self) -> Entry:
+        scored = self.before.keys() & self.after.keys()
+        if self.name != self.skill.label or self.name not in scored:
+            raise ValueError(f"{self.name!r} is not what it was taught and scored on")
+        return self
 
 
 class Ledger(Value):
@@ -103,56 +117,51 @@ class LedgerView(Value):
         tasks: names, skills in order, then what is kept.
         states: "base", then the skill that leads to each state.
         matrix: score of each task in each state; None where it was not measured.
-        learning: of each skill at its own stage, points.
+        learning: of each skill at its own stage, points; None where that state is gone.
         target_forgetting: mean over the skills before the last of what was lost since their
-            stage, points; None for fewer than two.
+            stage, points; None where none was measured in both states on the same items.
         held_out: mean loss over the kept tasks since the base after each stage, points; None
-            where no task was measured in both.
-        recovery: points of that loss regained at each stage after the first.
+            where no task was measured in both states on the same items.
+        recovery: points of that loss regained at each stage after the first, over tasks that were
+            measured in the base and in both states.
     """
 
     tasks: list[str]
     states: list[str]
     matrix: list[list[float | None]]
-    learning: dict[str, float]
+    learning: dict[str, float | None]
     target_forgetting: float | None
     held_out: list[float | None]
     recovery: list[float | None]
 
 
-def scores_of(changes: list[TaskChange]) -> tuple[dict[str, TaskScore], dict[str, TaskScore]]:
-    """Return a run's scores before and after, by task."""
-
-    def side(task: TaskChange, score: Any) -> TaskScore:
-        return TaskScore(
-            role=task.role, mean=score.mean, stderr=score.stderr, num_items=task.num_items
-        )
-
-    before = {task.name: side(task, task.before) for task in changes}
-    return before, {task.name: side(task, task.after) for task in changes}
+State = dict[str, TaskScore]
+"""Scores in one state, by task."""
 
 
 def view(ledger: Ledger) -> LedgerView:
     """Compute what a ledger's scores come to (docs/ledger.md has the formulas)."""
-    entries = ledger.skills
-    states: list[dict[str, TaskScore]] = [dict(entries[0].before)] if entries else [{}]
-    for entry in entries:
-        # What was measured before a skill belongs to the state that it was taught in.
-        states[-1] = {**entry.before, **states[-1]}
-        states.append(dict(entry.after))
-    taught = [entry.name for entry in entries]
+    states = _states(ledger)
+    taught = [entry.name for entry in ledger.skills]
     kept = [name for name in {n: None for s in states for n in s} if name not in taught]
     tasks = [*taught, *kept]
-    learning = {
-        entry.name: 100 * (entry.after[entry.name].mean - entry.before[entry.name].mean)
-        for entry in entries
+    learning: dict[str, float | None] = {
+        entry.name: None
+        if entry.without
+        else 100 * (entry.after[entry.name].mean - entry.before[entry.name].mean)
+        for entry in ledger.skills
     }
     lost = [
-        100 * (entry.after[entry.name].mean - states[-1][entry.name].mean)
-        for entry in entries[:-1]
-        if entry.name in states[-1]
+        loss
+        for number, name in enumerate(taught[:-1], 1)
+        if (loss := _mean_loss(states[number], states[-1], [name])) is not None
     ]
-    held_out = [_mean_loss(states[0], state, kept) for state in states[1:]]
+    recovery: list[float | None] = []
+    for first, second in pairwise(states[1:]):
+        common = [name for name in kept if _same(states[0], first, name)]
+        common = [name for name in common if _same(states[0], second, name)]
+        before, after = (_mean_loss(states[0], state, common) for state in (first, second))
+        recovery.append(None if before is None or after is None else before - after)
     return LedgerView(
         tasks=tasks,
         states=["base", *taught],
@@ -161,18 +170,32 @@ def view(ledger: Ledger) -> LedgerView:
         ],
         learning=learning,
         target_forgetting=math.fsum(lost) / len(lost) if lost else None,
-        held_out=held_out,
-        recovery=[
-            None if first is None or second is None else first - second
-            for first, second in pairwise(held_out)
-        ],
+        held_out=[_mean_loss(states[0], state, kept) for state in states[1:]],
+        recovery=recovery,
     )
 
 
-def _mean_loss(
-    base: dict[str, TaskScore], state: dict[str, TaskScore], kept: list[str]
-) -> float | None:
-    both = [name for name in kept if name in base and name in state]
+def _states(ledger: Ledger) -> list[State]:
+    """Return what was measured in each state: by the run that led to it, and by the next one."""
+    states: list[State] = [{}]
+    # The base was scored by every skill that was the first on it, undone ones too.
+    for entry in (*ledger.undone, *ledger.skills):
+        if not entry.without and entry.base_fingerprint == ledger.base_fingerprint:
+            states[0] |= entry.before
+    for entry in ledger.skills:
+        # Scores of a skill that another one was taken out from below are of no state there is.
+        if not entry.without:
+            states[-1] = {**states[-1], **entry.before}
+        states.append({} if entry.without else dict(entry.after))
+    return states
+
+
+def _same(first: State, second: State, name: str) -> bool:
+    return name in first and name in second and first[name].items == second[name].items
+
+
+def _mean_loss(before: State, after: State, names: Sequence[str]) -> float | None:
+    both = [name for name in names if _same(before, after, name)]
     if not both:
         return None
-    return 100 * math.fsum(base[name].mean - state[name].mean for name in both) / len(both)
+    return 100 * math.fsum(before[name].mean - after[name].mean for name in both) / len(both)

@@ -31,6 +31,10 @@ from narrowtune.evaluate.statistics import (
     worst_loss,
 )
 
+_SEEN = 1 + 0.8416 / 1.6449
+"""How many times as far as its one-sided 95 % bound a loss lies from none where its lower bound is
+above none in four runs of five (quantiles of the normal distribution)."""
+
 SHOWN_IDS = 5
 """How many item ids an error names."""
 
@@ -105,6 +109,8 @@ def decide(
         reasons.append(_loss_reason(what, worst, budget_task, held_out))
     if held_out and not over and not kept:
         reasons.append(_needed_reason(needed))
+    if forgetting is not None:
+        reasons.append(_power_line(forgetting, held_out))
     return Verdict(
         outcome=outcome,
         budget=budget,
@@ -185,6 +191,16 @@ def _needed_reason(needed: int | None) -> str:
     if needed is None:
         return "What was measured lies on the budget: more items like these would not decide."
     return f"About {needed:,} held-out items per task, behaving like these, would decide."
+
+
+def _power_line(loss: Estimate, held_out: Sequence[PairedTask]) -> str:
+    """Say which loss can't be seen with these items, from how wide its one-sided bound is."""
+    num_items = sum(len(pair.before) for pair in held_out)
+    unseen = _SEEN * (loss.upper_bound - loss.value)
+    return (
+        f"With these {num_items:,} held-out items, a true mean loss of less than "
+        f"{number(unseen, 2)} points is told from none in fewer than four runs of five."
+    )
 
 
 def _matched(

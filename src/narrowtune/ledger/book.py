@@ -1,26 +1,33 @@
 """A ledger's folder: read, appended to, gone back in.
 
 Every change is one move of ledger.json, made after all files that it names are there: a process
-that is killed leaves the ledger as it was, or as it is to be.
+that is killed leaves the ledger as it was, or as it is to be. One process changes it at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock
 from pydantic import ValidationError
 from torch import nn
 
 from narrowtune.core.errors import LedgerError
-from narrowtune.core.ledger import SCHEMA_VERSION, Entry, Ledger
+from narrowtune.core.ledger import SCHEMA_VERSION, Entry, Ledger, view
 from narrowtune.core.provenance import sha256_file
-from narrowtune.core.run_folder import RunFolder, write_bytes, write_json
+from narrowtune.core.run_folder import RunFolder, check_output, write_json
 from narrowtune.delta.apply import apply
-from narrowtune.delta.store import Delta, Metadata, read_metadata
+from narrowtune.delta.store import Delta, Metadata, read_metadata, sync
 from narrowtune.models.fingerprint import combine_hashes
 
 LEDGER = "ledger.json"
+_LOCK = ".ledger.lock"
+_VIEW = "view"  # of ledger.json: computed from the rest, for machines that read it
 
 
 class Book:
@@ -72,6 +79,17 @@ class Book:
             )
         return path
 
+    def start(self) -> None:
+        """Write a ledger that holds nothing yet, so that a run that is killed can be added to it.
+
+        Raises:
+            UsageError: the folder can't be written.
+        """
+        check_output(self.folder, (), overwrite=True)
+        with self._changing():
+            if not self.is_in(self.folder):
+                self._write()
+
     def add(self, entry: Entry, run: Path) -> None:
         """Append a skill, with copies of its run's delta and answers.
 
@@ -82,50 +100,65 @@ class Book:
         Raises:
             LedgerError: the skill was taught to another state than the latest, or is there.
         """
-        if self.is_in(self.folder):
-            self.ledger = _read(self.folder)
-        if entry.name in (known := [each.name for each in self.ledger.skills]):
+        with self._changing():
+            self.check_new(entry.name)
+            if entry.base_fingerprint != self.ledger.fingerprint:
+                raise LedgerError(
+                    asked=f"{entry.name} as the latest skill of {self.folder}",
+                    found=f"it was taught to the state {entry.base_fingerprint[:12]}, the latest "
+                    f"is {self.ledger.fingerprint[:12]} ({_holding(self.ledger)})",
+                    do="teach it again with --ledger, or roll back to the state that it was "
+                    "taught to",
+                )
+            number = self.ledger.next_number
+            name = f"deltas/{number:02}-{entry.name}.safetensors"
+            _copy(RunFolder(run).delta, self.folder / name)
+            for when in ("before", "after"):
+                for file in sorted((run / when).glob("*.jsonl")):
+                    scores = self.folder / "scores" / f"{number:02}-{entry.name}" / when
+                    _copy(file, scores / file.name)
+            added = entry.model_copy(update={"number": number, "delta": name})
+            self._write(skills=[*self.ledger.skills, added])
+
+    def check_new(self, name: str) -> None:
+        """See that a skill of this name can be taught.
+
+        Raises:
+            LedgerError: there is one, or other rows of this name were kept.
+        """
+        known = [entry.name for entry in self.ledger.skills]
+        kept = {task for entry in self.ledger.skills for task in entry.before} - set(known)
+        if name in known or name in kept:
             raise LedgerError(
-                asked=f"{entry.name} as a further skill of {self.folder}",
-                found=f"one of that name among {', '.join(known)}",
-                do="give the new one another name (skill.name), or roll back first",
+                asked=f"{name} as a further skill of {self.folder}",
+                found=f"one of that name among {', '.join(known)}"
+                if name in known
+                else "rows of that name, which an earlier skill's run kept",
+                do="give the new one another name (skill.name)"
+                + ", or roll back first" * (name in known),
             )
-        if entry.base_fingerprint != self.ledger.fingerprint:
-            raise LedgerError(
-                asked=f"{entry.name} as the latest skill of {self.folder}",
-                found=f"it was taught to the state {entry.base_fingerprint[:12]}, the latest is "
-                f"{self.ledger.fingerprint[:12]} ({_holding(self.ledger)})",
-                do="teach it again with --ledger, or roll back to the state that it was taught to",
-            )
-        number = self.ledger.next_number
-        name = f"deltas/{number:02}-{entry.name}.safetensors"
-        write_bytes(self.folder / name, RunFolder(run).delta.read_bytes())
-        for when in ("before", "after"):
-            for file in sorted((run / when).glob("*.jsonl")):
-                place = self.folder / "scores" / f"{number:02}-{entry.name}" / when / file.name
-                write_bytes(place, file.read_bytes())
-        added = entry.model_copy(update={"number": number, "delta": name})
-        self._write(skills=[*self.ledger.skills, added])
 
     def rollback(self, number: int) -> list[Entry]:
         """Go back to the state after the first `number` skills; return what was undone.
 
         Raises:
-            LedgerError: there is no such state, or the skills' hashes don't lead to it.
+            LedgerError: there is no such state, or the deltas that lead to it are not all there.
         """
-        skills = self.ledger.skills
-        if not 0 <= number <= len(skills):
-            raise LedgerError(
-                asked=f"the state of {self.folder} after {number} skills",
-                found=f"a ledger with {_holding(self.ledger)}",
-                do=f"give a number from 0, the base, to {len(skills)}",
-            )
-        undone = skills[number:]
-        # The latest state's own delta says which weights it starts from.
-        for entry in undone:
-            self._check(entry)
-        self._write(skills=skills[:number], undone=[*self.ledger.undone, *reversed(undone)])
-        return undone
+        with self._changing():
+            skills = self.ledger.skills
+            if not 0 <= number <= len(skills):
+                raise LedgerError(
+                    asked=f"the state of {self.folder} after {number} skills",
+                    found=f"a ledger with {_holding(self.ledger)}",
+                    do=f"give a number from 0, the base, to {len(skills)}",
+                )
+            state = self.ledger.base_fingerprint
+            for entry in skills[:number]:
+                self._check(entry, state)
+                state = entry.tuned_fingerprint
+            undone = skills[number:]
+            self._write(skills=skills[:number], undone=[*self.ledger.undone, *reversed(undone)])
+            return undone
 
     def remove(self, name: str) -> list[str]:
         """Take one skill out and leave the later ones in; return the names of those.
@@ -135,10 +168,14 @@ class Book:
         Raises:
             LedgerError: there is no such skill, or a later one trained tensors of this one.
         """
+        with self._changing():
+            return self._remove(name)
+
+    def _remove(self, name: str) -> list[str]:
         place, gone = self.find(name)
         later = self.ledger.skills[place + 1 :]
-        taken = self._check(gone)
-        metas = [self._check(entry) for entry in later]
+        taken = self._check(gone, gone.base_fingerprint)
+        metas = [self._check(entry, entry.base_fingerprint) for entry in later]
         for entry, meta in zip(later, metas, strict=True):
             shared = sorted(taken.tensors.keys() & meta.tensors.keys())
             if shared:
@@ -197,11 +234,10 @@ class Book:
             }
         )
 
-    def _check(self, entry: Entry) -> Metadata:
-        """Return a delta's description once its hashes lead to the states that are recorded."""
+    def _check(self, entry: Entry, state: str) -> Metadata:
+        """Return a delta's description once its hashes lead from `state` to the next."""
         meta = read_metadata(self.delta_path(entry))
-        found = _fingerprints(meta, meta.frozen)
-        if found != (entry.base_fingerprint, entry.tuned_fingerprint):
+        if _fingerprints(meta, meta.frozen) != (state, entry.tuned_fingerprint):
             raise LedgerError(
                 asked=f"the states before and after {entry.name} in {self.folder}",
                 found="hashes in its delta that lead to other states than those recorded",
@@ -209,10 +245,33 @@ class Book:
             )
         return meta
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Let no other process change the ledger meanwhile, and begin with what it is now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / _LOCK):
+            if self.is_in(self.folder):
+                self.ledger = _read(self.folder)
+            yield
+
     def _write(self, **changes: list[Entry]) -> None:
         ledger = self.ledger.model_copy(update=changes)
-        write_json(self.folder / LEDGER, ledger)
+        write_json(self.folder / LEDGER, as_json(ledger))
         self.ledger = ledger
+
+
+def as_json(ledger: Ledger) -> dict[str, Any]:
+    """Return what ledger.json has: the ledger, and what its scores come to."""
+    return {**ledger.model_dump(mode="json"), _VIEW: view(ledger).model_dump(mode="json")}
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of any size, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, partial)
+    sync(partial)
+    partial.replace(target)
 
 
 def _fingerprints(meta: Metadata, frozen: Mapping[str, str]) -> tuple[str, str]:
@@ -229,13 +288,23 @@ def _holding(ledger: Ledger) -> str:
 def _read(folder: Path) -> Ledger:
     asked, path = f"the ledger in {folder}", folder / LEDGER
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        found = "none there" if isinstance(error, FileNotFoundError) else str(error)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("schema_version", SCHEMA_VERSION)
+        values.pop(_VIEW, None)
+    except FileNotFoundError:
         do = "give the folder of a ledger; narrowtune teach --ledger FOLDER starts one"
-        raise LedgerError(asked=asked, found=found, do=do) from None
+        raise LedgerError(asked=asked, found="none there", do=do) from None
+    except (OSError, ValueError, AttributeError) as error:
+        do = "put ledger.json back from a copy"
+        raise LedgerError(asked=asked, found=f"{path}: {error}", do=do) from None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise LedgerError(
+            asked=asked,
+            found=f"schema version {version!r}; this narrowtune knows {SCHEMA_VERSION}",
+            do="install a newer narrowtune",
+        )
     try:
-        ledger = Ledger.model_validate_json(text)
+        return Ledger.model_validate({"schema_version": version, **values})
     except ValidationError as error:
         first = error.errors()[0]
         raise LedgerError(
@@ -243,10 +312,3 @@ def _read(folder: Path) -> Ledger:
             found=f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
             do="put ledger.json back from a copy, or use the narrowtune that wrote it",
         ) from None
-    if ledger.schema_version > SCHEMA_VERSION:
-        raise LedgerError(
-            asked=asked,
-            found=f"schema version {ledger.schema_version}; this narrowtune knows {SCHEMA_VERSION}",
-            do="install a newer narrowtune",
-        )
-    return ledger

@@ -130,6 +130,13 @@ def run_comparison(
     Raises:
         NarrowtuneError: of the first run that fails; finished ones stay.
     """
+    if config.ledger is not None:
+        raise UsageError(
+            asked="a comparison with a ledger",
+            found="runs that would each be entered as a skill of its own",
+            do="leave it out; compare on the model that narrowtune ledger build writes, then teach "
+            "the way that you choose with --ledger",
+        )
     root = Path(config.output_dir)
     left = list(ways)
     for share in _ROUNDS if trial else ():

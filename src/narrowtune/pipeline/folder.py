@@ -58,7 +58,8 @@ def _open(folder: RunFolder, config: RunConfig, given: str | None, resume: bool)
             raise UsageError(
                 asked=f"to resume the run in {folder.root}",
                 found="a finished run: its record.json is there",
-                do="look at its report.html; to train again choose another --output-dir",
+                do="look at its report.html; to train again choose another --output-dir"
+                + "; narrowtune ledger add enters it" * (config.ledger is not None),
             )
     write_text(folder.given, given if given is not None else resolved)
     write_text(folder.resolved, resolved)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +12,11 @@ from pathlib import Path
 from narrowtune.core.config import RunConfig, load_config
 from narrowtune.core.data_settings import SkillSettings
 from narrowtune.core.errors import LedgerError
-from narrowtune.core.ledger import Entry, Ledger, scores_of
+from narrowtune.core.ledger import Entry, Ledger, TaskScore
 from narrowtune.core.provenance import sha256_file
 from narrowtune.core.results import DataSummary, RunRecord
 from narrowtune.core.run_folder import RunFolder
+from narrowtune.delta.copying import check_new_folder
 from narrowtune.delta.folder import FolderResult, apply_to_folder
 from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint
@@ -22,7 +26,7 @@ from narrowtune.report.folder import read_record
 
 
 def open_book(config: RunConfig, loaded: LoadedModel) -> Book:
-    """Return the run's ledger, with the model in its latest state; a new one is not written yet.
+    """Return the run's ledger, with the model in its latest state; one is started if none is there.
 
     Args:
         config: of a run with a ledger.
@@ -35,15 +39,13 @@ def open_book(config: RunConfig, loaded: LoadedModel) -> Book:
     assert config.ledger is not None
     folder, base = Path(config.ledger), fingerprint(loaded.model)
     if not Book.is_in(folder):
-        return Book(
-            folder,
-            Ledger(
-                model=_lasting(config.model),
-                loading={"revision": config.revision, "dtype": config.dtype},
-                family=loaded.family.name,
-                base_fingerprint=base,
-            ),
+        new = Ledger(
+            model=_lasting(config.model),
+            loading={"revision": config.revision, "dtype": config.dtype},
+            family=loaded.family.name,
+            base_fingerprint=base,
         )
+        Book(folder, new).start()
     book = Book.open(folder)
     if book.ledger.base_fingerprint != base:
         raise LedgerError(
@@ -51,14 +53,9 @@ def open_book(config: RunConfig, loaded: LoadedModel) -> Book:
             found=f"another base than the ledger's, {book.ledger.model}",
             do="name the ledger's own base, in the same dtype, or start another ledger",
         )
-    names = [entry.name for entry in book.ledger.skills]
-    if config.skill.label in names:
-        raise LedgerError(
-            asked=f"{config.skill.label} as a further skill of {folder}",
-            found=f"one of that name among {', '.join(names)}",
-            do="give the new one another name (skill.name), or roll back first",
-        )
-    kept = {settings.label for settings in config.keep} & set(names)
+    book.check_new(config.skill.label)
+    names = {entry.name for entry in book.ledger.skills}
+    kept = {settings.label for settings in config.keep} & names
     if kept:
         raise LedgerError(
             asked=f"to keep {', '.join(sorted(kept))} while {config.skill.label} is taught",
@@ -106,6 +103,13 @@ def add_run(folder: Path, run: Path) -> Entry:
     """
     record, book = read_record(run), Book.open(folder)
     config = load_config(RunFolder(run).resolved)
+    for path in filter(None, (config.skill.path, config.skill.test_path)):
+        if not Path(path).exists() and Path(path).suffix:
+            raise LedgerError(
+                asked=f"the skill of {run} in {folder}",
+                found=f"its rows are not at {path}, seen from {Path.cwd()}",
+                do="call this where the run was started",
+            )
     book.add(_entry(config.skill, config.seed, record, run), run)
     return book.ledger.skills[-1]
 
@@ -126,33 +130,51 @@ def build(
         DeltaError: the base is another one, or something is there already.
     """
     book = Book.open(folder)
-    skills = book.ledger.skills if number is None else book.ledger.skills[:number]
-    if number is not None and not 0 < number <= len(book.ledger.skills):
+    ledger, asked = book.ledger, f"the model of {folder}"
+    most = len(ledger.skills)
+    if not most or (number is not None and not 0 < number <= most):
         raise LedgerError(
-            asked=f"the model of {folder} after {number} skills",
-            found=f"{len(book.ledger.skills)} skills; 0 is the base itself, {book.ledger.model}",
-            do=f"give a number from 1 to {len(book.ledger.skills)}",
+            asked=asked if number is None else f"{asked} after {number} skills",
+            found=f"{most} skills; without any it is the base itself, {ledger.model}",
+            do=f"give a number from 1 to {most}" if most else "use the base, or teach a skill",
         )
-    if not skills:
+    source = base or Path(ledger.model)
+    if not source.is_dir():
         raise LedgerError(
-            asked=f"the latest model of {folder}",
-            found=f"no skill in it: that is the base, {book.ledger.model}",
-            do="use the base, or teach a skill",
+            asked=asked,
+            found=f"a base that is no folder on this disk: {ledger.model}",
+            do="give --base the folder that it was downloaded to"
+            + f" (revision {ledger.loading['revision']})" * bool(ledger.loading.get("revision")),
         )
-    source = base or Path(book.ledger.model)
     output.parent.mkdir(parents=True, exist_ok=True)
+    check_new_folder(source, output, asked)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".narrowtune-") as between:
-        for place, entry in enumerate(skills):
-            last = place == len(skills) - 1
+        for place, entry in enumerate(ledger.skills[:number]):
+            last = place == (number or most) - 1
             target = output if last else Path(between) / str(place)
             result = apply_to_folder(source, book.delta_path(entry), target)
+            if place:
+                shutil.rmtree(source)
             source = target
     return result
 
 
 def _entry(skill: SkillSettings, seed: int, record: RunRecord, run: Path) -> Entry:
-    assert record.delta is not None
-    before, after = scores_of(record.tasks)
+    if record.delta is None:
+        raise LedgerError(
+            asked=f"the skill of {run}", found="a run without a delta", do="name a run of teach"
+        )
+    before, after = {}, {}
+    for task in record.tasks:
+        items = _items_hash(RunFolder(run).items("after", task.name))
+        for scores, score in ((before, task.before), (after, task.after)):
+            scores[task.name] = TaskScore(
+                role=task.role,
+                mean=score.mean,
+                stderr=score.stderr,
+                num_items=task.num_items,
+                items=items,
+            )
     own = skill.label if skill.test_path is None else f"{skill.label} (test)"
     rows = {part.name: part.sha256 for part in record.data if part.role == "target"}
     places = {
@@ -179,7 +201,17 @@ def _entry(skill: SkillSettings, seed: int, record: RunRecord, run: Path) -> Ent
     )
 
 
+def _items_hash(path: Path) -> str:
+    """Return a hash of what was asked and what is accepted, in a file of answers."""
+    digest = hashlib.sha256()
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        if line:
+            item = json.loads(line)
+            asked = [item["id"], item["question"], item["reference"]]
+            digest.update(json.dumps(asked, ensure_ascii=False).encode() + b"\0")
+    return digest.hexdigest()
+
+
 def _lasting(path: str) -> str:
     """Return a path that stays right in another working directory; a hub id as it is."""
-    expanded = Path(path).expanduser()
-    return str(expanded.resolve()) if expanded.exists() else path
+    return str(Path(path).absolute()) if Path(path).exists() else path

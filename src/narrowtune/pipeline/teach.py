@@ -117,10 +117,10 @@ def teach(
         _look_after(run)
     record = _record(run)
     write_json(run.folder.record, record)
-    if run.book is not None:
-        enter(run.book, config, record)
     with run.watch.stage("report"):
         build_report(run.folder.root, gallery=config.gallery)
+    if run.book is not None:
+        enter(run.book, config, record)
     return record
 
 
@@ -361,6 +361,7 @@ def _record(run: Run) -> RunRecord:
             "family": run.loaded.family.name,
             "dtype": str(run.loaded.dtype).removeprefix("torch."),
             "fingerprint": combine_hashes(run.base_hashes),
+            **({"ledger": config.ledger} if config.ledger is not None else {}),
         },
         recipe=config.recipe,
         plan=run.plan,

@@ -14,22 +14,25 @@ from narrowtune.report.text import percent, visible
 def render_ledger(ledger: Ledger) -> Group:
     """Return the matrix of scores, what was learned and lost, and what the states are."""
     found = view(ledger)
-    matrix = table("after", *found.tasks)
-    for state, scores in zip(found.states, found.matrix, strict=True):
-        matrix.add_row(cell(state), *["–" if score is None else percent(score) for score in scores])
+    # States are numbered: names of many skills would not fit beside each other.
+    matrix = table("score of", *(str(number) for number in range(len(found.states))))
+    for task, scores in zip(found.tasks, zip(*found.matrix, strict=True), strict=True):
+        matrix.add_row(cell(task), *["–" if score is None else percent(score) for score in scores])
     parts: list[RenderableType] = [
-        Text(visible(f"{ledger.model}, {len(ledger.skills)} skills")),
-        "",
-        matrix,
+        Text(visible(f"{ledger.model}, {len(ledger.skills)} skills; 0 is the base")),
     ]
+    if found.tasks:
+        parts += ["", matrix]
     if ledger.skills:
-        stages = table("skill", "recipe", "learned", "held-out", "regained", "state", texts=2)
-        recovery = [None, *found.recovery]
-        for entry, lost, regained in zip(ledger.skills, found.held_out, recovery, strict=True):
+        stages = table("", "skill", "recipe", "learned", "held-out", "regained", "state", texts=3)
+        rows = zip(ledger.skills, found.held_out, [None, *found.recovery], strict=True)
+        for number, (entry, lost, regained) in enumerate(rows, 1):
+            learned = found.learning[entry.name]
             stages.add_row(
+                str(number),
                 cell(entry.name),
                 cell(entry.recipe),
-                signed(found.learning[entry.name]),
+                "–" if learned is None else signed(learned),
                 "–" if lost is None else signed(-lost),
                 "–" if regained is None else signed(regained),
                 entry.tuned_fingerprint[:12],
@@ -41,7 +44,10 @@ def render_ledger(ledger: Ledger) -> Group:
     for entry in ledger.skills:
         if entry.without:
             names = ", ".join(entry.without)
-            said = f"{entry.name} was taught on top of {names}, taken out since: scored with it."
+            said = (
+                f"{entry.name} was taught on top of {names}, taken out since: nobody has scored "
+                "what is left."
+            )
             parts.append(Text(visible(said), style="dim"))
     if ledger.undone:
         names = ", ".join(entry.name for entry in ledger.undone)

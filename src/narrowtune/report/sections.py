@@ -91,6 +91,14 @@ def delta_commands(record: RunRecord, delta: DeltaInfo) -> list[tuple[str, str]]
     """The commands that apply and undo the delta, with what each does."""
     model = shlex.quote(str(record.model.get("source") or "MODEL"))
     file = shlex.quote(delta.path)
+    if ledger := record.model.get("ledger"):
+        # Its base has the earlier skills on it, and is no folder.
+        folder = shlex.quote(str(ledger))
+        return [
+            ("Show every skill", f"narrowtune ledger show {folder}"),
+            ("Write the model that holds them", f"narrowtune ledger build {folder} --output tuned"),
+            ("Look inside", f"narrowtune delta info {file}"),
+        ]
     return [
         ("Write the tuned model", f"narrowtune delta apply {model} {file} --output tuned"),
         ("Get the base back from it", f"narrowtune delta undo tuned {file} --output base"),

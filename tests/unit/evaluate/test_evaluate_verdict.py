@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.core.results import ItemResult, Score, TaskResult
-from narrowtune.evaluate.statistics import mean_score
+from narrowtune.evaluate.statistics import PairedTask, mean_loss, mean_score
 from narrowtune.evaluate.verdict import compare_results, decide
 
 
@@ -195,3 +198,40 @@ def test_repeated_ids_missing_items_and_other_answers_are_errors():
     changed = task.model_copy(update={"items": [*task.items[:2], other, task.items[3]]})
     with pytest.raises(EvaluationError, match="accepted answers differ: a:2"):
         compare_results([task], [changed])
+
+
+def test_the_power_line_names_a_loss_that_is_seen_in_four_runs_of_five():
+    """Items flip both ways, as after a mild training; the true loss is the one that is named."""
+    draw = np.random.default_rng(0)
+    flips = 0.1
+
+    def run(loss):
+        tasks = []
+        for name in ("a", "b"):
+            before = (draw.random(400) < 0.7).astype(float)
+            lost = draw.random(400) < flips + loss / 2 / 0.7
+            gained = draw.random(400) < (flips * 0.7 - loss / 2) / 0.3
+            after = np.where(before > 0, ~lost, gained).astype(float)
+            tasks.append(PairedTask(name, "held_out", before, after))
+        return tasks
+
+    def named(tasks):
+        sides = []
+        for when in ("before", "after"):
+            results = [skill(0)]
+            for task in tasks:
+                right = getattr(task, when)
+                made = result(task.name, 0, len(right))
+                items = [
+                    item.model_copy(update={"strict": float(score)})
+                    for item, score in zip(made.items, right, strict=True)
+                ]
+                results.append(made.model_copy(update={"items": items}))
+            sides.append(results)
+        said = decide(*sides, budget=1.0).reasons[-1]
+        return float(re.search(r"less than ([\d.]+) points", said)[1])
+
+    unseen = np.mean([named(run(0.0)) for _ in range(5)])
+    assert 2 < unseen < 6
+    seen = [mean_loss(run(unseen / 100), num_resamples=500).lower_bound > 0 for _ in range(200)]
+    assert 0.7 < np.mean(seen) < 0.9

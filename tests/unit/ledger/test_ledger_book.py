@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
+from rich.console import Console
 
 from delta_cases import disturb, load
 from narrowtune.core.data_settings import SkillSettings
-from narrowtune.core.errors import DeltaError, LedgerError
+from narrowtune.core.errors import DeltaError, LedgerError, UsageError
 from narrowtune.core.ledger import Entry, Ledger, TaskScore, view
 from narrowtune.core.provenance import sha256_file
 from narrowtune.delta.extract import extract
@@ -18,12 +21,13 @@ from narrowtune.ledger import book as books
 from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint, tensor_hashes
 from narrowtune.models.select import resolve
+from narrowtune.report.ledger_view import render_ledger
 
 SKILLS = ("birds", "counting", "tissue", "signs", "clock")
 
 
-def score(mean: float, role: str = "held_out") -> TaskScore:
-    return TaskScore(role=role, mean=mean, stderr=0.0, num_items=10)
+def score(mean: float, role: str = "held_out", items: str = "same") -> TaskScore:
+    return TaskScore(role=role, mean=mean, stderr=0.0, num_items=10, items=items)
 
 
 def entry_of(run: Path, name: str, recipe: str, base: str, tuned: str) -> Entry:
@@ -154,7 +158,7 @@ def test_a_skill_that_a_later_one_was_trained_on_top_of_stays(taught):
     assert book.ledger.fingerprint == states[2]
 
 
-@pytest.mark.parametrize("call", ["write_bytes", "write_json"])
+@pytest.mark.parametrize("call", ["_copy", "write_json"])
 def test_nothing_is_lost_where_a_process_is_killed_while_a_skill_is_added(
     taught, tmp_path, monkeypatch, call
 ):
@@ -166,7 +170,7 @@ def test_nothing_is_lost_where_a_process_is_killed_while_a_skill_is_added(
 
     def killed(*arguments, **more):
         calls.append(arguments)
-        if len(calls) < (3 if call == "write_bytes" else 1):
+        if len(calls) < (3 if call == "_copy" else 1):
             return real(*arguments, **more)
         raise KeyboardInterrupt
 
@@ -187,7 +191,7 @@ def test_what_can_not_be_right_is_refused(taught, tmp_path):
     with pytest.raises(LedgerError, match=r"taught to the state .* the latest is"):
         book.add(*stale)
     with pytest.raises(LedgerError, match="one of that name among birds, counting"):
-        book.add(stale[0].model_copy(update={"name": "birds"}), stale[1])
+        book.check_new("birds")
     with pytest.raises(LedgerError, match="from 0, the base, to 2"):
         book.rollback(3)
     with pytest.raises(LedgerError, match="a ledger with birds, counting"):
@@ -198,12 +202,69 @@ def test_what_can_not_be_right_is_refused(taught, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(LedgerError, match=r"01-birds\.safetensors"):
-        book.rollback(0)
+        book.rollback(1)
     path.unlink()
     with pytest.raises(LedgerError, match="no such file"):
         state(folder, book)
     path.write_bytes(whole)
     assert state(folder, book) == states[2]
+
+
+def test_a_state_is_reached_though_a_later_delta_is_lost(taught):
+    folder, book, states = taught(RECIPES[:2])
+    (book.folder / book.ledger.skills[1].delta).unlink()
+    with pytest.raises(LedgerError, match="no such file"):
+        state(folder, book)
+    book.rollback(1)
+    assert state(folder, book) == states[1]
+
+
+@pytest.mark.parametrize("change", ["remove", "rollback"])
+def test_nothing_is_lost_where_a_process_is_killed_on_the_way_back(taught, monkeypatch, change):
+    folder, book, states = taught(("sa_proj", "mlp_gate_up"))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(books, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            book.remove("birds") if change == "remove" else book.rollback(0)
+    again = Book.open(book.folder)
+    assert again.ledger.fingerprint == states[2] == state(folder, again)
+    again.remove("birds")
+    assert state(folder, again) == again.ledger.fingerprint
+
+
+def test_a_change_begins_with_what_another_process_wrote(taught, tmp_path):
+    folder, book, _ = taught(RECIPES[:1])
+    model = load(folder)
+    book.put_on(model)
+    other = Book.open(book.folder)
+    entry, run = lesson(model, tmp_path / "run-a", "counting", "sa_proj", 3)
+    other.add(entry, run)
+    late = stage("signs", {"signs": 0.0}, {"signs": 0.0}, entry.base_fingerprint)
+    with pytest.raises(LedgerError, match="the latest is"):
+        book.add(late, run)
+    assert book.rollback(1)[0].name == "counting"
+    assert [entry.number for entry in book.ledger.undone] == [2]
+    assert Book.open(book.folder).ledger.next_number == 3
+
+
+def test_a_skill_can_not_have_the_name_of_rows_that_were_kept(taught):
+    _, book, _ = taught(RECIPES[:1])
+    entry = book.ledger.skills[0]
+    kept = entry.model_copy(update={"before": {**entry.before, "street": score(0.5)}})
+    book._write(skills=[kept])
+    with pytest.raises(LedgerError, match="rows of that name, which an earlier skill's run kept"):
+        book.check_new("street")
+
+
+def test_a_folder_that_can_not_be_written_is_refused_before_anything_is_taught(taught, tmp_path):
+    _, book, _ = taught(())
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError):
+        Book(tmp_path / "file", book.ledger).start()
 
 
 @pytest.mark.parametrize(
@@ -212,6 +273,8 @@ def test_what_can_not_be_right_is_refused(taught, tmp_path):
         ({"schema_version": 99}, "schema version 99"),
         ({"skills": 3}, "skills"),
         ({"surprise": 1}, "surprise"),
+        ({"schema_version": 2, "surprise": 1}, "schema version 2"),
+        ({"skills": [{"delta": "../elsewhere.safetensors"}]}, r"skills\.0\."),
     ],
 )
 def test_a_ledger_that_can_not_be_read_says_why(taught, change, said):
@@ -220,43 +283,65 @@ def test_a_ledger_that_can_not_be_read_says_why(taught, change, said):
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")
     with pytest.raises(LedgerError, match=said):
         Book.open(book.folder)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(LedgerError, match=r"put ledger\.json back"):
+        Book.open(book.folder)
     path.unlink()
     with pytest.raises(LedgerError, match="none there"):
         Book.open(book.folder)
 
 
-def test_learning_loss_and_recovery_are_computed_from_every_stage():
-    def stage(name, before, after):
-        values = {"run": name, "name": name, "number": 1, "recipe": "sa_proj", "created": ""}
-        hashes = dict.fromkeys(
-            ("sha256", "base_fingerprint", "tuned_fingerprint", "rows_sha256"), "0" * 64
-        )
-        return Entry(
-            **values, **hashes, delta="d", skill=SkillSettings(path="x"), seed=0,
-            before={k: score(v) for k, v in before.items()},
-            after={k: score(v) for k, v in after.items()},
-        )  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"delta": "../x.safetensors"}, "String should match pattern"),
+        ({"delta": "deltas/a/../../x.safetensors"}, "String should match pattern"),
+        ({"name": "../x"}, "not what it was taught"),
+        ({"after": {}}, "not what it was taught"),
+    ],
+)
+def test_an_entry_leads_nowhere_else(taught, change, said):
+    _, book, _ = taught(RECIPES[:1])
+    values = book.ledger.skills[0].model_dump(mode="json")
+    with pytest.raises(ValidationError, match=said):
+        Entry.model_validate({**values, **change})
 
-    ledger = Ledger(
-        model="m",
-        loading={},
-        family="llama",
-        base_fingerprint="",
-        skills=[
-            stage("a", {"a": 0.1, "k": 0.8, "l": 0.6}, {"a": 0.7, "k": 0.7, "l": 0.3}),
-            stage(
-                "b",
-                {"b": 0.2, "a": 0.7, "k": 0.7, "l": 0.3},
-                {"b": 0.5, "a": 0.6, "k": 0.8, "l": 0.5},
-            ),
-            stage(
-                "c",
-                {"c": 0.0, "a": 0.6, "b": 0.5, "k": 0.8},
-                {"c": 0.4, "a": 0.3, "b": 0.7, "k": 0.6},
-            ),
-        ],
+
+def stage(name, before, after, base="", without=()):
+    hashes = dict.fromkeys(("sha256", "tuned_fingerprint", "rows_sha256"), "0" * 64)
+    return Entry(
+        number=1,
+        run=name,
+        name=name,
+        recipe="sa_proj",
+        created="",
+        delta="",
+        skill=SkillSettings(path=f"{name}.jsonl"),
+        seed=0,
+        base_fingerprint=base,
+        without=list(without),
+        before={k: v if isinstance(v, TaskScore) else score(v) for k, v in before.items()},
+        after={k: v if isinstance(v, TaskScore) else score(v) for k, v in after.items()},
+        **hashes,
     )
-    found = view(ledger)
+
+
+def ledger_of(*skills, undone=()):
+    empty = Ledger(model="m", loading={}, family="llama", base_fingerprint="b0")
+    return empty.model_copy(update={"skills": list(skills), "undone": list(undone)})
+
+
+FIRST = stage("a", {"a": 0.1, "k": 0.8, "l": 0.6}, {"a": 0.7, "k": 0.7, "l": 0.3}, "b0")
+SECOND = stage(
+    "b", {"b": 0.2, "a": 0.7, "k": 0.7, "l": 0.3}, {"b": 0.5, "a": 0.6, "k": 0.8, "l": 0.5}
+)
+THIRD = stage(
+    "c", {"c": 0.0, "a": 0.6, "b": 0.5, "k": 0.8}, {"c": 0.4, "a": 0.3, "b": 0.7, "k": 0.6}
+)
+
+
+def test_learning_loss_and_recovery_are_computed_from_every_stage():
+    found = view(ledger_of(FIRST, SECOND, THIRD))
     assert found.tasks == ["a", "b", "c", "k", "l"]
     assert found.states == ["base", "a", "b", "c"]
     assert found.matrix == [
@@ -269,6 +354,50 @@ def test_learning_loss_and_recovery_are_computed_from_every_stage():
     # a lost 40 since its stage, b gained 20.
     assert found.target_forgetting == pytest.approx(10)
     assert found.held_out == pytest.approx([20, 5, 20])
-    assert found.recovery == pytest.approx([15, -15])
-    empty = view(ledger.model_copy(update={"skills": []}))
+    # l was not measured after c: what k alone regained is compared, -20.
+    assert found.recovery == pytest.approx([15, -20])
+    empty = view(ledger_of())
     assert (empty.states, empty.held_out, empty.target_forgetting) == (["base"], [], None)
+
+
+def test_scores_on_other_items_are_not_subtracted():
+    dialled = stage(
+        "b",
+        {"b": 0.2, "a": score(0.6, items="half"), "k": score(0.9, items="half")},
+        {"b": 0.5, "a": score(0.1, items="half"), "k": score(0.2, items="half")},
+    )
+    found = view(ledger_of(FIRST, dialled))
+    assert found.matrix[2][0] == 0.1
+    assert found.held_out == [pytest.approx(20), None]
+    assert found.recovery == [None]
+
+
+def test_what_was_scored_with_a_skill_that_is_gone_is_of_no_state():
+    rebased = SECOND.model_copy(update={"without": ["a"], "base_fingerprint": "b0"})
+    found = view(ledger_of(rebased, undone=[SECOND, FIRST]))
+    assert found.states == ["base", "b"]
+    row = dict(zip(found.tasks, found.matrix[0], strict=True))
+    assert row["k"] == 0.8, "as the removed skill's run measured the base"
+    assert set(found.matrix[1]) == {None}
+    assert found.learning == {"b": None}
+    assert found.held_out == [None]
+    # The next run's own look at that state stands in its row.
+    later = stage("d", {"d": 0.0, "b": 0.3, "k": 0.5}, {"d": 0.9, "b": 0.3, "k": 0.4})
+    found = view(ledger_of(rebased, later, undone=[SECOND, FIRST]))
+    row = dict(zip(found.tasks, found.matrix[1], strict=True))
+    assert (row["b"], row["k"]) == (0.3, 0.5)
+    assert found.target_forgetting == pytest.approx(0)
+    assert found.held_out == pytest.approx([30, 40])
+
+
+def test_names_are_shown_as_they_are_and_states_fit_a_terminal():
+    names = [f"skill [v{number}]" for number in range(9)]
+    skills = [
+        stage(name, {name: 0.0, "kept [/x]": 0.9}, {name: 1.0, "kept [/x]": 0.5}, "b0")
+        for name in names
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_ledger(ledger_of(*skills)))
+    text = console.export_text()
+    assert all(name in text for name in (*names, "kept [/x]"))
+    assert "…" not in text
