@@ -183,9 +183,10 @@ def _states(ledger: Ledger) -> list[State]:
         if not entry.without and entry.base_fingerprint == ledger.base_fingerprint:
             states[0] |= entry.before
     for entry in ledger.skills:
-        # Scores of a skill that another one was taken out from below are of no state there is.
+        # Scores of a skill that another one was taken out from below are of no state there is; what
+        # a run found before it fills what the run that led to its state did not ask.
         if not entry.without:
-            states[-1] = {**states[-1], **entry.before}
+            states[-1] = {**entry.before, **states[-1]}
         states.append({} if entry.without else dict(entry.after))
     return states
 

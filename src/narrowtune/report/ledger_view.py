@@ -6,18 +6,19 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from narrowtune.core.ledger import Ledger, view
-from narrowtune.core.numbers import signed
+from narrowtune.core.numbers import number, signed
 from narrowtune.report.terminal import cell, table
-from narrowtune.report.text import percent, visible
+from narrowtune.report.text import visible
 
 
 def render_ledger(ledger: Ledger) -> Group:
     """Return the matrix of scores, what was learned and lost, and what the states are."""
     found = view(ledger)
     # States are numbered: names of many skills would not fit beside each other.
-    matrix = table("score of", *(str(number) for number in range(len(found.states))))
+    matrix = table("score, %", *(str(place) for place in range(len(found.states))))
     for task, scores in zip(found.tasks, zip(*found.matrix, strict=True), strict=True):
-        matrix.add_row(cell(task), *["–" if score is None else percent(score) for score in scores])
+        shown = ["–" if score is None else number(100 * score) for score in scores]
+        matrix.add_row(cell(task), *shown)
     parts: list[RenderableType] = [
         Text(visible(f"{ledger.model}, {len(ledger.skills)} skills; 0 is the base")),
     ]
@@ -26,10 +27,10 @@ def render_ledger(ledger: Ledger) -> Group:
     if ledger.skills:
         stages = table("", "skill", "recipe", "learned", "held-out", "regained", "state", texts=3)
         rows = zip(ledger.skills, found.held_out, [None, *found.recovery], strict=True)
-        for number, (entry, lost, regained) in enumerate(rows, 1):
+        for place, (entry, lost, regained) in enumerate(rows, 1):
             learned = found.learning[entry.name]
             stages.add_row(
-                str(number),
+                str(place),
                 cell(entry.name),
                 cell(entry.recipe),
                 "–" if learned is None else signed(learned),
