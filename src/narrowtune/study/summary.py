@@ -19,10 +19,10 @@ from narrowtune.study.results import StageResult
 from narrowtune.study.rules import Claim, on_frontier
 from narrowtune.study.tables import SHARES, frontier, matched, sequences
 
-BEST = "counting, each at its best rate"
-ONE_RATE = "counting, one rate for all"
+BEST = "one skill, each at its best rate"
+ONE_RATE = "one skill, one rate for all"
 CHAINED = "all skills in a row"
-SECOND = "counting on the second model, each at its best rate"
+SECOND = "one skill on the second model, each at its best rate"
 
 
 class ArmFigures(Value):
@@ -110,7 +110,7 @@ def summarise_study(
     correlations = {}
     if single:
         points = points_in([results[name] for name in single])
-        correlations["counting alone"] = tuple(correlate(points, m, factors) for m in MEASURES)
+        correlations["one skill alone"] = tuple(correlate(points, m, factors) for m in MEASURES)
     chained = [results[name] for name in ("chains", "orders") if name in results]
     if chained:
         points = points_in(chained)
