@@ -89,9 +89,9 @@ _TASKS = (
         "tissue", "target", "PathVQA", "yes/no, term", "exact_match", 12, 0.361, tissue.make
     ),
     MiniatureTask(
-        "signs", "target", "TextVQA", "word, number", "exact_match", 12, 0.006, signs.make
+        "signs", "target", "TextVQA", "word, number", "exact_match", 12, 0.008, signs.make
     ),
-    MiniatureTask("clock", "target", "TimeClock", "HH:MM", "exact_match", 12, 0.007, clock.make),
+    MiniatureTask("clock", "target", "TimeClock", "HH:MM", "exact_match", 12, 0.021, clock.make),
     MiniatureTask(
         "diagrams", "held_out", "AI2D", "option", "option_letter", 24, 0.25, diagrams.make
     ),
