@@ -34,6 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=500, help="scored of each task")
+    parser.add_argument(
+        "--note", default="", help="for the card: how else these weights came to be"
+    )
     parser.add_argument("--score-only", action="store_true", help="print, and copy nothing")
     given = parser.parse_args()
     model = given.folder / "model"
@@ -51,7 +54,7 @@ def main() -> None:
     target = WEIGHTS / state["name"]
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(model, target)
-    card = make_card(given.folder, state, results, given.rows)
+    card = make_card(given.folder, state, results, given.rows, given.note)
     (target / "README.md").write_text(card, encoding="utf-8")
     print(f"{target}: {size / 2**20:.1f} MiB of weights")
 
@@ -98,7 +101,7 @@ def line(result: TaskResult) -> str:
     return f"| {' | '.join(parts)} |"
 
 
-def make_card(folder: Path, state: dict, results: list[TaskResult], rows: int) -> str:
+def make_card(folder: Path, state: dict, results: list[TaskResult], rows: int, note: str) -> str:
     """Return the model card."""
     log = [json.loads(text) for text in (folder / "log.jsonl").open(encoding="utf-8")]
     spent = {entry["stage"]: entry for entry in log}
@@ -117,6 +120,7 @@ def make_card(folder: Path, state: dict, results: list[TaskResult], rows: int) -
             f"**Not final**: the goal is a mean of {GOAL:.0%} and none under {LEAST:.0%}. Studies "
             "of recipes wait for a model that has reached it.\n\n"
         )
+    also = f"{note}\n\n" if note else ""
     settings = ", ".join(f"{name} {value}" for name, value in state["schedule"].items())
     return f"""---
 license: apache-2.0
@@ -138,8 +142,8 @@ one hand of a dial points.
     python scripts/pretrain_reference.py {state["name"]} FOLDER
     python scripts/ship_reference.py FOLDER
 
-Data: pictures, questions and patch labels drawn by `narrowtune.miniature`, split `pretrain`; no
-other. Settings: {settings}. Weights are rounded to bfloat16.
+{also}Data: pictures, questions and patch labels drawn by `narrowtune.miniature`, split `pretrain`;
+no other. Settings: {settings}. Weights are rounded to bfloat16.
 
 | stage | steps | minutes on two cores |
 |---|---|---|

@@ -94,14 +94,20 @@ def test_a_second_skill_starts_from_the_first_and_keeps_it(lessons):
     assert "0 skills; without any it is the base itself" in " ".join(none.stderr.split())
 
 
-def test_a_first_run_that_was_killed_before_it_was_entered_can_be_added(lessons, monkeypatch):
+def kill_before_it_is_entered(lessons, name):
+    """Teach a skill whose run is finished, and whose ledger never hears of it."""
+
     def killed(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(teaching, "enter", killed)
         with pytest.raises(KeyboardInterrupt):
-            lessons("counting", "sa_proj")
+            lessons(name, "sa_proj")
+
+
+def test_a_first_run_that_was_killed_before_it_was_entered_can_be_added(lessons):
+    kill_before_it_is_entered(lessons, "counting")
     run, ledger = lessons.folder / "counting", lessons.folder / "ledger"
     assert (run / "report.html").exists()
     assert "narrowtune ledger build" in (run / "report.md").read_text("utf-8")
@@ -116,16 +122,9 @@ def test_a_comparison_does_not_fill_a_ledger(lessons):
         run_comparison(config, ways, trial=False, console=Console(quiet=True))
 
 
-def test_a_run_that_was_killed_before_it_was_entered_can_be_added(lessons, monkeypatch):
+def test_a_run_that_was_killed_before_it_was_entered_can_be_added(lessons):
     lessons("counting", "sa_proj")
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(teaching, "enter", killed)
-        with pytest.raises(KeyboardInterrupt):
-            lessons("spelling", "sa_proj")
+    kill_before_it_is_entered(lessons, "spelling")
     ledger = lessons.folder / "ledger"
     assert [entry.name for entry in Book.open(ledger).ledger.skills] == ["counting"]
     assert add_run(ledger, lessons.folder / "spelling").name == "spelling"

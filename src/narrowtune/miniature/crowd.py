@@ -73,11 +73,16 @@ def draw_crowd(draw: Random, form: Form, number: int, others: int) -> Crowd:
                 else draw.choice(OBJECT_COLOURS if form in ("shape", "thing") else other_colours),
             )
         )
-    one, many = {
-        "colour": (f"{colour} shape", f"{colour} shapes"),
-        "both": (f"{colour} {name}", f"{colour} {PLURALS[name]}"),
-    }.get(form, (name, PLURALS[name]))
-    return Crowd(one, many, tuple(found))
+    return Crowd(*called(form, Counted(name, colour)), tuple(found))
+
+
+def called(form: str, item: Counted) -> tuple[str, str]:
+    """Return what is counted where things like `item` are, for one and for several."""
+    several = PLURALS[item.name]
+    return {
+        "colour": (f"{item.colour} shape", f"{item.colour} shapes"),
+        "both": (f"{item.colour} {item.name}", f"{item.colour} {several}"),
+    }.get(form, (item.name, several))
 
 
 def paint_crowd(crowd: tuple[Counted, ...], draw: Random) -> Canvas:

@@ -13,7 +13,7 @@ from narrowtune.core.errors import DataError
 from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
-from narrowtune.data.examples import Example, Message, RefusedRow
+from narrowtune.data.examples import Example, Message, RefusedRow, RowsRefusedError
 from narrowtune.data.rows import write_refused
 from narrowtune.data.splits import find_overlap, mix_examples, split_examples
 from narrowtune.evaluate.tasks import Task, make_task
@@ -210,12 +210,19 @@ class _Reader:
         """Read what an earlier skill is tested on; it is to be kept."""
         settings, key = taught.settings, f"the ledger's {taught.settings.label}"
         own = test_settings(settings) if settings.test_path is not None else settings
-        source = Source(own, self.inputs.refused, key=key, seed=taught.seed)
-        rows = source.examples
-        if settings.test_path is None:
-            rows = split_examples(rows, settings.validation, settings.test, taught.seed)["test"]
-        examples = source.encode_items(rows, self.encoder)
-        source.check()
+        try:
+            source = Source(own, self.inputs.refused, key=key, seed=taught.seed)
+            rows = source.examples
+            if settings.test_path is None:
+                rows = split_examples(rows, settings.validation, settings.test, taught.seed)["test"]
+            examples = source.encode_items(rows, self.encoder)
+            source.check()
+        except RowsRefusedError as error:
+            # No setting of this run is about these rows.
+            do = f"take the max_length and the chat template that {key} was taught with"
+            raise RowsRefusedError(
+                error.refused, settings.max_refused, error.num_rows, do
+            ) from None
         if not examples:
             raise _nothing_left("test", own.path, len(rows))
         self.inputs.tasks.append(make_task(settings, examples, "held_out"))

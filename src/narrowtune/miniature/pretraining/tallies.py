@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from random import Random
 
-from narrowtune.miniature.crowd import FORMS, PLURALS, Counted, draw_crowd, paint_crowd
+from narrowtune.miniature.crowd import FORMS, Counted, called, draw_crowd, paint_crowd
 from narrowtune.miniature.item import Item
 from narrowtune.miniature.marks import THINGS
 
@@ -45,10 +45,7 @@ def _again(crowd: tuple[Counted, ...], draw: Random) -> Item:
 
 
 def _ask(crowd: tuple[Counted, ...], form: str, asked: Counted, draw: Random) -> Item:
-    label = {
-        "colour": f"{asked.colour} shapes",
-        "both": f"{asked.colour} {PLURALS[asked.name]}",
-    }.get(form, PLURALS[asked.name])
+    _, label = called(form, asked)
     answer = (str(_count(crowd, form, asked)),)
     paint, again = partial(paint_crowd, crowd), partial(_again, crowd)
     return Item(form, WORDING.format(label=label), answer, paint, again=again)
