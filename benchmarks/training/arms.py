@@ -1,0 +1,247 @@
+"""What is measured: narrowtune's recipes and the tools that its users have today.
+
+Owns: how each tool is set up. Every arm trains the same rows,
+`SAMPLES` rows per optimiser step, and returns the seconds of its steps. `default` leaves a tool's
+settings as they come (but for the rows per step, which are accumulated where its batch is smaller);
+`best` is what its documentation offers for speed on this machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from narrowtune.engine.arithmetic import Arithmetic
+from training.rows import Messages
+
+SAMPLES = 16
+RANK = 16
+_ALL_LINEAR = "all-linear"
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+Result = dict[str, Any]
+
+
+class StepClock(TrainerCallback):
+    """Seconds from the end of one optimiser step to the end of the next."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+        self.losses: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Mark the time."""
+        self.marks.append(time.perf_counter())
+
+    def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+        """Keep the loss."""
+        if logs and "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of every step but the first."""
+        return [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
+
+
+def _load(folder: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def _common(best: bool, bf16: bool, num_steps: int, folder: str) -> dict[str, Any]:
+    """Return Trainer arguments that every peer gets."""
+    values: dict[str, Any] = {
+        "output_dir": folder,
+        "max_steps": num_steps,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "per_device_train_batch_size": SAMPLES if best else 8,
+        "gradient_accumulation_steps": 1 if best else SAMPLES // 8,
+    }
+    if best:
+        values |= {"bf16": bf16, "optim": "adamw_torch_fused", "dataloader_pin_memory": False}
+    return values
+
+
+def narrowtune(recipe: str, *, packing: bool = True) -> Callable[..., Result]:
+    """Our own training, as `narrowtune teach` does it; its defaults are its best."""
+
+    def run(
+        rows: list[Messages],
+        model_folder: str,
+        arithmetic: Arithmetic,
+        steps: int,
+        folder: str,
+        **_,
+    ) -> Result:
+        from narrowtune.core.config import parse_config
+        from narrowtune.data.chat import ChatEncoder
+        from narrowtune.data.examples import Example, Message, Text
+        from narrowtune.engine.arithmetic import apply_arithmetic
+        from narrowtune.models.load import load_model
+        from narrowtune.models.select import resolve
+        from narrowtune.train.fit import fit
+        from narrowtune.train.masters import computing_in
+
+        loaded = load_model(model_folder)
+        encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+        encoded = []
+        for number, row in enumerate(rows):
+            messages = tuple(Message(turn["role"], (Text(turn["content"]),)) for turn in row)
+            answers = (row[-1]["content"],)
+            encoded.append(encoder.encode(Example(str(number), messages=messages, answers=answers)))
+        training = {
+            "global_batch_size": SAMPLES,
+            "per_device_train_batch_size": SAMPLES,
+            "max_steps": steps,
+        }
+        values = {
+            "model": model_folder,
+            "recipe": recipe,
+            "skill": "rows.jsonl",
+            "output_dir": folder,
+            "training": training,
+        }
+        config = parse_config(values, "this benchmark")
+        clock = StepClock()
+        chosen = arithmetic if packing else arithmetic.model_copy(update={"packing": False})
+        widened = chosen.torch_dtype if chosen.compute_dtype == "float32" else loaded.dtype
+        with apply_arithmetic(chosen), computing_in(loaded.model, widened):
+            selection = resolve(loaded.model, recipe)
+            fit(loaded, selection, encoded, config, arithmetic=chosen, callbacks=[clock])
+        return {
+            "seconds": clock.seconds,
+            "losses": clock.losses,
+            "num_trainable": selection.num_parameters,
+        }
+
+    return run
+
+
+def _set_machine(best: bool, arithmetic: Arithmetic) -> bool:
+    """Give a peer the machine's fastest arithmetic, where it runs at its best; whether bf16 is."""
+    if best:
+        torch.set_float32_matmul_precision(arithmetic.float32_matmul_precision)
+        torch.set_num_threads(arithmetic.threads)
+    return best and arithmetic.compute_dtype == "bfloat16"
+
+
+def trl(targets: str | list[str] | None) -> Callable[..., Result]:
+    """TRL's SFTTrainer: everything, or LoRA of `RANK` by peft on `targets`.
+
+    Loss on the answer alone (prompt and completion). Its loss leaves
+    out the head at ignored tokens by default. At its best: no gradient checkpointing, one pass per
+    step. Its packing and padding-free batches need FlashAttention, which a CPU lacks.
+    """
+
+    def run(
+        rows: list[Messages],
+        model_folder: str,
+        arithmetic: Arithmetic,
+        steps: int,
+        folder: str,
+        *,
+        best: bool,
+    ) -> Result:
+        from datasets import Dataset
+        from peft import LoraConfig
+        from trl import SFTConfig, SFTTrainer
+
+        bf16 = _set_machine(best, arithmetic)
+        model, tokenizer = _load(model_folder)
+        values = _common(best, bf16, steps, folder)
+        if best:
+            values |= {"gradient_checkpointing": False}
+        data = Dataset.from_list([{"prompt": row[:-1], "completion": row[-1:]} for row in rows])
+        lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets) if targets else None
+        clock = StepClock()
+        trainer = SFTTrainer(
+            model,
+            args=SFTConfig(**values),
+            train_dataset=data,
+            processing_class=tokenizer,
+            peft_config=lora,
+            callbacks=[clock],
+        )
+        trainer.train()
+        return {
+            "seconds": clock.seconds,
+            "losses": clock.losses,
+            "num_trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        }
+
+    return run
+
+
+def plain_trainer(recipe: str) -> Callable[..., Result]:
+    """`transformers.Trainer` with our recipe's matrices alone trainable, loss by the model."""
+
+    def run(
+        rows: list[Messages],
+        model_folder: str,
+        arithmetic: Arithmetic,
+        steps: int,
+        folder: str,
+        *,
+        best: bool,
+    ) -> Result:
+        from transformers import DataCollatorForSeq2Seq
+
+        from narrowtune.models.select import resolve
+
+        bf16 = _set_machine(best, arithmetic)
+        model, tokenizer = _load(model_folder)
+        names = set(resolve(model, recipe).names)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
+        data = [_encode(row, tokenizer) for row in rows]
+        clock = StepClock()
+        trainer = Trainer(
+            model,
+            args=TrainingArguments(**_common(best, bf16, steps, folder)),
+            train_dataset=data,
+            data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=None),
+            callbacks=[clock],
+        )
+        trainer.train()
+        return {
+            "seconds": clock.seconds,
+            "losses": clock.losses,
+            "num_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }
+
+    return run
+
+
+def _encode(row: Messages, tokenizer: Any) -> dict[str, list[int]]:
+    prompt = tokenizer.apply_chat_template(row[:-1], add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(row, return_dict=False)
+    labels = [-100] * len(prompt) + whole[len(prompt) :]
+    return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": labels}
+
+
+OURS: Mapping[str, Callable[..., Result]] = {
+    "narrowtune sa_proj": narrowtune("sa_proj"),
+    "narrowtune mlp_gate_up": narrowtune("mlp_gate_up"),
+    "narrowtune language_model": narrowtune("language_model"),
+    "narrowtune sa_proj, plain path": narrowtune("sa_proj", packing=False),
+}
+
+PEERS: Mapping[str, Callable[..., Result]] = {
+    "TRL, everything": trl(None),
+    "TRL + peft LoRA, all linear": trl(_ALL_LINEAR),
+    "TRL + peft LoRA, attention": trl(_ATTENTION),
+    "transformers.Trainer, attention trainable": plain_trainer("sa_proj"),
+}
+
+ARMS = {**OURS, **PEERS}
