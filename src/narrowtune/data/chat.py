@@ -45,6 +45,8 @@ class ChatEncoder:
         processor: of a multimodal model, else None.
         max_length: most tokens per row, pictures included; a longer row is an error, never cut.
         chat_template_kwargs: passed to the template.
+        remembered_bytes: how much of what prompts were encoded to is kept for the next time they
+            are asked; none unless given.
 
     Attributes:
         num_prefix_mismatches: rows of `encode` whose tokens before the last answer are not those
@@ -63,6 +65,7 @@ class ChatEncoder:
         *,
         max_length: int | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        remembered_bytes: int = 0,
     ) -> None:
         if not tokenizer.is_fast:
             raise DataError(
@@ -75,6 +78,8 @@ class ChatEncoder:
         kwargs = dict(chat_template_kwargs or {})
         self._template = ChatTemplate(tokenizer, processor, self._specials, kwargs)
         self._known: dict[tuple[str, ...], Counter[int]] = {}
+        self._prompts: dict[tuple[Message, ...], Encoded] = {}
+        self._room = remembered_bytes
         self.num_prefix_mismatches = 0
 
     @property
@@ -111,10 +116,18 @@ class ChatEncoder:
         Raises:
             RowError: as for `encode`.
         """
+        key = tuple(messages)
+        if key in self._prompts:
+            return self._prompts[key]
         turns, guard = self._turns(messages)
         text = self._template.render(turns, generation=True)
         tokens = self._tokenize(text, turns, guard, messages, generation=True)
-        return self._finish(tokens, [])
+        encoded = self._finish(tokens, [])
+        size = 8 * len(encoded.input_ids) + sum(v.nbytes for v in encoded.features.values())
+        if size <= self._room:
+            self._room -= size
+            self._prompts[key] = encoded
+        return encoded
 
     def encode_answer(self, messages: Sequence[Message], answer: str) -> Encoded:
         """Encode messages followed by a given answer; only the answer is labelled.

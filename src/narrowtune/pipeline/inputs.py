@@ -76,13 +76,16 @@ def load(settings: ModelSettings) -> LoadedModel:
     )
 
 
-def make_encoder(loaded: LoadedModel, settings: ModelSettings) -> ChatEncoder:
-    """Return the model's chat template as an encoder."""
+def make_encoder(
+    loaded: LoadedModel, settings: ModelSettings, *, remembered_bytes: int = 0
+) -> ChatEncoder:
+    """Return the model's chat template as an encoder; `remembered_bytes` as there."""
     return ChatEncoder(
         loaded.tokenizer,
         loaded.processor,
         max_length=settings.max_length,
         chat_template_kwargs=settings.chat_template_kwargs,
+        remembered_bytes=remembered_bytes,
     )
 
 

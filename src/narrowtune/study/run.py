@@ -66,6 +66,8 @@ logger = logging.getLogger(__name__)
 _MOST_ENCODED = 2
 """Sets of training rows held as tensors: those of one skill and seed serve every arm in turn."""
 
+_REMEMBERED = 2**30
+"""Bytes of encoded prompts: every arm is asked the same after every stage."""
 
 TOLERANCE = "tolerance.json"
 """File of the noise that scores allow for, in the study's folder."""
@@ -97,7 +99,7 @@ class Study:
         self.settings = settings
         self.folder = Path(settings.output_dir)
         self.loaded = load(settings)
-        self.encoder = make_encoder(self.loaded, settings)
+        self.encoder = make_encoder(self.loaded, settings, remembered_bytes=_REMEMBERED)
         names = {
             name for arm in settings.arms for name in resolve(self.loaded.model, arm.recipe).names
         }

@@ -441,3 +441,26 @@ def test_offsets_that_leave_spaces_out(tmp_path: Path, loaded: Loaded) -> None:
     trimmed.chat_template = tokenizer.chat_template
     example = _example(_turn("user", "a  b"), _turn("assistant", "   what  is <|im_end|> it  "))
     assert ChatEncoder(trimmed).encode(example) == ChatEncoder(tokenizer).encode(example)
+
+
+def test_prompts_are_remembered_up_to_the_bytes_allowed(
+    loaded: Loaded, png: Callable[..., bytes]
+) -> None:
+    model = loaded("qwen2_5_vl")
+    asked = [
+        (Message("user", (Image(data=png(colour=colour)), Text("What?"))),)
+        for colour in ("red", "blue")
+    ]
+    plain = ChatEncoder(model.tokenizer, model.processor)
+    first = plain.encode_prompt(asked[0])
+    assert plain.encode_prompt(asked[0]) is not first
+    size = 8 * len(first.input_ids) + sum(value.nbytes for value in first.features.values())
+
+    one = ChatEncoder(model.tokenizer, model.processor, remembered_bytes=size)
+    for prompt in (*asked, *asked):
+        found, right = one.encode_prompt(prompt), plain.encode_prompt(prompt)
+        assert found.input_ids == right.input_ids
+        for name, value in right.features.items():
+            assert value.equal(found.features[name])
+    assert one.encode_prompt(asked[0]) is one.encode_prompt(asked[0])
+    assert one.encode_prompt(asked[1]) is not one.encode_prompt(asked[1])
