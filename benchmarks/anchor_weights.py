@@ -30,9 +30,9 @@ NUM_TRAIN, NUM_SKILL, NUM_KEPT, NUM_PROMPTS = 1600, 200, 48, 256
 ANCHOR_SEED, DRIFT_SEED = 105, 106
 
 RATES = {
-    "language_model": (3e-4, 1e-3, 3e-3),
+    "language_model": (3e-4, 5.5e-4, 1e-3, 3e-3),
     "sa_proj": (3e-4, 1e-3, 3e-3),
-    "mlp_gate_up": (1e-3, 3e-3),
+    "mlp_gate_up": (1e-3, 3e-3, 5.5e-3, 1e-2),
     "sa_proj+mlp_gate_up": (3e-4, 1e-3, 3e-3),
 }
 WEIGHTS = (0.0, 0.3, 1.0)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from narrowtune.core.errors import ModelError
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.engine.modes import evaluation_mode
-from narrowtune.engine.packing import pack, packing
+from narrowtune.engine.packing import as_numbers, pack, packing
 
 
 def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tensor:
@@ -70,6 +70,9 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
     layout = pack(inner, inputs, mask)
     if layout is not None:
         inputs, mask, order = layout
+        dtype = _attention_dtype(inner) if model is inner else None
+        if dtype is not None:
+            inputs["attention_mask"] = as_numbers(inputs["attention_mask"], dtype)
     handle = head.register_forward_pre_hook(gather)
     try:
         logits_1NV = model(**inputs, use_cache=False).logits
@@ -83,6 +86,16 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
         )
     logits_NV: Tensor = logits_1NV[0]
     return logits_NV if order is None else logits_NV[order]
+
+
+def _attention_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype in which attention will compute; None where parameters have several."""
+    parameters = list(model.parameters())
+    kind = parameters[0].device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    dtypes = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 Causal attention makes every state depend on nothing behind it, so rows that begin alike share the
 states of that beginning, and rows laid end to end don't see each other under the right mask. The
-sums are the same as row by row, up to rounding. Rows of text make one line; rows about the same
+sums are the same as row by row, up to rounding. Rows of text make a few lines; rows about the same
 picture make one row, in which each question is a branch behind the picture.
 
-Shapes: B rows of T tokens, padding included; G rows of L tokens in the layout (one for text).
+Shapes: B rows of T tokens, padding included; G rows of L tokens in the layout.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ class Layout(NamedTuple):
         inputs: `input_ids` [G, L], `position_ids` [G, L] or [3, G, L], `attention_mask`
             [G, 1, L, L] (true where a token is seen), and what pictures are given by.
         mask: [G, L], the positions that were asked for.
-        order: which of these, row by row, each position of the batch is; None where they come out
-            in the batch's order.
+        order: which of these, row by row, each position of the batch is.
     """
 
     inputs: dict[str, Tensor]
     mask: Tensor
-    order: Tensor | None = None
+    order: Tensor
 
 
 def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:
     """Lay the rows of a batch out anew, where that is exact and cheaper.
 
-    Rows of text are laid end to end behind the beginning that they share; rows about the same
-    picture become branches behind it (`_branches`).
+    Rows of text are laid end to end, in as many lines as is cheapest, each behind the beginning
+    that all rows share (`_lines`); rows about the same picture become branches behind it
+    (`_branches`).
 
     Args:
         model: the unwrapped model that will see it.
@@ -79,21 +79,18 @@ def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | 
         fewer tokens than a row has, or rows so long and so different that the empty part of the
         layout's squares costs more than the padding.
     """
-    if set(inputs) != _TEXT:
-        return _branches(model, inputs, mask)
-    found = _kept_tokens(model, inputs, mask)
-    if found is None:
+    if not _can_be_laid_out(model, inputs, mask):
         return None
-    kept, shared = found
-    row, position = kept.nonzero(as_tuple=True)
-    seen = (row[:, None] == row) | (position < shared)
-    seen &= position <= position[:, None]
-    line = {
-        "input_ids": inputs["input_ids"][kept][None],
-        "position_ids": position[None],
-        "attention_mask": seen[None, None],
-    }
-    return Layout(line, mask[kept][None])
+    return (_lines if set(inputs) == _TEXT else _branches)(model, inputs, mask)
+
+
+def as_numbers(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a layout's mask as what is added to attention's scores: 0, and -inf where unseen.
+
+    From a mask of truth values every layer makes such numbers of its own, and keeps them for the
+    backward pass; these are made once.
+    """
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 def num_positions(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> int:
@@ -102,18 +99,63 @@ def num_positions(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> 
     return mask.numel() if found is None else found.mask.numel()
 
 
-def _kept_tokens(
-    model: nn.Module, inputs: Mapping[str, Any], mask: Tensor
-) -> tuple[Tensor, int] | None:
-    """Return which tokens [B, T] make the line, and how many of the first row's all share."""
-    if not _can_be_laid_out(model, inputs, mask):
-        return None
+def _lines(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:
+    """Lay rows of text end to end behind the beginning that they share.
+
+    In one line every token's scores are computed against all others', most of them of other rows
+    and masked; more lines have shorter squares, but the beginning in each, and are filled up to the
+    longest. As many lines are taken as is cheapest.
+    """
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
     shared = _shared(ids, valid, mask)
-    kept = valid.clone()
-    kept[1:, :shared] = False
-    tokens = int(kept.sum())
-    return (kept, shared) if _pays(model, (1, tokens), ids.shape) else None
+    own = (valid.sum(dim=1) - shared).tolist()
+    best: tuple[int, list[list[int]]] | None = None
+    number = 1
+    while 2 * number <= len(own):
+        groups = _shared_out(own, number)
+        length = shared + max(sum(own[row] for row in group) for group in groups)
+        cost = _cost(model, (number, length))
+        if best is None or cost < best[0]:
+            best = cost, groups
+        number *= 2
+    assert best is not None, "one row can't be laid out"
+    cost, groups = best
+    if not _pays(model, cost, ids.shape):
+        return None
+    starts = [shared] * len(groups)
+    row, position, filled = _laid_out(groups, starts, valid)
+    asked = mask[row, position] & filled
+    line = {
+        "input_ids": ids[row, position].masked_fill(~filled, 0),
+        "position_ids": position,
+        "attention_mask": _seen(row, position, filled, starts)[:, None],
+    }
+    return Layout(line, asked, (row * ids.shape[1] + position)[asked].argsort())
+
+
+def _shared_out(lengths: Sequence[int], number: int) -> list[list[int]]:
+    """Share rows out over lines of about the same length: the longest first, to the shortest."""
+    groups: list[list[int]] = [[] for _ in range(number)]
+    totals = [0] * number
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        line = totals.index(min(totals))
+        groups[line].append(row)
+        totals[line] += lengths[row]
+    return [sorted(group) for group in groups]
+
+
+def _seen(row: Tensor, position: Tensor, filled: Tensor, starts: Sequence[int]) -> Tensor:
+    """Return which token [G, L, L] sees which: its row's before it, and what all rows share.
+
+    Args:
+        row, position, filled: [G, L], from `_laid_out`.
+        starts: for each of G, how many tokens its rows share.
+    """
+    begins = torch.tensor(starts, device=row.device)[:, None]
+    seen = (row[:, :, None] == row[:, None, :]) | (position < begins)[:, None]
+    seen &= (position[:, None, :] <= position[:, :, None]) & filled[:, None, :]
+    # What fills a row up sees itself: a softmax over nothing is not a number, and would spread.
+    return seen | torch.eye(row.shape[1], dtype=torch.bool, device=seen.device)
 
 
 def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> bool:
@@ -135,11 +177,16 @@ def _shared(ids: Tensor, valid: Tensor, mask: Tensor) -> int:
     return int(alike.long().cumprod(dim=0).sum())
 
 
-def _pays(model: nn.Module, layout: tuple[int, int], rows: tuple[int, int]) -> bool:
-    """Whether a layout, as rows and their length, is cheaper than the rows as they are."""
-    width = _LINEAR_WIDTH * model.config.get_text_config().hidden_size
-    costs = [number * length * (width + length) for number, length in (layout, rows)]
-    return _WHEN.get() == "always" or costs[0] < costs[1]
+def _cost(model: nn.Module, rows: tuple[int, int]) -> int:
+    """Return what so many rows of such a length cost, relative to others."""
+    number, length = rows
+    width = _LINEAR_WIDTH * int(model.config.get_text_config().hidden_size)
+    return number * length * (width + length)
+
+
+def _pays(model: nn.Module, cost: int, rows: tuple[int, int]) -> bool:
+    """Whether a layout that costs so much is cheaper than the rows as they are."""
+    return _WHEN.get() == "always" or cost < _cost(model, rows)
 
 
 def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:
@@ -154,7 +201,7 @@ def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layo
     """
     known = {*_TEXT, *PICTURE_INPUTS, "mm_token_type_ids"}
     placeholder = getattr(model.config, "image_token_id", None)
-    if placeholder is None or not set(inputs) <= known or not _can_be_laid_out(model, inputs, mask):
+    if placeholder is None or not set(inputs) <= known:
         return None
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
     given = {name: inputs[name] for name in PICTURE_INPUTS if name in inputs}
@@ -169,19 +216,14 @@ def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layo
         return None
     starts = [_shared(ids[g], valid[g], mask[g]) if len(g) > 1 else 0 for g in groups]
     row, position, filled = _laid_out(groups, starts, valid)
-    if not _pays(model, tuple(row.shape), tuple(ids.shape)):
+    if not _pays(model, _cost(model, tuple(row.shape)), tuple(ids.shape)):
         return None
-    begins = torch.tensor(starts, device=ids.device)[:, None]
-    seen = (row[:, :, None] == row[:, None, :]) | (position < begins)[:, None]
-    seen &= (position[:, None, :] <= position[:, :, None]) & filled[:, None, :]
-    # What fills a row up sees itself: a softmax over nothing is not a number, and would spread.
-    seen |= torch.eye(row.shape[1], dtype=torch.bool, device=seen.device)
     asked = mask[row, position] & filled
     chosen = [pictured.index(group[0]) for group in groups if group[0] in pictured]
     laid = {
         # What fills a row up must not look like a picture.
         "input_ids": ids[row, position].masked_fill(~filled, int(placeholder == 0)),
-        "attention_mask": seen[:, None],
+        "attention_mask": _seen(row, position, filled, starts)[:, None],
         "position_ids": _positions(model, inputs)[..., row, position],
         **_joined(given, pictures, chosen),
     }

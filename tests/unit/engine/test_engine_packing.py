@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from narrowtune.data.collate import Encoded, collate
+from narrowtune.engine import forward
 from narrowtune.engine.forward import (
     label_positions,
     labelled_cross_entropy,
     logits_at,
     packing_error,
 )
+from narrowtune.engine.memory import SavedTensors
 from narrowtune.engine.packing import num_positions, pack, packing
 from narrowtune.models.load import load_model
 from tiny_models import FAMILIES
@@ -67,6 +69,67 @@ def test_every_token_sees_the_beginning_and_its_own_row_only(llama):
         for index in range(first, end):
             expected = [*range(start), *range(first, index + 1)]
             assert seen[index].nonzero()[:, 0].tolist() == expected
+
+
+UNEVEN = (200, 20, 180, 40, 190, 30)
+
+
+def test_rows_of_unlike_length_make_lines_of_like_length(llama):
+    made = rows(UNEVEN)
+    inputs, mask = inputs_and_mask(batch(made))
+    lines = pack(llama, inputs, mask)
+    assert lines is not None
+    assert lines.inputs["input_ids"].shape == (2, len(SHARED) + 370)
+    assert num_positions(llama, inputs, mask) == 2 * (5 + 370)
+    for ids, positions, seen in zip(
+        lines.inputs["input_ids"],
+        lines.inputs["position_ids"],
+        lines.inputs["attention_mask"][:, 0],
+        strict=True,
+    ):
+        # By its position a token of the line is the first, second … of what it sees.
+        for index, position in enumerate(positions.tolist()):
+            own = seen[index].nonzero()[:, 0]
+            if ids[index] == 0:  # fills the line up, and no other token sees it
+                assert seen[:, index].nonzero()[:, 0].tolist() == [index]
+                continue
+            assert positions[own].tolist() == list(range(position + 1))
+            row = ids[own].tolist()
+            assert any(other.input_ids[: position + 1] == row for other in made)
+
+
+def test_lines_give_the_loss_and_gradients_of_the_plain_path(llama):
+    found = []
+    for when in ("never", "cheaper"):
+        llama.requires_grad_(True).zero_grad()
+        with packing(when):
+            total, count = labelled_cross_entropy(llama, batch(rows(UNEVEN)))
+        total.backward()
+        gradients = torch.cat([p.grad.flatten() for p in llama.parameters() if p.grad is not None])
+        found.append((total.item(), count, gradients))
+    plain, packed = found
+    assert packed[:2] == (pytest.approx(plain[0], rel=1e-12), plain[1])
+    # In fp64 but for the norms, which this family computes in fp32.
+    assert (packed[2] - plain[2]).norm() / plain[2].norm() < 1e-6
+
+
+def test_the_mask_is_kept_once_for_all_layers(llama):
+    given = batch(rows(UNEVEN))
+    inputs, mask = inputs_and_mask(given)
+    layout = pack(llama, inputs, mask)
+    assert layout is not None
+    one_mask = layout.inputs["attention_mask"].numel() * 8
+    llama.requires_grad_(True)
+    kept = []
+    for dtype in (torch.float64, None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(forward, "_attention_dtype", lambda _, dtype=dtype: dtype)
+            with SavedTensors(llama) as saved:
+                _loss = labelled_cross_entropy(llama, given)
+        kept.append(saved.num_bytes)
+    num_layers = llama.config.num_hidden_layers
+    assert num_layers > 1
+    assert kept[1] - kept[0] == (num_layers - 1) * one_mask
 
 
 def test_a_beginning_never_reaches_a_position_that_is_asked_for(llama):
