@@ -55,7 +55,7 @@ def _load(folder: str) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def _common(best: bool, bf16: bool, num_steps: int, folder: str) -> dict[str, Any]:
+def common_arguments(best: bool, bf16: bool, num_steps: int, folder: str) -> dict[str, Any]:
     """Return Trainer arguments that every peer gets."""
     values: dict[str, Any] = {
         "output_dir": folder,
@@ -159,7 +159,7 @@ def trl(targets: str | list[str] | None) -> Callable[..., Result]:
 
         bf16 = _set_machine(best, arithmetic)
         model, tokenizer = _load(model_folder)
-        values = _common(best, bf16, steps, folder)
+        values = common_arguments(best, bf16, steps, folder)
         if best:
             values |= {"gradient_checkpointing": False}
         data = Dataset.from_list([{"prompt": row[:-1], "completion": row[-1:]} for row in rows])
@@ -208,7 +208,7 @@ def plain_trainer(recipe: str) -> Callable[..., Result]:
         clock = StepClock()
         trainer = Trainer(
             model,
-            args=TrainingArguments(**_common(best, bf16, steps, folder)),
+            args=TrainingArguments(**common_arguments(best, bf16, steps, folder)),
             train_dataset=data,
             data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=None),
             callbacks=[clock],

@@ -257,6 +257,23 @@ class CostEstimate(Value):
     source: str = ""
 
 
+class SharingEstimate(Value):
+    """What the rows of a micro-batch share, and what it saves: means over some drawn batches.
+
+    Attributes:
+        positions: that the model computes; `positions_plain` row by row, padding included.
+        pictures: that go through the tower; `pictures_plain` row by row.
+        factor: FLOPs of a training pass row by row, in those of the pass as it is laid out; the
+            tower is in both.
+    """
+
+    positions: float
+    positions_plain: float
+    pictures: float
+    pictures_plain: float
+    factor: float
+
+
 class Plan(Value):
     """What would train, and what it costs. Making it changes nothing."""
 
@@ -281,6 +298,7 @@ class Plan(Value):
     flops_per_token: float
     flops_per_token_full: float
     flops_total: float | None
+    sharing: SharingEstimate | None = None
     memory: MemoryEstimate
     time: TimeEstimate | None
     delta_bytes: int

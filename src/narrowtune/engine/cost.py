@@ -33,6 +33,8 @@ class CountFlops(TorchFunctionMode):
         forward: operations executed; a multiplication and its addition are two.
         backward: operations that the backward pass of those would execute: as many again for each
             operand that needs a gradient. Attention's own recomputation is not counted.
+        attention: what attention's scores and averages are of both.
+        attention_square: what they would be if no half of a square was skipped.
 
     Causal attention without a mask counts half of the square, since kernels skip the other half.
     """
@@ -41,6 +43,8 @@ class CountFlops(TorchFunctionMode):
         super().__init__()
         self.forward = 0
         self.backward = 0
+        self.attention = 0
+        self.attention_square = 0
 
     @property
     def total(self) -> int:
@@ -82,10 +86,14 @@ class CountFlops(TorchFunctionMode):
         **_: Any,
     ) -> None:
         scores = query.shape[:-1].numel() * key.shape[-2]
-        flops = 2 * scores * (query.shape[-1] + value.shape[-1]) // (2 if is_causal else 1)
+        square = 2 * scores * (query.shape[-1] + value.shape[-1])
+        flops = square // (2 if is_causal else 1)
+        learns = any(part.requires_grad for part in (query, key, value))
+        passes = 3 if torch.is_grad_enabled() and learns else 1  # the backward pass is two
         self.forward += flops
-        if torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value)):
-            self.backward += 2 * flops
+        self.backward += (passes - 1) * flops
+        self.attention += passes * flops
+        self.attention_square += passes * square
 
 
 _PRODUCTS = {

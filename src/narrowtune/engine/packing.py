@@ -93,10 +93,36 @@ def as_numbers(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
-def num_positions(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> int:
-    """Return how many positions `model` computes for a batch: those of its layout, or B x T."""
+class LayoutSize(NamedTuple):
+    """What a model computes for a batch.
+
+    Attributes:
+        rows: G.
+        length: L, so that it is G x L positions, padding included.
+        rows_with_pictures: whose pictures go through the tower.
+        masked: whether there is padding or a layout; without, half of attention's square is
+            skipped.
+    """
+
+    rows: int
+    length: int
+    rows_with_pictures: int
+    masked: bool
+
+    @property
+    def positions(self) -> int:
+        """Positions of the language model."""
+        return self.rows * self.length
+
+
+def layout_size(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> LayoutSize:
+    """Return what `model` computes for a batch: its layout's, or B x T positions."""
     found = pack(model, inputs, mask)
-    return mask.numel() if found is None else found.mask.numel()
+    ids = inputs["input_ids"] if found is None else found.inputs["input_ids"]
+    placeholder = getattr(model.config, "image_token_id", None)
+    pictured = 0 if placeholder is None else int((ids == placeholder).any(dim=1).sum())
+    masked = found is not None or not bool(inputs["attention_mask"].all())
+    return LayoutSize(*ids.shape, pictured, masked)
 
 
 def _lines(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from narrowtune.core.numbers import number, rounded_up
-from narrowtune.core.results import Plan
+from narrowtune.core.results import Plan, SharingEstimate
 from narrowtune.report.sections import Fact, components, cost_facts
 from narrowtune.report.terminal import cell, fact_table, table
 from narrowtune.report.text import count, duration, percent, plural, size, small
@@ -105,6 +105,8 @@ def _costs(plan: Plan) -> list[Fact]:
             f"{small(plan.flops_per_token)} ({percent(saved)} less than training everything)",
         )
     )
+    if plan.sharing is not None:
+        facts.append(Fact("shared by rows", _shared(plan.sharing)))
     if plan.flops_total is not None:
         facts.append(Fact("FLOPs of the run", small(plan.flops_total)))
     if plan.time is not None:
@@ -121,3 +123,17 @@ def _costs(plan: Plan) -> list[Fact]:
         smallest = points(rounded_up(plan.smallest_budget))
         facts.append(Fact("smallest budget the keep items can prove", smallest))
     return [*facts, *(cost_facts(plan.cost) if plan.cost else [])]
+
+
+def _shared(sharing: SharingEstimate) -> str:
+    """Say what is computed once for several rows."""
+    said = (
+        f"{number(sharing.factor)} × fewer FLOPs than row by row: a pass computes "
+        f"{number(sharing.positions)} positions in place of {number(sharing.positions_plain)}"
+    )
+    if sharing.pictures < sharing.pictures_plain:
+        said += (
+            f" and looks at {number(sharing.pictures)} pictures in place of "
+            f"{number(sharing.pictures_plain)}"
+        )
+    return said

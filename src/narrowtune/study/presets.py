@@ -48,7 +48,10 @@ _RECIPES = (
 )
 
 LORA, LWF, WISE_FT, MOE = "mlp + LoRA 16", "mlp + LwF", "mlp + WiSE-FT 0.5", "mlp + MoE"
-_ANCHORED = ("sa_proj + anchor", "mlp_gate_up + anchor")
+_ANCHORED = ("sa_proj + anchor", "mlp_gate_up + anchor", "language_model + anchor")
+
+ANCHOR = {"weight": 0.3, "rows_per_step": 2}
+"""How hard anchored arms are held: docs/results/anchor-weights, on rows that no study reports."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,8 @@ PRESETS: dict[str, Preset] = {
             second_model="llava_onevision",
             sizes=Sizes(3200, 4800, 200, 200, 128, 64, 256, 1000),
             arms=(*_RECIPES, LORA, LWF, WISE_FT, MOE, *_ANCHORED, "language_model + replay"),
-            main=("language_model", "mlp", "mlp_gate_up", "sa_proj", LORA, "sa_proj + anchor"),
-            turned=("language_model", "mlp_gate_up", "sa_proj", "sa_proj + anchor"),
+            main=("language_model", "mlp", "mlp_gate_up", "sa_proj", LORA, "mlp_gate_up + anchor"),
+            turned=("language_model", "mlp_gate_up", "sa_proj", "mlp_gate_up + anchor"),
             rates=(1e-4, 3e-4, 1e-3, 3e-3),
             most_extensions=3,
             quarter=True,
@@ -136,7 +139,7 @@ PRESETS: dict[str, Preset] = {
             model="qwen2_5_vl",
             second_model=None,
             sizes=Sizes(1600, 1600, 100, 100, 48, 32, 128, 0),
-            arms=("language_model", "mlp_gate_up", "sa_proj", "sa_proj + anchor", LORA),
+            arms=("language_model", "mlp_gate_up", "sa_proj", "mlp_gate_up + anchor", LORA),
             main=(),
             turned=(),
             rates=(3e-4, 1e-3, 3e-3),
@@ -162,7 +165,7 @@ def make_arms(anchor_prompts: str, replay: str) -> dict[str, ArmSettings]:
         anchor_prompts: file of the anchor's prompts.
         replay: file of labelled rows to replay.
     """
-    anchor = {"prompts": anchor_prompts}
+    anchor = {"prompts": anchor_prompts, **ANCHOR}
     specs: list[dict[str, Any]] = [
         *[{"recipe": recipe} for recipe in _RECIPES],
         {"recipe": "mlp", "lora": {"rank": 16}},
@@ -171,6 +174,7 @@ def make_arms(anchor_prompts: str, replay: str) -> dict[str, ArmSettings]:
         {"recipe": "mlp", "experts": True},
         {"recipe": "sa_proj", "anchor": anchor},
         {"recipe": "mlp_gate_up", "anchor": anchor},
+        {"recipe": "language_model", "anchor": anchor},
         {"recipe": "language_model", "mix": [{"path": replay, "share": REPLAYED}]},
     ]
     arms = [ArmSettings.model_validate({**spec, "learning_rates": [1.0]}) for spec in specs]

@@ -20,7 +20,13 @@ from transformers import Trainer
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.provenance import hardware
-from narrowtune.core.results import CostEstimate, MemoryEstimate, Plan, TimeEstimate
+from narrowtune.core.results import (
+    CostEstimate,
+    MemoryEstimate,
+    Plan,
+    SharingEstimate,
+    TimeEstimate,
+)
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
 from narrowtune.engine.cost import estimate_cost
@@ -36,7 +42,7 @@ from narrowtune.engine.memory import (
     sum_bytes,
 )
 from narrowtune.engine.options import option_logprobs
-from narrowtune.engine.packing import packing
+from narrowtune.engine.packing import LayoutSize, packing
 from narrowtune.evaluate.statistics import smallest_provable_budget
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection, resolve
@@ -46,6 +52,7 @@ from narrowtune.train.trial import (
     MakeOptimizer,
     borrowed,
     count_flops,
+    count_row_flops,
     kept_bytes,
     time_pass,
     time_update,
@@ -117,7 +124,7 @@ class _Planner:
             flops_full = self._flops_per_token("full")
             memory = self._memory()
             seconds = self._time(memory) if measure_time else None
-        positions = self.batches.positions() * self.batches.micro_batches
+            flops_per_pass, sharing = self._sharing()
         steps = self.batches.num_steps
         held_out = [task.num_groups for task in self.tasks if task.role == "held_out"]
         components = list(self.selection.components)
@@ -142,7 +149,10 @@ class _Planner:
             num_steps=steps,
             flops_per_token=flops,
             flops_per_token_full=flops_full,
-            flops_total=None if steps is None else flops * positions * steps,
+            flops_total=None
+            if steps is None
+            else flops_per_pass * self.batches.micro_batches * steps,
+            sharing=sharing,
             memory=memory,
             time=seconds,
             delta_bytes=self._delta_bytes(),
@@ -165,6 +175,33 @@ class _Planner:
         row = self.batches.typical
         names = resolve(self.model, recipe).names
         return count_flops(self.model, names, self._batch([row])) / len(row.input_ids)
+
+    def _sharing(self) -> tuple[float, SharingEstimate | None]:
+        """Return the FLOPs of a micro-batch, and what is saved by its layout; None for nothing."""
+        row = self.batches.typical
+        parts = count_row_flops(self.model, self.selection.names, self._batch([row]))
+        num_tokens = len(row.input_ids)
+
+        num_rows = self.batches.batch_size + self.batches.num_anchor_rows
+
+        def flops(size: LayoutSize) -> float:
+            per_row = num_rows * parts.head + size.rows_with_pictures * parts.tower
+            square = parts.attention * size.length / num_tokens / (1 if size.masked else 2)
+            return per_row + size.positions / num_tokens * (parts.linear + square)
+
+        laid_out = self.batches.sizes()
+        with packing("never"):
+            plain = self.batches.sizes()
+        mean = statistics.fmean(flops(size) for size in laid_out)
+        if laid_out == plain:
+            return mean, None
+        return mean, SharingEstimate(
+            positions=statistics.fmean(size.positions for size in laid_out),
+            positions_plain=statistics.fmean(size.positions for size in plain),
+            pictures=statistics.fmean(size.rows_with_pictures for size in laid_out),
+            pictures_plain=statistics.fmean(size.rows_with_pictures for size in plain),
+            factor=statistics.fmean(flops(size) for size in plain) / mean,
+        )
 
     def _memory(self) -> MemoryEstimate:
         """Estimate the peak of the step that holds the longest row."""

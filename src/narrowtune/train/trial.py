@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from narrowtune.engine.arithmetic import Arithmetic, autocast
 from narrowtune.engine.cost import CountFlops
 from narrowtune.engine.forward import labelled_cross_entropy
 from narrowtune.engine.memory import SavedTensors
+from narrowtune.engine.pictures import PICTURE_INPUTS
 from narrowtune.train.masters import computing_in, layer_norm_names
 
 _REPEATS = 3
@@ -122,17 +123,72 @@ def count_flops(model: nn.Module, names: Iterable[str], batch: Mapping[str, Any]
 
     Only the forward pass is run, in the dtype that the weights have; flags are restored.
     """
+    with _as_if_trained(model, names), _random_states(), CountFlops() as flops:
+        labelled_cross_entropy(model, batch)
+    return flops.total
+
+
+class RowFlops(NamedTuple):
+    """What one row takes, forward and backward.
+
+    Attributes:
+        linear: of the products with weights in the language model's layers.
+        attention: of its attention over the whole square of tokens, as under a mask.
+        head: of the products with the language-model head, at labelled positions alone.
+        tower: of vision tower and projector.
+    """
+
+    linear: int
+    attention: int
+    head: int
+    tower: int
+
+
+def count_row_flops(model: nn.Module, names: Iterable[str], row: Mapping[str, Any]) -> RowFlops:
+    """Return the parts of `count_flops` for a batch of one row.
+
+    Args:
+        model: whose inner model has `get_image_features`, if the row has pictures.
+        names: of what trains.
+        row: inputs with labels [1, T].
+    """
+    pictures = {name: row[name] for name in PICTURE_INPUTS if name in row}
+    head = model.get_output_embeddings()
+    passed: list[int] = []
+    with _as_if_trained(model, names), _random_states():
+        with CountFlops() as whole:
+            hooks = (
+                head.register_forward_pre_hook(lambda *_: passed.append(whole.total)),
+                head.register_forward_hook(lambda *_: passed.append(whole.total)),
+            )
+            try:
+                labelled_cross_entropy(model, row)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        with CountFlops() as tower:
+            if pictures:
+                model.model.get_image_features(**pictures)
+    before, after = passed
+    return RowFlops(
+        linear=whole.total - whole.attention - (tower.total - tower.attention) - (after - before),
+        attention=whole.attention_square - tower.attention_square,
+        head=after - before,
+        tower=tower.total,
+    )
+
+
+@contextmanager
+def _as_if_trained(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     chosen = set(names)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     try:
-        with _random_states(), CountFlops() as flops:
-            labelled_cross_entropy(model, batch)
+        yield
     finally:
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
-    return flops.total
 
 
 def time_pass(model: nn.Module, batch: Mapping[str, Any], arithmetic: Arithmetic) -> float:

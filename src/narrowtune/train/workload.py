@@ -13,7 +13,7 @@ from narrowtune.core.errors import DataError
 from narrowtune.core.results import Role
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.forward import label_positions
-from narrowtune.engine.packing import num_positions
+from narrowtune.engine.packing import LayoutSize, layout_size
 from narrowtune.models.load import LoadedModel
 from narrowtune.train.arguments import accumulation_steps, per_device_batch_size, planned_steps
 from narrowtune.train.order import PictureSampler
@@ -126,7 +126,7 @@ class Batches:
     def draw_task(self, generator: random.Random, size: int) -> list[Encoded]:
         """Draw `size` task rows, those about one picture together where the run does so."""
         if self._order:
-            start = generator.randrange(len(self._order))
+            start = size * generator.randrange(math.ceil(len(self._order) / size))
             places = range(start, start + size)
             return [self.rows[self._order[place % len(self._order)]] for place in places]
         enough = size <= len(self.rows)
@@ -134,16 +134,25 @@ class Batches:
 
     def width(self, rows: Sequence[Encoded]) -> int:
         """Return how many positions the model computes for `rows`: laid out anew, or padded."""
+        return self.size(rows).positions
+
+    def size(self, rows: Sequence[Encoded]) -> LayoutSize:
+        """Return what the model computes for `rows`: laid out anew, or padded."""
         try:
             batch = collate(rows, padding_id(self._loaded.tokenizer))
         except DataError:  # pictures that can't be joined: the run itself will say so
-            return len(rows) * max(_lengths(rows))
+            pictured = sum("pixel_values" in row.features for row in rows)
+            return LayoutSize(len(rows), max(_lengths(rows)), pictured, masked=True)
         mask, _ = label_positions(batch.pop("labels"))
-        return num_positions(self._loaded.model, batch, mask)
+        return layout_size(self._loaded.model, batch, mask)
+
+    def sizes(self) -> list[LayoutSize]:
+        """Return what the model computes for some drawn micro-batches."""
+        return [self.size(batch) for batch in self._drawn()]
 
     def positions(self) -> float:
         """Return the mean number of positions of a micro-batch."""
-        return statistics.fmean(self.width(batch) for batch in self._drawn())
+        return statistics.fmean(size.positions for size in self.sizes())
 
     def most_positions(self) -> int:
         """Return the positions of the largest of some micro-batches, each with the longest row."""

@@ -15,7 +15,7 @@ from narrowtune.data.collate import collate
 from narrowtune.data.examples import Image, Message, Text
 from narrowtune.engine.features import FeatureStore, remembered_features
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
-from narrowtune.engine.packing import num_positions, pack, packing
+from narrowtune.engine.packing import layout_size, pack, packing
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.train.anchor import build_anchor
 from tiny_models import VISION_FAMILIES
@@ -103,9 +103,9 @@ def test_fewer_positions_are_computed(loaded, rows):
     inputs, mask = inputs_and_mask(collate(rows, 0))
     layout = pack(loaded.model, inputs, mask)
     assert layout is not None
-    assert num_positions(loaded.model, inputs, mask) == layout.mask.numel() < mask.numel()
+    assert layout_size(loaded.model, inputs, mask).positions == layout.mask.numel() < mask.numel()
     with packing("never"):
-        assert num_positions(loaded.model, inputs, mask) == mask.numel()
+        assert layout_size(loaded.model, inputs, mask).positions == mask.numel()
 
 
 def test_pictures_that_no_two_rows_share_are_left_as_they_are(loaded, rows):

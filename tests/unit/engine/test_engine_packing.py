@@ -14,7 +14,7 @@ from narrowtune.engine.forward import (
     packing_error,
 )
 from narrowtune.engine.memory import SavedTensors
-from narrowtune.engine.packing import num_positions, pack, packing
+from narrowtune.engine.packing import layout_size, pack, packing
 from narrowtune.models.load import load_model
 from tiny_models import FAMILIES
 
@@ -52,7 +52,7 @@ def test_the_line_has_the_shared_beginning_once_and_no_padding(llama):
     assert line.inputs["input_ids"].tolist() == [[*SHARED, *own[0], *own[1], *own[2]]]
     positions = [*range(9), *range(5, 14), *range(5, 11)]
     assert line.inputs["position_ids"].tolist() == [positions]
-    assert num_positions(llama, inputs, mask) == 5 + 4 + 9 + 6
+    assert layout_size(llama, inputs, mask).positions == 5 + 4 + 9 + 6
     assert int(line.mask.sum()) == int(mask.sum()) == 6
 
 
@@ -80,7 +80,7 @@ def test_rows_of_unlike_length_make_lines_of_like_length(llama):
     lines = pack(llama, inputs, mask)
     assert lines is not None
     assert lines.inputs["input_ids"].shape == (2, len(SHARED) + 370)
-    assert num_positions(llama, inputs, mask) == 2 * (5 + 370)
+    assert layout_size(llama, inputs, mask).positions == 2 * (5 + 370)
     for ids, positions, seen in zip(
         lines.inputs["input_ids"],
         lines.inputs["position_ids"],
@@ -136,7 +136,7 @@ def test_a_beginning_never_reaches_a_position_that_is_asked_for(llama):
     # The rows are the same up to the last token, which alone is labelled and alone differs.
     made = [Encoded([*SHARED, 30, last], [-100] * 6 + [last]) for last in (40, 41)]
     inputs, mask = inputs_and_mask(batch(made))
-    assert num_positions(llama, inputs, mask) == 5 + 2 * 2
+    assert layout_size(llama, inputs, mask).positions == 5 + 2 * 2
     with packing("never"):
         plain = logits_at(llama, inputs, mask)
     assert torch.allclose(logits_at(llama, inputs, mask), plain, rtol=1e-12, atol=1e-14)
@@ -155,7 +155,7 @@ def test_loss_and_gradients_are_those_of_the_plain_path(family, tiny):
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         found.append((total.item(), count, gradients))
     inputs, mask = inputs_and_mask(batch())
-    assert num_positions(model, inputs, mask) == 24, "the fast path was not taken"
+    assert layout_size(model, inputs, mask).positions == 24, "the fast path was not taken"
     plain, packed = found
     # Norms of some families compute in fp32 whatever the model's dtype.
     assert packed[0] == pytest.approx(plain[0], rel=1e-6)
@@ -211,7 +211,7 @@ def test_rows_that_are_long_and_unlike_are_not_packed(llama):
     ]
     inputs, mask = inputs_and_mask(batch(made))
     assert pack(llama, inputs, mask) is None
-    assert num_positions(llama, inputs, mask) == 6 * 900
+    assert layout_size(llama, inputs, mask).positions == 6 * 900
 
 
 def test_a_window_shorter_than_a_row_is_not_packed(llama):

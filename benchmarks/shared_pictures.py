@@ -1,0 +1,277 @@
+"""Several questions about one picture: how much faster than row by row, and than the plain Trainer.
+
+    python benchmarks/shared_pictures.py      # 20 minutes on two cores with nothing else running
+
+Two models, `sa_proj`: the reference model `qwen2_5_vl` as it ships (7 x 7 visual tokens a picture),
+and a wider one of the same architecture with random weights (about 100 million parameters, 27 x 27
+visual tokens). Rows have 4 or 8 questions a picture, 8 rows a step. Arms: narrowtune with the rows
+of a picture drawn together, narrowtune row by row, and `transformers.Trainer` with the same
+matrices trainable and the model's own loss. No features are kept, so that the tower is in every
+step. Rounds are interleaved, every arm in a process of its own; the first step is not counted.
+
+The factor that `narrowtune plan` predicts stands beside what was measured, and the token ratio
+q (P + S) / (P + q S) without tower and head. Results: benchmarks/results/shared_pictures.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from narrowtune.core import provenance
+
+RESULTS = Path(__file__).parent / "results" / "shared_pictures.json"
+ROWS, STEPS, ROUNDS = 8, 4, 3
+QUESTIONS = (4, 8)
+MODELS = ("reference", "wide")
+ARMS = ("shared", "row by row", "transformers.Trainer")
+_WIDE_SIDE = 27 * 28  # pixels: 27 visual tokens of 28 pixels
+
+
+def make_model(name: str, folder: Path) -> Path:
+    """Return the folder of a model; the wide one is written there."""
+    from narrowtune.miniature.reference.shipped import reference_folder
+
+    shipped = reference_folder("qwen2_5_vl")
+    if name == "reference":
+        return shipped
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from narrowtune.miniature.reference.architectures import get_blueprint
+
+    blueprint = get_blueprint("qwen2_5_vl")
+    tokenizer = blueprint.tokenizer()
+    config = blueprint.make_config(tokenizer)
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 640, 2560, 12
+    text.num_attention_heads, text.num_key_value_heads = 10, 2
+    text.layer_types = ["full_attention"] * 12
+    text.rope_parameters = {**text.rope_parameters, "mrope_section": [12, 10, 10]}
+    vision.hidden_size, vision.intermediate_size, vision.depth, vision.num_heads = 512, 1536, 8, 8
+    vision.patch_size, vision.window_size, vision.fullatt_block_indexes = 14, 112, [3, 7]
+    vision.out_hidden_size = text.hidden_size
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config)
+    pixels = {"min_pixels": _WIDE_SIDE**2, "max_pixels": _WIDE_SIDE**2, "patch_size": 14}
+    blueprint.processor_files["preprocessor_config.json"].update(pixels)
+    blueprint.write(model, tokenizer, folder)
+    return folder
+
+
+def make_rows(loaded: Any, model: str, questions: int, num: int) -> list[Any]:
+    """Return encoded rows, those about one picture one after the other."""
+    from narrowtune.data.chat import ChatEncoder
+    from narrowtune.data.examples import Example, Image, Message, Text
+    from narrowtune.miniature.registry import TASKS
+
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    draw = random.Random(f"{model} {questions}")
+    words = ["red", "blue", "house", "boat", "left", "right", "above", "below", "tree", "car"]
+    rows = []
+    for sample in TASKS["captions"].samples("train", num // questions):
+        picture = Image(data=_sized(sample.scene.png(), model))
+        for place in range(questions):
+            asked = " ".join(draw.choices(words, k=draw.randint(8, 16)))
+            answer = " ".join(draw.choices(words, k=draw.randint(1, 5)))
+            turns = (
+                Message("user", (picture, Text(asked))),
+                Message("assistant", (Text(answer),)),
+            )
+            rows.append(encoder.encode(Example(f"{sample.id} {place}", turns, (answer,))))
+    return rows
+
+
+def _sized(png: bytes, model: str) -> bytes:
+    import io
+
+    import PIL.Image
+
+    if model == "reference":
+        return png
+    file = io.BytesIO()
+    picture = PIL.Image.open(io.BytesIO(png)).convert("RGB")
+    picture.resize((_WIDE_SIDE, _WIDE_SIDE)).save(file, "PNG")
+    return file.getvalue()
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Train one arm for some steps; the arm "plan" predicts."""
+    import torch
+    from training.arms import StepClock
+
+    from narrowtune.core.config import parse_config
+    from narrowtune.data.collate import collate, padding_id
+    from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
+    from narrowtune.engine.heap import return_freed_blocks
+    from narrowtune.models.load import load_model
+    from narrowtune.models.select import resolve
+    from narrowtune.train.fit import fit
+    from narrowtune.train.masters import computing_in
+    from narrowtune.train.plan import make_plan
+    from narrowtune.train.workload import Workload
+
+    return_freed_blocks()
+    loaded = load_model(given.folder)
+    rows = make_rows(loaded, given.model, given.questions, ROWS * STEPS)
+    arithmetic = Arithmetic.from_json(given.arithmetic)
+    if given.arm == "row by row":
+        arithmetic = arithmetic.model_copy(update={"packing": False})
+    training = {
+        "global_batch_size": ROWS,
+        "per_device_train_batch_size": ROWS,
+        "max_steps": STEPS,
+        "group_by_picture": True,
+    }
+    clock = StepClock()
+    with tempfile.TemporaryDirectory() as output:
+        values = {"model": given.folder, "skill": "rows.jsonl", "output_dir": output}
+        config = parse_config({**values, "recipe": "sa_proj", "training": training}, "this")
+        with apply_arithmetic(arithmetic), computing_in(loaded.model, torch.float32):
+            if given.arm == "plan":
+                workload = Workload(rows=rows, num_samples=len(rows))
+                plan = make_plan(
+                    loaded, config, workload, arithmetic=arithmetic, measure_time=False
+                )
+                picture = rows[0].input_ids.count(loaded.model.config.image_token_id)
+                length = statistics.fmean(len(row.input_ids) for row in rows)
+                alone, q = length - picture, given.questions
+                assert plan.sharing is not None
+                return {
+                    "factor": plan.sharing.factor,
+                    "tokens": q * length / (picture + q * alone),
+                    "picture": picture,
+                    "parameters": plan.num_parameters,
+                }
+            if given.arm == "transformers.Trainer":
+                _plain(loaded, rows, output, clock, padding_id, collate)
+            else:
+                selection = resolve(loaded.model, "sa_proj")
+                fit(loaded, selection, rows, config, arithmetic=arithmetic, callbacks=[clock])
+    return {"seconds": clock.seconds, "losses": clock.losses}
+
+
+def _plain(
+    loaded: Any, rows: list[Any], output: str, clock: Any, padding_id: Any, collate: Any
+) -> None:
+    """Train as people do without us: the same rows and matrices, the model's own loss."""
+    from training.arms import common_arguments
+    from transformers import Trainer, TrainingArguments
+
+    from narrowtune.models.select import resolve
+
+    names = set(resolve(loaded.model, "sa_proj").names)
+    for name, parameter in loaded.model.named_parameters():
+        parameter.requires_grad_(name in names)
+    values = {**common_arguments(True, False, STEPS, output), "remove_unused_columns": False}
+    values["per_device_train_batch_size"] = ROWS
+    Trainer(
+        loaded.model,
+        args=TrainingArguments(**values),
+        train_dataset=rows,
+        data_collator=lambda batch: collate(batch, padding_id(loaded.tokenizer)),
+        callbacks=[clock],
+    ).train()
+
+
+def run(**values: Any) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    command = [sys.executable, __file__, "--one"]
+    for name, value in values.items():
+        command += [f"--{name}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{values}: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(values: dict[str, Any]) -> Table:
+    """Return what was measured as a table."""
+    table = Table(title="Questions that share a picture, sa_proj")
+    columns = ("model", "questions", "arm", "samples/s", "shared is × as fast", "predicted")
+    for name in (*columns, "token ratio"):
+        table.add_column(name, justify="left" if name in ("model", "arm") else "right")
+    for model in MODELS:
+        for questions in QUESTIONS:
+            plan = values["plans"][f"{model}|{questions}"]
+            for arm in ARMS:
+                key = f"{model}|{questions}|{arm}"
+                shared = [done[f"{model}|{questions}|shared"] for done in values["rounds"]]
+                mine = [done[key] for done in values["rounds"]]
+                middle = [statistics.median(one["seconds"]) for one in mine]
+                ratios = [
+                    statistics.median(one["seconds"]) / statistics.median(base["seconds"])
+                    for one, base in zip(mine, shared, strict=True)
+                ]
+                spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+                told = [f"{plan['factor']:.2f}", f"{plan['tokens']:.2f}"]
+                told = told if arm == "row by row" else ["", ""]
+                rate = f"{ROWS / statistics.median(middle):.2f}"
+                table.add_row(model, str(questions), arm, rate, spread, *told)
+    return table
+
+
+def main() -> None:
+    """Measure round after round, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--table", action="store_true", help="print what was measured")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--questions", type=int, help=argparse.SUPPRESS)
+    for hidden in ("arm", "model", "folder", "arithmetic"):
+        parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measure(given)))
+        return
+    if given.table:
+        Console(width=120).print(show(json.loads(given.output.read_text("utf-8"))))
+        return
+    from narrowtune.engine.arithmetic import measure_arithmetic
+    from narrowtune.models.load import load_model
+
+    with tempfile.TemporaryDirectory() as made:
+        folders = {name: make_model(name, Path(made) / name) for name in MODELS}
+        wide = load_model(str(folders["wide"])).model
+        # Both models in fp32: bf16 in so small a one is slower on a CPU.
+        arithmetic = measure_arithmetic(wide, requested="float32").to_json()
+        del wide
+        values: dict[str, Any] = {
+            "versions": provenance.versions(),
+            "hardware": provenance.hardware(),
+            "git": provenance.git_state(Path(__file__).parent),
+            "arithmetic": arithmetic,
+            "plans": {},
+            "rounds": [],
+        }
+        cases = [(model, questions) for model in MODELS for questions in QUESTIONS]
+        for model, questions in cases:
+            shared = {"model": model, "folder": folders[model], "arithmetic": arithmetic}
+            values["plans"][f"{model}|{questions}"] = run(arm="plan", questions=questions, **shared)
+        for number in range(given.rounds):
+            done: dict[str, Any] = {"load": os.getloadavg()[0]}
+            for model, questions in cases:
+                for arm in ARMS if number % 2 == 0 else ARMS[::-1]:
+                    shared = {"model": model, "folder": folders[model], "arithmetic": arithmetic}
+                    found = run(arm=arm, questions=questions, **shared)
+                    done[f"{model}|{questions}|{arm}"] = found
+                    Console(stderr=True).print(number + 1, model, questions, arm, found["seconds"])
+            values["rounds"].append(done)
+            given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    Console(width=120).print(show(values))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What a plan says that rows share is what the layout saves, counted on the pass itself."""
+
+from __future__ import annotations
+
+import io
+
+import PIL.Image
+import pytest
+import torch
+
+from narrowtune.core.config import parse_config
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import Encoded, collate
+from narrowtune.data.examples import Example, Image, Message, Text
+from narrowtune.engine.arithmetic import Arithmetic
+from narrowtune.engine.packing import packing
+from narrowtune.models.load import load_model
+from narrowtune.models.select import resolve
+from narrowtune.report.plan_view import render_plan
+from narrowtune.train.plan import make_plan
+from narrowtune.train.trial import count_flops, count_row_flops
+from narrowtune.train.workload import Workload
+from tiny_models import VISION_FAMILIES
+
+FP32 = Arithmetic(compute_dtype="float32", threads=1)
+QUESTIONS = 4
+
+
+def planned(loaded, rows, tmp_path, recipe="sa_proj"):
+    training = {
+        "global_batch_size": 8,
+        "per_device_train_batch_size": 8,
+        "group_by_picture": True,
+    }
+    values = {"model": "m", "skill": "s.json", "output_dir": str(tmp_path), "training": training}
+    config = parse_config({**values, "recipe": recipe}, "test")
+    workload = Workload(rows=rows, num_samples=len(rows))
+    return make_plan(loaded, config, workload, arithmetic=FP32, measure_time=False)
+
+
+def picture_rows(loaded, num_pictures=4):
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    rows = []
+    for number in range(num_pictures):
+        file = io.BytesIO()
+        PIL.Image.effect_noise((60, 60), 20 + number).convert("RGB").save(file, "PNG")
+        picture = Image(data=file.getvalue())
+        for place in range(QUESTIONS):
+            messages = (
+                Message("user", (picture, Text(f"what is in place {place}?"))),
+                Message("assistant", (Text("red"),)),
+            )
+            example = Example(f"{number} {place}", messages, ("red",), group=str(number))
+            rows.append(encoder.encode(example))
+    return rows
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("recipe", ["sa_proj", "vision_tower"])
+def test_the_factor_is_that_of_the_pass_itself(family, recipe, tiny, tmp_path):
+    loaded = load_model(str(tiny(family, torch.float32)), device="cpu")
+    rows = picture_rows(loaded)
+    found = planned(loaded, rows, tmp_path, recipe)
+    sharing = found.sharing
+    assert sharing is not None
+    assert sharing.pictures_plain == 8
+    assert sharing.pictures == 2
+    counted = {}
+    names = resolve(loaded.model, recipe).names
+    for when in ("never", "cheaper"):
+        with packing(when):
+            counted[when] = count_flops(loaded.model, names, collate(rows[:8], 0))
+    assert sharing.factor == pytest.approx(counted["never"] / counted["cheaper"], rel=0.05)
+    assert sharing.factor > 1.5
+
+
+def test_the_tower_is_a_part_of_the_whole(tiny):
+    loaded = load_model(str(tiny("qwen2_5_vl", torch.float32)), device="cpu")
+    batch = collate(picture_rows(loaded)[:1], 0)
+    names = resolve(loaded.model, "sa_proj").names
+    parts = count_row_flops(loaded.model, names, batch)
+    whole = count_flops(loaded.model, names, batch)
+    # Without a mask half of attention's square is skipped.
+    assert parts.linear + parts.head + parts.tower < whole < sum(parts)
+    # A tower that trains costs its backward pass as well.
+    everything = resolve(loaded.model, "full").names
+    assert count_row_flops(loaded.model, everything, batch).tower > 2 * parts.tower
+    text = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    assert count_row_flops(loaded.model, names, text).tower == 0
+
+
+def test_nothing_shared_is_not_spoken_of(tiny, tmp_path):
+    loaded = load_model(str(tiny("qwen2_5_vl", torch.float32)), device="cpu")
+    found = planned(loaded, picture_rows(loaded, num_pictures=8)[::QUESTIONS], tmp_path)
+    assert found.sharing is None
+    assert "shared by rows" not in _text(found)
+
+
+def test_it_is_said(tiny, tmp_path):
+    loaded = load_model(str(tiny("qwen2_5_vl", torch.float32)), device="cpu")
+    said = _text(planned(loaded, picture_rows(loaded), tmp_path))
+    assert "× fewer FLOPs than row by row" in said
+    assert "pictures in place of 8.0" in said
+    llama = load_model(str(tiny("llama", torch.float32)), device="cpu")
+    rows = [Encoded([5, 6, 7, 8, 9, 10 + n, 11], [-100] * 6 + [11]) for n in range(8)]
+    said = _text(planned(llama, rows, tmp_path))
+    assert "× fewer FLOPs than row by row" in said
+    assert "pictures" not in said
+
+
+def _text(plan):
+    from io import StringIO
+
+    from rich.console import Console
+
+    console = Console(file=StringIO(), width=400)
+    console.print(render_plan(plan))
+    return console.file.getvalue()
