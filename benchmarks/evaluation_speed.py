@@ -1,0 +1,204 @@
+"""Evaluation speed beside lm-evaluation-harness and a loop of one item at a time.
+
+    pip install lm-eval
+    python benchmarks/evaluation_speed.py      # a quarter of an hour on two cores
+
+SmolLM2-135M, the demo's kept kinds: choices between two endings by likelihood (`sense`), and
+answers of 20 tokens at most (`capitals`, `opposites`). The same prompts, token for token, and the
+same answers are asked for: an option counts with its end of turn. lm-evaluation-harness runs on its
+`hf` backend, once at its best here (batches of 32, fp32 with this machine's faster products) and
+once at its defaults (batches of 1, the checkpoint's dtype); it is given its requests directly, so
+that its reading and scoring is not timed. The loop asks `generate` one prompt after the other, as
+adapters of lmms-eval do. Rounds are interleaved; answers are compared with ours.
+
+Results: benchmarks/results/evaluation_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from narrowtune.core import provenance
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.rows import read_rows
+from narrowtune.demo.files import write_demo_data
+from narrowtune.demo.weights import smollm2_folder
+from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
+from narrowtune.evaluate.evaluate import evaluate
+from narrowtune.evaluate.tasks import Task, make_task
+from narrowtune.models.load import load_model
+
+RESULTS = Path(__file__).parent / "results" / "evaluation_speed.json"
+KINDS = ("sense", "capitals", "opposites")
+ITEMS, ROUNDS, BATCH = 150, 3, 32
+END = "<|im_end|>"
+
+
+class Bench:
+    """The model in narrowtune and in lm-evaluation-harness, and the items."""
+
+    def __init__(self, num_items: int) -> None:
+        from lm_eval.models.huggingface import HFLM
+        from transformers import AutoModelForCausalLM
+
+        folder = str(smollm2_folder())
+        self.loaded = load_model(folder, dtype="float32")
+        self.tokenizer = self.loaded.tokenizer
+        self.encoder = ChatEncoder(self.tokenizer)
+        self.arithmetic = measure_arithmetic(self.loaded.model, requested="float32")
+        with tempfile.TemporaryDirectory() as data:
+            written = write_demo_data(
+                Path(data), skill="counting", kinds=KINDS, keep_items=num_items, seed=0
+            )
+            self.tasks = [
+                make_task(settings, read_rows(settings).examples, "held_out")
+                for settings in written.keep
+            ]
+        shared = {"tokenizer": self.tokenizer, "device": "cpu"}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.best = HFLM(pretrained=model, batch_size=BATCH, **shared)
+        self.default = HFLM(pretrained=folder, **shared)
+
+    def prompt(self, messages: Any) -> str:
+        """Return a prompt as text."""
+        turns = [{"role": m.role, "content": m.text} for m in messages]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        assert ids == self.encoder.encode_prompt(messages).input_ids
+        return text
+
+    def ours(self, task: Task) -> list[str]:
+        """Answer by narrowtune."""
+        with apply_arithmetic(self.arithmetic):
+            found = evaluate(self.loaded, task, self.encoder, batch_size=BATCH)
+        return [item.answer for item in found.items]
+
+    def harness(self, task: Task, lm: Any, *, best: bool) -> list[str]:
+        """Answer by lm-evaluation-harness."""
+        from lm_eval.api.instance import Instance
+
+        kind = "loglikelihood" if task.mode == "options" else "generate_until"
+        requests: list[Any] = []
+        for number, example in enumerate(task.examples):
+            text = self.prompt(example.prompt)
+            until = {"until": [END], "max_gen_toks": task.max_new_tokens, "do_sample": False}
+            asked = (
+                [(text, option + END) for option in example.options]
+                if task.mode == "options"
+                else [(text, until)]
+            )
+            for place, arguments in enumerate(asked):
+                requests.append(Instance(kind, {}, arguments, place, (task.name, number, 1)))
+        precision = torch.get_float32_matmul_precision()
+        if best:
+            torch.set_float32_matmul_precision(self.arithmetic.float32_matmul_precision)
+        try:
+            found = getattr(lm, kind)(requests, disable_tqdm=True)
+        finally:
+            torch.set_float32_matmul_precision(precision)
+        if task.mode != "options":
+            return [answer.strip() for answer in found]
+        answers, start = [], 0
+        for example in task.examples:
+            sums = [total for total, _ in found[start : start + len(example.options)]]
+            answers.append(example.options[sums.index(max(sums))])
+            start += len(example.options)
+        return answers
+
+    def loop(self, task: Task) -> list[str]:
+        """Answer one item at a time by `generate`; options are not decoded, so there are none."""
+        answers = []
+        for example in task.examples:
+            ids = torch.tensor([self.encoder.encode_prompt(example.prompt).input_ids])
+            with torch.inference_mode():
+                made = self.loaded.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=task.max_new_tokens,
+                    do_sample=False,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )
+            text = self.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+            answers.append(text.strip())
+        return answers
+
+
+def main() -> None:
+    """Measure round after round, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=ITEMS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    bench = Bench(given.items)
+    arms: dict[str, Callable[[Task], list[str]]] = {
+        "narrowtune": bench.ours,
+        "lm-eval, best": lambda task: bench.harness(task, bench.best, best=True),
+        "lm-eval, defaults": lambda task: bench.harness(task, bench.default, best=False),
+        "generate, one by one": bench.loop,
+    }
+    rounds: list[dict[str, Any]] = []
+    for number in range(given.rounds):
+        done: dict[str, Any] = {"load": os.getloadavg()[0]}
+        for task in bench.tasks:
+            answers: dict[str, list[str]] = {}
+            for name, answer in arms.items():
+                slow = name not in ("narrowtune", "lm-eval, best")
+                if (slow and number) or (name.startswith("generate") and task.mode == "options"):
+                    continue  # what is many times slower is measured once
+                started = time.perf_counter()
+                answers[name] = answer(task)
+                seconds = time.perf_counter() - started
+                pairs = zip(answers[name], answers["narrowtune"], strict=True)
+                same = sum(theirs == ours.strip() for theirs, ours in pairs)
+                done[f"{task.name}|{name}"] = {"seconds": seconds, "same": same}
+                Console(stderr=True).print(number + 1, task.name, name, f"{seconds:.1f} s", same)
+        rounds.append(done)
+        values = {
+            "versions": provenance.versions(),
+            "hardware": provenance.hardware(),
+            "git": provenance.git_state(Path(__file__).parent),
+            "arithmetic": bench.arithmetic.to_json(),
+            "items": {task.name: len(task.examples) for task in bench.tasks},
+            "rounds": rounds,
+        }
+        given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    Console(width=120).print(show(values, list(arms)))
+
+
+def show(values: dict[str, Any], arms: list[str]) -> Table:
+    """Return what was measured as a table."""
+    table = Table(title="Evaluation of SmolLM2-135M")
+    for name in ("kind", "arm", "items/s", "narrowtune is × as fast", "same answers"):
+        table.add_column(name, justify="left" if name in ("kind", "arm") else "right")
+    for kind, count in values["items"].items():
+        for arm in arms:
+            mine = [done[f"{kind}|{arm}"] for done in values["rounds"] if f"{kind}|{arm}" in done]
+            if not mine:
+                continue
+            ratios = [
+                done[f"{kind}|{arm}"]["seconds"] / done[f"{kind}|narrowtune"]["seconds"]
+                for done in values["rounds"]
+                if f"{kind}|{arm}" in done
+            ]
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+            rate = count / statistics.median(one["seconds"] for one in mine)
+            same = f"{min(one['same'] for one in mine)} of {count}"
+            table.add_row(kind, arm, f"{rate:.1f}", spread, same)
+    return table
+
+
+if __name__ == "__main__":
+    main()
