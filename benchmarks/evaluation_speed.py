@@ -4,12 +4,13 @@
     python benchmarks/evaluation_speed.py      # a quarter of an hour on two cores
 
 SmolLM2-135M, the demo's kept kinds: choices between two endings by likelihood (`sense`), and
-answers of 20 tokens at most (`capitals`, `opposites`). The same prompts, token for token, and the
-same answers are asked for: an option counts with its end of turn. lm-evaluation-harness runs on its
-`hf` backend, once at its best here (batches of 32, fp32 with this machine's faster products) and
-once at its defaults (batches of 1, the checkpoint's dtype); it is given its requests directly, so
-that its reading and scoring is not timed. The loop asks `generate` one prompt after the other, as
-adapters of lmms-eval do. Rounds are interleaved; answers are compared with ours.
+answers of 20 tokens at most (`capitals`, `opposites`). The same tokens are asked, and an option
+counts with its end of turn. lm-evaluation-harness runs on its `hf` backend, once at its best here
+(batches of 32, this machine's fastest fp32) and once at its defaults (batches of 1, the dtype of the
+checkpoint); its requests are made before the clock starts, so that its reading and scoring is not
+timed, while narrowtune's is. The loop asks `generate` one prompt after the other, as adapters of
+lmms-eval do. Every arm warms up on a few items first. narrowtune and the harness at its best take turns at
+going first; what is many times slower is measured once. Answers are compared with ours.
 
 Results: benchmarks/results/evaluation_speed.json.
 """
@@ -23,6 +24,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from rich.table import Table
 
 from narrowtune.core import provenance
 from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.data.rows import read_rows
 from narrowtune.demo.files import write_demo_data
 from narrowtune.demo.weights import smollm2_folder
@@ -42,7 +46,7 @@ from narrowtune.models.load import load_model
 
 RESULTS = Path(__file__).parent / "results" / "evaluation_speed.json"
 KINDS = ("sense", "capitals", "opposites")
-ITEMS, ROUNDS, BATCH = 150, 3, 32
+ITEMS, ROUNDS, BATCH, WARM_UP = 150, 3, 32, 4
 END = "<|im_end|>"
 
 
@@ -71,13 +75,26 @@ class Bench:
         self.best = HFLM(pretrained=model, batch_size=BATCH, **shared)
         self.default = HFLM(pretrained=folder, **shared)
 
-    def prompt(self, messages: Any) -> str:
-        """Return a prompt as text."""
-        turns = [{"role": m.role, "content": m.text} for m in messages]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        assert ids == self.encoder.encode_prompt(messages).input_ids
-        return text
+    def requests(self, task: Task) -> list[Any]:
+        """Return what lm-evaluation-harness is asked, as it takes it: tokens, or text to go on."""
+        from lm_eval.api.instance import Instance
+
+        made: list[Any] = []
+        for number, example in enumerate(task.examples):
+            prompt = self.encoder.encode_prompt(example.prompt).input_ids
+            text = self.tokenizer.decode(prompt)
+            assert self.tokenizer(text, add_special_tokens=False).input_ids == prompt
+            if task.mode == "options":
+                for option in example.options:
+                    whole = self.encoder.encode_answer(example.prompt, option)
+                    own = [token for token in whole.labels if token != IGNORE_INDEX]
+                    made.append(((text, option), whole.input_ids[: len(prompt)], own))
+                    assert whole.input_ids[: len(prompt) + len(own)] == prompt + own
+                continue
+            until = {"until": [END], "max_gen_toks": task.max_new_tokens, "do_sample": False}
+            metadata = (task.name, number, 1)
+            made.append(Instance("generate_until", {}, (text, until), 0, metadata))
+        return made
 
     def ours(self, task: Task) -> list[str]:
         """Answer by narrowtune."""
@@ -85,31 +102,13 @@ class Bench:
             found = evaluate(self.loaded, task, self.encoder, batch_size=BATCH)
         return [item.answer for item in found.items]
 
-    def harness(self, task: Task, lm: Any, *, best: bool) -> list[str]:
+    def harness(self, task: Task, lm: Any, requests: list[Any], *, best: bool) -> list[str]:
         """Answer by lm-evaluation-harness."""
-        from lm_eval.api.instance import Instance
-
-        kind = "loglikelihood" if task.mode == "options" else "generate_until"
-        requests: list[Any] = []
-        for number, example in enumerate(task.examples):
-            text = self.prompt(example.prompt)
-            until = {"until": [END], "max_gen_toks": task.max_new_tokens, "do_sample": False}
-            asked = (
-                [(text, option + END) for option in example.options]
-                if task.mode == "options"
-                else [(text, until)]
-            )
-            for place, arguments in enumerate(asked):
-                requests.append(Instance(kind, {}, arguments, place, (task.name, number, 1)))
-        precision = torch.get_float32_matmul_precision()
-        if best:
-            torch.set_float32_matmul_precision(self.arithmetic.float32_matmul_precision)
-        try:
-            found = getattr(lm, kind)(requests, disable_tqdm=True)
-        finally:
-            torch.set_float32_matmul_precision(precision)
-        if task.mode != "options":
-            return [answer.strip() for answer in found]
+        with apply_arithmetic(self.arithmetic) if best else nullcontext():
+            if task.mode != "options":
+                found = lm.generate_until(requests, disable_tqdm=True)
+                return [answer.strip() for answer in found]
+            found = lm._loglikelihood_tokens(requests, disable_tqdm=True)
         answers, start = [], 0
         for example in task.examples:
             sums = [total for total, _ in found[start : start + len(example.options)]]
@@ -122,7 +121,7 @@ class Bench:
         answers = []
         for example in task.examples:
             ids = torch.tensor([self.encoder.encode_prompt(example.prompt).input_ids])
-            with torch.inference_mode():
+            with torch.inference_mode(), apply_arithmetic(self.arithmetic):
                 made = self.loaded.model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
@@ -143,28 +142,35 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     bench = Bench(given.items)
+    warm_up = [replace(task, examples=task.examples[:WARM_UP]) for task in bench.tasks]
+    requests = {id(task): bench.requests(task) for task in (*bench.tasks, *warm_up)}
     arms: dict[str, Callable[[Task], list[str]]] = {
         "narrowtune": bench.ours,
-        "lm-eval, best": lambda task: bench.harness(task, bench.best, best=True),
-        "lm-eval, defaults": lambda task: bench.harness(task, bench.default, best=False),
+        "lm-eval, best": lambda t: bench.harness(t, bench.best, requests[id(t)], best=True),
+        "lm-eval, defaults": lambda t: bench.harness(t, bench.default, requests[id(t)], best=False),
         "generate, one by one": bench.loop,
     }
+    slow = list(arms)[2:]
     rounds: list[dict[str, Any]] = []
     for number in range(given.rounds):
         done: dict[str, Any] = {"load": os.getloadavg()[0]}
-        for task in bench.tasks:
+        for task, short in zip(bench.tasks, warm_up, strict=True):
             answers: dict[str, list[str]] = {}
-            for name, answer in arms.items():
-                slow = name not in ("narrowtune", "lm-eval, best")
-                if (slow and number) or (name.startswith("generate") and task.mode == "options"):
-                    continue  # what is many times slower is measured once
+            order = list(arms)[:2][:: 1 if number % 2 == 0 else -1] + (slow if number == 0 else [])
+            for name in order:
+                if name.startswith("generate") and task.mode == "options":
+                    continue
+                arms[name](short)
                 started = time.perf_counter()
-                answers[name] = answer(task)
+                answers[name] = arms[name](task)
                 seconds = time.perf_counter() - started
-                pairs = zip(answers[name], answers["narrowtune"], strict=True)
-                same = sum(theirs == ours.strip() for theirs, ours in pairs)
-                done[f"{task.name}|{name}"] = {"seconds": seconds, "same": same}
-                Console(stderr=True).print(number + 1, task.name, name, f"{seconds:.1f} s", same)
+                done[f"{task.name}|{name}"] = {"seconds": seconds}
+            for name, theirs in answers.items():
+                pairs = zip(theirs, answers["narrowtune"], strict=True)
+                same = sum(answer == ours.strip() for answer, ours in pairs)
+                found = done[f"{task.name}|{name}"]
+                found["same"] = same
+                Console(stderr=True).print(number + 1, task.name, name, found)
         rounds.append(done)
         values = {
             "versions": provenance.versions(),

@@ -2,12 +2,16 @@
 
     python benchmarks/training_speed.py   # 25 minutes on two cores with nothing else running
 
-SmolLM2-135M, 16 rows per optimiser step, the same rows for all. Rounds are interleaved: in each,
-every arm trains a few steps in a process of its own, the first of which is not counted, and the
-order turns from round to round. Beside each round stand the load and the rate of one matrix product
-(a calibration), since the machine may be shared. Printed are medians over all counted steps, the
-ratio to `narrowtune sa_proj` per round as median (least to greatest), and the peak of the process's
-memory above what it holds with all libraries imported.
+SmolLM2-135M, 16 rows per optimiser step, the same tokens and labels for all. Rounds are
+interleaved: in each, every arm trains a few steps in a process of its own, the first of which is not
+counted, and the order turns from round to round. Beside each round stand the load and the rate of
+one matrix product (a calibration), since the machine may be shared. Printed are medians over all
+counted steps, and the ratio to `narrowtune sa_proj` per round as median (least to greatest).
+
+Peak memory is measured in a round of its own: the peak of the process above what it holds with all
+libraries imported. There, every arm returns what it frees to the system, as narrowtune's command
+line always does; without that, what was freed counts as used. While time is measured, peers run
+without it.
 
 Results: benchmarks/results/training_speed.json, written after every round; a run that is started
 again with `--resume` adds the rounds that are missing.
@@ -40,28 +44,40 @@ OURS = "narrowtune sa_proj"
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Train one arm for some steps, in this process."""
-    import datasets
-    import peft
     import torch
-    import trl
+    from peft import LoraConfig
     from training.arms import ARMS, PEERS, SAMPLES
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
 
+    from narrowtune.data.chat import ChatEncoder
+    from narrowtune.data.examples import Example, Message, Text
     from narrowtune.engine.arithmetic import Arithmetic
     from narrowtune.engine.heap import return_freed_blocks
     from narrowtune.engine.peak import PeakMemory
+    from narrowtune.train.fit import fit
 
-    assert all((datasets, peft, trl))  # in the baseline, whoever runs
-    # Small arenas, for all alike: otherwise what was freed counts as used.
-    return_freed_blocks()
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    encoder = ChatEncoder(tokenizer)
+    rows = []
+    for number, row in enumerate(make_rows(given.rows, given.steps * SAMPLES)):
+        turns = tuple(Message(turn["role"], (Text(turn["content"]),)) for turn in row)
+        encoded = encoder.encode(Example(str(number), turns, (row[-1]["content"],)))
+        rows.append({"input_ids": encoded.input_ids, "labels": encoded.labels})
+    if given.arm not in PEERS or given.setting == "memory":
+        return_freed_blocks()
     arithmetic = Arithmetic.from_json(given.arithmetic)
-    rows = make_rows(given.rows, given.steps * SAMPLES)
     torch.manual_seed(0)
+    # Whoever runs: all of these are in what the process held before.
+    assert all((LoraConfig, AutoModelForCausalLM, SFTConfig, SFTTrainer, fit))
     before = _resident()
-    options = {"best": given.setting == "best"} if given.arm in PEERS else {}
+    options = {"best": given.setting != "default"} if given.arm in PEERS else {}
     with PeakMemory(torch.device("cpu")) as peak, tempfile.TemporaryDirectory() as folder:
         found = ARMS[given.arm](rows, given.model, arithmetic, given.steps, folder, **options)
     assert peak.bytes is not None
-    return {**found, "peak_bytes": peak.bytes - before, "samples": SAMPLES}
+    labels = sum(label != -100 for row in rows for label in row["labels"])
+    counts = {"samples": SAMPLES, "labels": labels, "tokens": sum(len(r["labels"]) for r in rows)}
+    return {**found, **counts, "peak_bytes": peak.bytes - before}
 
 
 def _resident() -> int:
@@ -146,9 +162,10 @@ def show(values: dict[str, Any]) -> list[Table]:
                 for one, base in zip(mine, ours, strict=True)
             ]
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-            peak = max(one["peak_bytes"] for one in mine) / 1e9
+            peak = values["memory"].get(key)
+            peak = f"{peak / 1e9:.2f}" if peak else ""
             rate = mine[0]["samples"] / statistics.median(pooled)
-            table.add_row(arm, setting, f"{rate:.2f}", spread, f"{peak:.2f}")
+            table.add_row(arm, setting, f"{rate:.2f}", spread, peak)
         tables.append(table)
     return tables
 
@@ -177,6 +194,7 @@ def main() -> None:
             "git": provenance.git_state(Path(__file__).parent),
             "kinds": given.kinds,
             "arithmetic": "",
+            "memory": {},
             "rounds": [],
         }
     console = Console(stderr=True)
@@ -184,11 +202,18 @@ def main() -> None:
     # What earlier rounds computed in goes on; folders may have moved.
     values["arithmetic"] = values["arithmetic"] or chosen["arithmetic"]
     chosen["arithmetic"] = values["arithmetic"]
+    for arm, rows, setting in [] if given.table else cases(values["kinds"]):
+        key = f"{arm}|{rows}|{setting}"
+        if setting == "best" and key not in values["memory"]:
+            found = run("measure", arm=arm, rows=rows, setting="memory", steps=2, **chosen)
+            values["memory"][key] = found["peak_bytes"]
+            console.print(f"{arm}, {rows}: {found['peak_bytes'] / 1e9:.2f} GB")
     while not given.table and len(values["rounds"]) < given.rounds:
         number = len(values["rounds"])
         turn = cases(values["kinds"])
         turn = turn[number % len(turn) :] + turn[: number % len(turn)]
         done: dict[str, Any] = {"calibration": run("calibrate"), "arms": {}, "load": []}
+        done["git"] = provenance.git_state(Path(__file__).parent)
         for arm, rows, setting in turn if number % 2 == 0 else turn[::-1]:
             found = run("measure", arm=arm, rows=rows, setting=setting, steps=given.steps, **chosen)
             done["arms"][f"{arm}|{rows}|{setting}"] = found

@@ -1,9 +1,9 @@
 """What is measured: narrowtune's recipes and the tools that its users have today.
 
-Owns: how each tool is set up. Every arm trains the same rows,
-`SAMPLES` rows per optimiser step, and returns the seconds of its steps. `default` leaves a tool's
-settings as they come (but for the rows per step, which are accumulated where its batch is smaller);
-`best` is what its documentation offers for speed on this machine.
+Owns: how each tool is set up. Every arm trains the same tokens with the same labels, `SAMPLES` rows
+per optimiser step, and returns the seconds of its steps. `default` leaves a tool's settings as they
+come (but for the rows per step, which are accumulated where its batch is smaller); `best` is what
+its documentation offers for speed on this machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from narrowtune.engine.arithmetic import Arithmetic
-from training.rows import Messages
 
 SAMPLES = 16
 RANK = 16
@@ -24,6 +23,8 @@ _ALL_LINEAR = "all-linear"
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 Result = dict[str, Any]
+Tokens = dict[str, list[int]]
+"""`input_ids` and `labels` of a row."""
 
 
 class StepClock(TrainerCallback):
@@ -69,7 +70,12 @@ def common_arguments(best: bool, bf16: bool, num_steps: int, folder: str) -> dic
         "gradient_accumulation_steps": 1 if best else SAMPLES // 8,
     }
     if best:
-        values |= {"bf16": bf16, "optim": "adamw_torch_fused", "dataloader_pin_memory": False}
+        values |= {
+            "bf16": bf16,
+            "optim": "adamw_torch_fused",
+            "dataloader_pin_memory": False,
+            "train_sampling_strategy": "group_by_length",
+        }
     return values
 
 
@@ -77,7 +83,7 @@ def narrowtune(recipe: str, *, packing: bool = True) -> Callable[..., Result]:
     """Our own training, as `narrowtune teach` does it; its defaults are its best."""
 
     def run(
-        rows: list[Messages],
+        rows: list[Tokens],
         model_folder: str,
         arithmetic: Arithmetic,
         steps: int,
@@ -85,8 +91,7 @@ def narrowtune(recipe: str, *, packing: bool = True) -> Callable[..., Result]:
         **_,
     ) -> Result:
         from narrowtune.core.config import parse_config
-        from narrowtune.data.chat import ChatEncoder
-        from narrowtune.data.examples import Example, Message, Text
+        from narrowtune.data.collate import Encoded
         from narrowtune.engine.arithmetic import apply_arithmetic
         from narrowtune.models.load import load_model
         from narrowtune.models.select import resolve
@@ -94,12 +99,7 @@ def narrowtune(recipe: str, *, packing: bool = True) -> Callable[..., Result]:
         from narrowtune.train.masters import computing_in
 
         loaded = load_model(model_folder)
-        encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
-        encoded = []
-        for number, row in enumerate(rows):
-            messages = tuple(Message(turn["role"], (Text(turn["content"]),)) for turn in row)
-            answers = (row[-1]["content"],)
-            encoded.append(encoder.encode(Example(str(number), messages=messages, answers=answers)))
+        encoded = [Encoded(row["input_ids"], row["labels"]) for row in rows]
         training = {
             "global_batch_size": SAMPLES,
             "per_device_train_batch_size": SAMPLES,
@@ -136,16 +136,16 @@ def _set_machine(best: bool, arithmetic: Arithmetic) -> bool:
     return best and arithmetic.compute_dtype == "bfloat16"
 
 
-def trl(targets: str | list[str] | None) -> Callable[..., Result]:
+def trl(targets: str | list[str] | None, *, padding_free: bool = False) -> Callable[..., Result]:
     """TRL's SFTTrainer: everything, or LoRA of `RANK` by peft on `targets`.
 
-    Loss on the answer alone (prompt and completion). Its loss leaves
-    out the head at ignored tokens by default. At its best: no gradient checkpointing, one pass per
-    step. Its packing and padding-free batches need FlashAttention, which a CPU lacks.
+    Its loss leaves out the head at ignored tokens by default. At its best: no gradient
+    checkpointing, one pass per step, rows of like length together; or, `padding_free`, all rows of
+    a pass end to end.
     """
 
     def run(
-        rows: list[Messages],
+        rows: list[Tokens],
         model_folder: str,
         arithmetic: Arithmetic,
         steps: int,
@@ -162,7 +162,9 @@ def trl(targets: str | list[str] | None) -> Callable[..., Result]:
         values = common_arguments(best, bf16, steps, folder)
         if best:
             values |= {"gradient_checkpointing": False}
-        data = Dataset.from_list([{"prompt": row[:-1], "completion": row[-1:]} for row in rows])
+        if padding_free:
+            values |= {"padding_free": True, "max_length": None}
+        data = Dataset.from_list(rows)
         lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets) if targets else None
         clock = StepClock()
         trainer = SFTTrainer(
@@ -187,7 +189,7 @@ def plain_trainer(recipe: str) -> Callable[..., Result]:
     """`transformers.Trainer` with our recipe's matrices alone trainable, loss by the model."""
 
     def run(
-        rows: list[Messages],
+        rows: list[Tokens],
         model_folder: str,
         arithmetic: Arithmetic,
         steps: int,
@@ -204,7 +206,7 @@ def plain_trainer(recipe: str) -> Callable[..., Result]:
         names = set(resolve(model, recipe).names)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
-        data = [_encode(row, tokenizer) for row in rows]
+        data = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
         clock = StepClock()
         trainer = Trainer(
             model,
@@ -223,13 +225,6 @@ def plain_trainer(recipe: str) -> Callable[..., Result]:
     return run
 
 
-def _encode(row: Messages, tokenizer: Any) -> dict[str, list[int]]:
-    prompt = tokenizer.apply_chat_template(row[:-1], add_generation_prompt=True, return_dict=False)
-    whole = tokenizer.apply_chat_template(row, return_dict=False)
-    labels = [-100] * len(prompt) + whole[len(prompt) :]
-    return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": labels}
-
-
 OURS: Mapping[str, Callable[..., Result]] = {
     "narrowtune sa_proj": narrowtune("sa_proj"),
     "narrowtune mlp_gate_up": narrowtune("mlp_gate_up"),
@@ -241,6 +236,7 @@ PEERS: Mapping[str, Callable[..., Result]] = {
     "TRL, everything": trl(None),
     "TRL + peft LoRA, all linear": trl(_ALL_LINEAR),
     "TRL + peft LoRA, attention": trl(_ATTENTION),
+    "TRL + peft LoRA, all linear, padding-free": trl(_ALL_LINEAR, padding_free=True),
     "transformers.Trainer, attention trainable": plain_trainer("sa_proj"),
 }
 

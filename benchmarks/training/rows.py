@@ -2,7 +2,7 @@
 
 Owns: `alike`, the demo's counting questions under the chat template's own system turn, half of
 whose tokens are the same in every row; and `distinct`, the same kind of questions, each under a
-system turn of its own, so that no two rows have a beginning in common.
+system turn of its own, so that rows have nothing in common but the mark that opens a turn.
 """
 
 from __future__ import annotations
