@@ -1,0 +1,85 @@
+"""Training rows in little memory: a hundred thousand rows, or pictures of many gigabytes.
+
+Owns: `StoredRow`, which keeps tokens as 4-byte numbers and prepares its pictures again when they are
+asked for, where there is no room to keep them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+
+from torch import Tensor
+
+from narrowtune.core.errors import DataError
+from narrowtune.data.collate import Encoded
+
+
+class Room:
+    """Bytes that rows may hold together; once they are taken, others hold nothing.
+
+    Args:
+        num_bytes: of all.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._left = num_bytes
+
+    def take(self, num_bytes: int) -> bool:
+        """Take so many if they are there; return whether they were."""
+        if num_bytes > self._left:
+            return False
+        self._left -= num_bytes
+        return True
+
+
+class StoredRow(Encoded):
+    """An encoded row that holds its pictures only where there is room.
+
+    Args:
+        encoded: the row.
+        name: of the row, for errors.
+        again: makes the row's features once more.
+        room: what rows may hold together.
+    """
+
+    def __init__(
+        self, encoded: Encoded, name: str, again: Callable[[], dict[str, Tensor]], room: Room
+    ) -> None:
+        size = sum(value.nbytes for value in encoded.features.values())
+        vars(self).update(
+            _ids=array("i", encoded.input_ids),
+            _labels=array("i", encoded.labels),
+            _name=name,
+            _features=encoded.features if room.take(size) else None,
+            _again=again if encoded.features else None,
+            picture_digest=encoded.picture_digest,
+        )
+
+    @property
+    def input_ids(self) -> list[int]:  # type: ignore[override]
+        """Token ids."""
+        return self._ids.tolist()  # type: ignore[no-any-return]
+
+    @property
+    def labels(self) -> list[int]:  # type: ignore[override]
+        """Labels."""
+        return self._labels.tolist()  # type: ignore[no-any-return]
+
+    @property
+    def features(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """What else the model takes.
+
+        Raises:
+            DataError: the row's pictures are no longer what they were.
+        """
+        if self._features is not None:
+            return self._features  # type: ignore[no-any-return]
+        made = Encoded([], [], self._again())
+        if made.picture_digest != self.picture_digest:
+            raise DataError(
+                asked=f"the pictures of row {self._name} once more",
+                found="others than when the run began",
+                do="leave the files of a run alone until it ends, and start it again",
+            )
+        return made.features

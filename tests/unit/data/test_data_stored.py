@@ -1,0 +1,96 @@
+"""Rows in little memory are the rows that they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from narrowtune.core.errors import DataError
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import collate
+from narrowtune.data.examples import Example, Image, Message, Text
+from narrowtune.data.stored import Room, stored_row
+from narrowtune.models.load import LoadedModel
+from tiny_models import VISION_FAMILIES
+
+Loaded = Callable[[str], LoadedModel]
+
+
+def examples(paths: list[Path]) -> list[Example]:
+    return [
+        Example(
+            str(number),
+            (
+                Message("user", (Image(path=path), Text("what?"))),
+                Message("assistant", (Text("a red one"),)),
+            ),
+            ("a red one",),
+        )
+        for number, path in enumerate(paths)
+    ]
+
+
+@pytest.fixture
+def paths(tmp_path: Path, png: Callable[..., bytes]) -> list[Path]:
+    made = []
+    for number, colour in enumerate(("red", "green", "blue")):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(png(colour=colour))
+        made.append(path)
+    return made
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("held", [0, 1, 3])
+def test_batches_are_the_same_whatever_is_held(
+    family: str, held: int, loaded: Loaded, paths: list[Path]
+) -> None:
+    model = loaded(family)
+    encoder = ChatEncoder(model.tokenizer, model.processor)
+    plain = [encoder.encode(example) for example in examples(paths)]
+    size = sum(value.nbytes for value in plain[0].features.values())
+    room = Room(held * size)
+    rows = [stored_row(example, encoder, room) for example in examples(paths)]
+    assert not room.take(1)
+    for stored, right in zip(rows, plain, strict=True):
+        assert stored.input_ids == right.input_ids
+        assert stored.labels == right.labels
+        assert stored.picture_digest == right.picture_digest != ""
+    assert len({row.picture_digest for row in rows}) == 3
+    # Held pictures are the same object each time, others are made anew.
+    same = [row.features["pixel_values"] is row.features["pixel_values"] for row in rows]
+    assert same == [number < held for number in range(3)]
+    for _ in range(2):  # two epochs
+        batch, right = collate(rows, 0), collate(plain, 0)
+        assert batch.keys() == right.keys()
+        for name, value in right.items():
+            assert torch.equal(batch[name], value), name
+    assert encoder.num_prefix_mismatches == 0
+
+
+def test_a_picture_that_changes_while_a_run_goes_on_is_an_error(
+    loaded: Loaded, paths: list[Path], png: Callable[..., bytes]
+) -> None:
+    model = loaded("qwen2_5_vl")
+    encoder = ChatEncoder(model.tokenizer, model.processor)
+    row = stored_row(examples(paths)[1], encoder, Room(0))
+    assert row.features
+    paths[1].write_bytes(png(colour="white"))
+    with pytest.raises(DataError, match=r"row 1 once more[\s\S]*when the run began"):
+        _ = row.features
+
+
+def test_text_needs_no_room_and_is_small(loaded: Loaded) -> None:
+    encoder = ChatEncoder(loaded("llama").tokenizer)
+    turns = (Message("user", (Text("how many?" * 20),)), Message("assistant", (Text("two"),)))
+    row = stored_row(Example("a", turns, ("two",)), encoder, Room(0))
+    plain = encoder.encode(Example("a", turns, ("two",)))
+    assert (row.input_ids, row.labels, row.features) == (plain.input_ids, plain.labels, {})
+    assert row.picture_digest == ""
+    # It holds on to nothing that it was made from.
+    assert not any(callable(value) for value in vars(row).values())
+    held = sum(value.buffer_info()[1] * value.itemsize for value in (row._ids, row._labels))
+    assert held == 8 * len(plain.input_ids)
