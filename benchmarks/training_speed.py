@@ -3,9 +3,9 @@
     python benchmarks/training_speed.py   # 25 minutes on two cores with nothing else running
 
 SmolLM2-135M, 16 rows per optimiser step, the same tokens and labels for all. Rounds are
-interleaved: in each, every arm trains a few steps in a process of its own, the first of which is not
-counted, and the order turns from round to round. Beside each round stand the load and the rate of
-one matrix product (a calibration), since the machine may be shared. Printed are medians over all
+interleaved: in each, every arm trains a few steps in a process of its own, the first of which is
+not counted, and the order turns from round to round. Beside each round stand the load and the rate
+of one matrix product (a calibration), since the machine may be shared. Printed are medians over all
 counted steps, and the ratio to `narrowtune sa_proj` per round as median (least to greatest).
 
 Peak memory is measured in a round of its own: the peak of the process above what it holds with all

@@ -58,6 +58,8 @@ class TrainingSettings(Settings):
         max_grad_norm: gradients are clipped to this norm.
         optim: as transformers names optimisers.
         gradient_checkpointing: compute activations again in the backward pass, to save memory.
+        dataloader_num_workers: processes that prepare batches beside the training; worth it where
+            pictures are too many to be held, and cores are free.
         compute_dtype: `auto` measures which arithmetic is fastest here and records it.
         packing: lay rows of text end to end, and rows about one picture behind it, so that what
             they begin with is computed once, where that is cheaper; the sums are the same. False
@@ -86,6 +88,7 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     optim: str = "adamw_torch_fused"
     gradient_checkpointing: bool = False
+    dataloader_num_workers: int = Field(0, ge=0)
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     packing: bool = True
     group_by_picture: bool = False

@@ -262,9 +262,10 @@ class SharingEstimate(Value):
 
     Attributes:
         positions: that the model computes; `positions_plain` row by row, padding included.
-        pictures: that go through the tower; `pictures_plain` row by row.
-        factor: FLOPs of a training pass row by row, in those of the pass as it is laid out; the
-            tower is in both.
+        pictures: that go through the tower; `pictures_plain` row by row. 0 where what the tower
+            makes of a picture is kept while training.
+        factor: FLOPs of a training pass row by row, in those of the pass as it is laid out. The
+            tower is in both, unless what it makes of a picture is kept.
     """
 
     positions: float

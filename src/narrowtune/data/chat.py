@@ -25,6 +25,10 @@ from narrowtune.data.template import ChatTemplate, Rendered, Skeleton, Span, Tur
 __all__ = ["ChatEncoder", "Encoded", "RowError"]
 
 
+_TOKEN_BYTES = 44
+"""Of an encoded token in memory: a number, and two places in lists."""
+
+
 class _Tokens(NamedTuple):
     """T tokens, the characters each stands for, and the model's other inputs."""
 
@@ -45,8 +49,8 @@ class ChatEncoder:
         processor: of a multimodal model, else None.
         max_length: most tokens per row, pictures included; a longer row is an error, never cut.
         chat_template_kwargs: passed to the template.
-        remembered_bytes: how much of what prompts were encoded to is kept for the next time they
-            are asked; none unless given.
+        remembered_bytes: how much of what `encode_prompt` gives is kept for the next time it is
+            asked for, pictures by the file's path; none unless given.
 
     Attributes:
         num_prefix_mismatches: rows of `encode` whose tokens before the last answer are not those
@@ -110,6 +114,14 @@ class ChatEncoder:
         except RowError as error:
             raise RowError(error.reason, id=example.id, row=example.row) from error
 
+    def encode_features(self, example: Example) -> dict[str, Tensor]:
+        """Return the features of a row that was encoded before.
+
+        Raises:
+            RowError: as for `encode`.
+        """
+        return self._encode(example.messages, every_turn=False).features
+
     def encode_prompt(self, messages: Sequence[Message]) -> Encoded:
         """Encode messages up to where generation starts; no label.
 
@@ -123,7 +135,8 @@ class ChatEncoder:
         text = self._template.render(turns, generation=True)
         tokens = self._tokenize(text, turns, guard, messages, generation=True)
         encoded = self._finish(tokens, [])
-        size = 8 * len(encoded.input_ids) + sum(v.nbytes for v in encoded.features.values())
+        size = _TOKEN_BYTES * len(encoded.input_ids)
+        size += sum(value.nbytes for value in encoded.features.values())
         if size <= self._room:
             self._room -= size
             self._prompts[key] = encoded

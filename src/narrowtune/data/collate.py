@@ -5,14 +5,17 @@ Owns: `Encoded`, padding, and how each family's picture features are joined. B r
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from narrowtune.core.errors import DataError
+from narrowtune.data.digest import tensor_sha256
 
 IGNORE_INDEX = -100
 """The label of a token that carries no loss."""
@@ -35,6 +38,15 @@ class Encoded:
     input_ids: list[int]
     labels: list[int]
     features: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def picture_digest(self) -> str:
+        """Hash of the row's pictures; empty where it has none."""
+        given = {n: value for n, value in self.features.items() if n not in PER_TOKEN_FEATURES}
+        if not given:
+            return ""
+        lines = "".join(f"{name} {tensor_sha256(given[name])}\n" for name in sorted(given))
+        return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def padding_id(tokenizer: Any) -> int:

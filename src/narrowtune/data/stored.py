@@ -1,7 +1,7 @@
 """Training rows in little memory: a hundred thousand rows, or pictures of many gigabytes.
 
-Owns: `StoredRow`, which keeps tokens as 4-byte numbers and prepares its pictures again when they are
-asked for, where there is no room to keep them.
+Owns: `StoredRow`, which keeps tokens as 4-byte numbers and prepares its pictures again when they
+are asked for, where there is no room to keep them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from narrowtune.core.errors import DataError
+from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
+from narrowtune.data.examples import Example
 
 
 class Room:
@@ -83,3 +85,13 @@ class StoredRow(Encoded):
                 do="leave the files of a run alone until it ends, and start it again",
             )
         return made.features
+
+
+def stored_row(example: Example, encoder: ChatEncoder, room: Room) -> StoredRow:
+    """Encode a training row.
+
+    Raises:
+        RowError: as for `ChatEncoder.encode`.
+    """
+    encoded = encoder.encode(example)
+    return StoredRow(encoded, example.id, lambda: encoder.encode_features(example), room)

@@ -6,10 +6,11 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from narrowtune.core.errors import DeltaError
+from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import view_bits
 from narrowtune.delta.store import Delta
 from narrowtune.delta.verify import Direction, result_sha256, verify_frozen, verify_selected
-from narrowtune.models.fingerprint import named_tensors, tensor_hashes, tensor_sha256
+from narrowtune.models.fingerprint import named_tensors, tensor_hashes
 from narrowtune.models.structure import find_ties
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from narrowtune.core.errors import DeltaError
+from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import flip
 from narrowtune.delta.layout import read_layout
 from narrowtune.delta.store import Delta, TensorRecord
 from narrowtune.delta.verify import verify_frozen, verify_selected
 from narrowtune.models.disk import check_folder, locate
 from narrowtune.models.families import find_family
-from narrowtune.models.fingerprint import tensor_sha256
 
 
 class Base:

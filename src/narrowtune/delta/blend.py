@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from narrowtune.core.errors import DeltaError, UsageError
+from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.base import Base
 from narrowtune.delta.bits import all_finite, xor
 from narrowtune.delta.store import Delta, Metadata
 from narrowtune.models.blended import between
-from narrowtune.models.fingerprint import combine_hashes, tensor_sha256
+from narrowtune.models.fingerprint import combine_hashes
 
 Rule = Literal["linear", "ties", "dare_linear", "dare_ties"]
 """`linear`: weighted sum (task arithmetic, arXiv 2212.04089). `ties`: trim, elect signs, average

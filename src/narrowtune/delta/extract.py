@@ -11,17 +11,13 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from narrowtune.core.errors import DeltaError, ModelError
+from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import DTYPES, SAFETENSORS_TAGS, all_finite, dtype_name, xor
 from narrowtune.delta.layout import read_layout
 from narrowtune.delta.store import Delta, Metadata, TensorRecord
 from narrowtune.models.disk import locate
 from narrowtune.models.families import find_family
-from narrowtune.models.fingerprint import (
-    combine_hashes,
-    named_tensors,
-    tensor_hashes,
-    tensor_sha256,
-)
+from narrowtune.models.fingerprint import combine_hashes, named_tensors, tensor_hashes
 from narrowtune.models.select import Selection
 from narrowtune.models.structure import find_ties, show_names
 

@@ -16,6 +16,7 @@ import torch
 
 from narrowtune.core.errors import DeltaError, UsageError
 from narrowtune.core.provenance import sha256_file
+from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.card import write_card
 from narrowtune.delta.copying import (
     copy_companions,
@@ -30,7 +31,6 @@ from narrowtune.delta.store import Delta, check_free_space, sync
 from narrowtune.delta.verify import Direction, source_sha256, verify_frozen, verify_selected
 from narrowtune.models.disk import check_folder, locate
 from narrowtune.models.families import find_family
-from narrowtune.models.fingerprint import tensor_sha256
 
 
 @dataclass(frozen=True)

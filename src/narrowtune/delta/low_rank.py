@@ -18,11 +18,12 @@ from torch import Tensor
 
 from narrowtune.core.delta_results import Kept
 from narrowtune.core.errors import DeltaError, UsageError
+from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.base import Base
 from narrowtune.delta.bits import xor
 from narrowtune.delta.copying import CARD, staged
 from narrowtune.delta.store import Delta
-from narrowtune.models.fingerprint import combine_hashes, tensor_sha256
+from narrowtune.models.fingerprint import combine_hashes
 
 # Where singular values are found by random projection: directions beyond the rank, and power
 # iterations, so that the first ones are right.

@@ -12,9 +12,9 @@ from typing import Literal
 from torch import Tensor
 
 from narrowtune.core.errors import DeltaError
+from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import all_finite, dtype_name, flip
 from narrowtune.delta.store import Delta, TensorRecord
-from narrowtune.models.fingerprint import tensor_sha256
 from narrowtune.models.structure import show_names
 
 Direction = Literal["apply", "undo"]

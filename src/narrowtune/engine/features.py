@@ -30,9 +30,10 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from narrowtune.core.run_folder import write_bytes
+from narrowtune.data.digest import tensor_sha256
 from narrowtune.engine.modes import evaluation_mode
 from narrowtune.engine.pictures import picture_sha256, pictures_apart
-from narrowtune.models.fingerprint import fingerprint, named_tensors, tensor_sha256
+from narrowtune.models.fingerprint import fingerprint, named_tensors
 from narrowtune.models.load import LoadedModel
 
 logger = logging.getLogger(__name__)

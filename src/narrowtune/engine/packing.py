@@ -10,6 +10,7 @@ Shapes: B rows of T tokens, padding included; G rows of L tokens in the layout.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,6 +30,8 @@ _PROBED = 64  # pixels by which pictures are told apart before all of them are c
 _LINEAR_WIDTH = 6
 """A layer's products with weights cost a token about as much as attending to this many times the
 hidden size in tokens: some 12 h² weights against 2 h per token attended to."""
+_MARGIN = 1.05  # by which a layout must be cheaper: its masks have to be made
+_ALIGNED = 8
 
 
 @contextmanager
@@ -62,9 +65,8 @@ class Layout(NamedTuple):
 def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:
     """Lay the rows of a batch out anew, where that is exact and cheaper.
 
-    Rows of text are laid end to end, in as many lines as is cheapest, each behind the beginning
-    that all rows share (`_lines`); rows about the same picture become branches behind it
-    (`_branches`).
+    Rows of text are laid end to end, in a few lines, each behind the beginning that all rows share
+    (`_lines`); rows about the same picture become branches behind it (`_branches`).
 
     Args:
         model: the unwrapped model that will see it.
@@ -79,18 +81,34 @@ def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | 
         fewer tokens than a row has, or rows so long and so different that the empty part of the
         layout's squares costs more than the padding.
     """
-    if not _can_be_laid_out(model, inputs, mask):
+    groups = _group(model, inputs, mask)
+    if groups is None:
         return None
-    return (_lines if set(inputs) == _TEXT else _branches)(model, inputs, mask)
+    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
+    row, position, filled = _laid_out(groups, valid)
+    asked = mask[row, position] & filled
+    # What fills a row up must not look like a picture.
+    placeholder = getattr(model.config, "image_token_id", None)
+    laid = {
+        "input_ids": ids[row, position].masked_fill(~filled, int(placeholder == 0)),
+        "attention_mask": _seen(row, position, filled, groups.starts)[:, None],
+        "position_ids": _positions(model, inputs)[..., row, position],
+        **groups.pictures,
+    }
+    return Layout(laid, asked, (row * ids.shape[1] + position)[asked].argsort())
 
 
 def as_numbers(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a layout's mask as what is added to attention's scores: 0, and -inf where unseen.
 
     From a mask of truth values every layer makes such numbers of its own, and keeps them for the
-    backward pass; these are made once.
+    backward pass; these are made once. Rows begin at multiples of eight numbers, without which a
+    GPU's kernel would copy them in every layer.
     """
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+    length = seen.shape[-1]
+    width = -(-length // _ALIGNED) * _ALIGNED
+    room = torch.zeros((*seen.shape[:-1], width), dtype=dtype, device=seen.device)
+    return room[..., :length].masked_fill_(~seen, -torch.inf)
 
 
 class LayoutSize(NamedTuple):
@@ -117,57 +135,78 @@ class LayoutSize(NamedTuple):
 
 def layout_size(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> LayoutSize:
     """Return what `model` computes for a batch: its layout's, or B x T positions."""
-    found = pack(model, inputs, mask)
-    ids = inputs["input_ids"] if found is None else found.inputs["input_ids"]
+    groups = _group(model, inputs, mask)
+    if groups is not None:
+        return LayoutSize(len(groups.rows), groups.length, groups.num_pictured, masked=True)
+    ids = inputs["input_ids"]
     placeholder = getattr(model.config, "image_token_id", None)
     pictured = 0 if placeholder is None else int((ids == placeholder).any(dim=1).sum())
-    masked = found is not None or not bool(inputs["attention_mask"].all())
-    return LayoutSize(*ids.shape, pictured, masked)
+    return LayoutSize(*ids.shape, pictured, masked=not bool(inputs["attention_mask"].all()))
 
 
-def _lines(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:
+class _Groups(NamedTuple):
+    """Which rows share a row of the layout.
+
+    Attributes:
+        rows: numbers of the batch's rows, by row of the layout.
+        starts: how many tokens those of each have in common.
+        length: L of the layout.
+        num_pictured: rows of the layout that have a picture.
+        pictures: what their pictures are given by.
+    """
+
+    rows: list[list[int]]
+    starts: list[int]
+    length: int
+    num_pictured: int
+    pictures: dict[str, Tensor]
+
+
+def _group(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups | None:
+    """Share a batch's rows out over a layout, where there is one that is exact and pays."""
+    if not _can_be_laid_out(model, inputs, mask):
+        return None
+    groups = (_lines if set(inputs) == _TEXT else _branches)(model, inputs, mask)
+    if groups is None:
+        return None
+    cost = _cost(model, len(groups.rows), groups.length, masked=True)
+    rows, length = mask.shape
+    padded = not bool(inputs["attention_mask"].all())
+    pays = _MARGIN * cost < _cost(model, rows, length, masked=padded)
+    return groups if pays or _WHEN.get() == "always" else None
+
+
+def _lines(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups:
     """Lay rows of text end to end behind the beginning that they share.
 
     In one line every token's scores are computed against all others', most of them of other rows
     and masked; more lines have shorter squares, but the beginning in each, and are filled up to the
-    longest. As many lines are taken as is cheapest.
+    longest. The number of lines is raised until that no longer makes it cheaper.
     """
-    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
-    shared = _shared(ids, valid, mask)
+    valid = inputs["attention_mask"].bool()
+    shared = _shared(inputs["input_ids"], valid, mask)
     own = (valid.sum(dim=1) - shared).tolist()
-    best: tuple[int, list[list[int]]] | None = None
-    number = 1
-    while 2 * number <= len(own):
-        groups = _shared_out(own, number)
-        length = shared + max(sum(own[row] for row in group) for group in groups)
-        cost = _cost(model, (number, length))
+    best: tuple[float, list[list[int]], int] | None = None
+    for number in range(1, len(own) // 2 + 1):
+        rows = _shared_out(own, number)
+        length = shared + max(sum(own[row] for row in line) for line in rows)
+        cost = _cost(model, number, length, masked=True)
         if best is None or cost < best[0]:
-            best = cost, groups
-        number *= 2
+            best = cost, rows, length
+        elif number > 2 * len(best[1]):
+            break
     assert best is not None, "one row can't be laid out"
-    cost, groups = best
-    if not _pays(model, cost, ids.shape):
-        return None
-    starts = [shared] * len(groups)
-    row, position, filled = _laid_out(groups, starts, valid)
-    asked = mask[row, position] & filled
-    line = {
-        "input_ids": ids[row, position].masked_fill(~filled, 0),
-        "position_ids": position,
-        "attention_mask": _seen(row, position, filled, starts)[:, None],
-    }
-    return Layout(line, asked, (row * ids.shape[1] + position)[asked].argsort())
+    _, rows, length = best
+    return _Groups(rows, [shared] * len(rows), length, 0, {})
 
 
 def _shared_out(lengths: Sequence[int], number: int) -> list[list[int]]:
     """Share rows out over lines of about the same length: the longest first, to the shortest."""
-    groups: list[list[int]] = [[] for _ in range(number)]
-    totals = [0] * number
+    lines: list[tuple[int, int, list[int]]] = [(0, line, []) for line in range(number)]
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        line = totals.index(min(totals))
-        groups[line].append(row)
-        totals[line] += lengths[row]
-    return [sorted(group) for group in groups]
+        total, line, rows = lines[0]
+        heapq.heapreplace(lines, (total + lengths[row], line, [*rows, row]))
+    return [sorted(rows) for _, _, rows in sorted(lines, key=lambda line: line[1])]
 
 
 def _seen(row: Tensor, position: Tensor, filled: Tensor, starts: Sequence[int]) -> Tensor:
@@ -203,20 +242,14 @@ def _shared(ids: Tensor, valid: Tensor, mask: Tensor) -> int:
     return int(alike.long().cumprod(dim=0).sum())
 
 
-def _cost(model: nn.Module, rows: tuple[int, int]) -> int:
+def _cost(model: nn.Module, rows: int, length: int, *, masked: bool) -> float:
     """Return what so many rows of such a length cost, relative to others."""
-    number, length = rows
     width = _LINEAR_WIDTH * int(model.config.get_text_config().hidden_size)
-    return number * length * (width + length)
+    return rows * length * (width + (length if masked else length / 2))
 
 
-def _pays(model: nn.Module, cost: int, rows: tuple[int, int]) -> bool:
-    """Whether a layout that costs so much is cheaper than the rows as they are."""
-    return _WHEN.get() == "always" or cost < _cost(model, rows)
-
-
-def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:
-    """Lay rows that have one picture each out in one row per picture, each question a branch.
+def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups | None:
+    """Share rows that have one picture each out: one row per picture, each question a branch.
 
     What stands before the first difference, the picture among it, is computed once, and the picture
     goes through the tower once. Positions go on from there in every branch, in three axes for
@@ -237,26 +270,21 @@ def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layo
     # As many pictures as rows with places for one: one in each.
     if pictures is None or len(pictures) != len(pictured):
         return None
-    groups = _groups(ids, places, dict(zip(pictured, pictures, strict=True)))
-    if len(groups) == len(ids):
+    rows = _alike(ids, places, dict(zip(pictured, pictures, strict=True)))
+    if len(rows) == len(ids):
         return None
-    starts = [_shared(ids[g], valid[g], mask[g]) if len(g) > 1 else 0 for g in groups]
-    row, position, filled = _laid_out(groups, starts, valid)
-    if not _pays(model, _cost(model, tuple(row.shape)), tuple(ids.shape)):
-        return None
-    asked = mask[row, position] & filled
-    chosen = [pictured.index(group[0]) for group in groups if group[0] in pictured]
-    laid = {
-        # What fills a row up must not look like a picture.
-        "input_ids": ids[row, position].masked_fill(~filled, int(placeholder == 0)),
-        "attention_mask": _seen(row, position, filled, starts)[:, None],
-        "position_ids": _positions(model, inputs)[..., row, position],
-        **_joined(given, pictures, chosen),
-    }
-    return Layout(laid, asked, (row * ids.shape[1] + position)[asked].argsort())
+    starts = [_shared(ids[g], valid[g], mask[g]) if len(g) > 1 else 0 for g in rows]
+    tokens = valid.sum(dim=1).tolist()
+    lengths = [
+        sum(tokens[row] for row in group) - start * (len(group) - 1)
+        for group, start in zip(rows, starts, strict=True)
+    ]
+    chosen = [pictured.index(group[0]) for group in rows if group[0] in pictured]
+    joined = _joined(given, pictures, chosen)
+    return _Groups(rows, starts, max(lengths), len(chosen), joined)
 
 
-def _groups(
+def _alike(
     ids: Tensor, places: Tensor, pictures: Mapping[int, Mapping[str, Tensor]]
 ) -> list[list[int]]:
     """Return the rows that are alike up to their picture's end; one without is by itself.
@@ -285,22 +313,19 @@ def _groups(
     return [group for groups in alike.values() for group in groups]
 
 
-def _laid_out(
-    groups: Sequence[Sequence[int]], starts: Sequence[int], valid: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _laid_out(groups: _Groups, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each token [G, L] its row and place in the batch, and whether it is one at all."""
     kept = []
-    for group, start in zip(groups, starts, strict=True):
-        own = valid[list(group)].clone()
+    for rows, start in zip(groups.rows, groups.starts, strict=True):
+        own = valid[list(rows)].clone()
         own[1:, :start] = False
         place = own.nonzero()
-        kept.append(torch.stack((torch.tensor(group).to(place)[place[:, 0]], place[:, 1])))
-    length = max(part.shape[1] for part in kept)
+        kept.append(torch.stack((torch.tensor(rows).to(place)[place[:, 0]], place[:, 1])))
     row, position = torch.stack(
-        [torch.nn.functional.pad(part, (0, length - part.shape[1])) for part in kept], dim=1
+        [nn.functional.pad(part, (0, groups.length - part.shape[1])) for part in kept], dim=1
     )
     sizes = torch.tensor([part.shape[1] for part in kept], device=row.device)
-    return row, position, torch.arange(length, device=row.device) < sizes[:, None]
+    return row, position, torch.arange(groups.length, device=row.device) < sizes[:, None]
 
 
 def _positions(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:

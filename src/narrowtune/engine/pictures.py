@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from narrowtune.models.fingerprint import tensor_sha256
+from narrowtune.data.digest import tensor_sha256
 
 PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images")
 """What models take pictures by."""

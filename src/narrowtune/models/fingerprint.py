@@ -7,28 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
 from torch import Tensor, nn
 
 from narrowtune.core.errors import SelectionError
-
-
-def tensor_sha256(tensor: Tensor) -> str:
-    """SHA-256, in hexadecimal, of a tensor's dtype, shape and raw little-endian bytes.
-
-    Two tensors have the same hash only if they are the same bit for bit: −0.0 is not 0.0, and
-    float32 is not bfloat16 with the same values.
-    """
-    assert sys.byteorder == "little", "raw bytes are hashed as they lie in memory"
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    digest = hashlib.sha256(f"{dtype} {list(tensor.shape)}\n".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(memoryview(flat.view(torch.uint8).numpy()))
-    return digest.hexdigest()
+from narrowtune.data.digest import tensor_sha256
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example, Message, RefusedRow, RowsRefusedError
 from narrowtune.data.rows import write_refused
 from narrowtune.data.splits import find_overlap, mix_examples, split_examples
+from narrowtune.data.stored import Room, stored_row
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.pipeline.sources import Source
@@ -35,6 +36,10 @@ class Taught:
 
     settings: SkillSettings
     seed: int
+
+
+PIXEL_BYTES = 2**30
+"""Of the pictures of training rows that are held; those of others are prepared in every epoch."""
 
 
 @dataclass
@@ -130,6 +135,7 @@ class _Reader:
         taught: Sequence[Taught],
     ) -> None:
         self.config, self.encoder, self.inputs, self.taught = config, encoder, inputs, taught
+        self._room = Room(PIXEL_BYTES)
 
     def read(self, with_skill: bool) -> None:
         """Read everything, and compare what is taught with what is measured."""
@@ -144,6 +150,9 @@ class _Reader:
         self._anchor_prompts([example for examples in keep.values() for example in examples])
         self._drift_prompts(keep)
 
+    def _stored(self, example: Example) -> Encoded:
+        return stored_row(example, self.encoder, self._room)
+
     def _source(self, settings: DataSettings, key: str) -> Source:
         return Source(settings, self.inputs.refused, key=key, seed=self.config.seed)
 
@@ -157,8 +166,8 @@ class _Reader:
         source = self._source(settings, "skill")
         share = 0.0 if settings.test_path else settings.test
         splits = split_examples(source.examples, settings.validation, share, self.config.seed)
-        train = source.encode(splits["train"], self.encoder.encode)
-        validation = source.encode(splits["validation"], self.encoder.encode)
+        train = source.encode(splits["train"], self._stored)
+        validation = source.encode(splits["validation"], self._stored)
         own = {
             "train": [example for example, _ in train],
             "validation": [example for example, _ in validation],
@@ -241,7 +250,7 @@ class _Reader:
             settings = parse_data_settings(values, f"the rows of mix.{number}")
             source = self._source(settings, f"mix.{number}")
             drawn = mix_examples(skill, source.examples, mix.share, self.config.seed)[len(skill) :]
-            encoded = source.encode(drawn, self.encoder.encode)
+            encoded = source.encode(drawn, self._stored)
             source.check()
             mixed += [example for example, _ in encoded]
             self.inputs.rows += [row for _, row in encoded]

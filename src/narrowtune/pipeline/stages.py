@@ -18,7 +18,12 @@ from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.data.examples import Message, Text
 from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
-from narrowtune.engine.features import FeatureStore, can_remember, remembered_features
+from narrowtune.engine.features import (
+    FeatureStore,
+    can_remember,
+    changes_eyes,
+    remembered_features,
+)
 from narrowtune.engine.forward import evaluating, packing_error, to_device
 from narrowtune.engine.generate import NOISE_ROWS, measure_noise, spread
 from narrowtune.evaluate.cache import ScoreCache
@@ -26,10 +31,12 @@ from narrowtune.evaluate.evaluate import evaluate_cached, write_items
 from narrowtune.evaluate.statistics import effective_items
 from narrowtune.evaluate.tasks import Task
 from narrowtune.models.load import LoadedModel
+from narrowtune.models.select import resolve
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.dial import Halves
 from narrowtune.pipeline.inputs import Inputs
 from narrowtune.probe.drift import measure_drift
+from narrowtune.train.arguments import planned_samples
 from narrowtune.train.masters import computing_in
 from narrowtune.train.plan import make_plan
 from narrowtune.train.workload import TaskLoad, Workload
@@ -62,10 +69,15 @@ def make_store(loaded: LoadedModel, *, remember: bool | None) -> FeatureStore | 
         remember: as in the settings. On a GPU a tower is quick with many pictures at once, and slow
             with one at a time.
     """
-    wanted = loaded.model.device.type == "cpu" if remember is None else remember
-    if not wanted or not can_remember(loaded):
+    if not keeps_features(loaded, remember):
         return None
     return FeatureStore(folder=cache_folder() / "features")
+
+
+def keeps_features(loaded: LoadedModel, remember: bool | None) -> bool:
+    """Whether the features of pictures are kept, under `remember` of the settings."""
+    wanted = loaded.model.device.type == "cpu" if remember is None else remember
+    return wanted and can_remember(loaded)
 
 
 MAX_PACKING_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -115,7 +127,7 @@ def packable_batches(inputs: Inputs, encoder: ChatEncoder) -> list[list[Encoded]
     """
     asked = [example.prompt for task in inputs.tasks for example in task.examples]
     asked += [prompt for _, prompt in inputs.drift_prompts]
-    rows = [row for row in inputs.rows if not row.features]
+    rows = [row for row in inputs.rows if not row.picture_digest]
     text, pictured = prompts_as_batches(asked, encoder)
     return [rows if len(rows) >= _CHECKED_ROWS else text, pictured]
 
@@ -180,6 +192,23 @@ def check_packing(
     return arithmetic.model_copy(update={"packing": agrees, "note": arithmetic.note + note})
 
 
+def looked_at_once(
+    loaded: LoadedModel, config: RunConfig, rows: Sequence[Encoded], num_processes: int
+) -> int | None:
+    """Return how many pictures training looks at, where it keeps what it saw; None where not.
+
+    It keeps it where tower and projector are frozen, on one device that has a feature store, and
+    where a picture comes more than once: else keeping would only cost.
+    """
+    frozen = not changes_eyes(loaded, resolve(loaded.model, config.recipe).names)
+    if num_processes > 1 or not frozen or not keeps_features(loaded, config.remember_pictures):
+        return None
+    pictured = [row.picture_digest for row in rows if row.picture_digest]
+    different = len(set(pictured))
+    looks = planned_samples(config, len(rows), num_processes) * len(pictured)
+    return different if looks > different * len(rows) else None
+
+
 def plan_run(
     loaded: LoadedModel,
     config: RunConfig,
@@ -197,6 +226,7 @@ def plan_run(
         num_samples=len(inputs.rows) or None,
         tasks=tasks,
         anchor_prompts=[encoder.encode_prompt(messages) for messages in inputs.anchor_prompts],
+        looked_at_once=looked_at_once(loaded, config, inputs.rows, num_processes),
     )
     plan = make_plan(
         loaded,

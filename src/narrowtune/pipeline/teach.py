@@ -41,6 +41,7 @@ from narrowtune.pipeline.inputs import Inputs, load, make_encoder, read_inputs
 from narrowtune.pipeline.ledger import check_rows, enter, open_book, taught_before
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
+    looked_at_once,
     make_store,
     measure_run_drift,
     measuring,
@@ -50,12 +51,11 @@ from narrowtune.pipeline.stages import (
 from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.report.build import build_report
 from narrowtune.train.anchor import Anchor, build_anchor
-from narrowtune.train.arguments import num_repeated, planned_samples
+from narrowtune.train.arguments import num_repeated
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.drift_callback import DriftCallback
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.masters import copy_tensors
-from narrowtune.train.order import num_pictures
 
 
 @dataclass
@@ -219,9 +219,7 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             f"{state.num_processes} devices: {repeated} rows were seen twice in every epoch, to "
             "fill its last step."
         )
-    # Where no picture comes twice, keeping them would only cost.
-    shown = planned_samples(config, len(run.inputs.rows), state.num_processes)
-    again = run.features is not None and shown > num_pictures(run.inputs.rows)
+    again = looked_at_once(run.loaded, config, run.inputs.rows, state.num_processes) is not None
     with (
         run.watch.stage("train"),
         closing(ProgressBar(console, config.training.global_batch_size)) as progress,

@@ -27,6 +27,7 @@ from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example
 from narrowtune.data.splits import mix_examples
+from narrowtune.data.stored import Room, stored_row
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
 from narrowtune.engine.features import FeatureStore, changes_eyes
 from narrowtune.evaluate.constrained import evaluate_constrained
@@ -67,7 +68,8 @@ _MOST_ENCODED = 2
 """Sets of training rows held as tensors: those of one skill and seed serve every arm in turn."""
 
 _REMEMBERED = 2**30
-"""Bytes of encoded prompts: every arm is asked the same after every stage."""
+"""Bytes of encoded prompts: every arm is asked the same after every stage. And of the pictures of
+each set of training rows. Each worker has its own."""
 
 TOLERANCE = "tolerance.json"
 """File of the noise that scores allow for, in the study's folder."""
@@ -283,7 +285,9 @@ class Study:
         if key not in self._encoded:
             while len(self._encoded) >= _MOST_ENCODED:
                 del self._encoded[next(iter(self._encoded))]
-            self._encoded[key] = [self.encoder.encode(row) for row in self._drawn(skill, seed)]
+            room = Room(_REMEMBERED)
+            drawn = self._drawn(skill, seed)
+            self._encoded[key] = [stored_row(row, self.encoder, room) for row in drawn]
         return self._encoded[key]
 
     def _replayed(self, arm: ArmSettings, skill: str, seed: int) -> list[Encoded]:

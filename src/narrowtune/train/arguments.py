@@ -159,6 +159,7 @@ def training_arguments(
         fsdp=training.fsdp or "",
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
+        dataloader_num_workers=training.dataloader_num_workers,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
         ddp_timeout=24 * 3600,

@@ -5,7 +5,6 @@ Owns: rows about one picture one after the other, so that a step computes what t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,13 +12,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from narrowtune.data.collate import PER_TOKEN_FEATURES, Encoded
-from narrowtune.models.fingerprint import tensor_sha256
-
-
-def num_pictures(rows: Sequence[Encoded]) -> int:
-    """Return how many different pictures rows have, or sets of them; a row without counts too."""
-    return len(_groups(rows))
+from narrowtune.data.collate import Encoded
 
 
 class PictureSampler(Sampler[int]):
@@ -71,14 +64,5 @@ def _groups(rows: Sequence[Encoded]) -> list[list[int]]:
     """Return the numbers of rows that have the same pictures."""
     groups: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
-        groups.setdefault(_pictures(row) or f"row {number}", []).append(number)
+        groups.setdefault(row.picture_digest or f"row {number}", []).append(number)
     return list(groups.values())
-
-
-def _pictures(row: Encoded) -> str:
-    """Return a hash of a row's pictures; empty where it has none."""
-    given = {name: value for name, value in row.features.items() if name not in PER_TOKEN_FEATURES}
-    if not given:
-        return ""
-    lines = "".join(f"{name} {tensor_sha256(given[name])}\n" for name in sorted(given))
-    return hashlib.sha256(lines.encode()).hexdigest()

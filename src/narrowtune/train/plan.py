@@ -107,6 +107,7 @@ class _Planner:
         self.selection: Selection = resolve(loaded.model, config.recipe)
         self.batches = Batches(loaded, config, workload, num_processes)
         self.tasks, self.num_samples = workload.tasks, workload.num_samples
+        self.looked_at_once = workload.looked_at_once
         self.notes = list(self.selection.notes)
         if not workload.rows:
             self.notes.append(
@@ -124,7 +125,7 @@ class _Planner:
             flops_full = self._flops_per_token("full")
             memory = self._memory()
             seconds = self._time(memory) if measure_time else None
-            flops_per_pass, sharing = self._sharing()
+            flops_per_pass, flops_once, sharing = self._flops()
         steps = self.batches.num_steps
         held_out = [task.num_groups for task in self.tasks if task.role == "held_out"]
         components = list(self.selection.components)
@@ -151,7 +152,7 @@ class _Planner:
             flops_per_token_full=flops_full,
             flops_total=None
             if steps is None
-            else flops_per_pass * self.batches.micro_batches * steps,
+            else flops_per_pass * self.batches.micro_batches * steps + flops_once,
             sharing=sharing,
             memory=memory,
             time=seconds,
@@ -176,32 +177,44 @@ class _Planner:
         names = resolve(self.model, recipe).names
         return count_flops(self.model, names, self._batch([row])) / len(row.input_ids)
 
-    def _sharing(self) -> tuple[float, SharingEstimate | None]:
-        """Return the FLOPs of a micro-batch, and what is saved by its layout; None for nothing."""
-        row = self.batches.typical
-        parts = count_row_flops(self.model, self.selection.names, self._batch([row]))
-        num_tokens = len(row.input_ids)
+    def _flops(self) -> tuple[float, float, SharingEstimate | None]:
+        """Return the FLOPs of a micro-batch, and once for all; and what is saved by its layout.
 
-        num_rows = self.batches.batch_size + self.batches.num_anchor_rows
+        Products with weights go by positions, attention by the square of a row's length, the head
+        by labels, the tower by rows with pictures; where its features are kept, it is no part of a
+        micro-batch.
+        """
+        batches, names = self.batches, self.selection.names
+        row = batches.typical
+        parts = count_row_flops(self.model, names, self._batch([row]))
+        num_tokens = len(row.input_ids)
+        num_labels = label_positions(torch.tensor([row.labels]))[1].numel()
+        head = batches.labels_per_pass * parts.head / max(1, num_labels)
+        tower = 0
+        if (pictured := batches.typical_pictured) is not None:
+            tower = count_row_flops(self.model, names, self._batch([pictured])).tower
+        once = self.looked_at_once
+        in_pass = tower if once is None else 0
 
         def flops(size: LayoutSize) -> float:
-            per_row = num_rows * parts.head + size.rows_with_pictures * parts.tower
             square = parts.attention * size.length / num_tokens / (1 if size.masked else 2)
-            return per_row + size.positions / num_tokens * (parts.linear + square)
+            layers = size.positions / num_tokens * (parts.linear + square)
+            return layers + head + size.rows_with_pictures * in_pass
 
-        laid_out = self.batches.sizes()
-        with packing("never"):
-            plain = self.batches.sizes()
-        mean = statistics.fmean(flops(size) for size in laid_out)
-        if laid_out == plain:
-            return mean, None
-        return mean, SharingEstimate(
-            positions=statistics.fmean(size.positions for size in laid_out),
-            positions_plain=statistics.fmean(size.positions for size in plain),
-            pictures=statistics.fmean(size.rows_with_pictures for size in laid_out),
-            pictures_plain=statistics.fmean(size.rows_with_pictures for size in plain),
-            factor=statistics.fmean(flops(size) for size in plain) / mean,
-        )
+        laid_out, plain = zip(*batches.sizes, strict=True)
+        mean = statistics.fmean(map(flops, laid_out))
+        factor = statistics.fmean(map(flops, plain)) / mean
+        shared = None
+        if laid_out != plain and factor > 1:
+            looks = 1 if once is None else 0
+            shared = SharingEstimate(
+                positions=statistics.fmean(size.positions for size in laid_out),
+                positions_plain=statistics.fmean(size.positions for size in plain),
+                pictures=looks * statistics.fmean(size.rows_with_pictures for size in laid_out),
+                pictures_plain=looks * statistics.fmean(size.rows_with_pictures for size in plain),
+                factor=factor,
+            )
+        return mean, (once or 0) * tower, shared
 
     def _memory(self) -> MemoryEstimate:
         """Estimate the peak of the step that holds the longest row."""

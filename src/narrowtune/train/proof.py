@@ -17,8 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from narrowtune.core.errors import ProofError
 from narrowtune.core.results import Proof, TensorProof
+from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import xor
-from narrowtune.models.fingerprint import tensor_sha256
 from narrowtune.models.select import Selection
 from narrowtune.models.structure import show_names
 

@@ -7,6 +7,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import DataError
@@ -22,6 +23,8 @@ EXAMPLE_ROWS, EXAMPLE_TOKENS, EXAMPLE_LABELS = 16, 128, 16
 """Number and length of made-up rows where none are given."""
 
 _DRAWS = 50  # batches drawn to see how much of them is padding
+_DRAWS_OF_LONGEST = 10
+_FEWEST_DRAWS, _PICTURED_ROWS = 4, 64  # rows drawn in all, where they have pictures
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,15 @@ class Workload:
         num_samples: rows in an epoch; None if not known, and then the run has no totals.
         tasks: what is evaluated before and after.
         anchor_prompts: encoded prompts of the anchor, if there is one.
+        looked_at_once: how many different pictures there are, where what a frozen tower makes of
+            them is kept while training; None where it looks at them in every pass.
     """
 
     rows: Sequence[Encoded] = ()
     num_samples: int | None = None
     tasks: Sequence[TaskLoad] = ()
     anchor_prompts: Sequence[Encoded] = ()
+    looked_at_once: int | None = None
 
 
 class Batches:
@@ -115,8 +121,22 @@ class Batches:
     @property
     def typical(self) -> Encoded:
         """The task row whose length is nearest to the mean."""
+        return self._nearest(self.rows)
+
+    @property
+    def typical_pictured(self) -> Encoded | None:
+        """The same among rows with pictures; None if there is none."""
+        pictured = [row for row in self.rows if row.picture_digest]
+        return self._nearest(pictured) if pictured else None
+
+    @property
+    def labels_per_pass(self) -> float:
+        """Mean number of label positions of a micro-batch, the anchor's among them."""
+        return self.batch_size * self.labels_per_sample + self.num_anchor_rows * self.anchor_labels
+
+    def _nearest(self, rows: Sequence[Encoded]) -> Encoded:
         mean = self.tokens_per_sample
-        return min(self.rows, key=lambda row: abs(len(row.input_ids) - mean))
+        return min(rows, key=lambda row: abs(len(row.input_ids) - mean))
 
     def draw(self, generator: random.Random, size: int) -> list[Encoded]:
         """Draw a micro-batch of `size` task rows and its share of anchor rows."""
@@ -141,27 +161,37 @@ class Batches:
         try:
             batch = collate(rows, padding_id(self._loaded.tokenizer))
         except DataError:  # pictures that can't be joined: the run itself will say so
-            pictured = sum("pixel_values" in row.features for row in rows)
-            return LayoutSize(len(rows), max(_lengths(rows)), pictured, masked=True)
+            return self.size_plain(rows)
         mask, _ = label_positions(batch.pop("labels"))
         return layout_size(self._loaded.model, batch, mask)
 
-    def sizes(self) -> list[LayoutSize]:
-        """Return what the model computes for some drawn micro-batches."""
-        return [self.size(batch) for batch in self._drawn()]
+    def size_plain(self, rows: Sequence[Encoded]) -> LayoutSize:
+        """Return the same row by row."""
+        lengths = _lengths(rows)
+        pictured = sum(bool(row.picture_digest) for row in rows)
+        return LayoutSize(len(rows), max(lengths), pictured, masked=len(set(lengths)) > 1)
+
+    @cached_property
+    def sizes(self) -> list[tuple[LayoutSize, LayoutSize]]:
+        """What the model computes for some drawn micro-batches, and what it would row by row."""
+        return [(self.size(batch), self.size_plain(batch)) for batch in self._drawn()]
 
     def positions(self) -> float:
         """Return the mean number of positions of a micro-batch."""
-        return statistics.fmean(size.positions for size in self.sizes())
+        return statistics.fmean(size.positions for size, _ in self.sizes)
 
     def most_positions(self) -> int:
         """Return the positions of the largest of some micro-batches, each with the longest row."""
         longest = max([*self.rows, *self.anchor_rows], key=lambda row: len(row.input_ids))
-        return max(self.width([longest, *batch[1:]]) for batch in self._drawn())
+        drawn = self._drawn()[:_DRAWS_OF_LONGEST]
+        return max(self.width([longest, *batch[1:]]) for batch in drawn)
 
     def _drawn(self) -> list[list[Encoded]]:
         generator = random.Random(self._seed)
-        return [self.draw(generator, self.batch_size) for _ in range(_DRAWS)]
+        number = _DRAWS
+        if any(row.picture_digest for row in self.rows):  # to compare pixels, they are prepared
+            number = max(_FEWEST_DRAWS, min(_DRAWS, _PICTURED_ROWS // self.batch_size))
+        return [self.draw(generator, self.batch_size) for _ in range(number)]
 
 
 def _example_rows(loaded: LoadedModel) -> list[Encoded]:

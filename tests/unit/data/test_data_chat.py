@@ -454,7 +454,7 @@ def test_prompts_are_remembered_up_to_the_bytes_allowed(
     plain = ChatEncoder(model.tokenizer, model.processor)
     first = plain.encode_prompt(asked[0])
     assert plain.encode_prompt(asked[0]) is not first
-    size = 8 * len(first.input_ids) + sum(value.nbytes for value in first.features.values())
+    size = 44 * len(first.input_ids) + sum(value.nbytes for value in first.features.values())
 
     one = ChatEncoder(model.tokenizer, model.processor, remembered_bytes=size)
     for prompt in (*asked, *asked):

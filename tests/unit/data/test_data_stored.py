@@ -24,7 +24,7 @@ def examples(paths: list[Path]) -> list[Example]:
         Example(
             str(number),
             (
-                Message("user", (Image(path=path), Text("what?"))),
+                Message("user", (Image(path=path, root=path.parent), Text("what?"))),
                 Message("assistant", (Text("a red one"),)),
             ),
             ("a red one",),

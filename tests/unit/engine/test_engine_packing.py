@@ -79,8 +79,8 @@ def test_rows_of_unlike_length_make_lines_of_like_length(llama):
     inputs, mask = inputs_and_mask(batch(made))
     lines = pack(llama, inputs, mask)
     assert lines is not None
-    assert lines.inputs["input_ids"].shape == (2, len(SHARED) + 370)
-    assert layout_size(llama, inputs, mask).positions == 2 * (5 + 370)
+    assert lines.inputs["input_ids"].shape == (3, len(SHARED) + 220)
+    assert layout_size(llama, inputs, mask).positions == 3 * (5 + 220)
     for ids, positions, seen in zip(
         lines.inputs["input_ids"],
         lines.inputs["position_ids"],
@@ -118,7 +118,9 @@ def test_the_mask_is_kept_once_for_all_layers(llama):
     inputs, mask = inputs_and_mask(given)
     layout = pack(llama, inputs, mask)
     assert layout is not None
-    one_mask = layout.inputs["attention_mask"].numel() * 8
+    num_lines, _, length, _ = layout.inputs["attention_mask"].shape
+    in_every_layer = 8 * num_lines * length * length
+    once = 8 * num_lines * length * -(-length // 8) * 8  # rows begin at multiples of eight
     llama.requires_grad_(True)
     kept = []
     for dtype in (torch.float64, None):
@@ -129,7 +131,7 @@ def test_the_mask_is_kept_once_for_all_layers(llama):
         kept.append(saved.num_bytes)
     num_layers = llama.config.num_hidden_layers
     assert num_layers > 1
-    assert kept[1] - kept[0] == (num_layers - 1) * one_mask
+    assert kept[1] - kept[0] == num_layers * in_every_layer - once
 
 
 def test_a_beginning_never_reaches_a_position_that_is_asked_for(llama):
@@ -227,3 +229,72 @@ def test_the_plain_path_can_be_asked_for(llama):
     with packing("never"):
         assert pack(llama, inputs, mask) is None
     assert pack(llama, inputs, mask) is not None
+
+
+@pytest.mark.parametrize(
+    ("autocast", "odd_one", "wrapped", "expected"),
+    [
+        (False, False, False, torch.float32),
+        (True, False, False, torch.bfloat16),
+        (True, True, False, torch.bfloat16),
+        (False, True, False, torch.bool),
+        (False, False, True, torch.bool),
+    ],
+)
+def test_the_mask_has_the_dtype_of_attention(tiny, autocast, odd_one, wrapped, expected):
+    model = load_model(str(tiny("llama", torch.float32)), device="cpu").model
+    if odd_one:
+        model.lm_head.bfloat16()
+        model.lm_head.register_forward_pre_hook(lambda module, args: args[0].to(torch.bfloat16))
+    seen = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    outer = Wrapped(model) if wrapped else model
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+        if wrapped:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(forward, "extract_model_from_parallel", lambda m, **_: m.module)
+                labelled_cross_entropy(outer, batch())
+        else:
+            labelled_cross_entropy(outer, batch())
+    (mask,) = seen
+    assert mask.ndim == 4
+    assert mask.dtype == expected
+
+
+class Wrapped(torch.nn.Module):
+    """As what distributes a model over devices."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, **inputs):
+        return self.module(**inputs)
+
+
+def test_what_is_only_a_little_cheaper_is_left_as_it_is(llama):
+    # Rows without padding and mask skip half of attention's square, which a layout does not.
+    made = [Encoded(SHARED * 20 + [20 + n] * 100, [-100] * 199 + [20 + n]) for n in range(2)]
+    inputs, mask = inputs_and_mask(batch(made))
+    assert pack(llama, inputs, mask) is None
+    with packing("always"):
+        layout = pack(llama, inputs, mask)
+    assert layout is not None
+    assert layout.inputs["input_ids"].shape == (1, 300)
+
+
+def test_the_size_is_that_of_the_layout_that_is_built(llama):
+    for lengths in ((4, 9, 6), UNEVEN, (30, 30, 30, 31)):
+        inputs, mask = inputs_and_mask(batch(rows(lengths)))
+        with packing("always"):
+            layout = pack(llama, inputs, mask)
+            size = layout_size(llama, inputs, mask)
+        assert layout is not None
+        assert (size.rows, size.length) == layout.inputs["input_ids"].shape
+        assert size.masked
+        with packing("never"):
+            plain = layout_size(llama, inputs, mask)
+        assert (plain.rows, plain.length) == inputs["input_ids"].shape
+        assert plain.masked

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from narrowtune.core.errors import ModelError, SelectionError
-from narrowtune.models.fingerprint import fingerprint, tensor_hashes, tensor_sha256
+from narrowtune.data.digest import tensor_sha256
+from narrowtune.models.fingerprint import fingerprint, tensor_hashes
 from narrowtune.models.load import load_model
 from narrowtune.models.select import select
 from narrowtune.models.swap import WeightSwap

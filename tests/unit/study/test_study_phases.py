@@ -290,7 +290,7 @@ def test_presets_name_arms_that_there_are():
         assert sorted(preset.orders["alternative"]) == sorted(SKILL_ORDERS["default"])
         assert preset.orders["reversed"] == preset.orders["default"][::-1]
         assert preset.sizes.samples <= preset.sizes.pool
-    assert len(PRESETS["miniature"].arms) == 18
+    assert len(PRESETS["miniature"].arms) == 19
 
 
 def test_the_command_refuses_flags_that_a_preset_has_no_use_for(tmp_path):

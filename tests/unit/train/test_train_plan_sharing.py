@@ -26,7 +26,7 @@ FP32 = Arithmetic(compute_dtype="float32", threads=1)
 QUESTIONS = 4
 
 
-def planned(loaded, rows, tmp_path, recipe="sa_proj"):
+def planned(loaded, rows, tmp_path, recipe="sa_proj", **changes):
     training = {
         "global_batch_size": 8,
         "per_device_train_batch_size": 8,
@@ -34,7 +34,7 @@ def planned(loaded, rows, tmp_path, recipe="sa_proj"):
     }
     values = {"model": "m", "skill": "s.json", "output_dir": str(tmp_path), "training": training}
     config = parse_config({**values, "recipe": recipe}, "test")
-    workload = Workload(rows=rows, num_samples=len(rows))
+    workload = Workload(rows=rows, num_samples=len(rows), **changes)
     return make_plan(loaded, config, workload, arithmetic=FP32, measure_time=False)
 
 
@@ -72,6 +72,56 @@ def test_the_factor_is_that_of_the_pass_itself(family, recipe, tiny, tmp_path):
             counted[when] = count_flops(loaded.model, names, collate(rows[:8], 0))
     assert sharing.factor == pytest.approx(counted["never"] / counted["cheaper"], rel=0.05)
     assert sharing.factor > 1.5
+
+
+def text_rows(lengths):
+    rows = []
+    for number, length in enumerate(lengths):
+        ids = [5 + (7 * number + place) % 50 for place in range(length)]
+        rows.append(Encoded(ids, [-100] * (length - 2 - number % 3) + ids[-2 - number % 3 :]))
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["padded", "alike", "anchored", "pictures and text"])
+def test_the_runs_flops_are_those_of_its_passes(kind, tiny, tmp_path):
+    family = "qwen2_5_vl" if kind == "pictures and text" else "llama"
+    loaded = load_model(str(tiny(family, torch.float32)), device="cpu")
+    rows = text_rows([30] * 8 if kind == "alike" else [12, 44, 20, 31, 25, 60, 18, 40])
+    anchor, prompts = None, ()
+    if kind == "pictures and text":
+        rows = [*picture_rows(loaded)[:4], *rows[:4]]
+    if kind == "anchored":
+        anchor = {"rows_per_step": 2, "max_new_tokens": 12}
+        prompts = [Encoded([9 + n, 8, 7, 6, 5], [-100] * 5) for n in range(2)]
+    training = {"global_batch_size": 8, "per_device_train_batch_size": 8}
+    values = {"model": "m", "skill": "s.json", "output_dir": str(tmp_path), "training": training}
+    config = parse_config({**values, "recipe": "sa_proj", "anchor": anchor}, "test")
+    workload = Workload(rows=rows, num_samples=8, anchor_prompts=prompts)
+    plan = make_plan(loaded, config, workload, arithmetic=FP32, measure_time=False)
+    held = [Encoded([*prompt.input_ids, *[5] * 12], [-100] * 5 + [5] * 12) for prompt in prompts]
+    names = resolve(loaded.model, "sa_proj").names
+    counted = count_flops(loaded.model, names, collate([*rows, *held], 0))
+    assert plan.num_steps == 1
+    # A straight line from one row of mean length; pictures' rows and text differ in what they are.
+    assert plan.flops_total == pytest.approx(counted, rel=0.03)
+
+
+def test_what_is_kept_is_looked_at_once(tiny, tmp_path):
+    loaded = load_model(str(tiny("qwen2_5_vl", torch.float32)), device="cpu")
+    rows = picture_rows(loaded)
+    names = resolve(loaded.model, "sa_proj").names
+    tower = count_row_flops(loaded.model, names, collate(rows[:1], 0)).tower
+    every_pass = planned(loaded, rows, tmp_path)
+    once = planned(loaded, rows, tmp_path, looked_at_once=4)
+    assert every_pass.sharing is not None
+    assert once.sharing is not None
+    assert (once.sharing.pictures, once.sharing.pictures_plain) == (0, 0)
+    # Two steps look at two pictures each: as many as there are.
+    assert once.flops_total == pytest.approx(every_pass.flops_total)
+    again = planned(loaded, rows, tmp_path, looked_at_once=1)
+    assert again.flops_total == pytest.approx(every_pass.flops_total - 3 * tower)
+    assert once.sharing.factor < every_pass.sharing.factor
+    assert "pictures" not in _text(once)
 
 
 def test_the_tower_is_a_part_of_the_whole(tiny):
