@@ -13,7 +13,7 @@ from itertools import pairwise
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import Value
 from narrowtune.core.study_settings import ArmSettings
-from narrowtune.study.presets import LORA_FACTOR, TOWER_FACTOR
+from narrowtune.study.presets import CHAIN_SHARE, LORA_FACTOR, TOWER_FACTOR
 from narrowtune.study.results import StageResult, base_of
 from narrowtune.study.tables import SHARES, Point, at_edge, best_point, frontier
 
@@ -25,7 +25,8 @@ class ArmChoice(Value):
         tried: rate → validation accuracy, points.
         best: of the best accuracy, the lowest of several.
         at_edge: whether that is the lowest or the highest tried.
-        near: share of the reference's best validation learning → rate that comes nearest.
+        near: share of the reference's best validation learning → rate that comes nearest. Rates
+            above the best are no candidates: past it an arm learns as much again, and breaks more.
         paper: the one rate of the paper's setting, as it is for this arm.
     """
 
@@ -34,6 +35,11 @@ class ArmChoice(Value):
     at_edge: bool
     near: dict[float, float]
     paper: float
+
+    @property
+    def in_chains(self) -> float:
+        """The rate at which skills are taught in a row: of about equal learning for all arms."""
+        return self.near[CHAIN_SHARE]
 
     @property
     def rates(self) -> list[float]:
@@ -180,9 +186,11 @@ def paper_factor(arm: ArmSettings) -> float:
 
 
 def _nearest(points: Sequence[Point], target: float) -> float:
-    """Return the rate whose accuracy is nearest, the lowest of several."""
-    best = min(points, key=lambda p: (abs(p.validation - target), p.chain.learning_rate))
-    return best.chain.learning_rate
+    """Return the rate, up to the best one, whose accuracy is nearest; the lowest of several."""
+    most = best_point(points).chain.learning_rate
+    candidates = [point for point in points if point.chain.learning_rate <= most]
+    found = min(candidates, key=lambda p: (abs(p.validation - target), p.chain.learning_rate))
+    return found.chain.learning_rate
 
 
 def trials(grids: Mapping[str, Sequence[float]]) -> int:

@@ -105,10 +105,10 @@ class Protocol:
             few = {arm: grids[arm] for arm in preset.main}
             self._run("quarter", self._single(preset.model, few, [0], preset.sizes.samples // 4))
         self._chosen("chosen", "frontier", preset.model)
-        best = self.best_rates("frontier")
-        self._run("chains", self._chained(best, ["default"]))
+        rates = {arm: [made.in_chains] for arm, made in self.choices["frontier"].arms.items()}
+        self._run("chains", self._chained(rates, ["default"]))
         if preset.turned:
-            turned = {arm: best[arm] for arm in preset.turned}
+            turned = {arm: rates[arm] for arm in preset.turned}
             others = [name for name in preset.orders if name != "default"]
             self._run("orders", self._chained(turned, others))
         if preset.second_model is None:

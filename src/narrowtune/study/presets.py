@@ -30,6 +30,10 @@ LORA_FACTOR = 10
 TOWER_FACTOR = 0.4
 """The tower's share of the one rate, as the paper's 2e-6 beside 5e-6."""
 
+CHAIN_SHARE = 0.75
+"""Skills in a row are taught at the rate at which an arm learns nearest to this share of what the
+reference learns at its best: one of `tables.SHARES`."""
+
 AVERAGES = (0.1, 0.5, 0.9)
 """Shares α of WiSE-FT; the middle one is an arm everywhere, the others join at its chosen rate."""
 
@@ -124,7 +128,7 @@ PRESETS: dict[str, Preset] = {
             name="miniature",
             model="qwen2_5_vl",
             second_model="llava_onevision",
-            sizes=Sizes(3200, 4800, 200, 200, 128, 64, 256, 1000),
+            sizes=Sizes(1600, 4800, 200, 200, 128, 64, 256, 500),
             arms=(*_RECIPES, LORA, LWF, WISE_FT, MOE, *_ANCHORED, "language_model + replay"),
             main=("language_model", "mlp", "mlp_gate_up", "sa_proj", LORA, "mlp_gate_up + anchor"),
             turned=("language_model", "mlp_gate_up", "sa_proj", "mlp_gate_up + anchor"),

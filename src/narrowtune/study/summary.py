@@ -151,10 +151,10 @@ def make_settings(
         found[ONE_RATE] = setting_of(ONE_RATE, results["chosen"], "default", 1, paper)
     for phase in ("chains", "orders"):
         if phase in phases:
-            best = _best(choices["frontier"])
+            rates = {arm: made.in_chains for arm, made in choices["frontier"].arms.items()}
             for order, skills in phases[phase].settings.all_orders.items():
                 name = chained_name(order)
-                found[name] = setting_of(name, results[phase], order, len(skills), best)
+                found[name] = setting_of(name, results[phase], order, len(skills), rates)
     if "second_model_chosen" in phases:
         best = _best(choices["second_model"])
         found[SECOND] = setting_of(SECOND, results["second_model_chosen"], "default", 1, best)

@@ -11,7 +11,7 @@ from narrowtune.core.numbers import number, signed
 from narrowtune.study.choices import Choices
 from narrowtune.study.correlations import Correlation
 from narrowtune.study.effects import Interval
-from narrowtune.study.presets import REFERENCE
+from narrowtune.study.presets import CHAIN_SHARE, REFERENCE
 from narrowtune.study.rules import Claim
 from narrowtune.study.summary import ArmFigures, Matched, Summary
 from narrowtune.study.tables import SHARES
@@ -131,7 +131,7 @@ def _correlations(name: str, found: Sequence[Correlation]) -> str:
 def _choices(name: str, made: Choices) -> str:
     return (
         f"\n## Rates chosen: {name}\n\nOn {made.made_on}, from {made.made_from}; the base has "
-        f"{number(made.base)} %.\n\n"
+        f"{number(made.base)} %. Skills in a row are taught at the rate near {CHAIN_SHARE:.0%}.\n\n"
         + _table(
             ("arm", "rate: validation accuracy", "best", "near 50, 75, 90 %", "one rate"),
             (

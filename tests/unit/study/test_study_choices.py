@@ -128,6 +128,18 @@ def test_choices_follow_validation():
     assert made.arms["vision_tower"].best == LOW
 
 
+def test_rates_past_the_best_are_no_candidates():
+    # At 70 % on its way down, nearer to three quarters of the reference's learning than 45 %.
+    falling = {LOW: 0.45, MIDDLE: 0.8, HIGH: 0.62}
+    results = study({"language_model": INSIDE, "sa_proj": falling})
+    found = points_of(results, {a: [LOW, MIDDLE, HIGH] for a in ("language_model", "sa_proj")}, 0)
+    made = choose(found, results, ARMS, reference="language_model", made_from="x.jsonl")
+    narrow = made.arms["sa_proj"]
+    assert narrow.best == MIDDLE
+    assert HIGH not in narrow.near.values()
+    assert narrow.in_chains == narrow.near[0.75]
+
+
 def test_the_base_moves_what_a_share_of_learning_is():
     # From 70 %, half of what is left to learn is 75 %.
     assert chosen(base=0.7).arms["sa_proj"].near[0.5] == HIGH
