@@ -49,7 +49,7 @@ def measure(kind: str, num: int) -> dict[str, Any]:
 
     from narrowtune.core.config import parse_config
     from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
-    from narrowtune.engine.heap import return_freed_blocks
+    from narrowtune.engine.heap import keep_freed_blocks
     from narrowtune.engine.peak import PeakMemory
     from narrowtune.miniature.reference.shipped import reference_folder
     from narrowtune.miniature.rows import write_rows
@@ -57,7 +57,7 @@ def measure(kind: str, num: int) -> dict[str, Any]:
     from narrowtune.pipeline.inputs import load, make_encoder, read_inputs
     from narrowtune.train.fit import fit
 
-    return_freed_blocks()
+    keep_freed_blocks()
     held = psutil.Process().memory_info
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)

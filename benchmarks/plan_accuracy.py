@@ -199,9 +199,9 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.task:
-        from narrowtune.engine.heap import return_freed_blocks
+        from narrowtune.engine.heap import keep_freed_blocks
 
-        return_freed_blocks()  # as the command line does
+        keep_freed_blocks()  # as the command line does
         if given.clock == "cpu":
             time.perf_counter = time.process_time
         result = TASKS[given.task](

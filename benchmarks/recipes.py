@@ -425,10 +425,10 @@ _BENCH: Bench | None = None
 
 def _start(*args: Any) -> None:
     global _BENCH
-    from narrowtune.engine.heap import return_freed_blocks
+    from narrowtune.engine.heap import keep_freed_blocks
 
     # Between runs of different recipes the heap of a worker otherwise grew to 10 GB.
-    return_freed_blocks()
+    keep_freed_blocks()
     _BENCH = Bench(*args)
 
 

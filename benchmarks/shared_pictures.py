@@ -114,7 +114,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from narrowtune.core.config import parse_config
     from narrowtune.data.collate import collate, padding_id
     from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
-    from narrowtune.engine.heap import return_freed_blocks
+    from narrowtune.engine.heap import keep_freed_blocks
     from narrowtune.models.load import load_model
     from narrowtune.models.select import resolve
     from narrowtune.train.fit import fit
@@ -122,7 +122,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from narrowtune.train.plan import make_plan
     from narrowtune.train.workload import Workload
 
-    return_freed_blocks()
+    keep_freed_blocks()
     loaded = load_model(given.folder)
     rows = make_rows(loaded, given.model, given.questions, ROWS * STEPS)
     arithmetic = Arithmetic.from_json(given.arithmetic)

@@ -8,10 +8,8 @@ not counted, and the order turns from round to round. Beside each round stand th
 of one matrix product (a calibration), since the machine may be shared. Printed are medians over all
 counted steps, and the ratio to `narrowtune sa_proj` per round as median (least to greatest).
 
-Peak memory is measured in a round of its own: the peak of the process above what it holds with all
-libraries imported. There, every arm returns what it frees to the system, as narrowtune's command
-line always does; without that, what was freed counts as used. While time is measured, peers run
-without it.
+Peak memory is that of the process above what it holds with all libraries imported, the most of all
+rounds. glibc's limits are set for narrowtune as its command line does; peers run with its own.
 
 Results: benchmarks/results/training_speed.json, written after every round; a run that is started
 again with `--resume` adds the rounds that are missing.
@@ -53,7 +51,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from narrowtune.data.chat import ChatEncoder
     from narrowtune.data.examples import Example, Message, Text
     from narrowtune.engine.arithmetic import Arithmetic
-    from narrowtune.engine.heap import return_freed_blocks
+    from narrowtune.engine.heap import keep_freed_blocks
     from narrowtune.engine.peak import PeakMemory
     from narrowtune.train.fit import fit
 
@@ -64,8 +62,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         turns = tuple(Message(turn["role"], (Text(turn["content"]),)) for turn in row)
         encoded = encoder.encode(Example(str(number), turns, (row[-1]["content"],)))
         rows.append({"input_ids": encoded.input_ids, "labels": encoded.labels})
-    if given.arm not in PEERS or given.setting == "memory":
-        return_freed_blocks()
+    if given.arm not in PEERS:
+        keep_freed_blocks()
     arithmetic = Arithmetic.from_json(given.arithmetic)
     torch.manual_seed(0)
     # Whoever runs: all of these are in what the process held before.
@@ -162,10 +160,9 @@ def show(values: dict[str, Any]) -> list[Table]:
                 for one, base in zip(mine, ours, strict=True)
             ]
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-            peak = values["memory"].get(key)
-            peak = f"{peak / 1e9:.2f}" if peak else ""
+            peak = max(one["peak_bytes"] for one in mine) / 1e9
             rate = mine[0]["samples"] / statistics.median(pooled)
-            table.add_row(arm, setting, f"{rate:.2f}", spread, peak)
+            table.add_row(arm, setting, f"{rate:.2f}", spread, f"{peak:.2f}")
         tables.append(table)
     return tables
 
@@ -194,7 +191,6 @@ def main() -> None:
             "git": provenance.git_state(Path(__file__).parent),
             "kinds": given.kinds,
             "arithmetic": "",
-            "memory": {},
             "rounds": [],
         }
     console = Console(stderr=True)
@@ -202,12 +198,6 @@ def main() -> None:
     # What earlier rounds computed in goes on; folders may have moved.
     values["arithmetic"] = values["arithmetic"] or chosen["arithmetic"]
     chosen["arithmetic"] = values["arithmetic"]
-    for arm, rows, setting in [] if given.table else cases(values["kinds"]):
-        key = f"{arm}|{rows}|{setting}"
-        if setting == "best" and key not in values["memory"]:
-            found = run("measure", arm=arm, rows=rows, setting="memory", steps=2, **chosen)
-            values["memory"][key] = found["peak_bytes"]
-            console.print(f"{arm}, {rows}: {found['peak_bytes'] / 1e9:.2f} GB")
     while not given.table and len(values["rounds"]) < given.rounds:
         number = len(values["rounds"])
         turn = cases(values["kinds"])

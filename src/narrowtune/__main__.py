@@ -11,9 +11,9 @@ def main() -> None:
     """Run the command line; an error made on purpose becomes three lines and an exit code."""
     from narrowtune.cli.app import app
     from narrowtune.cli.printing import report_error
-    from narrowtune.engine.heap import return_freed_blocks
+    from narrowtune.engine.heap import keep_freed_blocks
 
-    return_freed_blocks()
+    keep_freed_blocks()
     try:
         app()
     except NarrowtuneError as error:

@@ -29,7 +29,7 @@ Precision = Literal["highest", "medium"]
 MAX_FLOAT32_ERROR = 1e-5
 """Relative error (against fp64) above which a float32 product is not one."""
 
-_MARGIN = 1.25  # one thread must beat all of them by this factor
+_MARGIN = 1.25  # one thread must beat all of them by this factor, and oneDNN torch's own kernels
 _GIVE_UP = 2.0  # a candidate this many times slower than the best so far is not timed again
 _MAX_ROWS = 512
 _FLOPS_PER_PASS = 6e9  # over the distinct shapes
@@ -146,13 +146,17 @@ def measure_arithmetic(
             again = _time(products, mode, all_threads, seconds[mode, 1])
             seconds[mode, all_threads] = min(again, seconds[mode, all_threads])
 
+    # Where oneDNN is but a little faster at products, it is slower in a step: attention's backward
+    # pass took twice as long (docs/LOG.md, 2026-11-27). On other processors it is twice as fast.
     def cost(key: tuple[Mode, int]) -> float:
-        return seconds[key] * (_MARGIN if key[1] < all_threads else 1)
+        mode, number = key
+        unlike = (number < all_threads) + (mode.precision == "medium")
+        return seconds[key] * _MARGIN**unlike
 
     best, threads = min((k for k in seconds if requested in ("auto", k[0].dtype)), key=cost)
     # Evaluation computes in fp32 whatever training does, so its precision is chosen by itself.
     float32 = min(
-        (mode for mode in errors if mode.dtype == "float32"), key=lambda m: seconds[m, threads]
+        (mode for mode in errors if mode.dtype == "float32"), key=lambda m: cost((m, threads))
     )
     if threads < all_threads:
         notes.append(

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from narrowtune.engine.heap import return_freed_pages
+
 
 class Stopwatch:
-    """Seconds by stage, in the order in which the stages ran.
+    """Seconds by stage, in the order in which the stages ran; what one frees, the next may take.
 
     Args:
         console: where a stage is announced.
@@ -34,6 +36,7 @@ class Stopwatch:
             self._console.print(f"[dim]…[/] {name}", end="\r")
         started = time.perf_counter()
         yield
+        return_freed_pages()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         if self._loud:
             self._console.print(f"[green]✓[/] {name} [dim]{self.seconds[name]:.1f} s[/]")

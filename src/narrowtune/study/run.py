@@ -30,6 +30,7 @@ from narrowtune.data.splits import mix_examples
 from narrowtune.data.stored import Room, stored_row
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
 from narrowtune.engine.features import FeatureStore, changes_eyes
+from narrowtune.engine.heap import return_freed_pages
 from narrowtune.evaluate.constrained import evaluate_constrained
 from narrowtune.evaluate.evaluate import evaluate
 from narrowtune.evaluate.tasks import Task
@@ -198,6 +199,7 @@ class Study:
         skill, arm = chain.skills[stage], chain.arm
         with tempfile.TemporaryDirectory() as folder, apply_arithmetic(self.arithmetic):
             fitted = self._fit(chain, skill, folder, tuned.selection)
+            return_freed_pages()
             if arm.wise_ft is not None:
                 self._average(fitted, arm.wise_ft)
             base = {name: self.base[twin] for name, twin in tuned.twins.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from narrowtune.core.study_settings import StudySettings
-from narrowtune.engine.heap import return_freed_blocks
+from narrowtune.engine.heap import keep_freed_blocks
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.pipeline.inputs import load
 from narrowtune.study.chains import Chain, all_chains, open_chains
@@ -109,8 +109,7 @@ def _num_open(chains: Sequence[Chain], results: Sequence[StageResult]) -> int:
 
 def _start(settings: StudySettings, path: Path, threads: int, lock: Lock) -> None:
     global _WORKER
-    # Between arms of different sizes the heap of a worker would only grow.
-    return_freed_blocks()
+    keep_freed_blocks()
     arithmetic = known_arithmetic(Path(settings.output_dir))
     if arithmetic is not None:
         arithmetic = arithmetic.model_copy(update={"threads": threads})
