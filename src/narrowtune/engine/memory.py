@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from narrowtune.core.results import MemoryEstimate
 
-HEAP_LOSS = 0.6
+HEAP_LOSS = 0.4
 """On a CPU: memory that glibc's heap holds beyond what is in use, as a share of the activations.
 
 Blocks of a few MiB that are freed between blocks that stay leave gaps. Calibrated on SmolLM2-135M
