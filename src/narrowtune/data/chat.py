@@ -20,6 +20,7 @@ from narrowtune.data.collate import IGNORE_INDEX, PER_TOKEN_FEATURES, Encoded
 from narrowtune.data.examples import Example, Image, Message, RowError, Text
 from narrowtune.data.images import open_image
 from narrowtune.data.literals import SpecialTokens, guard_tokens
+from narrowtune.data.room import Room
 from narrowtune.data.template import ChatTemplate, Rendered, Skeleton, Span, Turn
 
 __all__ = ["ChatEncoder", "Encoded", "RowError"]
@@ -83,7 +84,7 @@ class ChatEncoder:
         self._template = ChatTemplate(tokenizer, processor, self._specials, kwargs)
         self._known: dict[tuple[str, ...], Counter[int]] = {}
         self._prompts: dict[tuple[Message, ...], Encoded] = {}
-        self._room = remembered_bytes
+        self._room = Room(remembered_bytes)
         self.num_prefix_mismatches = 0
 
     @property
@@ -137,8 +138,7 @@ class ChatEncoder:
         encoded = self._finish(tokens, [])
         size = _TOKEN_BYTES * len(encoded.input_ids)
         size += sum(value.nbytes for value in encoded.features.values())
-        if size <= self._room:
-            self._room -= size
+        if self._room.take(size):
             self._prompts[key] = encoded
         return encoded
 

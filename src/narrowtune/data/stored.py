@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -15,24 +16,7 @@ from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example
-
-
-class Room:
-    """Bytes that rows may hold together; once they are taken, others hold nothing.
-
-    Args:
-        num_bytes: of all.
-    """
-
-    def __init__(self, num_bytes: int) -> None:
-        self._left = num_bytes
-
-    def take(self, num_bytes: int) -> bool:
-        """Take so many if they are there; return whether they were."""
-        if num_bytes > self._left:
-            return False
-        self._left -= num_bytes
-        return True
+from narrowtune.data.room import Room
 
 
 class StoredRow(Encoded):
@@ -94,4 +78,5 @@ def stored_row(example: Example, encoder: ChatEncoder, room: Room) -> StoredRow:
         RowError: as for `ChatEncoder.encode`.
     """
     encoded = encoder.encode(example)
-    return StoredRow(encoded, example.id, lambda: encoder.encode_features(example), room)
+    # Not a lambda: processes that prepare batches may be given their rows as a pickle.
+    return StoredRow(encoded, example.id, partial(encoder.encode_features, example), room)

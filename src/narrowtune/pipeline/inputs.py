@@ -14,9 +14,10 @@ from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example, Message, RefusedRow, RowsRefusedError
+from narrowtune.data.room import Room
 from narrowtune.data.rows import write_refused
 from narrowtune.data.splits import find_overlap, mix_examples, split_examples
-from narrowtune.data.stored import Room, stored_row
+from narrowtune.data.stored import stored_row
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.pipeline.sources import Source

@@ -204,6 +204,8 @@ def looked_at_once(
     if num_processes > 1 or not frozen or not keeps_features(loaded, config.remember_pictures):
         return None
     pictured = [row.picture_digest for row in rows if row.picture_digest]
+    if not pictured:
+        return None
     different = len(set(pictured))
     looks = planned_samples(config, len(rows), num_processes) * len(pictured)
     return different if looks > different * len(rows) else None

@@ -26,8 +26,9 @@ from narrowtune.core.run_folder import write_json, write_text
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example
+from narrowtune.data.room import Room
 from narrowtune.data.splits import mix_examples
-from narrowtune.data.stored import Room, stored_row
+from narrowtune.data.stored import stored_row
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
 from narrowtune.engine.features import FeatureStore, changes_eyes
 from narrowtune.engine.heap import return_freed_pages

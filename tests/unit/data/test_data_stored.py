@@ -12,7 +12,8 @@ from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate
 from narrowtune.data.examples import Example, Image, Message, Text
-from narrowtune.data.stored import Room, stored_row
+from narrowtune.data.room import Room
+from narrowtune.data.stored import stored_row
 from narrowtune.models.load import LoadedModel
 from tiny_models import VISION_FAMILIES
 
