@@ -24,7 +24,7 @@ HEAP_LOSS = 0.4
 """On a CPU: memory that glibc's heap holds beyond what is in use, as a share of the activations.
 
 Blocks of a few MiB that are freed between blocks that stay leave gaps. Calibrated on SmolLM2-135M
-at batch sizes 4 and 8; a GPU's allocator counts what is in use, so there it is 0.
+at batch sizes 4 to 16; a GPU's allocator counts what is in use, so there it is 0.
 """
 
 _LOGIT_BYTES = 12  # per label and vocabulary entry: log-softmax, its gradient, the logits' gradient

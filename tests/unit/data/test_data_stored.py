@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
@@ -70,6 +72,22 @@ def test_batches_are_the_same_whatever_is_held(
         for name, value in right.items():
             assert torch.equal(batch[name], value), name
     assert encoder.num_prefix_mismatches == 0
+
+
+def test_processes_that_prepare_batches_make_the_same(loaded: Loaded, paths: list[Path]) -> None:
+    model = loaded("qwen2_5_vl")
+    encoder = ChatEncoder(model.tokenizer, model.processor)
+    rows = [stored_row(example, encoder, Room(0)) for example in examples(paths)]
+    (batch,) = DataLoader(
+        rows,
+        batch_size=3,
+        num_workers=1,
+        collate_fn=partial(collate, pad_token_id=0),
+        # Rows and what makes their pictures are sent to it as a pickle.
+        multiprocessing_context="spawn",
+    )
+    for name, value in collate(rows, 0).items():
+        assert torch.equal(batch[name], value), name
 
 
 def test_a_picture_that_changes_while_a_run_goes_on_is_an_error(

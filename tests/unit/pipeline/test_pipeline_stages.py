@@ -15,7 +15,13 @@ from narrowtune.data.examples import Image, Message, Text
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.pipeline.inputs import Inputs, make_encoder
-from narrowtune.pipeline.stages import check_packing, choose_arithmetic, packable_batches
+from narrowtune.pipeline.stages import (
+    check_packing,
+    choose_arithmetic,
+    looked_at_once,
+    packable_batches,
+    plan_run,
+)
 
 FP32 = Arithmetic(compute_dtype="float32", threads=1, note="as given")
 
@@ -130,3 +136,38 @@ def test_a_model_that_does_not_honour_branches_takes_the_plain_path(llava, monke
     assert "packed and plain logits differ by" in found.note
     ignore_lines(llava, monkeypatch)
     assert not check_packing(FP32, llava, batches, allowed=True).packing
+
+
+def settings(tmp_path, **changes):
+    values = {"model": "m", "skill": "s.json", "output_dir": str(tmp_path), "recipe": "sa_proj"}
+    return parse_config({**values, **changes}, "test")
+
+
+def test_a_model_with_eyes_is_planned_without_rows(llava, tmp_path):
+    config = settings(tmp_path)
+    encoder = make_encoder(llava, config)
+    plan = plan_run(llava, config, Inputs(), encoder, FP32, measure_time=False)
+    assert plan.num_trainable > 0
+    assert plan.num_steps is None
+
+
+@pytest.mark.parametrize(
+    ("epochs", "changes", "processes", "expected"),
+    [
+        (2.0, {}, 1, 3),
+        (1.0, {}, 1, None),  # each picture comes once
+        (2.0, {"recipe": "vision_tower"}, 1, None),
+        (2.0, {"remember_pictures": False}, 1, None),
+        (2.0, {}, 2, None),
+    ],
+)
+def test_training_keeps_what_it_saw_where_it_looks_again(
+    llava, tmp_path, epochs, changes, processes, expected
+):
+    pictures = [
+        Encoded([1, 2], [-100, 2], {"pixel_values": torch.full((1, 3, 2, 2), float(number))})
+        for number in range(3)
+    ]
+    config = settings(tmp_path, training={"num_train_epochs": epochs}, **changes)
+    found = looked_at_once(llava, config, [*pictures, *rows()], processes)
+    assert found == expected
