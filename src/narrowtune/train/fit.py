@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -116,7 +117,7 @@ def fit(
         arithmetic=arithmetic,
         witness=witness,
         effort=meter,
-        data_collator=lambda batch: collate(batch, pad),
+        data_collator=partial(collate, pad_token_id=pad),
         train_dataset=Rows(rows),
         eval_dataset=Rows(validation) if validation else None,
         anchor=anchor,

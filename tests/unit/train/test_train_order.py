@@ -8,6 +8,7 @@ import shutil
 import PIL.Image
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from narrowtune.core.config import RunConfig
 from narrowtune.data.chat import ChatEncoder
@@ -87,6 +88,33 @@ def test_steps_are_those_of_the_plain_path_with_fewer_looks(tiny, family, tmp_pa
         moved = (weight - base[name]).norm()
         assert moved > 0
         assert (tuned[1][name] - weight).norm() < 1e-3 * moved, name
+
+
+def test_processes_that_prepare_batches_change_nothing(tiny, tmp_path, monkeypatch):
+    rows = [Encoded([5 + n, 6, 7, 8 + n], [-100, -100, 7, 8 + n]) for n in range(6)]
+    tuned, numbers = [], []
+    start = DataLoader.__init__
+
+    def noted(self, *args, **kwargs):
+        numbers.append(kwargs.get("num_workers"))
+        start(self, *args, **kwargs)
+
+    monkeypatch.setattr(DataLoader, "__init__", noted)
+    for number in (0, 2):
+        loaded = load_model(str(tiny("llama")), device="cpu")
+        training = {"learning_rate": 1e-3, "global_batch_size": 3, "dataloader_num_workers": number}
+        training["per_device_train_batch_size"] = 3
+        config = RunConfig.model_validate(
+            {"model": "m", "skill": "s", "output_dir": str(tmp_path), "training": training}
+        )
+        selection = resolve(loaded.model, "sa_proj")
+        arithmetic = Arithmetic(compute_dtype="float32", threads=1)
+        with apply_arithmetic(arithmetic):
+            fit(loaded, selection, rows, config, arithmetic=arithmetic)
+        tuned.append([loaded.model.get_parameter(n).detach() for n in selection.names])
+    assert {0, 2} <= set(numbers)
+    for alone, beside in zip(*tuned, strict=True):
+        assert torch.equal(alone, beside)
 
 
 def test_a_plan_counts_what_rows_about_one_picture_share(tiny):
