@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from alone import run_alone
 from rich.console import Console
 from rich.table import Table
 
@@ -112,9 +111,7 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for kind, sizes in SIZES.items():
         for num in sizes:
-            command = [sys.executable, __file__, "--kind", kind, "--num", str(num)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found.setdefault(kind, []).append(json.loads(done.stdout.splitlines()[-1]))
+            found.setdefault(kind, []).append(run_alone(__file__, kind=kind, num=num))
             Console(stderr=True).print(kind, found[kind][-1])
     table = Table(title="What more rows cost")
     for name in ("rows", "number", "read, ms per row", "held", "peak reading", "peak training"):

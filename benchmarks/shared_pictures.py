@@ -20,12 +20,11 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from alone import run_alone
 from rich.console import Console
 from rich.table import Table
 
@@ -187,13 +186,7 @@ def _plain(
 
 def run(**values: Any) -> dict[str, Any]:
     """Measure in a process of its own."""
-    command = [sys.executable, __file__, "--one"]
-    for name, value in values.items():
-        command += [f"--{name}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{values}: {done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_alone(__file__, "--one", **values)
 
 
 def show(values: dict[str, Any]) -> Table:

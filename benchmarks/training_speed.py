@@ -21,13 +21,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from alone import run_alone
 from rich.console import Console
 from rich.table import Table
 from training.rows import KINDS, make_rows
@@ -122,13 +121,7 @@ TASKS = {"measure": measure, "calibrate": calibrate, "prepare": prepare}
 
 def run(task: str, **values: Any) -> dict[str, Any]:
     """Run one task in a process of its own."""
-    command = [sys.executable, __file__, "--task", task]
-    for name, value in values.items():
-        command += [f"--{name}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{values}: {done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_alone(__file__, task=task, **values)
 
 
 def cases(kinds: list[str]) -> list[tuple[str, str, str]]:

@@ -136,12 +136,12 @@ def _set_machine(best: bool, arithmetic: Arithmetic) -> bool:
     return best and arithmetic.compute_dtype == "bfloat16"
 
 
-def trl(targets: str | list[str] | None, *, padding_free: bool = False) -> Callable[..., Result]:
-    """TRL's SFTTrainer: everything, or LoRA of `RANK` by peft on `targets`.
+def peer(make: Callable[..., Trainer]) -> Callable[..., Result]:
+    """Another tool.
 
-    Its loss leaves out the head at ignored tokens by default. At its best: no gradient
-    checkpointing, one pass per step, rows of like length together; or, `padding_free`, all rows of
-    a pass end to end.
+    Args:
+        make: from the model, its tokenizer, the rows, what all peers' arguments are, whether it is
+            at its best, and the callbacks, to its trainer.
     """
 
     def run(
@@ -153,76 +153,82 @@ def trl(targets: str | list[str] | None, *, padding_free: bool = False) -> Calla
         *,
         best: bool,
     ) -> Result:
+        bf16 = _set_machine(best, arithmetic)
+        model, tokenizer = _load(model_folder)
+        clock = StepClock()
+        common = common_arguments(best, bf16, steps, folder)
+        trainer = make(model, tokenizer, rows, common, best, [clock])
+        trainer.train()
+        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        return {"seconds": clock.seconds, "losses": clock.losses, "num_trainable": trained}
+
+    return run
+
+
+def trl(targets: str | list[str] | None, *, padding_free: bool = False) -> Callable[..., Result]:
+    """TRL's SFTTrainer: everything, or LoRA of `RANK` by peft on `targets`.
+
+    Its loss leaves out the head at ignored tokens by default. At its best: no gradient
+    checkpointing, one pass per step, rows of like length together; or, `padding_free`, all rows of
+    a pass end to end.
+    """
+
+    def make(
+        model: Any,
+        tokenizer: Any,
+        rows: list[Tokens],
+        common: dict[str, Any],
+        best: bool,
+        callbacks: list[TrainerCallback],
+    ) -> Trainer:
         from datasets import Dataset
         from peft import LoraConfig
         from trl import SFTConfig, SFTTrainer
 
-        bf16 = _set_machine(best, arithmetic)
-        model, tokenizer = _load(model_folder)
-        values = common_arguments(best, bf16, steps, folder)
-        if best:
-            values |= {"gradient_checkpointing": False}
+        own = {"gradient_checkpointing": False} if best else {}
         if padding_free:
-            values |= {"padding_free": True, "max_length": None}
-        data = Dataset.from_list(rows)
+            own |= {"padding_free": True, "max_length": None}
         lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets) if targets else None
-        clock = StepClock()
-        trainer = SFTTrainer(
+        return SFTTrainer(
             model,
-            args=SFTConfig(**values),
-            train_dataset=data,
+            args=SFTConfig(**common, **own),
+            train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             peft_config=lora,
-            callbacks=[clock],
+            callbacks=callbacks,
         )
-        trainer.train()
-        return {
-            "seconds": clock.seconds,
-            "losses": clock.losses,
-            "num_trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        }
 
-    return run
+    return peer(make)
 
 
 def plain_trainer(recipe: str) -> Callable[..., Result]:
     """`transformers.Trainer` with our recipe's matrices alone trainable, loss by the model."""
 
-    def run(
+    def make(
+        model: Any,
+        tokenizer: Any,
         rows: list[Tokens],
-        model_folder: str,
-        arithmetic: Arithmetic,
-        steps: int,
-        folder: str,
-        *,
+        common: dict[str, Any],
         best: bool,
-    ) -> Result:
+        callbacks: list[TrainerCallback],
+    ) -> Trainer:
         from transformers import DataCollatorForSeq2Seq
 
         from narrowtune.models.select import resolve
 
-        bf16 = _set_machine(best, arithmetic)
-        model, tokenizer = _load(model_folder)
         names = set(resolve(model, recipe).names)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
         data = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
-        clock = StepClock()
-        trainer = Trainer(
+        return Trainer(
             model,
-            args=TrainingArguments(**common_arguments(best, bf16, steps, folder)),
+            args=TrainingArguments(**common),
             train_dataset=data,
             data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=None),
-            callbacks=[clock],
+            callbacks=callbacks,
         )
-        trainer.train()
-        return {
-            "seconds": clock.seconds,
-            "losses": clock.losses,
-            "num_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        }
 
-    return run
+    return peer(make)
 
 
 OURS: Mapping[str, Callable[..., Result]] = {
