@@ -175,6 +175,7 @@ def _plain(
         parameter.requires_grad_(name in names)
     values = {**common_arguments(True, False, STEPS, output), "remove_unused_columns": False}
     values["per_device_train_batch_size"] = ROWS
+    values["train_sampling_strategy"] = "random"  # rows are about as long, and no dictionaries
     Trainer(
         loaded.model,
         args=TrainingArguments(**values),
