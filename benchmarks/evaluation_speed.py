@@ -6,10 +6,10 @@
 SmolLM2-135M, the demo's kept kinds: choices between two endings by likelihood (`sense`), and
 answers of 20 tokens at most (`capitals`, `opposites`). The same tokens are asked, and an option
 counts with its end of turn. lm-evaluation-harness runs on its `hf` backend, once at its best here
-(batches of 32, this machine's fastest fp32) and once at its defaults (batches of 1, in the dtype of
-the checkpoint); its requests are made before the clock starts, so that its reading and scoring is
-not timed, while narrowtune's is. The loop asks `generate` one prompt after the other, as adapters
-of lmms-eval do. Every arm warms up on a few items first. narrowtune and the harness at its best
+(batches of 128, this machine's fastest fp32) and once at its defaults (batches of 1, in the dtype
+of the checkpoint); its requests are made before the clock starts, so that its reading and scoring
+is not timed, while narrowtune's is. The loop asks `generate` one prompt after the other, as
+adapters of lmms-eval do. Every arm warms up on a few items first. narrowtune and the harness at its best
 take turns at going first; what is many times slower is measured once. Answers are compared with
 ours.
 
@@ -47,7 +47,7 @@ from narrowtune.models.load import load_model
 
 RESULTS = Path(__file__).parent / "results" / "evaluation_speed.json"
 KINDS = ("sense", "capitals", "opposites")
-ITEMS, ROUNDS, BATCH, WARM_UP = 150, 3, 32, 4
+ITEMS, ROUNDS, BATCH, WARM_UP = 150, 3, 128, 4
 END = "<|im_end|>"
 
 

@@ -29,6 +29,7 @@ from narrowtune.cli.flags import (
 from narrowtune.cli.printing import finish, open_console
 from narrowtune.cli.settings import model_settings, run_settings
 from narrowtune.cli.study import study
+from narrowtune.core.data_settings import EVAL_BATCH_SIZE
 from narrowtune.version import __version__
 
 # Without rich's tables: they cut names of flags where the terminal is narrow.
@@ -247,8 +248,8 @@ def evaluate(
     ] = MODES[0],
     max_new_tokens: Annotated[int, option("N", "Length of an answer.")] = 32,
     batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Rows that are answered together.")
-    ] = 32,
+        int, typer.Option(metavar="N", min=1, help="Rows answered together at most.")
+    ] = EVAL_BATCH_SIZE,
     limit: Annotated[int | None, option("N", "Use only this many rows.")] = None,
     max_length: MaxLength = None,
     max_refused: Annotated[int, option("N", "Unusable rows tolerated in each set.")] = 0,

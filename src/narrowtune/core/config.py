@@ -12,7 +12,13 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from narrowtune.core.data_settings import DataSettings, MixSettings, Settings, SkillSettings
+from narrowtune.core.data_settings import (
+    EVAL_BATCH_SIZE,
+    DataSettings,
+    MixSettings,
+    Settings,
+    SkillSettings,
+)
 from narrowtune.core.errors import UsageError
 from narrowtune.core.mistakes import describe_mistakes
 from narrowtune.core.overrides import override
@@ -207,7 +213,8 @@ class RunConfig(ModelSettings):
         output_dir: the run's folder.
         ledger: folder of the skills that this base was taught before, in order: they are put on
             it first, what they are tested on is kept, and this skill is added.
-        eval_batch_size: items answered together; the answers don't depend on it.
+        eval_batch_size: items answered together at most, fewer where they are long (16,384 tokens
+            at a time); the answers don't depend on it.
         remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
             8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
         pack_delta: whether the delta's bits are compressed, without loss; false writes version 1
@@ -231,7 +238,7 @@ class RunConfig(ModelSettings):
     min_learning: float = 0.0
     output_dir: str = Field("runs/run", min_length=1)
     ledger: str | None = Field(None, min_length=1)
-    eval_batch_size: int = Field(32, ge=1)
+    eval_batch_size: int = Field(EVAL_BATCH_SIZE, ge=1)
     remember_pictures: bool | None = None
     pack_delta: bool = True
     gallery: bool = True

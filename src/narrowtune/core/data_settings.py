@@ -18,6 +18,11 @@ MetricName = Literal[
 ]
 
 
+EVAL_BATCH_SIZE = 128
+"""Items answered together at most, unless given. A step of a few tokens costs little more with many
+rows than with few; where prompts are long, fewer are taken (`engine.generate.length_batches`)."""
+
+
 class Settings(BaseModel):
     """Base of all settings: an unknown key is an error, and so is a number that is none."""
 

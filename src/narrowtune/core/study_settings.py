@@ -19,7 +19,13 @@ from narrowtune.core.config import (
     parse_settings,
     read_yaml,
 )
-from narrowtune.core.data_settings import DataSettings, MixSettings, Settings, SkillSettings
+from narrowtune.core.data_settings import (
+    EVAL_BATCH_SIZE,
+    DataSettings,
+    MixSettings,
+    Settings,
+    SkillSettings,
+)
 from narrowtune.core.errors import UsageError
 from narrowtune.core.overrides import override
 from narrowtune.core.recipes import get_recipe
@@ -140,7 +146,8 @@ class StudySettings(ModelSettings):
         drift: the prompts on which the shift of the output distribution is measured.
         constrained: score `keep` a second time with decoding held to the answers that a task may
             have, to see what of a loss comes back; it takes about as long as these scores did.
-        eval_batch_size: items answered together; the answers don't depend on it.
+        eval_batch_size: items answered together at most, fewer where they are long (16,384 tokens
+            at a time); the answers don't depend on it.
         remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
             8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
         output_dir: the study's folder.
@@ -155,7 +162,7 @@ class StudySettings(ModelSettings):
     training: TrainingSettings = TrainingSettings()
     drift: DriftSettings = DriftSettings()
     constrained: bool = False
-    eval_batch_size: int = Field(32, ge=1)
+    eval_batch_size: int = Field(EVAL_BATCH_SIZE, ge=1)
     remember_pictures: bool | None = None
     output_dir: str = "runs/study"
 

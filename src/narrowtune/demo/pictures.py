@@ -95,7 +95,6 @@ def prepare(folder: Path, model: Path, *, seed: int, quick: bool) -> list[RunCon
         "keep": [task.model_dump() for task in keep],
         "drift": {"prompts": str(drift), "max_prompts": size.drift},
         "budget": BUDGET,
-        "eval_batch_size": 64,
         "seed": seed,
     }
     return [

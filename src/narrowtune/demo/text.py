@@ -60,7 +60,6 @@ def prepare(folder: Path, model: Path, *, seed: int, quick: bool) -> list[RunCon
         "drift": {"max_prompts": size.drift_prompts, "max_new_tokens": 16},
         "training": {"learning_rate": LEARNING_RATE, "global_batch_size": 16},
         "budget": BUDGET,
-        "eval_batch_size": 64,
         "seed": seed,
     }
     return [

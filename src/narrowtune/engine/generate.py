@@ -28,8 +28,11 @@ from narrowtune.engine.prefix import Prefix, share_prefix
 from narrowtune.engine.trie import TokenTrie
 from narrowtune.models.load import LoadedModel
 
-NOISE_ROWS, NOISE_STEPS, NOISE_TOKENS = 6, 4, 16
+NOISE_ROWS, NOISE_STEPS, NOISE_TOKENS = 4, 3, 16
 """Prompts, steps of each, and most likely tokens of each step that noise is measured on."""
+
+TOKENS_AT_ONCE = 2**14
+"""Most tokens of a batch of prompts, padding included; bounds memory where prompts are long."""
 
 CHUNK_STEPS = 4
 """Steps after which rows that have ended leave the batch."""
@@ -107,7 +110,7 @@ def generate_greedy(
         loaded: the model; its training mode is restored afterwards.
         prompts: with the generation prompt, unpadded.
         max_new_tokens: limit on the steps, the stop token's included.
-        batch_size: prompts decoded together.
+        batch_size: most prompts decoded together (`length_batches`).
         extra_stop_tokens: tokens that end an answer beside the model's own.
         collect: see `Collect`.
         tolerance: gap up to which a decision counts as close; `measure_noise` unless given.
@@ -165,11 +168,29 @@ def with_answer(prompt: Encoded, answer: Generation) -> Encoded:
     )
 
 
-def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield indices in batches of like length, longest first: too little memory shows at once."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+def length_batches(
+    lengths: Sequence[int], batch_size: int, counts: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Yield indices in batches of like length, longest first: too little memory shows at once.
+
+    Args:
+        lengths: tokens of each item's longest row.
+        batch_size: most rows of a batch; fewer where these would be over `TOKENS_AT_ONCE`.
+        counts: rows of each item, which stay together however many they are; one each unless given.
+    """
+    batch: list[int] = []
+    rows = most = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        count = 1 if counts is None else counts[index]
+        if batch and rows + count > most:
+            yield batch
+            batch, rows = [], 0
+        if not batch:
+            most = min(batch_size, TOKENS_AT_ONCE // max(1, lengths[index]))
+        batch.append(index)
+        rows += count
+    if batch:
+        yield batch
 
 
 @dataclass

@@ -56,36 +56,31 @@ def option_logprobs(
         loaded: the model; its training mode is restored afterwards.
         options: for each item its options, encoded as answers (labels on the option's tokens and
             the end of the turn).
-        batch_size: options computed together.
+        batch_size: most options computed together (`length_batches`).
         progress: called with the number of options done since the last call.
     """
-    flat = [encoded for item in options for encoded in item]
-    if not flat:
+    if not any(options):
         return []
     with evaluating(loaded.model):
-        sums = [0.0] * len(flat)
-        for indices in length_batches([len(e.input_ids) for e in flat], batch_size):
-            for index, total in zip(
-                indices, _answer_logprobs(loaded, [flat[i] for i in indices]), strict=True
-            ):
-                sums[index] = total
+        sums: list[list[float]] = [[] for _ in options]
+        # Options of one item share its question, so they stay together.
+        longest = [max((len(one.input_ids) for one in item), default=0) for item in options]
+        for batch in length_batches(longest, batch_size, [len(item) for item in options]):
+            rows = [encoded for index in batch for encoded in options[index]]
+            totals = iter(_in_batches(loaded, rows, batch_size))
+            for index in batch:
+                sums[index] = [next(totals) for _ in options[index]]
             if progress is not None:
-                progress(len(indices))
-        # Options of many items, and those of one, which are laid out otherwise where they share
-        # a picture.
-        sets = [[flat[i] for i in spread(len(flat), NOISE_ROWS)], list(options[0])]
-        pairs = [
-            (_answer_logprobs(loaded, [encoded])[0], together)
-            for chosen in sets
-            for encoded, together in zip(chosen, _answer_logprobs(loaded, chosen), strict=True)
-        ]
-        alone = [one for one, _ in pairs]
-        noise = max(abs(one - together) for one, together in pairs)
+                progress(len(rows))
+        # Whole items, as above: options of one are laid out behind what they share.
+        chosen = [options[i] for i in spread(len(options), max(1, NOISE_ROWS // 2))]
+        sample = [encoded for item in chosen for encoded in item][:NOISE_ROWS]
+        alone = [_answer_logprobs(loaded, [encoded])[0] for encoded in sample]
+        together = _answer_logprobs(loaded, sample)
+        noise = max(abs(one - other) for one, other in zip(alone, together, strict=True))
         tolerance = TIE_FACTOR * max(noise, rounding(max(map(abs, alone))))
-        results, start = [], 0
-        for item in options:
-            scores = sums[start : start + len(item)]
-            start += len(item)
+        results = []
+        for item, scores in zip(options, sums, strict=True):
             tie = _gap(scores) <= tolerance
             if tie and batch_size > 1:
                 scores = [_answer_logprobs(loaded, [encoded])[0] for encoded in item]
@@ -93,6 +88,15 @@ def option_logprobs(
             lengths = tuple(_num_labels(encoded) for encoded in item)
             results.append(OptionScores(tuple(scores), lengths, tie))
     return results
+
+
+def _in_batches(loaded: LoadedModel, rows: Sequence[Encoded], batch_size: int) -> list[float]:
+    starts = range(0, len(rows), batch_size)
+    return [
+        total
+        for start in starts
+        for total in _answer_logprobs(loaded, rows[start : start + batch_size])
+    ]
 
 
 def _gap(scores: Sequence[float]) -> float:

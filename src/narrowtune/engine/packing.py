@@ -1,16 +1,16 @@
-"""Rows laid out anew: no padding, and what they begin with only once.
+"""Rows laid out anew: no padding, and what several begin with only once.
 
 Causal attention makes every state depend on nothing behind it, so rows that begin alike share the
 states of that beginning, and rows laid end to end don't see each other under the right mask. The
 sums are the same as row by row, up to rounding. Rows of text make a few lines; rows about the same
-picture make one row, in which each question is a branch behind the picture.
+picture make one row, in which each question is a branch behind the picture. Within a line rows
+form a tree: a system turn that all share, a question that some share, an answer of each.
 
 Shapes: B rows of T tokens, padding included; G rows of L tokens in the layout.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from narrowtune.engine.lexical import in_order, shared_out
 from narrowtune.engine.pictures import PICTURE_INPUTS, pictures_apart
 
 When = Literal["never", "cheaper", "always"]
@@ -54,7 +55,7 @@ class Layout(NamedTuple):
         inputs: `input_ids` [G, L], `position_ids` [G, L] or [3, G, L], `attention_mask`
             [G, 1, L, L] (true where a token is seen), and what pictures are given by.
         mask: [G, L], the positions that were asked for.
-        order: which of these, row by row, each position of the batch is.
+        order: which of these, row by row, each position of the batch is; some may be several.
     """
 
     inputs: dict[str, Tensor]
@@ -65,14 +66,13 @@ class Layout(NamedTuple):
 def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:
     """Lay the rows of a batch out anew, where that is exact and cheaper.
 
-    Rows of text are laid end to end, in a few lines, each behind the beginning that all rows share
-    (`_lines`); rows about the same picture become branches behind it (`_branches`).
+    Rows of text are laid end to end, in a few lines (`_lines`); rows about the same picture become
+    branches behind it (`_branches`). What rows of a line begin with alike is there once.
 
     Args:
         model: the unwrapped model that will see it.
         inputs: `input_ids` and `attention_mask` [B, T], padded on the right.
-        mask: [B, T] bool, positions whose logits are wanted. The shared beginning ends before the
-            first of them, so that each row has its own.
+        mask: [B, T] bool, positions whose logits are wanted.
 
     Returns:
         None where rows go through the model as they are: inside `packing("never")`, and where a
@@ -86,16 +86,21 @@ def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | 
         return None
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
     row, position, filled = _laid_out(groups, valid)
-    asked = mask[row, position] & filled
+    owner = _owners(groups, ids.shape[1]).to(ids.device)
     # What fills a row up must not look like a picture.
     placeholder = getattr(model.config, "image_token_id", None)
     laid = {
         "input_ids": ids[row, position].masked_fill(~filled, int(placeholder == 0)),
-        "attention_mask": _seen(row, position, filled, groups.starts)[:, None],
+        "attention_mask": _seen(row, position, filled, owner)[:, None],
         "position_ids": _positions(model, inputs)[..., row, position],
         **groups.pictures,
     }
-    return Layout(laid, asked, (row * ids.shape[1] + position)[asked].argsort())
+    place = torch.zeros_like(ids)
+    place[row[filled], position[filled]] = filled.flatten().nonzero()[:, 0]
+    wanted = mask.nonzero()
+    found = place[owner[wanted[:, 0], wanted[:, 1]].long(), wanted[:, 1]]
+    asked = torch.zeros_like(filled).flatten().index_fill_(0, found, True).view_as(filled)
+    return Layout(laid, asked, found.unique(return_inverse=True)[1])
 
 
 def as_numbers(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -148,15 +153,15 @@ class _Groups(NamedTuple):
     """Which rows share a row of the layout.
 
     Attributes:
-        rows: numbers of the batch's rows, by row of the layout.
-        starts: how many tokens those of each have in common.
+        rows: numbers of the batch's rows, by row of the layout, in lexical order.
+        starts: how many tokens each of them begins with like the one before it.
         length: L of the layout.
         num_pictured: rows of the layout that have a picture.
         pictures: what their pictures are given by.
     """
 
     rows: list[list[int]]
-    starts: list[int]
+    starts: list[list[int]]
     length: int
     num_pictured: int
     pictures: dict[str, Tensor]
@@ -177,47 +182,54 @@ def _group(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups
 
 
 def _lines(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups:
-    """Lay rows of text end to end behind the beginning that they share.
+    """Lay rows of text end to end, each beginning once that several of a line share.
 
     In one line every token's scores are computed against all others', most of them of other rows
-    and masked; more lines have shorter squares, but the beginning in each, and are filled up to the
-    longest. The number of lines is raised until that no longer makes it cheaper.
+    and masked; more lines have shorter squares, but a common beginning in each, and are filled up
+    to the longest. The number of lines is raised until that no longer makes it cheaper.
     """
-    valid = inputs["attention_mask"].bool()
-    shared = _shared(inputs["input_ids"], valid, mask)
-    own = (valid.sum(dim=1) - shared).tolist()
-    best: tuple[float, list[list[int]], int] | None = None
-    for number in range(1, len(own) // 2 + 1):
-        rows = _shared_out(own, number)
-        length = shared + max(sum(own[row] for row in line) for line in rows)
+    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
+    order = in_order(ids, valid)
+    tokens = valid.sum(dim=1).tolist()
+    families = order.families(tokens)
+    own = [order.num_tokens(tokens, family) - min(order.alike[1:]) for family in families]
+    best: tuple[float, _Groups] | None = None
+    for number in range(1, max(1, len(families) // 2) + 1):
+        lines = [
+            sorted(place for family in line for place in families[family])
+            for line in shared_out(own, number)
+        ]
+        length = max(order.num_tokens(tokens, line) for line in lines)
         cost = _cost(model, number, length, masked=True)
         if best is None or cost < best[0]:
-            best = cost, rows, length
-        elif number > 2 * len(best[1]):
+            rows = [[order.rows[place] for place in line] for line in lines]
+            starts = [order.starts_of(line) for line in lines]
+            best = cost, _Groups(rows, starts, length, 0, {})
+        elif number > 2 * len(best[1].rows):
             break
     assert best is not None, "one row can't be laid out"
-    _, rows, length = best
-    return _Groups(rows, [shared] * len(rows), length, 0, {})
+    return best[1]
 
 
-def _shared_out(lengths: Sequence[int], number: int) -> list[list[int]]:
-    """Share rows out over lines of about the same length: the longest first, to the shortest."""
-    lines: list[tuple[int, int, list[int]]] = [(0, line, []) for line in range(number)]
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        total, line, rows = lines[0]
-        heapq.heapreplace(lines, (total + lengths[row], line, [*rows, row]))
-    return [sorted(rows) for _, _, rows in sorted(lines, key=lambda line: line[1])]
+def _owners(groups: _Groups, length: int) -> Tensor:
+    """Return whose token [B, T] each token of a row is: its own, or that of an earlier row."""
+    # Two bytes each: of these, a mask's square is gathered.
+    owner = torch.zeros(sum(map(len, groups.rows)), length, dtype=torch.int16)
+    for rows, starts in zip(groups.rows, groups.starts, strict=True):
+        for before, row, start in zip([rows[0], *rows], rows, starts, strict=False):
+            owner[row] = row
+            owner[row, :start] = owner[before, :start]
+    return owner
 
 
-def _seen(row: Tensor, position: Tensor, filled: Tensor, starts: Sequence[int]) -> Tensor:
-    """Return which token [G, L, L] sees which: its row's before it, and what all rows share.
+def _seen(row: Tensor, position: Tensor, filled: Tensor, owner: Tensor) -> Tensor:
+    """Return which token [G, L, L] sees which: those before it that are its row's.
 
     Args:
         row, position, filled: [G, L], from `_laid_out`.
-        starts: for each of G, how many tokens its rows share.
+        owner: [B, T], from `_owners`.
     """
-    begins = torch.tensor(starts, device=row.device)[:, None]
-    seen = (row[:, :, None] == row[:, None, :]) | (position < begins)[:, None]
+    seen = owner[row[:, :, None], position[:, None, :]] == row[:, None, :]
     seen &= (position[:, None, :] <= position[:, :, None]) & filled[:, None, :]
     # What fills a row up sees itself: a softmax over nothing is not a number, and would spread.
     return seen | torch.eye(row.shape[1], dtype=torch.bool, device=seen.device)
@@ -234,12 +246,6 @@ def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) 
         return False
     gaps = valid[:, 1:] & ~valid[:, :-1]
     return not bool(gaps.any()) and not bool((mask & ~valid).any()) and bool(mask.any())
-
-
-def _shared(ids: Tensor, valid: Tensor, mask: Tensor) -> int:
-    """Return how many tokens rows [B, T] begin with alike, none of them asked for."""
-    alike = (ids == ids[:1]).all(dim=0) & valid.all(dim=0) & ~mask.any(dim=0)
-    return int(alike.long().cumprod(dim=0).sum())
 
 
 def _cost(model: nn.Module, rows: int, length: int, *, masked: bool) -> float:
@@ -273,11 +279,13 @@ def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Gro
     rows = _alike(ids, places, dict(zip(pictured, pictures, strict=True)))
     if len(rows) == len(ids):
         return None
-    starts = [_shared(ids[g], valid[g], mask[g]) if len(g) > 1 else 0 for g in rows]
+    orders = [in_order(ids[group], valid[group]) for group in rows]
+    rows = [[group[row] for row in order.rows] for group, order in zip(rows, orders, strict=True)]
+    starts = [order.alike for order in orders]
     tokens = valid.sum(dim=1).tolist()
     lengths = [
-        sum(tokens[row] for row in group) - start * (len(group) - 1)
-        for group, start in zip(rows, starts, strict=True)
+        sum(tokens[row] for row in group) - sum(alike)
+        for group, alike in zip(rows, starts, strict=True)
     ]
     chosen = [pictured.index(group[0]) for group in rows if group[0] in pictured]
     joined = _joined(given, pictures, chosen)
@@ -315,17 +323,18 @@ def _alike(
 
 def _laid_out(groups: _Groups, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each token [G, L] its row and place in the batch, and whether it is one at all."""
-    kept = []
-    for rows, start in zip(groups.rows, groups.starts, strict=True):
-        own = valid[list(rows)].clone()
-        own[1:, :start] = False
-        place = own.nonzero()
-        kept.append(torch.stack((torch.tensor(rows).to(place)[place[:, 0]], place[:, 1])))
-    row, position = torch.stack(
-        [nn.functional.pad(part, (0, groups.length - part.shape[1])) for part in kept], dim=1
-    )
-    sizes = torch.tensor([part.shape[1] for part in kept], device=row.device)
-    return row, position, torch.arange(groups.length, device=row.device) < sizes[:, None]
+    tokens = valid.sum(dim=1).tolist()
+    row, position = torch.zeros(2, len(groups.rows), groups.length, dtype=torch.long)
+    filled = torch.zeros_like(row, dtype=torch.bool)
+    for line, (rows, starts) in enumerate(zip(groups.rows, groups.starts, strict=True)):
+        own = [(number, start, tokens[number]) for number, start in zip(rows, starts, strict=True)]
+        places = torch.cat([torch.arange(start, end) for _, start, end in own])
+        row[line, : len(places)] = torch.repeat_interleave(
+            torch.tensor(rows), torch.tensor([end - start for _, start, end in own])
+        )
+        position[line, : len(places)] = places
+        filled[line, : len(places)] = True
+    return row.to(valid.device), position.to(valid.device), filled.to(valid.device)
 
 
 def _positions(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:

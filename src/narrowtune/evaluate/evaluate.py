@@ -29,8 +29,8 @@ from narrowtune.evaluate.tasks import Task, picture_of, question_of
 from narrowtune.models.load import LoadedModel
 from narrowtune.version import __version__
 
-PICTURE_BATCHES = 8
-"""Batches whose pictures are held as pixels at a time."""
+PICTURES_AT_ONCE = 256
+"""Items whose pictures are held as pixels at a time."""
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
         loaded: the model, left as it is.
         task: what to ask.
         encoder: the chat template; the same before and after.
-        batch_size: items answered together; the answers do not depend on it.
+        batch_size: most items answered together; the answers do not depend on it.
         tolerance: as for `generate_greedy`; measured on the task's own prompts unless given.
         allowed: in mode `generate`, what each item may be answered with, by its id.
         progress: called with the number of items (of options in mode `options`) done since the
@@ -168,7 +168,7 @@ def _answer(
     steps = task.max_new_tokens
     if allowed is not None:
         steps = max(trie.num_steps for trie in allowed.values())
-    for examples in _portions(task, batch_size):
+    for examples in _portions(task):
         prompts = [encoder.encode_prompt(example.prompt) for example in examples]
         if tolerance is None:
             tolerance = measure_noise(loaded, prompts, extra_stop_tokens=encoder.stop_tokens)
@@ -197,7 +197,7 @@ def _choose(
     progress: Callable[[int], None] | None,
 ) -> list[ItemResult]:
     items = []
-    for examples in _portions(task, batch_size):
+    for examples in _portions(task):
         encoded = [
             [encoder.encode_answer(example.prompt, option) for option in example.options]
             for example in examples
@@ -207,10 +207,10 @@ def _choose(
     return items
 
 
-def _portions(task: Task, batch_size: int) -> Iterator[Sequence[Example]]:
+def _portions(task: Task) -> Iterator[Sequence[Example]]:
     """Yield the items in portions that are encoded at once: pixels of thousands would not fit."""
     has_pictures = any(example.images for example in task.examples)
-    size = PICTURE_BATCHES * batch_size if has_pictures else len(task.examples)
+    size = PICTURES_AT_ONCE if has_pictures else len(task.examples)
     for start in range(0, len(task.examples), size):
         yield task.examples[start : start + size]
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from narrowtune.core.config import ModelSettings, parse_data_settings
+from narrowtune.core.data_settings import EVAL_BATCH_SIZE
 from narrowtune.core.delta_results import Kept
 from narrowtune.core.numbers import interval, signed
 from narrowtune.core.results import TaskChange, Value
@@ -86,7 +87,7 @@ def _compare(
         cut.as_delta().save(near, packed=True)
         model = ModelSettings(model=str(folder))
         exact, approximate = (
-            evaluate(model, tasks, path, batch_size=32, output=Path(own) / name)
+            evaluate(model, tasks, path, batch_size=EVAL_BATCH_SIZE, output=Path(own) / name)
             for name, path in (("delta", delta_path), ("adapter", near))
         )
     return compare_results(exact.tasks, approximate.tasks)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from narrowtune.core.config import ModelSettings, RunConfig, parse_data_settings
+from narrowtune.core.data_settings import EVAL_BATCH_SIZE
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DriftResult, Plan, TaskResult
 from narrowtune.core.run_folder import REFUSED, check_output
@@ -193,5 +194,5 @@ def probe(
             [(Path(path).stem, messages) for messages in found],
             encoder,
             max_new_tokens=max_new_tokens,
-            batch_size=32,
+            batch_size=EVAL_BATCH_SIZE,
         ).result

@@ -83,6 +83,7 @@ def keeps_features(loaded: LoadedModel, remember: bool | None) -> bool:
 MAX_PACKING_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Relative difference of logits up to which packing counts as exact, by the dtype compared in."""
 
+_MEASURED = 64  # items of a task that a plan times, at most
 _CHECKED_ROWS = 2  # a line's square grows with all of them, and two show what many would
 
 
@@ -222,7 +223,8 @@ def plan_run(
     num_processes: int = 1,
 ) -> Plan:
     """Plan a run on its own rows; without rows, on a made-up one. The model stays as it is."""
-    tasks = [_task_load(task, encoder, config.eval_batch_size) for task in inputs.tasks]
+    measured = min(_MEASURED, config.eval_batch_size)
+    tasks = [_task_load(task, encoder, measured) for task in inputs.tasks]
     workload = Workload(
         rows=inputs.rows,
         num_samples=len(inputs.rows) or None,

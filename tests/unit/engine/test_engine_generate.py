@@ -10,6 +10,7 @@ from narrowtune.core.errors import EvaluationError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.data.examples import Message, Text
+from narrowtune.engine import generate
 from narrowtune.engine.generate import (
     CHUNK_STEPS,
     Generation,
@@ -247,3 +248,14 @@ def test_an_answer_behind_its_prompt_is_labelled_with_its_stop(llama: LoadedMode
 def test_batches_hold_rows_of_like_length_once_each_longest_first():
     batches = list(length_batches([3, 9, 5, 9, 1], 2))
     assert batches == [[1, 3], [2, 0], [4]]
+
+
+def test_long_rows_make_smaller_batches_and_none_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generate, "TOKENS_AT_ONCE", 20)
+    assert list(length_batches([10, 3, 50, 10, 4, 3], 4)) == [[2], [0, 3], [4, 1, 5]]
+    assert list(length_batches([], 4)) == []
+
+
+def test_rows_of_one_item_stay_together():
+    batches = list(length_batches([5, 9, 7, 7], 4, counts=[2, 6, 3, 1]))
+    assert batches == [[1], [2, 3], [0]]

@@ -134,14 +134,84 @@ def test_the_mask_is_kept_once_for_all_layers(llama):
     assert kept[1] - kept[0] == num_layers * in_every_layer - once
 
 
-def test_a_beginning_never_reaches_a_position_that_is_asked_for(llama):
+def test_a_position_that_several_rows_ask_for_is_there_once(llama):
     # The rows are the same up to the last token, which alone is labelled and alone differs.
     made = [Encoded([*SHARED, 30, last], [-100] * 6 + [last]) for last in (40, 41)]
     inputs, mask = inputs_and_mask(batch(made))
-    assert layout_size(llama, inputs, mask).positions == 5 + 2 * 2
+    assert layout_size(llama, inputs, mask).positions == 5 + 1 + 2
+    line = pack(llama, inputs, mask)
+    assert line is not None
+    assert int(line.mask.sum()) == 1
+    assert line.order.tolist() == [0, 0]
     with packing("never"):
         plain = logits_at(llama, inputs, mask)
     assert torch.allclose(logits_at(llama, inputs, mask), plain, rtol=1e-12, atol=1e-14)
+
+
+def tree():
+    """Rows of four questions with three answers each, out of order: what they share is twofold."""
+    made = []
+    for answer in range(3):
+        for question in (2, 0, 3, 1):
+            asked = [20 + (5 * question + place) % 30 for place in range(6 + question)]
+            own = [60 + answer, 70 + answer, 80][: 1 + answer]
+            ids = [*SHARED, *asked, *own, 3]
+            made.append(Encoded(ids, [-100] * (len(ids) - len(own) - 1) + [*own, 3]))
+    return made
+
+
+def test_what_only_some_rows_share_is_computed_once(llama):
+    made = tree()
+    inputs, mask = inputs_and_mask(batch(made))
+    lines = pack(llama, inputs, mask)
+    assert lines is not None
+    own = (6 + 7 + 8 + 9) + 4 * (2 + 3 + 4)
+    assert layout_size(llama, inputs, mask).positions == 5 * len(lines.mask) + own
+    # Every row is what its last token sees.
+    found = set()
+    for ids, positions, seen in zip(
+        lines.inputs["input_ids"],
+        lines.inputs["position_ids"],
+        lines.inputs["attention_mask"][:, 0],
+        strict=True,
+    ):
+        rows = [tuple(ids[own.nonzero()[:, 0]].tolist()) for own in seen]
+        assert [len(row) for row in rows] == (positions + 1).tolist()
+        found |= set(rows)
+    assert {tuple(row.input_ids) for row in made} <= found
+    # The first token of an answer is predicted in one place for all answers of a question.
+    assert int(lines.mask.sum()) == int(mask.sum()) - 4 * 2
+
+
+@pytest.mark.parametrize("repeated", [1, 2])
+def test_a_tree_gives_the_loss_and_gradients_of_the_plain_path(llama, repeated):
+    given = batch(tree() * repeated)
+    found = []
+    for when in ("never", "always"):
+        llama.requires_grad_(True).zero_grad()
+        with packing(when):
+            total, count = labelled_cross_entropy(llama, given)
+        total.backward()
+        gradients = torch.cat([p.grad.flatten() for p in llama.parameters() if p.grad is not None])
+        found.append((total.item(), count, gradients))
+    plain, packed = found
+    assert packed[:2] == (pytest.approx(plain[0], rel=1e-12), plain[1])
+    # In fp64 but for the norms, which this family computes in fp32.
+    assert (packed[2] - plain[2]).norm() / plain[2].norm() < 1e-6
+
+
+def test_rows_that_share_a_question_stay_in_one_line(llama):
+    questions = [[20 + (7 * number + place) % 60 for place in range(150)] for number in range(6)]
+    made = [
+        Encoded([*asked, 90 + answer, 3], [-100] * 150 + [90 + answer, 3])
+        for answer in range(2)
+        for asked in questions
+    ]
+    inputs, mask = inputs_and_mask(batch(made))
+    lines = pack(llama, inputs, mask)
+    assert lines is not None
+    assert len(lines.mask) > 1
+    assert lines.inputs["input_ids"].numel() == 6 * (150 + 2 * 2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -131,7 +131,7 @@ def test_a_picture_is_seen(tiny, monkeypatch):
     )
     assert one.items == four.items
     # Few pictures are held at a time, and no item is lost by it.
-    monkeypatch.setattr(module, "PICTURE_BATCHES", 1)
+    monkeypatch.setattr(module, "PICTURES_AT_ONCE", 3)
     seen: list[int] = []
     portions = evaluate(
         loaded, task(items, max_new_tokens=6), encoder, batch_size=3, progress=seen.append
