@@ -9,9 +9,9 @@ counts with its end of turn. lm-evaluation-harness runs on its `hf` backend, onc
 (batches of 128, this machine's fastest fp32) and once at its defaults (batches of 1, in the dtype
 of the checkpoint); its requests are made before the clock starts, so that its reading and scoring
 is not timed, while narrowtune's is. The loop asks `generate` one prompt after the other, as
-adapters of lmms-eval do. Every arm warms up on a few items first. narrowtune and the harness at its best
-take turns at going first; what is many times slower is measured once. Answers are compared with
-ours.
+adapters of lmms-eval do. Every arm warms up on a few items first. narrowtune and the harness at its
+best take turns at going first; what is many times slower is measured once. Answers are compared
+with ours.
 
 Results: benchmarks/results/evaluation_speed.json.
 """
