@@ -1,0 +1,430 @@
+"""Is a budget kept on untouched items, on real runs? And how often does the gate err?
+
+    python benchmarks/budget_coverage.py --skills clock
+    python benchmarks/budget_coverage.py --skills birds
+    python benchmarks/budget_coverage.py --table
+
+Measuring: the reference model is taught a skill (1,600 rows in 200 steps of 8) by each recipe at
+the demo's rates, and scored on 240 items of each of eight kept tasks and 200 of the skill: at every
+step α of the dial up to the first that loses 15 points, at α = 0.5 and 1, and at nine earlier
+moments of training. All scores of an item are kept, in a file per run (docs/results/budget-
+coverage); what is there is not measured again.
+
+The table: of these, 96 items a task are drawn again and again as a user's keep sets, and the
+product's own code turns the dial on them or judges a run by them. The truth is what the other 144
+items a task say: they are never part of what decides. Early stopping takes the last moment of
+training that the same rule passes on the same searched items: the walk is over steps and not over
+α.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from narrowtune.core.config import (
+    AnchorSettings,
+    DialSettings,
+    ModelSettings,
+    RunConfig,
+    SkillSettings,
+    TrainingSettings,
+)
+from narrowtune.core.data_settings import DataSettings
+from narrowtune.core.errors import UsageError
+from narrowtune.core.results import ItemResult, Role, TaskResult
+from narrowtune.data.examples import Example
+from narrowtune.data.rows import read_rows
+from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
+from narrowtune.engine.heap import keep_freed_blocks
+from narrowtune.evaluate.evaluate import evaluate, summarise
+from narrowtune.evaluate.tasks import Task, make_task
+from narrowtune.evaluate.verdict import decide
+from narrowtune.miniature.reference.shipped import reference_folder
+from narrowtune.miniature.registry import tasks_of
+from narrowtune.miniature.rows import write_rows
+from narrowtune.models.blended import set_between
+from narrowtune.models.select import resolve
+from narrowtune.pipeline.dial import Halves, restrict, turn
+from narrowtune.pipeline.inputs import load, make_encoder
+from narrowtune.pipeline.sources import read_prompts
+from narrowtune.pipeline.stages import make_store, measure_tolerance, measuring
+from narrowtune.study.world import GENERAL, write_general
+from narrowtune.train.anchor import build_anchor
+from narrowtune.train.fit import fit
+from narrowtune.train.masters import copy_tensors
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "budget-coverage"
+SEED, ANCHOR_SEED = 7, 107
+NUM_TRAIN, NUM_SKILL, NUM_KEPT, NUM_PROMPTS = 1600, 200, 240, 256
+DRAWN, DRAWS, BUDGETS = 96, 200, (1.0, 2.0, 5.0)
+ENOUGH = 15.0
+"""Points lost after which a walk is not measured further: no budget here allows a third of them."""
+
+ARMS: dict[str, tuple[str, float, float]] = {
+    "language_model": ("language_model", 1e-3, 0.0),
+    "sa_proj": ("sa_proj", 1e-3, 0.0),
+    "mlp_gate_up": ("mlp_gate_up", 3e-3, 0.0),
+    "mlp_gate_up + anchor": ("mlp_gate_up", 3e-3, 0.3),
+}
+"""Recipe, learning rate, weight of the anchor."""
+
+Scores = dict[str, list[float]]
+"""Strict score of every item, by task."""
+
+
+class Moments(TrainerCallback):
+    """Copies the trained tensors every so many steps."""
+
+    def __init__(self, model: torch.nn.Module, names: Sequence[str], every: int) -> None:
+        self.model, self.names, self.every = model, names, every
+        self.kept: dict[int, dict[str, Tensor]] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Copy, as a delta would be rounded."""
+        if state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            self.kept[state.global_step] = copy_tensors(self.model, self.names, torch.bfloat16)
+
+
+class Bench:
+    """The model, its rows and its items."""
+
+    def __init__(self, skill: str, folder: Path) -> None:
+        train = write_rows(folder, skill, "train", NUM_TRAIN, SEED)
+        own = write_rows(folder, skill, "validation", NUM_SKILL, SEED)
+        asked: list[tuple[DataSettings, Role]] = [(own, "target")]
+        asked += [
+            (write_rows(folder, task.name, "validation", NUM_KEPT, SEED), "held_out")
+            for task in tasks_of("held_out")
+        ]
+        prompts = folder / "anchor.jsonl"
+        write_general(prompts, GENERAL, NUM_PROMPTS, ANCHOR_SEED)
+        self.skill = SkillSettings(**train.model_dump())
+        model = ModelSettings(model=str(reference_folder("qwen2_5_vl")))
+        self.loaded = load(model)
+        self.encoder = make_encoder(self.loaded, model, remembered_bytes=2**30)
+        self.tasks = [make_task(s, read_rows(s).examples, role) for s, role in asked]
+        self.rows = [self.encoder.encode(example) for example in read_rows(train).examples]
+        self.anchored = read_prompts(str(prompts), self.encoder, NUM_PROMPTS, "anchor")
+        self.arithmetic = measure_arithmetic(self.loaded.model)
+        self.store = make_store(self.loaded, remember=None)
+        with apply_arithmetic(self.arithmetic), measuring(self.loaded):
+            self.tolerance = measure_tolerance(self.loaded, self.tasks, self.encoder)
+        self.base = self.score()
+
+    def score(self) -> Scores:
+        """Score all items with the weights that are in the model."""
+        with apply_arithmetic(self.arithmetic), measuring(self.loaded, self.store):
+            found = [
+                evaluate(self.loaded, t, self.encoder, batch_size=128, tolerance=self.tolerance)
+                for t in self.tasks
+            ]
+        return {result.name: [round(item.strict, 4) for item in result.items] for result in found}
+
+    def lost(self, scores: Scores) -> float:
+        """Return the mean loss of the kept tasks, points."""
+        kept = [task.name for task in self.tasks if task.role == "held_out"]
+        return float(
+            100 * np.mean([np.mean(self.base[name]) - np.mean(scores[name]) for name in kept])
+        )
+
+    def run(self, arm: str) -> dict[str, Any]:
+        """Teach, and score along both walks."""
+        recipe, rate, weight = ARMS[arm]
+        model = self.loaded.model
+        selection = resolve(model, recipe)
+        base = copy_tensors(model, selection.names)
+        anchor = None
+        if weight:
+            settings = AnchorSettings(weight=weight, rows_per_step=2)
+            with apply_arithmetic(self.arithmetic), measuring(self.loaded, self.store):
+                anchor = build_anchor(
+                    self.loaded, self.encoder, self.anchored, settings, batch_size=128, seed=0
+                )
+        moments = Moments(model, selection.names, NUM_TRAIN // 8 // 10)
+        with tempfile.TemporaryDirectory() as output, apply_arithmetic(self.arithmetic):
+            config = RunConfig(
+                model="reference",
+                recipe=recipe,
+                skill=self.skill,
+                training=TrainingSettings(
+                    learning_rate=rate, global_batch_size=8, per_device_train_batch_size=8
+                ),
+                output_dir=output,
+                seed=SEED,
+            )
+            fit(
+                self.loaded,
+                selection,
+                self.rows,
+                config,
+                arithmetic=self.arithmetic,
+                anchor=anchor,
+                callbacks=[moments],
+                features=self.store,
+            )
+        tuned = copy_tensors(model, selection.names)
+        dial: dict[str, Scores] = {"0": self.base}
+        for alpha in (0.5, 1.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9):
+            set_between(model, base, tuned, alpha)
+            dial[f"{alpha:g}"] = self.score()
+            if alpha not in (0.5, 1.0) and self.lost(dial[f"{alpha:g}"]) > ENOUGH:
+                break
+        stages: dict[str, Scores] = {"0": self.base}
+        for step, weights in moments.kept.items():
+            set_between(model, base, weights, 1.0)
+            stages[str(step)] = self.score()
+            if self.lost(stages[str(step)]) > ENOUGH:
+                break
+        set_between(model, base, base, 0.0)
+        return {"dial": dial, "stages": stages}
+
+
+def measure(skills: Sequence[str], arms: Sequence[str]) -> None:
+    """Measure what is missing."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for skill in skills:
+        missing = [arm for arm in arms if not _path(skill, arm).exists()]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(skill, Path(folder))
+            for arm in missing:
+                found = bench.run(arm)
+                _path(skill, arm).write_text(json.dumps(found, separators=(",", ":")) + "\n")
+                lost = {k: round(bench.lost(v), 1) for k, v in found["dial"].items()}
+                print(skill, arm, lost, flush=True)
+
+
+def _path(skill: str, arm: str) -> Path:
+    return RESULTS / f"{skill} {arm}.json".replace(" ", "_").replace("+", "and")
+
+
+class Draw:
+    """One user's keep sets, of items drawn from a run's, and the truth about the others."""
+
+    def __init__(self, skill: str, base: Scores, seed: int) -> None:
+        generator = random.Random(seed)
+        self.skill = skill
+        self.chosen = {
+            name: sorted(generator.sample(range(len(scores)), DRAWN))
+            if name != skill
+            else list(range(len(scores)))
+            for name, scores in base.items()
+        }
+        self.seed = seed
+        self.tasks = [self._task(name, places) for name, places in self.chosen.items()]
+
+    def _task(self, name: str, places: Sequence[int]) -> Task:
+        examples = tuple(Example(id=str(n), messages=(), answers=("",)) for n in places)
+        role: Role = "target" if name == self.skill else "held_out"
+        return Task(name, role, "exact_match", "generate", 1, examples)
+
+    def results(self, scores: Scores, tasks: Sequence[Task] | None = None) -> list[TaskResult]:
+        """Return what an evaluation would have been."""
+        made = []
+        for task in tasks or self.tasks:
+            items = [
+                ItemResult(
+                    id=example.id,
+                    question="",
+                    answer="",
+                    reference=[""],
+                    strict=scores[task.name][int(example.id)],
+                    lenient=scores[task.name][int(example.id)],
+                    valid_format=True,
+                )
+                for example in task.examples
+            ]
+            made.append(summarise(task, items, 0.0))
+        return made
+
+    def true_loss(self, base: Scores, scores: Scores) -> float:
+        """Return the mean loss on the items that were not drawn, points."""
+        losses = []
+        for name, places in self.chosen.items():
+            if name != self.skill:
+                others = np.setdiff1d(np.arange(len(base[name])), places)
+                losses.append(
+                    np.mean(np.array(base[name])[others]) - np.mean(np.array(scores[name])[others])
+                )
+        return float(100 * np.mean(losses))
+
+    def learned(self, base: Scores, scores: Scores) -> float:
+        """Return what the skill gained, points."""
+        return float(100 * (np.mean(scores[self.skill]) - np.mean(base[self.skill])))
+
+
+def turned(draw: Draw, walk: dict[str, Scores], budget: float) -> tuple[str, bool] | None:
+    """Walk as the dial does; return the last place that passes and whether it is confirmed.
+
+    None where the product refuses: the items could not show such a budget to be kept.
+    """
+    places = sorted((place for place in walk if place != "0"), key=float)
+    config = RunConfig(
+        model="reference",
+        skill=SkillSettings(path="x"),
+        dial=DialSettings(num_steps=10),
+        budget=budget,
+    )
+    halves = Halves(draw.tasks, DialSettings(num_steps=10), draw.seed)
+    try:
+        halves.check(config)
+    except UsageError:
+        return None
+    before = draw.results(walk["0"])
+    # Where measuring ended, everything after has lost far more than any budget allows.
+    by_step = [places[min(n, len(places) - 1)] for n in range(10)]
+
+    def score(alpha: float, tasks: Sequence[Task]) -> list[TaskResult]:
+        return draw.results(walk[by_step[round(10 * alpha) - 1]], tasks)
+
+    found = turn(halves, before, score, config)
+    number = round(10 * found.alpha)
+    place = by_step[number - 1] if number else "0"
+    after = draw.results(walk[place], halves.confirming)
+    verdict = decide(restrict(before, halves.confirming), after, budget=budget)
+    kept = verdict.forgetting is not None and verdict.forgetting.upper_bound <= budget
+    return place, kept
+
+
+def table() -> None:
+    """Print both tables from what was measured."""
+    totals: Counter[tuple[str, float, str]] = Counter()
+    sums: dict[tuple[str, float], list[tuple[float, ...]]] = {}
+    for skill, arm, found in _runs():
+        dial = found["dial"]
+        stages = {**found["stages"], str(NUM_TRAIN // 8): dial["1"]}
+        base = dial["0"]
+        # The walks of the dial that are whole up to where they were ended.
+        walk = _in_turn(dial)
+        for number in range(DRAWS):
+            draw = Draw(skill, base, number)
+            for budget in BUDGETS:
+                for way, path in (("dial", walk), ("early stopping", stages)):
+                    made = turned(draw, path, budget)
+                    if made is None:
+                        totals[way, budget, "refused"] += 1
+                        continue
+                    place, kept = made
+                    totals[way, budget, "runs"] += 1
+                    totals[way, budget, "moved"] += place != "0"
+                    totals[way, budget, "kept"] += kept and place != "0"
+                    over = draw.true_loss(base, path[place]) > budget
+                    totals[way, budget, "over"] += over and place != "0"
+                    sums.setdefault((f"{way} {skill} {arm}", budget), []).append(
+                        (draw.learned(base, path[place]), draw.true_loss(base, path[place]))
+                    )
+        half, whole = dial["0.5"], dial["1"]
+        draw = Draw(skill, base, 0)
+        print(
+            f"{skill} {arm}: all of it learned {draw.learned(base, whole):.1f}, lost "
+            f"{_loss(base, whole, skill):.1f}; half learned {draw.learned(base, half):.1f}, lost "
+            f"{_loss(base, half, skill):.1f}"
+        )
+    print("way, budget | refused | runs | moved | confirmed of moved | truly over, of all")
+    for way in ("dial", "early stopping"):
+        for budget in BUDGETS:
+            count = {what: totals[way, budget, what] for what in ("runs", "moved", "kept", "over")}
+            moved = max(1, count["moved"])
+            runs = max(1, count["runs"])
+            print(
+                f"{way} {budget:g} | {totals[way, budget, 'refused']} | {count['runs']} | "
+                f"{count['moved'] / runs:.0%} | {count['kept'] / moved:.0%} | "
+                f"{count['over'] / runs:.1%}"
+            )
+    print("way, skill, arm, budget | learned (mean) | truly lost (mean)")
+    for (name, budget), values in sums.items():
+        learned, lost = np.mean(values, axis=0)
+        print(f"{name}, {budget:g} | {learned:.1f} | {lost:.1f}")
+    gate()
+
+
+def gate() -> None:
+    """Print how often a verdict contradicts what all other items say, and how often it flips."""
+    print(
+        "gate, budget | runs | within the budget, truly over | over the budget, truly within | "
+        "neither | both said of one run"
+    )
+    for budget in BUDGETS:
+        found: Counter[str] = Counter()
+        for skill, _, run in _runs():
+            base = run["dial"]["0"]
+            for place, scores in run["dial"].items():
+                if place == "0":
+                    continue
+                said = set()
+                for number in range(DRAWS // 4):
+                    draw = Draw(skill, base, number)
+                    verdict = decide(draw.results(base), draw.results(scores), budget=budget)
+                    loss = verdict.forgetting
+                    assert loss is not None
+                    true = draw.true_loss(base, scores)
+                    within, over = loss.upper_bound <= budget, loss.lower_bound > budget
+                    found["runs"] += 1
+                    found["miss"] += within and true > budget
+                    found["alarm"] += over and true <= budget
+                    found["neither"] += not within and not over
+                    said |= {"within"} if within else {"over"} if over else set()
+                found["models"] += 1
+                found["both"] += len(said) == 2
+        print(
+            f"{budget:g} | {found['runs']} | {found['miss'] / found['runs']:.1%} | "
+            f"{found['alarm'] / found['runs']:.1%} | {found['neither'] / found['runs']:.0%} | "
+            f"{found['both']} of {found['models']}"
+        )
+
+
+def _in_turn(dial: dict[str, Scores]) -> dict[str, Scores]:
+    """Return the dial's walk as far as it was measured without a gap."""
+    walk = {"0": dial["0"]}
+    for number in range(1, 11):
+        place = f"{number / 10:g}"
+        if place not in dial:
+            break
+        walk[place] = dial[place]
+    return walk
+
+
+def _loss(base: Scores, scores: Scores, skill: str) -> float:
+    kept = [name for name in base if name != skill]
+    return float(100 * np.mean([np.mean(base[n]) - np.mean(scores[n]) for n in kept]))
+
+
+def _runs() -> list[tuple[str, str, dict[str, Any]]]:
+    found = []
+    for path in sorted(RESULTS.glob("*.json")):
+        skill, _, arm = path.stem.partition("_")
+        found.append((skill, arm, json.loads(path.read_text("utf-8"))))
+    return found
+
+
+def main() -> None:
+    """Measure, or print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--skills", nargs="+", default=["clock", "birds"])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    if given.table:
+        table()
+        return
+    keep_freed_blocks()
+    torch.set_num_threads(given.threads)
+    measure(given.skills, given.arms)
+
+
+if __name__ == "__main__":
+    main()
