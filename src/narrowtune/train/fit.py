@@ -165,9 +165,9 @@ def fit(
     proof = prove(
         model, selection, before, base, witness, num_steps=trainer.state.global_step if steps else 0
     )
-    for name, parameter in parameters.items():
-        set_parameter_dtype(model, dtypes[name], [name])
-        parameter.requires_grad_(False)
+    for dtype in set(dtypes.values()):
+        set_parameter_dtype(model, dtype, [name for name, own in dtypes.items() if own == dtype])
+    model.requires_grad_(False)
     best = trainer.state.best_global_step if config.training.load_best_model_at_end else None
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     summary = TrainingSummary(

@@ -212,6 +212,13 @@ class NarrowTrainer(Trainer):
         # Gradients are averaged over devices, and each device has only its own rows.
         return loss * self.args.world_size
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: the Trainer would walk all parameters in every step for a rough count.
+
+        `plan` counts the products that a step has.
+        """
+        return 0
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the loss's two terms, averaged over the steps since the last log."""
         steps = self._terms_steps
