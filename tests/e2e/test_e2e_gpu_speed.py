@@ -1,0 +1,44 @@
+"""The benchmark of one GPU runs to its table on a CPU, in a tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_speed.py"
+ARMS = ("narrowtune sa_proj", "TRL + peft LoRA, checkpointed")
+
+
+def run(output: Path, *flags: str) -> str:
+    command = [sys.executable, str(SCRIPT), "--tiny", "--output", str(output), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_it_plans_measures_and_goes_on_where_it_ended(tmp_path):
+    pytest.importorskip("trl")
+    pytest.importorskip("peft")
+    output = tmp_path / "found.json"
+    chosen = ("--kinds", "questions", "--arms", *ARMS)
+    run(output, "--plan-only", *chosen)
+    planned = json.loads(output.read_text("utf-8"))
+    assert set(planned["plans"]) == {f"{arm}|questions" for arm in ARMS}
+    assert not planned["arms"]
+
+    run(output, *chosen, "--arms", ARMS[0])
+    first = json.loads(output.read_text("utf-8"))["arms"]
+    table = run(output, *chosen)
+    found = json.loads(output.read_text("utf-8"))["arms"]
+    assert set(found) == set(planned["plans"])
+    assert found[f"{ARMS[0]}|questions"] == first[f"{ARMS[0]}|questions"], "measured once"
+    for case, measured in found.items():
+        assert len(measured["seconds"]) == 5
+        assert measured["peak_bytes"] > 0
+        assert measured["num_trainable"] == planned["plans"][case]["num_trainable"]
+    assert all(arm in table for arm in ARMS)
