@@ -23,7 +23,8 @@ are those of rows as it lays them out, with a picture that rows share once; TRL'
 Predictions come from `narrowtune plan`'s own code on shapes without weights. For TRL's arms they
 are weights, gradients, optimiser states and what autograd keeps, counted in the same way.
 
-Results: benchmarks/results/gpu_speed.json (gpu_speed_tiny.json), written after every arm.
+Results: benchmarks/results/gpu_speed.json (gpu_speed_tiny.json), written after every arm. An arm
+that fails is left out, and tried again by the next start.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "A100": 312e12,
 }
@@ -245,7 +247,7 @@ def predict_peer(loaded: Any, arm: Arm, rows: list[Any], arithmetic: Any) -> dic
 
     from narrowtune.data.collate import collate, padding_id
     from narrowtune.engine.memory import sum_bytes
-    from narrowtune.train.trial import count_flops, kept_bytes
+    from narrowtune.train.trial import count_flops
 
     model = loaded.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -260,10 +262,10 @@ def predict_peer(loaded: Any, arm: Arm, rows: list[Any], arithmetic: Any) -> dic
     typical = min(rows, key=lambda row: abs(len(row.input_ids) - mean))
     flops = count_flops(model, chosen, collate([typical], pad)) / len(typical.input_ids) * mean
     model.train()
-    kept = kept_bytes(model, collate(longest, pad), arithmetic)
+    kept = traced(model, longest, pad, arithmetic)
     if arm.checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        again = kept_bytes(model, collate(longest, pad), arithmetic)
+        again = traced(model, longest, pad, arithmetic)
         # One layer at a time is computed again, and then holds everything.
         kept = again + (kept - again) // model.config.get_text_config().num_hidden_layers
     weights = sum_bytes([*model.parameters(), *model.buffers()])
@@ -280,7 +282,34 @@ def predict_peer(loaded: Any, arm: Arm, rows: list[Any], arithmetic: Any) -> dic
     }
 
 
+def traced(model: Any, rows: list[Any], pad: int, arithmetic: Any) -> int:
+    """Return what autograd keeps of padded rows, from the last one and the last two as plan does.
+
+    Without the logits: TRL computes the head at labels and in parts.
+    """
+    from narrowtune.data.collate import collate
+    from narrowtune.engine.forward import label_positions
+    from narrowtune.engine.memory import Activations, Kept
+    from narrowtune.engine.packing import packing
+    from narrowtune.train.trial import kept_bytes
+
+    vocabulary = model.config.get_text_config().vocab_size
+    traces = []
+    with packing("never"):
+        for number in (1, 2):
+            batch = collate(rows[-number:], pad)
+            labels = label_positions(batch["labels"])[1].numel()
+            kept = kept_bytes(model, batch, arithmetic)
+            traces.append(Kept(kept, batch["input_ids"].numel(), labels * vocabulary))
+    return Activations.from_traces(*traces).at(collate(rows, pad)["input_ids"].numel())
+
+
 TASKS = {"measure": measure, "predict": predict}
+
+
+def run_case(task: str, arm: str, kind: str, size: str) -> dict[str, Any]:
+    """Run one task in a process of its own."""
+    return run_alone(__file__, task=task, arm=arm, kind=kind, size=size)
 
 
 def device_facts() -> dict[str, Any]:
@@ -374,19 +403,26 @@ def main() -> None:
         values = json.loads(output.read_text("utf-8"))
     device = device_facts()
     task, key = ("predict", "plans") if given.plan_only else ("measure", "arms")
+    cases = [f"{arm}|{kind}" for kind in given.kinds for arm in given.arms]
+    missing = [] if given.table else [case for case in cases if case not in values[key]]
+    if missing and task == "measure":
+        if size == "7B" and device["bytes"] is None:
+            parser.error("no GPU here: --plan-only predicts without one, --tiny tries the path")
+        if values["measured_on"] not in (None, device["name"]):
+            parser.error(f"{output} was measured on {values['measured_on']}: name another --output")
     started = time.monotonic()
-    for kind, arm in [(kind, arm) for kind in given.kinds for arm in given.arms]:
-        case = f"{arm}|{kind}"
-        if given.table or case in values[key] or time.monotonic() - started > 60 * given.minutes:
+    for case in missing:
+        if time.monotonic() - started > 60 * given.minutes:
+            break
+        arm, kind = case.split("|")
+        reason = fits(values["plans"].get(case), device) if task == "measure" else None
+        try:
+            found = {"out_of_memory": reason} if reason else run_case(task, arm, kind, size)
+        except SystemExit as error:  # the others' time on the GPU is not to be lost
+            Console(stderr=True).print(error)
             continue
-        reason = None if given.plan_only else fits(values["plans"].get(case), device)
-        found = (
-            {"out_of_memory": reason}
-            if reason
-            else run_alone(__file__, task=task, arm=arm, kind=kind, size=size)
-        )
         values[key][case] = {**found, "git": provenance.git_state(Path(__file__).parent)}
-        if not given.plan_only:
+        if task == "measure":
             values["measured_on"] = device["name"]
         values |= {"versions": provenance.versions(), "hardware": provenance.hardware()}
         output.parent.mkdir(parents=True, exist_ok=True)
