@@ -35,7 +35,9 @@ class StepClock(TrainerCallback):
         self.losses: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Mark the time."""
+        """Mark the time, once a GPU has done what it was given."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.marks.append(time.perf_counter())
 
     def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
@@ -65,7 +67,7 @@ def common_arguments(best: bool, bf16: bool, num_steps: int, folder: str) -> dic
         "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 1,
-        "use_cpu": True,
+        "use_cpu": not torch.cuda.is_available(),
         "per_device_train_batch_size": SAMPLES if best else 8,
         "gradient_accumulation_steps": 1 if best else SAMPLES // 8,
     }
@@ -90,13 +92,8 @@ def narrowtune(recipe: str, *, packing: bool = True) -> Callable[..., Result]:
         folder: str,
         **_,
     ) -> Result:
-        from narrowtune.core.config import parse_config
         from narrowtune.data.collate import Encoded
-        from narrowtune.engine.arithmetic import apply_arithmetic
         from narrowtune.models.load import load_model
-        from narrowtune.models.select import resolve
-        from narrowtune.train.fit import fit
-        from narrowtune.train.masters import computing_in
 
         loaded = load_model(model_folder)
         encoded = [Encoded(row["input_ids"], row["labels"]) for row in rows]
@@ -105,27 +102,45 @@ def narrowtune(recipe: str, *, packing: bool = True) -> Callable[..., Result]:
             "per_device_train_batch_size": SAMPLES,
             "max_steps": steps,
         }
-        values = {
-            "model": model_folder,
-            "recipe": recipe,
-            "skill": "rows.jsonl",
-            "output_dir": folder,
-            "training": training,
-        }
-        config = parse_config(values, "this benchmark")
-        clock = StepClock()
         chosen = arithmetic if packing else arithmetic.model_copy(update={"packing": False})
-        widened = chosen.torch_dtype if chosen.compute_dtype == "float32" else loaded.dtype
-        with apply_arithmetic(chosen), computing_in(loaded.model, widened):
-            selection = resolve(loaded.model, recipe)
-            fit(loaded, selection, encoded, config, arithmetic=chosen, callbacks=[clock])
-        return {
-            "seconds": clock.seconds,
-            "losses": clock.losses,
-            "num_trainable": selection.num_parameters,
-        }
+        return fit_recipe(loaded, recipe, encoded, chosen, folder, training)
 
     return run
+
+
+def fit_recipe(
+    loaded: Any,
+    recipe: str,
+    encoded: list[Any],
+    arithmetic: Arithmetic,
+    folder: str,
+    training: dict[str, Any],
+) -> Result:
+    """Train a recipe in a loaded model on encoded rows, with these settings of `training`."""
+    from narrowtune.core.config import parse_config
+    from narrowtune.engine.arithmetic import apply_arithmetic
+    from narrowtune.models.select import resolve
+    from narrowtune.train.fit import fit
+    from narrowtune.train.masters import computing_in
+
+    values = {
+        "model": loaded.source,
+        "recipe": recipe,
+        "skill": "rows.jsonl",
+        "output_dir": folder,
+        "training": training,
+    }
+    config = parse_config(values, "this benchmark")
+    clock = StepClock()
+    computed = arithmetic.torch_dtype if arithmetic.compute_dtype == "float32" else loaded.dtype
+    with apply_arithmetic(arithmetic), computing_in(loaded.model, computed):
+        selection = resolve(loaded.model, recipe)
+        fit(loaded, selection, encoded, config, arithmetic=arithmetic, callbacks=[clock])
+    return {
+        "seconds": clock.seconds,
+        "losses": clock.losses,
+        "num_trainable": selection.num_parameters,
+    }
 
 
 def _set_machine(best: bool, arithmetic: Arithmetic) -> bool:

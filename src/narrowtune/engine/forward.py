@@ -63,7 +63,9 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
                 found=f"its head is given hidden states of shape {tuple(hidden_BTH.shape)}",
                 do="check that this family expands image tokens in `input_ids`, not inside",
             )
-        return (hidden_BTH[mask.to(hidden_BTH.device)].unsqueeze(0), *args[1:])
+        # By number and not by mask, so that states without data have a known shape here too.
+        chosen = mask.to(hidden_BTH.device).nonzero(as_tuple=True)
+        return (hidden_BTH[chosen].unsqueeze(0), *args[1:])
 
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     order = None

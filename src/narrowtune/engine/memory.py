@@ -17,6 +17,7 @@ from types import TracebackType
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from narrowtune.core.results import MemoryEstimate
 
@@ -37,7 +38,8 @@ _PROBE_SHAPE = (256, 256)
 class SavedTensors:
     """Context manager that counts what autograd keeps for the backward pass.
 
-    Each storage counts once, and the model's own parameters and buffers not at all.
+    Each storage counts once, and the model's own parameters and buffers not at all. Storages are
+    told apart as objects and not by address, which those of tensors without data don't have.
 
     Attributes:
         num_bytes: what was kept by the operations inside the block.
@@ -45,8 +47,8 @@ class SavedTensors:
 
     def __init__(self, model: nn.Module) -> None:
         own = [*model.parameters(), *model.buffers()]
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in own}
-        self._kept: dict[int, int] = {}
+        self._own = {StorageWeakRef(tensor.untyped_storage()) for tensor in own}
+        self._kept: dict[StorageWeakRef, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     @property
@@ -56,8 +58,8 @@ class SavedTensors:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own:
-            self._kept[storage.data_ptr()] = storage.nbytes()
+        if (key := StorageWeakRef(storage)) not in self._own:
+            self._kept[key] = storage.nbytes()
         return tensor
 
     def __enter__(self) -> SavedTensors:

@@ -74,20 +74,27 @@ def make_plan(
     arithmetic: Arithmetic,
     measure_time: bool = True,
     num_processes: int = 1,
+    device: torch.device | str | None = None,
 ) -> Plan:
     """Return what `config` would train in `loaded` and what it would cost.
 
     Args:
         loaded: the base, in its own dtype or widened to fp32; it is left bit for bit as it was.
+            Parameters that are FakeTensors, shapes without data, do where no time is measured.
         arithmetic: what the run would compute in.
         measure_time: False leaves times, energy, emissions and money out. One row's forward pass
             is run in any case.
+        device: where training would run, if that is not where the model is now; no time is
+            measured then.
 
     Raises:
         UsageError: unknown recipe, or batch sizes that don't fit each other.
         SelectionError: the recipe does not fit the model.
     """
-    return _Planner(loaded, config, workload, arithmetic, num_processes).plan(measure_time)
+    where = loaded.model.device if device is None else torch.device(device)
+    assert not measure_time or where == loaded.model.device, "time is measured where the model is"
+    planner = _Planner(loaded, config, workload, arithmetic, num_processes, where)
+    return planner.plan(measure_time)
 
 
 class _Planner:
@@ -100,10 +107,10 @@ class _Planner:
         workload: Workload,
         arithmetic: Arithmetic,
         num_processes: int,
+        device: torch.device,
     ) -> None:
         self.loaded, self.model, self.config = loaded, loaded.model, config
-        self.arithmetic, self.num_processes = arithmetic, num_processes
-        self.device: torch.device = loaded.model.device
+        self.arithmetic, self.num_processes, self.device = arithmetic, num_processes, device
         self.selection: Selection = resolve(loaded.model, config.recipe)
         self.batches = Batches(loaded, config, workload, num_processes)
         self.tasks, self.num_samples = workload.tasks, workload.num_samples
@@ -377,7 +384,7 @@ class _Planner:
         return estimate_cost(self.config.cost, total)
 
     def _batch(self, rows: Sequence[Encoded]) -> dict[str, Any]:
-        return to_device(collate(rows, padding_id(self.loaded.tokenizer)), self.device)
+        return to_device(collate(rows, padding_id(self.loaded.tokenizer)), self.model.device)
 
 
 def _line(points: Sequence[tuple[int, float]], tokens: float) -> float:
