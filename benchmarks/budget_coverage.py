@@ -274,7 +274,8 @@ def turned(draw: Draw, walk: dict[str, Scores], budget: float) -> tuple[str, boo
     places = sorted((place for place in walk if place != "0"), key=float)
     config = RunConfig(
         model="reference",
-        skill=SkillSettings(path="x"),
+        skill=SkillSettings(path="skill.jsonl"),
+        keep=[DataSettings(path="keep.jsonl")],
         dial=DialSettings(num_steps=10),
         budget=budget,
     )
