@@ -21,6 +21,8 @@ LIBRARIES: dict[Quantisation, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 """What quantises."""
 
 _DEVICES = ("cpu", "cuda")
+_CHUNK = 2**18
+"""Numbers that int8 dequantises at a time."""
 
 
 class QuantisedTensor(NamedTuple):
@@ -78,7 +80,17 @@ def _int8(weight: Tensor) -> QuantisedTensor:
     quantize_(holder, Int8WeightOnlyConfig())
     quantised: Any = holder.weight.data
     names, _ = quantised.__tensor_flatten__()
-    return QuantisedTensor({name: getattr(quantised, name) for name in names}, quantised.dequantize)
+    rows = max(1, _CHUNK // weight.shape[1])
+    shape, dtype, device = weight.shape, weight.dtype, weight.device
+
+    def dequantise() -> Tensor:
+        # torchao makes two more copies on the way: of some rows at a time they are small.
+        whole = torch.empty(shape, dtype=dtype, device=device)
+        for start in range(0, shape[0], rows):
+            whole[start : start + rows] = quantised[start : start + rows].dequantize()
+        return whole
+
+    return QuantisedTensor({name: getattr(quantised, name) for name in names}, dequantise)
 
 
 def _nf4(weight: Tensor) -> QuantisedTensor:

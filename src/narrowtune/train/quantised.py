@@ -31,9 +31,8 @@ from narrowtune.models.select import Selection
 _REPEATS = 3
 _NAME = "weight"
 
-_WORKSPACE = {"int8": 10, "nf4": 4}
-"""Bytes for each number of a layer, its weight in fp32 included, while it is dequantised: measured
-on 4096 x 4096 (docs/decisions/0023)."""
+_WORKSPACE = 6
+"""Bytes for each number of a layer while it is computed: in the base's 16 bits, then in fp32."""
 
 
 def frozen_layers(
@@ -177,7 +176,7 @@ def quantised_cost(
     return QuantisedCost(
         num_parameters=numbers,
         num_bytes=num_bytes,
-        workspace_bytes=_WORKSPACE[kind] * max(layer.weight.numel() for layer in layers),
+        workspace_bytes=_WORKSPACE * max(layer.weight.numel() for layer in layers),
         seconds=seconds,
         notes=(
             f"{len(layers)} frozen linear layers, {numbers:,} numbers, are held in {kind} while "
