@@ -75,18 +75,18 @@ def quantise(weight: Tensor, kind: Quantisation) -> QuantisedTensor:
 def _int8(weight: Tensor) -> QuantisedTensor:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    holder = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+    num_out, num_in = weight.shape
+    holder = nn.Linear(num_in, num_out, bias=False, device="meta")
     holder.weight = nn.Parameter(weight, requires_grad=False)
     quantize_(holder, Int8WeightOnlyConfig())
     quantised: Any = holder.weight.data
     names, _ = quantised.__tensor_flatten__()
-    rows = max(1, _CHUNK // weight.shape[1])
-    shape, dtype, device = weight.shape, weight.dtype, weight.device
+    dtype, device, rows = weight.dtype, weight.device, max(1, _CHUNK // num_in)
 
     def dequantise() -> Tensor:
         # torchao makes two more copies on the way: of some rows at a time they are small.
-        whole = torch.empty(shape, dtype=dtype, device=device)
-        for start in range(0, shape[0], rows):
+        whole = torch.empty(num_out, num_in, dtype=dtype, device=device)
+        for start in range(0, num_out, rows):
             whole[start : start + rows] = quantised[start : start + rows].dequantize()
         return whole
 
@@ -142,7 +142,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:
         ctx.layer = layer
-        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        bias: Any = layer.bias
+        bias = None if bias is None else bias.to(x.dtype)
         return nn.functional.linear(x, layer.weight_in(x.dtype), bias)
 
     @staticmethod
