@@ -82,12 +82,14 @@ def _int8(weight: Tensor) -> QuantisedTensor:
     quantised: Any = holder.weight.data
     names, _ = quantised.__tensor_flatten__()
     dtype, device, rows = weight.dtype, weight.device, max(1, _CHUNK // num_in)
+    # Cut here, since it can't be cut in inference mode; the pieces share its memory.
+    pieces = [quantised[start : start + rows] for start in range(0, num_out, rows)]
 
     def dequantise() -> Tensor:
         # torchao makes two more copies on the way: of some rows at a time they are small.
         whole = torch.empty(num_out, num_in, dtype=dtype, device=device)
-        for start in range(0, num_out, rows):
-            whole[start : start + rows] = quantised[start : start + rows].dequantize()
+        for number, piece in enumerate(pieces):
+            whole[number * rows : (number + 1) * rows] = piece.dequantize()
         return whole
 
     return QuantisedTensor({name: getattr(quantised, name) for name in names}, dequantise)

@@ -372,3 +372,15 @@ def test_what_the_disk_damaged_is_not_taken_back(tiny, tmp_path, by_hand):
 
     with pytest.raises(ModelError, match="other bits than were written"):
         damage()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_is_the_same_however_many_rows_are_dequantised_at_a_time(monkeypatch, dtype):
+    pytest.importorskip("torchao")
+    weight = torch.randn(37, 24).to(dtype)
+    whole = quantise(weight, "int8").dequantise()
+    monkeypatch.setattr(engine, "_CHUNK", 100)
+    cut = quantise(weight, "int8")
+    with torch.inference_mode():
+        assert torch.equal(cut.dequantise(), whole)
+    assert (whole - weight).norm() < 0.02 * weight.norm()
