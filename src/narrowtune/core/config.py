@@ -27,6 +27,10 @@ from narrowtune.core.recipes import get_recipe
 Kind = TypeVar("Kind", bound=Settings)
 
 
+Quantisation = Literal["int8", "nf4"]
+"""How frozen layers may be held while training: 8 bits, or the 4 bits of NF4."""
+
+
 class AnchorSettings(Settings):
     """A KL pull towards the base on the base's own answers to general, unlabelled prompts.
 
@@ -67,6 +71,9 @@ class TrainingSettings(Settings):
         dataloader_num_workers: processes that prepare batches beside the training; worth it where
             pictures are too many to be held, and cores are free.
         compute_dtype: `auto` measures which arithmetic is fastest here and records it.
+        quantize_frozen: hold the frozen linear layers of the language model in 8 or 4 bits while
+            training, to save memory; scores and the delta are of full precision. Needs the extra
+            `quant`.
         packing: lay rows of text end to end, and rows about one picture behind it, so that what
             they begin with is computed once, where that is cheaper; the sums are the same. False
             takes the plain path, row by row.
@@ -96,6 +103,7 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = False
     dataloader_num_workers: int = Field(0, ge=0)
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    quantize_frozen: Quantisation | None = None
     packing: bool = True
     group_by_picture: bool = False
     save_steps: int = Field(0, ge=0)
@@ -275,6 +283,8 @@ class RunConfig(ModelSettings):
             mistakes.append("training.load_best_model_at_end needs training.eval_steps")
         if self.training.eval_steps and not self.skill.validation:
             mistakes.append("training.eval_steps needs rows to validate on: skill.validation is 0")
+        if self.training.quantize_frozen and (self.training.deepspeed or self.training.fsdp):
+            mistakes.append("training.quantize_frozen can't be used with deepspeed or fsdp")
         if mistakes:
             raise ValueError("\n  ".join(mistakes))
         return self

@@ -31,6 +31,8 @@ DISTRIBUTIONS = (
     "pillow",
     "peft",
     "trl",
+    "torchao",
+    "bitsandbytes",
 )
 """What can change a result. Those that are not installed are left out of the record."""
 

@@ -188,6 +188,8 @@ class StudySettings(ModelSettings):
             for number, skill in enumerate(self.skills)
             if skill.test_path is None
         ]
+        if self.training.quantize_frozen:
+            mistakes.append("training.quantize_frozen is for a run of `teach`: leave it out")
         if mistakes:
             raise ValueError("\n  ".join(mistakes))
         return self

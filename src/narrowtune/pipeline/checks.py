@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from narrowtune.core.config import RunConfig
-from narrowtune.core.errors import DataError
+from narrowtune.core.errors import DataError, UsageError
 from narrowtune.data.sources import why_missing, why_not_there
+from narrowtune.engine.quantised import check_quantiser
 from narrowtune.train.arguments import (
     accumulation_steps,
     check_trackers,
@@ -23,7 +24,8 @@ def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int 
 
     Raises:
         DataError: paths that are not there, all of them.
-        UsageError: a tracker that can't be used, or batch sizes that don't fit each other.
+        UsageError: a tracker or a quantiser that can't be used, or batch sizes that don't fit each
+            other.
     """
     skill, anchor = config.skill, config.anchor
     rows: list[Named] = []
@@ -39,6 +41,15 @@ def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int 
     rows.append(("drift.prompts", config.drift.prompts))
     check_paths(config.model, rows, files)
     check_trackers(config.training.report_to)
+    kind = config.training.quantize_frozen
+    if kind is not None:
+        check_quantiser(kind)
+        if num_processes > 1:
+            raise UsageError(
+                asked=f"training.quantize_frozen: {kind} in {num_processes} processes",
+                found="it was made for one process",
+                do="run one process, or leave quantize_frozen out",
+            )
     per_device = per_device_batch_size(config.training, num_processes)
     accumulation_steps(config.training.global_batch_size, per_device, num_processes)
 

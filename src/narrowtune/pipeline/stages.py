@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -35,10 +35,12 @@ from narrowtune.models.select import resolve
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.dial import Halves
 from narrowtune.pipeline.inputs import Inputs
+from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.probe.drift import measure_drift
 from narrowtune.train.arguments import planned_samples
 from narrowtune.train.masters import computing_in
 from narrowtune.train.plan import make_plan
+from narrowtune.train.quantised import quantised_frozen
 from narrowtune.train.workload import TaskLoad, Workload
 
 
@@ -245,6 +247,24 @@ def plan_run(
     # Only a part of the keep items decides, and the other one has to confirm it.
     mean, _ = Halves(inputs.tasks, config.dial, config.seed).provable()
     return plan.model_copy(update={"smallest_budget": mean})
+
+
+@contextmanager
+def frozen_part(loaded: LoadedModel, config: RunConfig, watch: Stopwatch) -> Iterator[None]:
+    """Hold what stays frozen as the settings say inside the block; the model's notes say so."""
+    kind = config.training.quantize_frozen
+    if kind is None:
+        yield
+        return
+    holding = quantised_frozen(
+        loaded, resolve(loaded.model, config.recipe), kind, Path(config.output_dir)
+    )
+    with ExitStack() as held:
+        with watch.stage("quantise the frozen part"):
+            loaded.notes.append(held.enter_context(holding))
+        yield
+        with watch.stage("put the frozen part back"):
+            held.close()
 
 
 def _task_load(task: Task, encoder: ChatEncoder, batch_size: int) -> TaskLoad:

@@ -41,6 +41,7 @@ from narrowtune.pipeline.inputs import Inputs, load, make_encoder, read_inputs
 from narrowtune.pipeline.ledger import check_rows, enter, open_book, taught_before
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
+    frozen_part,
     looked_at_once,
     make_store,
     measure_run_drift,
@@ -111,7 +112,8 @@ def teach(
     with apply_arithmetic(run.arithmetic):
         if state.is_main_process:
             _look_before(run, state.num_processes)
-        _train(run, state, console, resume)
+        with frozen_part(run.loaded, config, run.watch):
+            _train(run, state, console, resume)
         if not state.is_main_process:
             return None
         _look_after(run)

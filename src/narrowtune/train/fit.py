@@ -36,6 +36,7 @@ from narrowtune.train.masters import (
 )
 from narrowtune.train.order import EpochOrder, PictureSampler
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
+from narrowtune.train.quantised import is_quantised
 from narrowtune.train.trainer import NarrowTrainer, Rows
 
 
@@ -74,9 +75,11 @@ def fit(
 ) -> FitResult:
     """Train exactly the selection on `rows`, and prove it.
 
-    The model must be the base. Afterwards the selected tensors hold the tuned weights rounded to
-    the base's dtype, and every parameter has the dtype that it came with. `features` keeps what a
-    frozen tower makes of pictures; several processes, and recipes that train it, don't use them.
+    The model must be the base, inside `quantised_frozen` where the settings quantise what stays
+    frozen, as the anchor's answers have to be of the same base. Afterwards the selected tensors
+    hold the tuned weights rounded to the base's dtype, and every parameter has the dtype that it
+    came with. `features` keeps what a frozen tower makes of pictures; several processes, and
+    recipes that train it, don't use them.
     `drift` is measured against the base, whichever step a resumed run begins with.
 
     Raises:
@@ -84,6 +87,7 @@ def fit(
         ProofError: a frozen tensor moved, or a selected one got no gradient.
     """
     model = loaded.model
+    assert is_quantised(model) == (config.training.quantize_frozen is not None)
     attributes = set(vars(model))
     set_seed(config.seed)
     parameters = dict(model.named_parameters())

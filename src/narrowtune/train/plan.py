@@ -48,12 +48,14 @@ from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection, resolve
 from narrowtune.train.arguments import planned_samples, training_arguments
 from narrowtune.train.masters import computing_in
+from narrowtune.train.quantised import quantised_cost
 from narrowtune.train.trial import (
     MakeOptimizer,
     borrowed,
     count_flops,
     count_row_flops,
     kept_bytes,
+    seconds_at,
     time_pass,
     time_update,
 )
@@ -115,7 +117,8 @@ class _Planner:
         self.batches = Batches(loaded, config, workload, num_processes)
         self.tasks, self.num_samples = workload.tasks, workload.num_samples
         self.looked_at_once = workload.looked_at_once
-        self.notes = list(self.selection.notes)
+        self.quantised = quantised_cost(loaded, self.selection, config.training.quantize_frozen)
+        self.notes = [*self.selection.notes, *self.quantised.notes]
         if not workload.rows:
             self.notes.append(
                 f"No rows given: sizes are for rows of {EXAMPLE_TOKENS} tokens of text, "
@@ -244,12 +247,12 @@ class _Planner:
             activations = Activations(kept.per_step, kept.per_position + again)
         parameters = dict(self.model.named_parameters())
         chosen = [parameters[name] for name in self.selection.names]
-        frozen = [p for name, p in parameters.items() if name not in set(self.selection.names)]
+        frozen = sum(p.numel() for p in parameters.values()) - self.selection.num_parameters
         width = 4 if self.arithmetic.compute_dtype == "float32" else self.loaded.dtype.itemsize
         head = self.model.get_output_embeddings().weight
         anchor_logits = batches.anchor_labels * vocabulary  # of one row
         return estimate_memory(
-            frozen_bytes=width * sum(p.numel() for p in frozen) + sum_bytes(self.model.buffers()),
+            frozen_bytes=self.quantised.held(frozen, width) + sum_bytes(self.model.buffers()),
             num_trainable=self.selection.num_parameters,
             base_bytes=self.loaded.dtype.itemsize * self.selection.num_parameters,
             optimizer_bytes_per_parameter=optimizer_bytes(self.make_optimizer),
@@ -260,7 +263,7 @@ class _Planner:
             anchor_cache_bytes=4 * len(batches.anchor_rows) * anchor_logits,
             head_gradient_bytes=4 * head.numel() if any(p is head for p in chosen) else 0,
             accumulates=batches.micro_batches > 1,
-            workspace=max(0, workspace),
+            workspace=max(0, workspace) + self.quantised.workspace_bytes,
             device=self.device,
         )
 
@@ -314,7 +317,9 @@ class _Planner:
                 points.append((self.batches.width(rows), seconds))
             limit = self.config.training.max_grad_norm
             update = time_update(parameters, self.make_optimizer, limit)
-        step = self.batches.micro_batches * _line(points, self.batches.positions()) + update
+        again = 3 if self.config.training.gradient_checkpointing else 2  # forward and backward
+        seconds = seconds_at(points, self.batches.positions()) + again * self.quantised.seconds
+        step = self.batches.micro_batches * seconds + update
         steps = self.batches.num_steps
         return TimeEstimate(
             measured_step_seconds=step,
@@ -385,19 +390,3 @@ class _Planner:
 
     def _batch(self, rows: Sequence[Encoded]) -> dict[str, Any]:
         return to_device(collate(rows, padding_id(self.loaded.tokenizer)), self.model.device)
-
-
-def _line(points: Sequence[tuple[int, float]], tokens: float) -> float:
-    """Return the seconds of `tokens` positions, from what smaller batches took, the largest last.
-
-    A line through the last two, that neither falls nor starts below zero: where noise, or
-    attention over a long line, would have it so, seconds are taken to be proportional to
-    positions.
-    """
-    last_tokens, last_seconds = points[-1]
-    proportional = last_seconds * tokens / last_tokens
-    if len(points) < 2 or points[-2][0] >= last_tokens:
-        return proportional
-    slope = (last_seconds - points[-2][1]) / (last_tokens - points[-2][0])
-    start = last_seconds - slope * last_tokens
-    return start + slope * tokens if slope > 0 and start >= 0 else proportional

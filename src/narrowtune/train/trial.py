@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -238,3 +238,19 @@ def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def seconds_at(points: Sequence[tuple[int, float]], tokens: float) -> float:
+    """Return the seconds of `tokens` positions, from what smaller batches took, the largest last.
+
+    A line through the last two, that neither falls nor starts below zero: where noise, or
+    attention over a long line, would have it so, seconds are taken to be proportional to
+    positions.
+    """
+    last_tokens, last_seconds = points[-1]
+    proportional = last_seconds * tokens / last_tokens
+    if len(points) < 2 or points[-2][0] >= last_tokens:
+        return proportional
+    slope = (last_seconds - points[-2][1]) / (last_tokens - points[-2][0])
+    start = last_seconds - slope * last_tokens
+    return start + slope * tokens if slope > 0 and start >= 0 else proportional

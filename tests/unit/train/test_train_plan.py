@@ -21,7 +21,7 @@ from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
 from narrowtune.train import plan as module
 from narrowtune.train.plan import make_plan
-from narrowtune.train.trial import borrowed, time_pass, time_update
+from narrowtune.train.trial import borrowed, seconds_at, time_pass, time_update
 from narrowtune.train.workload import TaskLoad, Workload
 
 BF16 = Arithmetic(compute_dtype="bfloat16", threads=1)
@@ -335,7 +335,7 @@ def test_batch_sizes_that_do_not_fit(base, tmp_path):
     ],
 )
 def test_seconds_are_carried_on(points, expected):
-    assert module._line(points, 400) == pytest.approx(expected)
+    assert seconds_at(points, 400) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
