@@ -46,7 +46,7 @@ class AnchorSettings(Settings):
 
     prompts: str | None = Field(None, min_length=1)
     max_prompts: int | None = Field(None, ge=1)
-    weight: float = Field(4.0, gt=0)
+    weight: float = Field(1.0, gt=0)
     rows_per_step: int = Field(4, ge=1)
     max_new_tokens: int = Field(12, ge=1)
 
