@@ -22,6 +22,9 @@ from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.engine.modes import evaluation_mode
 from narrowtune.engine.packing import as_numbers, pack, packing
 
+LOGITS_AT_ONCE = 2**26
+"""Logits of one model held at a time: 256 MiB in fp32."""
+
 
 def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tensor:
     """Run `model` on `batch` and return the logits at the positions where `mask` is true.

@@ -23,7 +23,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
-from narrowtune.engine.forward import evaluating, to_device
+from narrowtune.engine.forward import LOGITS_AT_ONCE, evaluating, to_device
 from narrowtune.engine.prefix import Prefix, share_prefix
 from narrowtune.engine.trie import TokenTrie
 from narrowtune.models.load import LoadedModel
@@ -32,7 +32,7 @@ NOISE_ROWS, NOISE_STEPS, NOISE_TOKENS = 4, 3, 16
 """Prompts, steps of each, and most likely tokens of each step that noise is measured on."""
 
 TOKENS_AT_ONCE = 2**14
-"""Most tokens of a batch of prompts, padding included; bounds memory where prompts are long."""
+"""Most tokens of a batch, padding and answers included; bounds memory where rows are long."""
 
 CHUNK_STEPS = 4
 """Steps after which rows that have ended leave the batch."""
@@ -128,7 +128,8 @@ def generate_greedy(
         if tolerance is None:
             tolerance = _measure(decoder, prompts, prefix)
         answers: list[Generation | None] = [None] * len(prompts)
-        for indices in length_batches([len(p.input_ids) for p in prompts], batch_size):
+        lengths = [len(p.input_ids) + max_new_tokens for p in prompts]
+        for indices in length_batches(lengths, batch_size):
             batch, among = [prompts[i] for i in indices], allowed and [allowed[i] for i in indices]
             found = decoder.decode(batch, max_new_tokens, prefix, allowed=among)
             for index, answer in zip(indices, found, strict=True):
@@ -144,18 +145,22 @@ def generate_greedy(
 
 
 def measure_noise(
-    loaded: LoadedModel, prompts: Sequence[Encoded], *, extra_stop_tokens: Collection[int] = ()
+    loaded: LoadedModel,
+    prompts: Sequence[Encoded],
+    *,
+    num_rows: int = NOISE_ROWS,
+    extra_stop_tokens: Collection[int] = (),
 ) -> float:
     """Return the gap between logits up to which a batched decision can't be trusted.
 
     `TIE_FACTOR` times the largest difference between one padded batch and each row alone, in the
-    gap between the most likely token and one of the next, over a few steps of a few prompts. Pass
-    it on as `tolerance` where the same model answers repeatedly.
+    gap between the most likely token and one of the next, over a few steps of `num_rows` of the
+    prompts. Pass it on as `tolerance` where the same model answers repeatedly.
     """
     decoder = _Decoder(loaded, stop_tokens(loaded, extra_stop_tokens), None)
     with evaluating(loaded.model):
         prefix = share_prefix(loaded.model, prompts, NOISE_STEPS)
-        return _measure(decoder, prompts, prefix)
+        return _measure(decoder, prompts, prefix, num_rows)
 
 
 def with_answer(prompt: Encoded, answer: Generation) -> Encoded:
@@ -168,13 +173,19 @@ def with_answer(prompt: Encoded, answer: Generation) -> Encoded:
     )
 
 
+def rows_at_once(batch_size: int, tokens: int, logits: int = 0) -> int:
+    """Return how many rows of so many tokens and logits are computed together; one at least."""
+    fit = TOKENS_AT_ONCE // max(1, tokens), LOGITS_AT_ONCE // max(1, logits)
+    return max(1, min(batch_size, *fit))
+
+
 def length_batches(
     lengths: Sequence[int], batch_size: int, counts: Sequence[int] | None = None
 ) -> Iterator[list[int]]:
     """Yield indices in batches of like length, longest first: too little memory shows at once.
 
     Args:
-        lengths: tokens of each item's longest row.
+        lengths: tokens of each item's longest row, its answer's included.
         batch_size: most rows of a batch; fewer where these would be over `TOKENS_AT_ONCE`.
         counts: rows of each item, which stay together however many they are; one each unless given.
     """
@@ -186,7 +197,7 @@ def length_batches(
             yield batch
             batch, rows = [], 0
         if not batch:
-            most = min(batch_size, TOKENS_AT_ONCE // max(1, lengths[index]))
+            most = rows_at_once(batch_size, lengths[index])
         batch.append(index)
         rows += count
     if batch:
@@ -348,8 +359,13 @@ def _no_own_settings(model: nn.Module) -> Iterator[None]:
         model.generation_config = own
 
 
-def _measure(decoder: _Decoder, prompts: Sequence[Encoded], prefix: Prefix | None) -> float:
-    chosen = [prompts[i] for i in spread(len(prompts), NOISE_ROWS)]
+def _measure(
+    decoder: _Decoder,
+    prompts: Sequence[Encoded],
+    prefix: Prefix | None,
+    num_rows: int = NOISE_ROWS,
+) -> float:
+    chosen = [prompts[i] for i in spread(len(prompts), num_rows)]
     # Two rows at least: a batch of one is what it is compared with.
     chosen = chosen * 2 if len(chosen) == 1 else chosen
     keeper = replace(decoder, collect=lambda logits: logits)

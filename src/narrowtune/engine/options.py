@@ -13,8 +13,11 @@ import torch
 
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.forward import evaluating, label_positions, logits_at, to_device
-from narrowtune.engine.generate import NOISE_ROWS, TIE_FACTOR, length_batches, rounding, spread
+from narrowtune.engine.generate import TIE_FACTOR, length_batches, rounding, rows_at_once, spread
 from narrowtune.models.load import LoadedModel
+
+_NOISE_ITEMS = 3
+"""Items of which two options each are computed alone and together, to measure noise."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,9 @@ def option_logprobs(
                 sums[index] = [next(totals) for _ in options[index]]
             if progress is not None:
                 progress(len(rows))
-        # Whole items, as above: options of one are laid out behind what they share.
-        chosen = [options[i] for i in spread(len(options), max(1, NOISE_ROWS // 2))]
-        sample = [encoded for item in chosen for encoded in item][:NOISE_ROWS]
+        # Options of several items and several of each, as above: both decide the layout.
+        chosen = [options[i] for i in spread(len(options), _NOISE_ITEMS)]
+        sample = [encoded for item in chosen for encoded in item[:2]]
         alone = [_answer_logprobs(loaded, [encoded])[0] for encoded in sample]
         together = _answer_logprobs(loaded, sample)
         noise = max(abs(one - other) for one, other in zip(alone, together, strict=True))
@@ -91,11 +94,15 @@ def option_logprobs(
 
 
 def _in_batches(loaded: LoadedModel, rows: Sequence[Encoded], batch_size: int) -> list[float]:
-    starts = range(0, len(rows), batch_size)
+    """Compute rows that are meant to be together in as few passes as memory allows."""
+    vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
+    tokens = max((len(row.input_ids) for row in rows), default=0)
+    logits = vocabulary * max(map(_num_labels, rows), default=0)
+    size = rows_at_once(batch_size, tokens, logits)
     return [
         total
-        for start in starts
-        for total in _answer_logprobs(loaded, rows[start : start + batch_size])
+        for start in range(0, len(rows), size)
+        for total in _answer_logprobs(loaded, rows[start : start + size])
     ]
 
 

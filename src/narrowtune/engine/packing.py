@@ -229,7 +229,7 @@ def _seen(row: Tensor, position: Tensor, filled: Tensor, owner: Tensor) -> Tenso
         row, position, filled: [G, L], from `_laid_out`.
         owner: [B, T], from `_owners`.
     """
-    seen = owner[row[:, :, None], position[:, None, :]] == row[:, None, :]
+    seen = owner[row[:, :, None], position[:, None, :]] == row.to(owner.dtype)[:, None, :]
     seen &= (position[:, None, :] <= position[:, :, None]) & filled[:, None, :]
     # What fills a row up sees itself: a softmax over nothing is not a number, and would spread.
     return seen | torch.eye(row.shape[1], dtype=torch.bool, device=seen.device)

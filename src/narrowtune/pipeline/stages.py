@@ -285,14 +285,15 @@ def _task_load(task: Task, encoder: ChatEncoder, batch_size: int) -> TaskLoad:
 
 def measure_tolerance(loaded: LoadedModel, tasks: Sequence[Task], encoder: ChatEncoder) -> float:
     """Measure once what arithmetic in batches does to logits, on some prompts of every task."""
+    asked = [task for task in tasks if task.mode == "generate"]
+    of_each = -(-NOISE_ROWS // max(1, len(asked)))
     chosen = [
-        task.examples[i].prompt
-        for task in tasks
-        for i in spread(len(task.examples), NOISE_ROWS)
-        if task.mode == "generate"
+        task.examples[i].prompt for task in asked for i in spread(len(task.examples), of_each)
     ]
     prompts = [encoder.encode_prompt(prompt) for prompt in chosen]
-    return measure_noise(loaded, prompts, extra_stop_tokens=encoder.stop_tokens)
+    return measure_noise(
+        loaded, prompts, num_rows=len(prompts), extra_stop_tokens=encoder.stop_tokens
+    )
 
 
 def score_tasks(

@@ -23,7 +23,13 @@ from narrowtune.core.results import DriftResult, DriftTask, TokenGroupMass
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.data.examples import Message, Text
-from narrowtune.engine.forward import evaluating, label_positions, logits_at, to_device
+from narrowtune.engine.forward import (
+    LOGITS_AT_ONCE,
+    evaluating,
+    label_positions,
+    logits_at,
+    to_device,
+)
 from narrowtune.engine.generate import (
     Collect,
     Generation,
@@ -34,9 +40,6 @@ from narrowtune.engine.generate import (
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
 from narrowtune.probe.token_groups import GroupMass, TokenGroup, answer_group, standard_groups
-
-LOGITS_AT_ONCE = 2**26
-"""Logits of one model held at a time: 256 MiB in fp32."""
 
 ROWS_AT_ONCE = 128
 """Positions whose distributions are compared at a time; bounds the copies that this makes."""

@@ -21,11 +21,17 @@ from torch import Tensor, nn
 from narrowtune.core.errors import ModelError
 from narrowtune.core.layers import LayerContributions
 from narrowtune.data.collate import collate, padding_id
-from narrowtune.engine.forward import evaluating, label_positions, logits_at, to_device
+from narrowtune.engine.forward import (
+    LOGITS_AT_ONCE,
+    evaluating,
+    label_positions,
+    logits_at,
+    to_device,
+)
 from narrowtune.engine.packing import packing
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
-from narrowtune.probe.drift import LOGITS_AT_ONCE, BaseAnswers
+from narrowtune.probe.drift import BaseAnswers
 
 
 def layer_contributions(

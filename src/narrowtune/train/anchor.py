@@ -31,7 +31,12 @@ from narrowtune.data.collate import (
 )
 from narrowtune.data.examples import Message
 from narrowtune.engine.forward import label_positions, logits_at, to_device
-from narrowtune.engine.generate import generate_greedy, length_batches, with_answer
+from narrowtune.engine.generate import (
+    generate_greedy,
+    length_batches,
+    rows_at_once,
+    with_answer,
+)
 from narrowtune.models.load import LoadedModel
 
 MAX_CACHE_BYTES = 4 * 2**30
@@ -200,7 +205,8 @@ def build_anchor(
             do="use fewer prompts or a smaller anchor.max_new_tokens",
         )
     found: dict[int, Tensor] = {}
-    for indices in length_batches([len(row.input_ids) for row in answered], batch_size):
+    at_once = rows_at_once(batch_size, 0, vocabulary * max(num_labels))
+    for indices in length_batches([len(row.input_ids) for row in answered], at_once):
         batch = collate([answered[i] for i in indices], padding_id(loaded.tokenizer))
         batch = to_device(batch, loaded.model.device)
         mask, _ = label_positions(batch["labels"])

@@ -19,11 +19,11 @@ from narrowtune.core.config import DriftAction
 from narrowtune.core.errors import TrainingError, UsageError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Message, Text
+from narrowtune.engine.forward import LOGITS_AT_ONCE
 from narrowtune.models.families import find_family
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
 from narrowtune.probe.drift import (
-    LOGITS_AT_ONCE,
     BaseAnswers,
     drift_against,
     prepare_base_answers,

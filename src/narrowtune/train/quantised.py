@@ -111,11 +111,17 @@ def quantised_frozen(
                 "numbers). What trained was not quantised, and all scores are of full precision."
             )
         finally:
+            failed: list[Exception] = []
             for path in hashes:
                 layer = layers[path]
-                if not layer.weight.numel():
-                    _bring_back(layer, files[path], hashes[path], asked)
                 loaded.model.set_submodule(path, layer)
+                try:
+                    if not layer.weight.numel():
+                        _bring_back(layer, files[path], hashes[path], asked)
+                except Exception as error:  # all others come back before anyone is told
+                    failed.append(error)
+            if failed:
+                raise failed[0]
 
 
 def _bring_back(layer: nn.Linear, file: Path, sha256: str, asked: str) -> None:
@@ -128,6 +134,7 @@ def _bring_back(layer: nn.Linear, file: Path, sha256: str, asked: str) -> None:
             do="check the disk, and run again",
         )
     layer.weight.data = weight.to(layer.weight.device)
+    layer.weight.requires_grad_(False)
 
 
 @dataclass(frozen=True)

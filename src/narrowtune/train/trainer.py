@@ -221,6 +221,7 @@ class NarrowTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the loss's two terms, averaged over the steps since the last log."""
+        logs.pop("total_flos", None)  # not counted
         steps = self._terms_steps
         if "loss" in logs and steps > 0:
             terms = torch.tensor(list(self._terms.values()), device=self.args.device)

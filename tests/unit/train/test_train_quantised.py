@@ -34,7 +34,7 @@ from narrowtune.pipeline.checks import check_run
 from narrowtune.train import quantised as module
 from narrowtune.train.fit import fit
 from narrowtune.train.plan import make_plan
-from narrowtune.train.quantised import quantised_cost, quantised_frozen
+from narrowtune.train.quantised import is_quantised, quantised_cost, quantised_frozen
 from narrowtune.train.workload import Workload
 from quantisers import quantise_by_hand
 
@@ -372,6 +372,9 @@ def test_what_the_disk_damaged_is_not_taken_back(tiny, tmp_path, by_hand):
 
     with pytest.raises(ModelError, match="other bits than were written"):
         damage()
+    # All others came back, and nothing is quantised any more.
+    assert not is_quantised(loaded.model)
+    assert sum(not p.numel() for p in loaded.model.parameters()) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
