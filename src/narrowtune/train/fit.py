@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from narrowtune.core.config import RunConfig
+from narrowtune.core.errors import TrainingError
 from narrowtune.core.results import Proof, TrainingSummary
 from narrowtune.core.study_settings import DistillationSettings
 from narrowtune.data.collate import Encoded, collate, padding_id
@@ -83,11 +84,17 @@ def fit(
     `drift` is measured against the base, whichever step a resumed run begins with.
 
     Raises:
-        TrainingError: a loss that is not finite, a batch without labels, a damaged checkpoint.
+        TrainingError: a model that is quantised otherwise than set, a loss that is not finite, a
+            batch without labels, a damaged checkpoint.
         ProofError: a frozen tensor moved, or a selected one got no gradient.
     """
     model = loaded.model
-    assert is_quantised(model) == (config.training.quantize_frozen is not None)
+    if is_quantised(model) != (config.training.quantize_frozen is not None):
+        raise TrainingError(
+            asked=f"to train with training.quantize_frozen: {config.training.quantize_frozen}",
+            found=f"a model that is {'' if is_quantised(model) else 'not '}quantised",
+            do="call fit inside quantised_frozen exactly where the setting asks for it",
+        )
     attributes = set(vars(model))
     set_seed(config.seed)
     parameters = dict(model.named_parameters())

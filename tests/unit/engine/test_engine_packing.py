@@ -44,6 +44,22 @@ def inputs_and_mask(given):
     return {key: value for key, value in given.items() if key != "labels"}, mask
 
 
+def assert_as_plain(model, given, when):
+    """Compare loss, labels and gradients with those of the plain path."""
+    found = []
+    for way in ("never", when):
+        model.requires_grad_(True).zero_grad()
+        with packing(way):
+            total, count = labelled_cross_entropy(model, given)
+        total.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((total.item(), count, gradients))
+    plain, packed = found
+    assert packed[:2] == (pytest.approx(plain[0], rel=1e-12), plain[1])
+    # In fp64 but for the norms, which this family computes in fp32.
+    assert (packed[2] - plain[2]).norm() / plain[2].norm() < 1e-6
+
+
 def test_the_line_has_the_shared_beginning_once_and_no_padding(llama):
     inputs, mask = inputs_and_mask(batch())
     line = pack(llama, inputs, mask)
@@ -99,18 +115,7 @@ def test_rows_of_unlike_length_make_lines_of_like_length(llama):
 
 
 def test_lines_give_the_loss_and_gradients_of_the_plain_path(llama):
-    found = []
-    for when in ("never", "cheaper"):
-        llama.requires_grad_(True).zero_grad()
-        with packing(when):
-            total, count = labelled_cross_entropy(llama, batch(rows(UNEVEN)))
-        total.backward()
-        gradients = torch.cat([p.grad.flatten() for p in llama.parameters() if p.grad is not None])
-        found.append((total.item(), count, gradients))
-    plain, packed = found
-    assert packed[:2] == (pytest.approx(plain[0], rel=1e-12), plain[1])
-    # In fp64 but for the norms, which this family computes in fp32.
-    assert (packed[2] - plain[2]).norm() / plain[2].norm() < 1e-6
+    assert_as_plain(llama, batch(rows(UNEVEN)), "cheaper")
 
 
 def test_the_mask_is_kept_once_for_all_layers(llama):
@@ -185,19 +190,7 @@ def test_what_only_some_rows_share_is_computed_once(llama):
 
 @pytest.mark.parametrize("repeated", [1, 2])
 def test_a_tree_gives_the_loss_and_gradients_of_the_plain_path(llama, repeated):
-    given = batch(tree() * repeated)
-    found = []
-    for when in ("never", "always"):
-        llama.requires_grad_(True).zero_grad()
-        with packing(when):
-            total, count = labelled_cross_entropy(llama, given)
-        total.backward()
-        gradients = torch.cat([p.grad.flatten() for p in llama.parameters() if p.grad is not None])
-        found.append((total.item(), count, gradients))
-    plain, packed = found
-    assert packed[:2] == (pytest.approx(plain[0], rel=1e-12), plain[1])
-    # In fp64 but for the norms, which this family computes in fp32.
-    assert (packed[2] - plain[2]).norm() / plain[2].norm() < 1e-6
+    assert_as_plain(llama, batch(tree() * repeated), "always")
 
 
 def test_rows_that_share_a_question_stay_in_one_line(llama):
