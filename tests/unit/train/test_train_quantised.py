@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from narrowtune.core.config import RunConfig, parse_config
-from narrowtune.core.errors import DeltaError, ModelError, SelectionError, UsageError
+from narrowtune.core.errors import DeltaError, ModelError, SelectionError, TrainingError, UsageError
 from narrowtune.core.study_settings import StudySettings
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate, padding_id
@@ -348,6 +348,16 @@ def test_a_study_is_refused():
                 "training": {"quantize_frozen": "int8"},
             }
         )
+
+
+def test_training_outside_of_it_is_one_clear_error(tiny, tmp_path, by_hand):
+    loaded = load_model(str(tiny("llama")), device="cpu")
+    before = _bits(loaded.model)
+    selection = resolve(loaded.model, "sa_proj")
+    config = _config(tmp_path, quantize_frozen=by_hand)
+    with pytest.raises(TrainingError, match="not quantised"):
+        fit(loaded, selection, _rows(loaded), config, arithmetic=FLOAT32)
+    assert _same_bits(loaded.model, before)
 
 
 def test_a_full_disk_is_seen_before_anything_is_quantised(tiny, tmp_path, by_hand, monkeypatch):
