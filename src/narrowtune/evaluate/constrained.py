@@ -6,7 +6,9 @@ keeps here, it has not forgotten: it says something else where it is free to.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import takewhile
 
 from narrowtune.core.results import TaskResult
@@ -15,7 +17,7 @@ from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.data.examples import Example, Message, Text
 from narrowtune.engine.generate import stop_tokens
 from narrowtune.engine.trie import TokenTrie
-from narrowtune.evaluate.evaluate import evaluate
+from narrowtune.evaluate.evaluate import evaluate, summarise
 from narrowtune.evaluate.tasks import Task
 from narrowtune.models.load import LoadedModel
 
@@ -27,6 +29,7 @@ def evaluate_constrained(
     *,
     batch_size: int,
     tolerance: float | None = None,
+    free: TaskResult | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TaskResult:
     """Ask the model every item of `task`, with the same prompts, and let it choose among answers.
@@ -35,18 +38,35 @@ def evaluate_constrained(
     (`allowed_answers`), so that a free answer that is among them stays. In mode `options` answers
     are chosen among the item's options anyway.
 
-    Args and errors are those of `evaluate`.
+    Args and errors are those of `evaluate`, and:
+        free: what `evaluate` found of the same model on this task. Only items that it answered
+            with what is not allowed are asked again, which saves nearly all of the time where
+            little is forgotten.
     """
-    allowed = None if task.mode == "options" else answer_tries(loaded, task, encoder)
-    return evaluate(
-        loaded,
-        task,
-        encoder,
-        batch_size=batch_size,
-        tolerance=tolerance,
-        allowed=allowed,
-        progress=progress,
-    )
+    started = time.perf_counter()
+    if task.mode == "options":
+        if free is not None:
+            return free
+        return evaluate(loaded, task, encoder, batch_size=batch_size, progress=progress)
+    known = {}
+    if free is not None:
+        allowed = allowed_answers(task)
+        known = {item.id: item for item in free.items if item.answer in allowed[item.id]}
+    open_items = tuple(example for example in task.examples if example.id not in known)
+    if open_items:
+        found = evaluate(
+            loaded,
+            replace(task, examples=open_items),
+            encoder,
+            batch_size=batch_size,
+            tolerance=tolerance,
+            # Of the whole task: what an item may be answered with is what any is answered with.
+            allowed=answer_tries(loaded, task, encoder),
+            progress=progress,
+        )
+        known |= {item.id: item for item in found.items}
+    items = [known[example.id] for example in task.examples]
+    return summarise(task, items, time.perf_counter() - started)
 
 
 def allowed_answers(task: Task) -> dict[str, tuple[str, ...]]:

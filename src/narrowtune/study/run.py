@@ -12,6 +12,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -143,14 +144,14 @@ class Study:
         with apply_arithmetic(self.arithmetic):
             self._measure_tolerance()
             single = next(iter(self.validation.values())) if len(self.validation) == 1 else None
-            tasks = {task.name: self._score(task) for task in self.tasks}
+            asked = {task.name: self._ask(task) for task in self.tasks}
             return StageResult(
                 chain=ChainKey(arm=BASE, learning_rate=0.0, order="", seed=0),
                 stage=0,
                 skill="",
-                tasks=tasks,
-                constrained=self._constrained(tasks),
-                validation=self._score(single) if single is not None else None,
+                tasks={name: summarise(result) for name, result in asked.items()},
+                constrained=self._constrained(asked),
+                validation=summarise(self._ask(single)) if single is not None else None,
             )
 
     def run(self, chain: Chain, num_done: int, report: Callable[[StageResult], None]) -> None:
@@ -221,15 +222,15 @@ class Study:
                 Shown(prompt=prompt, picture=picture, base=before.text, tuned=after.text)
                 for (prompt, picture), (before, after) in zip(self._shown, pairs, strict=False)
             ]
-            tasks = {task.name: self._score(task) for task in self.tasks}
+            asked = {task.name: self._ask(task) for task in self.tasks}
             kept_back = self.validation.get(skill)
             return StageResult(
                 chain=chain.key,
                 stage=stage + 1,
                 skill=skill,
-                tasks=tasks,
-                constrained=self._constrained(tasks),
-                validation=self._score(kept_back) if kept_back is not None else None,
+                tasks={name: summarise(result) for name, result in asked.items()},
+                constrained=self._constrained(asked),
+                validation=summarise(self._ask(kept_back)) if kept_back is not None else None,
                 drift=drift.result,
                 layers=layers,
                 shown=shown,
@@ -325,28 +326,26 @@ class Study:
                 )
         return self._anchors[key]
 
-    def _constrained(self, free: Mapping[str, TaskScores]) -> dict[str, TaskScores] | None:
+    def _constrained(self, free: Mapping[str, TaskResult]) -> dict[str, TaskScores] | None:
         """Score the held-out tasks with answers held to the right form, if that is asked for."""
         if not self.settings.constrained:
             return None
         return {
-            task.name: free[task.name]  # options are chosen among anyway
-            if task.mode == "options"
-            else self._score(task, evaluate_constrained)
+            task.name: summarise(
+                self._ask(task, partial(evaluate_constrained, free=free[task.name]))
+            )
             for task in self.tasks
             if task.role == "held_out"
         }
 
-    def _score(self, task: Task, ask: Callable[..., TaskResult] = evaluate) -> TaskScores:
+    def _ask(self, task: Task, ask: Callable[..., TaskResult] = evaluate) -> TaskResult:
         with measuring(self.loaded, self._features):
-            return summarise(
-                ask(
-                    self.loaded,
-                    task,
-                    self.encoder,
-                    batch_size=self.settings.eval_batch_size,
-                    tolerance=self._tolerance,
-                )
+            return ask(
+                self.loaded,
+                task,
+                self.encoder,
+                batch_size=self.settings.eval_batch_size,
+                tolerance=self._tolerance,
             )
 
     def _measure_tolerance(self) -> None:

@@ -215,3 +215,39 @@ def test_a_trie_allows_what_leads_to_an_answer():
     logits = torch.arange(10.0)
     assert trie.allow(logits, (5,)).isfinite().nonzero().flatten().tolist() == [1, 2, 6]
     assert torch.equal(trie.allow(logits, (5, 1)), logits)
+
+
+def test_only_what_was_not_answered_in_the_form_is_asked_again(loaded, encoder):
+    lean_to_a_number(loaded)
+    first = evaluate(loaded, task(), encoder, batch_size=3)
+    # Two of seven items are answered with what is allowed, so that five are asked again.
+    kept = [
+        item.model_copy(update={"answer": "red", "strict": 1.0}) if n in (0, 4) else item
+        for n, item in enumerate(first.items)
+    ]
+    done: list[int] = []
+    held = evaluate_constrained(
+        loaded,
+        task(),
+        encoder,
+        batch_size=3,
+        free=first.model_copy(update={"items": kept}),
+        progress=done.append,
+    )
+    whole = evaluate_constrained(loaded, task(), encoder, batch_size=3)
+    assert not {item.answer for item in first.items} & set(ANSWERS)
+    assert sum(done) == 5
+    assert [item.id for item in held.items] == [item.id for item in whole.items]
+    for n, (after, plain) in enumerate(zip(held.items, whole.items, strict=True)):
+        assert after == (kept[n] if n in (0, 4) else plain)
+    assert held.strict.mean == pytest.approx(sum(item.strict for item in held.items) / 7)
+
+
+def test_with_free_answers_in_the_form_nothing_is_asked_again(loaded, encoder):
+    held = evaluate_constrained(loaded, task(), encoder, batch_size=3)
+
+    def fail(_: int) -> None:
+        pytest.fail("an item was asked again")
+
+    again = evaluate_constrained(loaded, task(), encoder, batch_size=3, free=held, progress=fail)
+    assert again.items == held.items
