@@ -19,6 +19,7 @@ from narrowtune.demo.closing import sentence
 from narrowtune.demo.folder import clear
 from narrowtune.miniature.reference.shipped import reference_folder
 from narrowtune.pipeline.compare import teach_alike
+from narrowtune.pipeline.shared import Shared
 from narrowtune.report.comparison import build_comparison
 from narrowtune.report.terminal import summary_lines
 from narrowtune.report.text import duration
@@ -55,8 +56,9 @@ def run_demo(
     prepare = text.prepare if model == SMOLLM2 else pictures.prepare
     configs = prepare(folder, base, seed=seed, quick=quick)
     records: list[RunRecord] = []
+    shared = Shared(several=True)
     for config in configs:
-        records.append(_teach(config, configs[0] if records else None, console))
+        records.append(_teach(config, configs[0] if records else None, console, shared))
     runs = [Path(config.output_dir) for config in configs]
     page = build_comparison(runs, folder)
     console.rule("what each learned and broke")
@@ -86,11 +88,13 @@ def _find(model: str) -> tuple[Path, str]:
         raise UsageError(asked=error.asked, found=error.found, do=do) from None
 
 
-def _teach(config: RunConfig, first: RunConfig | None, console: Console) -> RunRecord:
+def _teach(
+    config: RunConfig, first: RunConfig | None, console: Console, shared: Shared
+) -> RunRecord:
     """Run one way of teaching; `first` is the run before all others, None for that one."""
     anchored = ", with the anchor" if config.anchor else ""
     console.rule(f"{config.skill.label}, {config.recipe}{anchored}")
-    record = teach_alike(config, Path(first.output_dir) if first else None, console)
+    record = teach_alike(config, Path(first.output_dir) if first else None, console, shared)
     for line in summary_lines(record):
         console.print(line)
     return record

@@ -1,8 +1,9 @@
 """Several ways to teach one skill, each a run of its own, side by side.
 
 Owns: which runs a comparison has, that they do the same work, and the trial that leaves some out.
-The base's scores come from the cache after the first run, what a frozen tower sees from the
-feature store; all runs compute in the arithmetic that was measured for the first.
+Rows are read and encoded once for all; the base's scores come from the cache after the first run,
+what a frozen tower sees from the feature store; all compute in the arithmetic that was measured
+for the first.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from narrowtune.core.errors import UsageError
 from narrowtune.core.recipes import get_recipe
 from narrowtune.core.results import RunRecord
 from narrowtune.core.run_folder import RunFolder
+from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.teach import teach
 from narrowtune.report.comparison import build_comparison
 from narrowtune.report.folder import read_record
@@ -137,22 +139,27 @@ def run_comparison(
             do="leave it out; compare on the model that narrowtune ledger build writes, then teach "
             "the way that you choose with --ledger",
         )
-    root = Path(config.output_dir)
+    root, shared = Path(config.output_dir), Shared(several=True)
     left = list(ways)
     for share in _ROUNDS if trial else ():
         folder = root / f"trial {share:g}"
-        records = _round(config, left, folder, share, console)
+        records = _round(config, left, folder, share, console, shared)
         best = sorted(range(len(left)), key=lambda place: _rank(records[place]))
         kept = set(best[: max(2, math.ceil(len(left) / 2))])
         for place in best[len(kept) :]:
             console.print(f"Left out after {share:.0%}: {left[place].name}", markup=False)
         left = [way for place, way in enumerate(left) if place in kept]
-    records = _round(config, left, root, 1.0, console)
+    records = _round(config, left, root, 1.0, console, shared)
     return records, build_comparison([root / way.name for way in left], root)
 
 
 def _round(
-    config: RunConfig, ways: Sequence[Contender], folder: Path, share: float, console: Console
+    config: RunConfig,
+    ways: Sequence[Contender],
+    folder: Path,
+    share: float,
+    console: Console,
+    shared: Shared,
 ) -> list[RunRecord]:
     """Run every way on a share of the training, each in a folder of its own."""
     records: list[RunRecord] = []
@@ -160,7 +167,7 @@ def _round(
         own = _config(config, way, folder / way.name, share)
         console.rule(f"{way.name}{'' if share == 1 else f', trial on {share:.0%}'}")
         first = folder / ways[0].name if records else None
-        record = _known(own) or teach_alike(own, first, console)
+        record = _known(own) or teach_alike(own, first, console, shared)
         records.append(record)
     return records
 
@@ -195,13 +202,16 @@ def _known(config: RunConfig) -> RunRecord | None:
     return read_record(folder.root)
 
 
-def teach_alike(config: RunConfig, first: Path | None, console: Console) -> RunRecord:
+def teach_alike(
+    config: RunConfig, first: Path | None, console: Console, shared: Shared
+) -> RunRecord:
     """Run `teach` in the arithmetic of the first of several runs, and go on if it was stopped.
 
     Args:
         config: of this run.
         first: folder of the run whose arithmetic is taken; None for that one.
         console: where stages are announced.
+        shared: of these runs.
     """
     folder = RunFolder(Path(config.output_dir))
     begun = folder.resolved.exists() and folder.plan.exists()
@@ -209,7 +219,7 @@ def teach_alike(config: RunConfig, first: Path | None, console: Console) -> RunR
         # One arithmetic for all: the comparison is fair, and the base's scores are known.
         folder.root.mkdir(parents=True, exist_ok=True)
         shutil.copy(RunFolder(first).arithmetic, folder.arithmetic)
-    record = teach(config, resume=begun, console=console)
+    record = teach(config, resume=begun, console=console, shared=shared)
     if record is None:
         raise UsageError(
             asked="a comparison under several processes",

@@ -119,10 +119,38 @@ def read_inputs(
     inputs = Inputs()
     try:
         _Reader(config, encoder, inputs, taught).read(with_skill)
+        read_anchor_prompts(config, encoder, inputs)
     finally:
-        if refused_path is not None and inputs.refused:
-            write_refused(refused_path, inputs.refused)
+        write_refused_rows(inputs, refused_path)
     return inputs
+
+
+def read_anchor_prompts(config: RunConfig, encoder: ChatEncoder, inputs: Inputs) -> None:
+    """Read an anchor's prompts, if there is one, once all else was read.
+
+    What the model is held to must not be what is measured: prompts that stand in a keep set are
+    left out.
+
+    Raises:
+        DataError: a prompt can't be used, or none is left.
+    """
+    settings = config.anchor
+    if settings is None:
+        return
+    path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
+    named = DataSettings(path=path, name="anchor.prompts")
+    source = Source(named, inputs.refused, key="anchor.prompts", prompts_only=True)
+    kept = [item for task in inputs.tasks if task.role == "held_out" for item in task.examples]
+    allowed, num_same = unmeasured(path, source.examples, kept)
+    if num_same:
+        inputs.notes.append(f"{num_same} anchor prompts stand in a keep set and were left out.")
+    inputs.anchor_prompts = source.encode_prompts(allowed[: settings.max_prompts], encoder)
+
+
+def write_refused_rows(inputs: Inputs, path: Path | None) -> None:
+    """Write the rows that can't be used, if there are any and a place for them."""
+    if path is not None and inputs.refused:
+        write_refused(path, inputs.refused)
 
 
 class _Reader:
@@ -148,7 +176,6 @@ class _Reader:
             mixed = self._mix(skill["train"])
             tested = list(self.inputs.tasks[0].examples)
             self._check_overlap(mixed, {"tested": tested, **keep}, "mixed in")
-        self._anchor_prompts([example for examples in keep.values() for example in examples])
         self._drift_prompts(keep)
 
     def _stored(self, example: Example) -> Encoded:
@@ -156,10 +183,6 @@ class _Reader:
 
     def _source(self, settings: DataSettings, key: str) -> Source:
         return Source(settings, self.inputs.refused, key=key, seed=self.config.seed)
-
-    def _prompts(self, path: str, key: str) -> Source:
-        settings = DataSettings(path=path, name=key)
-        return Source(settings, self.inputs.refused, key=key, prompts_only=True)
 
     def _skill(self) -> dict[str, list[Example]]:
         """Read and split the skill's rows; returns those of `skill.path` by split."""
@@ -271,26 +294,12 @@ class _Reader:
             if overlap:
                 self.inputs.notes.append(f"{len(overlap)} rows are both {what} and kept ({label}).")
 
-    def _anchor_prompts(self, kept: list[Example]) -> None:
-        """What the model is held to must not be what is measured."""
-        settings = self.config.anchor
-        if settings is None:
-            return
-        path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
-        source = self._prompts(path, "anchor.prompts")
-        allowed, num_same = unmeasured(path, source.examples, kept)
-        if num_same:
-            self.inputs.notes.append(
-                f"{num_same} anchor prompts stand in a keep set and were left out."
-            )
-        chosen = allowed[: settings.max_prompts]
-        self.inputs.anchor_prompts = source.encode_prompts(chosen, self.encoder)
-
     def _drift_prompts(self, keep: dict[str, list[Example]]) -> None:
         """Take as many prompts from the free ones as from each keep set, as far as they go."""
         settings = self.config.drift
         path = settings.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
-        source = self._prompts(path, "drift.prompts")
+        named = DataSettings(path=path, name="drift.prompts")
+        source = Source(named, self.inputs.refused, key="drift.prompts", prompts_only=True)
         # The keep sets' prompts have been encoded as their items.
         kept = {} if settings.prompts else keep
         sizes = [len(source.examples), *map(len, kept.values())]

@@ -37,8 +37,9 @@ from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_run
 from narrowtune.pipeline.dial import Halves, restrict, turn
 from narrowtune.pipeline.folder import check_started, open_folder
-from narrowtune.pipeline.inputs import Inputs, load, make_encoder, read_inputs
+from narrowtune.pipeline.inputs import Inputs, load
 from narrowtune.pipeline.ledger import check_rows, enter, open_book, taught_before
+from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
     frozen_part,
@@ -51,7 +52,7 @@ from narrowtune.pipeline.stages import (
 )
 from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.report.build import build_report
-from narrowtune.train.anchor import Anchor, build_anchor
+from narrowtune.train.anchor import Anchor
 from narrowtune.train.arguments import num_repeated
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.drift_callback import DriftCallback
@@ -70,6 +71,7 @@ class Run:
     base_hashes: dict[str, str]
     inputs: Inputs
     encoder: ChatEncoder
+    shared: Shared
     arithmetic: Arithmetic
     features: FeatureStore | None
     book: Book | None = None
@@ -88,6 +90,7 @@ def teach(
     given: str | None = None,
     resume: bool = False,
     console: Console | None = None,
+    shared: Shared | None = None,
 ) -> RunRecord | None:
     """Run every stage; returns the record, or None on a process that is not the main one.
 
@@ -98,6 +101,7 @@ def teach(
         given: the settings as the user wrote them, kept beside the resolved ones.
         resume: go on with the run that is in `config.output_dir`.
         console: where stages are announced; silent unless given.
+        shared: of several runs on the same rows, one after another.
 
     Raises:
         NarrowtuneError: of the stage that failed; what earlier stages wrote stays in the folder.
@@ -108,7 +112,7 @@ def teach(
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     # The other processes wait while the main one evaluates.
     state = PartialState(cpu=on_cpu, timeout=timedelta(hours=24))
-    run = _prepare(config, given, resume, console, state)
+    run = _prepare(config, given, resume, console, state, shared or Shared())
     with apply_arithmetic(run.arithmetic):
         if state.is_main_process:
             _look_before(run, state.num_processes)
@@ -127,7 +131,12 @@ def teach(
 
 
 def _prepare(
-    config: RunConfig, given: str | None, resume: bool, console: Console, state: PartialState
+    config: RunConfig,
+    given: str | None,
+    resume: bool,
+    console: Console,
+    state: PartialState,
+    shared: Shared,
 ) -> Run:
     watch = Stopwatch(console, loud=state.is_main_process)
     folder = RunFolder(Path(config.output_dir))
@@ -142,9 +151,8 @@ def _prepare(
         base_hashes = tensor_hashes(loaded.model)
         base = combine_hashes(base_hashes)
     with watch.stage("read the data"):
-        encoder = make_encoder(loaded, config)
         refused_path = folder.refused if state.is_main_process else None
-        inputs = read_inputs(config, encoder, refused_path, taught=taught_before(book))
+        encoder, inputs = shared.read(loaded, config, refused_path, taught_before(book))
         if book is not None and book.ledger.skills:
             check_rows(book, inputs.summaries)
             names = ", ".join(entry.name for entry in book.ledger.skills)
@@ -168,6 +176,7 @@ def _prepare(
         base_hashes,
         inputs,
         encoder,
+        shared,
         arithmetic,
         None if own_eyes else make_store(loaded, remember=config.remember_pictures),
         book=book,
@@ -207,14 +216,8 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             run.watch.stage("answer the anchor's prompts"),
             measuring(run.loaded, run.features),
         ):
-            anchor = build_anchor(
-                run.loaded,
-                run.encoder,
-                run.inputs.anchor_prompts,
-                config.anchor,
-                batch_size=config.eval_batch_size,
-                seed=config.seed,
-            )
+            base = combine_hashes(run.base_hashes)
+            anchor = run.shared.anchor(run.loaded, config, run.inputs, fingerprint=base)
     repeated = num_repeated(config.training, len(run.inputs.rows), state.num_processes)
     if repeated:
         run.inputs.notes.append(

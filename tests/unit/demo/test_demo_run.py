@@ -11,6 +11,7 @@ from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
 from narrowtune.demo import run, text
 from narrowtune.pipeline import compare
+from narrowtune.pipeline.shared import Shared
 
 SILENT = Console(file=io.StringIO())
 
@@ -43,12 +44,12 @@ def test_every_run_takes_over_the_arithmetic_of_the_first(tmp_path, monkeypatch)
     (tmp_path / "first/arithmetic.json").write_text("{}")
     found = []
 
-    def teach(config, *, resume, console):
+    def teach(config, *, resume, console, shared):
         assert not resume
         found.append((tmp_path / "second/arithmetic.json").exists())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "teach", teach)
     with pytest.raises(KeyboardInterrupt):
-        run._teach(second, first, SILENT)
+        run._teach(second, first, SILENT, Shared())
     assert found == [True]

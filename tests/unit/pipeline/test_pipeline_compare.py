@@ -72,7 +72,7 @@ def taught(monkeypatch):
     """Runs that are only written down; mlp loses more than the budget."""
     done = []
 
-    def teach(settings, *, resume, console):
+    def teach(settings, *, resume, console, shared):
         folder = RunFolder(settings_folder := compare.Path(settings.output_dir))
         known = folder.arithmetic.read_text() if folder.arithmetic.exists() else "measured here"
         folder.root.mkdir(parents=True, exist_ok=True)
