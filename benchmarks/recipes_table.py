@@ -7,7 +7,22 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes import ARMS, GRID, SEEDS, Arm, Job, best_exponent, next_jobs, read_runs
+import numpy as np
+from recipes import (
+    ARMS,
+    DECIDING,
+    GRID,
+    HELD,
+    SEEDS,
+    Arm,
+    Job,
+    best_exponent,
+    holding_exponent,
+    next_jobs,
+    read_runs,
+)
+
+from narrowtune.evaluate.statistics import PairedTask, mean_loss
 
 SHARES = (0.5, 0.75, 0.9)
 
@@ -104,6 +119,42 @@ def print_results(runs: dict[Job, dict[str, Any]]) -> None:
             print(f"| {arm} | | mean | | {means[0]:.1f} | {means[1]:.1f} | | |")
 
 
+def print_kept(runs: dict[Job, dict[str, Any]]) -> None:
+    """Print the runs at the rate that keeps the deciding kinds, on kinds that decided nothing."""
+    reference = {
+        job.seed: value(run, "learning")
+        for job, run in runs.items()
+        if job.arm == ARMS[0] and job.stage == "result"
+    }
+    print(f"\nAt the rate that learns most and loses little of {', '.join(DECIDING)}\n")
+    print(
+        "| recipe | rate | seed | learning | less than language_model's | lost on others | items "
+        "| lost on all seven | items |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for arm in HELD:
+        exponent = holding_exponent(arm, runs)
+        for job in sorted(job for job in runs if job.arm == arm and job.stage == "kept"):
+            if job.exponent != exponent:
+                continue
+            run, kinds = runs[job], list(runs[job]["items"])[1:]
+            others = [kind for kind in kinds if kind not in DECIDING]
+            cells = [str(arm), f"{run['learning_rate']:g}", str(job.seed)]
+            cells += [interval(run, "learning")]
+            cells += [f"{reference[job.seed] - value(run, 'learning'):.1f}"]
+            for chosen in (others, kinds):
+                pairs = [paired(kind, run["items"][kind]) for kind in chosen]
+                loss = mean_loss(pairs)
+                cells.append(f"{loss.value:.1f} (at most {loss.upper_bound:.1f})")
+                cells.append(str(sum(len(pair.before) for pair in pairs)))
+            print("| " + " | ".join(cells) + " |")
+
+
+def paired(kind: str, items: dict[str, Any]) -> PairedTask:
+    """Return a kind's scores before and after."""
+    before, after = np.array(items["before"]), np.array(items["after"])
+    return PairedTask(kind, "held_out", before, after, tuple(items["group"]))
+
+
 def print_tasks(runs: dict[Job, dict[str, Any]]) -> None:
     """Print the change of every task of the runs on all held-out items."""
     chosen = {job.arm: run for job, run in sorted(runs.items()) if job[3:] == (0, "result")}
@@ -137,6 +188,7 @@ def print_tables(results: Path) -> None:
     runs = read_runs(results / "runs.jsonl")
     print_frontiers({arm: frontier(runs, arm) for arm in ARMS})
     print_results(runs)
+    print_kept(runs)
     print_tasks(runs)
     print_cost(results / "cost_cpu.json")
     missing = next_jobs(runs)
