@@ -7,7 +7,8 @@
 which it loses a little without an anchor and one at which it loses much. One thing at a time
 differs from the anchor as it is by default but for two rows a step: 256 prompts of four kinds, the
 first 12 tokens of the base's answers, weight 1. Beside it what else holds a model: labelled replay
-of the same number of rows, LwF on the skill's own rows, WiSE-FT, a lower rate. Two seeds. Rows are
+of as many rows (a quarter more, so 250 steps), LwF on the skill's own rows, WiSE-FT, a lower rate.
+Two seeds. Rows are
 those of the split `validation`, drawn with a seed of their own, so that no row that a study reports
 decides anything here. Results are lines of results.jsonl, so a stopped run goes on.
 """
@@ -30,12 +31,12 @@ from narrowtune.miniature.rows import write_rows
 from narrowtune.study.correlations import correlate, points_in
 from narrowtune.study.results import read_results
 from narrowtune.study.tables import Point
-from narrowtune.study.workers import results_path, run_study
+from narrowtune.study.workers import run_study
 from narrowtune.study.world import GENERAL, write_general
 
 SKILLS = ("clock", "birds")
 SEED, ANCHOR_SEED, DRIFT_SEED, REPLAY_SEED = 5, 105, 106, 107
-NUM_TRAIN, NUM_SKILL, NUM_KEPT, NUM_PROMPTS = 3200, 200, 48, 256
+NUM_TRAIN, NUM_SKILL, NUM_KEPT, NUM_PROMPTS, NUM_REPLAYED = 3200, 200, 48, 256, 400
 RATES = (3e-3, 5.5e-3)
 SEEDS = (0, 1)
 
@@ -82,7 +83,7 @@ def arm(name: str, *, rates: list[float] | None = None, **changes: Any) -> ArmSe
 
 
 def make_settings(output_dir: Path, skill: str) -> StudySettings:
-    """Return the study of a skill; its rows are written if they are not there."""
+    """Write a skill's rows, the same each time, and return its study."""
     world = output_dir / "world"
     train = write_rows(world, skill, "train", NUM_TRAIN, SEED)
     test = write_rows(world, skill, "validation", NUM_SKILL, SEED)
@@ -92,7 +93,7 @@ def make_settings(output_dir: Path, skill: str) -> StudySettings:
     for name, tasks in PROMPTS.items():
         write_general(world / f"prompts-{name}.jsonl", tasks, NUM_PROMPTS, ANCHOR_SEED)
     write_general(world / "drift.jsonl", GENERAL[:1], 32, DRIFT_SEED)
-    write_general(world / "replay.jsonl", GENERAL, NUM_PROMPTS, REPLAY_SEED, labelled=True)
+    write_general(world / "replay.jsonl", GENERAL, NUM_REPLAYED, REPLAY_SEED, labelled=True)
     return StudySettings(
         model=str(reference_folder("qwen2_5_vl")),
         skills=[SkillSettings(**train.model_dump(), validation=0, test_path=test.path)],
@@ -106,15 +107,14 @@ def make_settings(output_dir: Path, skill: str) -> StudySettings:
     )
 
 
-def print_table(settings: StudySettings) -> None:
+def print_table(folder: Path) -> None:
     """Print what each arm learned and lost at each rate, mean of the seeds, and its seconds."""
-    results = read_results(results_path(settings))
+    results = read_results(folder / "results.jsonl")
     seconds = {result.chain: result.seconds for result in results}
     points: dict[str, dict[float, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for point in points_in([results]):
         points[point.chain.arm][point.chain.learning_rate].append(point)
-    skill = settings.skills[0].label
-    print(f"{skill}: learned / lost in points (each seed's), × the training seconds of nothing's")
+    print(f"{folder.name}: learned / lost in points (each seed's), × the seconds of nothing's")
     for name, rates in points.items():
         cells = []
         for place, (rate, found) in enumerate(sorted(rates.items())):
@@ -138,14 +138,14 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     for skill in given.skill or SKILLS:
-        settings = make_settings(given.output_dir / skill, skill)
+        folder = given.output_dir / skill
         if not given.table:
             run_study(
-                settings,
+                make_settings(folder, skill),
                 lambda result, left: print(f"{result.chain}; {left} left", flush=True),
                 num_workers=given.workers,
             )
-        print_table(settings)
+        print_table(folder)
 
 
 if __name__ == "__main__":

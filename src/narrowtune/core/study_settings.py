@@ -145,7 +145,8 @@ class StudySettings(ModelSettings):
         training: optimisation; the rate is the arm's.
         drift: the prompts on which the shift of the output distribution is measured.
         constrained: score `keep` a second time with decoding held to the answers that a task may
-            have, to see what of a loss comes back; it takes about as long as these scores did.
+            have, to see what of a loss comes back. Items whose free answer is one of these are
+            not asked again.
         eval_batch_size: items answered together at most, fewer where they are long (16,384 tokens
             at a time); the answers don't depend on it.
         remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about

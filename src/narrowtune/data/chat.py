@@ -87,6 +87,10 @@ class ChatEncoder:
         self._room = Room(remembered_bytes)
         self.num_prefix_mismatches = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out remembered prompts: rows that go to a data loader's process bring no others."""
+        return {**vars(self), "_prompts": {}}
+
     @property
     def notes(self) -> list[str]:
         """What was decided about the template, for the record."""

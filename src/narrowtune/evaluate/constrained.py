@@ -39,9 +39,10 @@ def evaluate_constrained(
     are chosen among the item's options anyway.
 
     Args and errors are those of `evaluate`, and:
-        free: what `evaluate` found of the same model on this task. Only items that it answered
-            with what is not allowed are asked again, which saves nearly all of the time where
-            little is forgotten.
+        free: what `evaluate` found of the same model on the very same items. Those whose answer,
+            as text, is allowed keep it, in whatever tokens it was spelt; only the others are asked
+            again, which saves nearly all of the time where little is forgotten. `progress` is told
+            of those alone.
     """
     started = time.perf_counter()
     if task.mode == "options":

@@ -6,7 +6,7 @@ anchor's prompts, and which settings these depend on. A single run has one of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import fields, replace
 from pathlib import Path
@@ -39,11 +39,11 @@ class Shared:
     """
 
     def __init__(self, *, several: bool = False) -> None:
-        self._remembered = PIXEL_BYTES if several else 0
+        self._several = several
         self._key: tuple[Any, ...] | None = None
         self._encoder: ChatEncoder | None = None
         self._inputs = Inputs()
-        self._anchors: dict[tuple[str, str], Anchor] = {}
+        self._anchor: tuple[Hashable, Anchor] | None = None
 
     def read(
         self,
@@ -58,8 +58,9 @@ class Shared:
         """
         key = config.model_dump_json(exclude=_OWN), tuple(taught)
         if key != self._key or self._encoder is None:
-            self._key, self._anchors = None, {}
-            self._encoder = make_encoder(loaded, config, remembered_bytes=self._remembered)
+            self._key = self._anchor = None
+            remembered = PIXEL_BYTES if self._several else 0
+            self._encoder = make_encoder(loaded, config, remembered_bytes=remembered)
             without = config.model_copy(update={"anchor": None})
             self._inputs = read_inputs(without, self._encoder, refused_path, taught=taught)
             self._key = key
@@ -75,10 +76,13 @@ class Shared:
     def anchor(
         self, loaded: LoadedModel, config: RunConfig, inputs: Inputs, *, fingerprint: str
     ) -> Anchor | None:
-        """Return a run's anchor, if it has one; the base answers its prompts once.
+        """Return a run's anchor, if it has one; the last run's where the base answered the same.
+
+        It may take gigabytes, so that it is kept only until a run has none: its memory is not to
+        count as that of others.
 
         Args:
-            loaded: the model; it must still be the base.
+            loaded: the model; it must still be the base, but for how its frozen part is held.
             config: the run.
             inputs: its rows.
             fingerprint: of the base.
@@ -86,18 +90,28 @@ class Shared:
         Raises:
             TrainingError, DataError: as for `build_anchor`.
         """
-        settings = config.anchor
+        settings, quantised = config.anchor, config.training.quantize_frozen
         if settings is None:
+            self._anchor = None
             return None
         assert self._encoder is not None, "rows are read before the anchor is built"
-        key = fingerprint, settings.model_dump_json()
-        if key not in self._anchors:
-            self._anchors[key] = build_anchor(
-                loaded,
-                self._encoder,
-                inputs.anchor_prompts,
-                settings,
-                batch_size=config.eval_batch_size,
-                seed=config.seed,
-            )
-        return copy(self._anchors[key])  # a run may raise its weight
+        prompts = tuple(inputs.anchor_prompts)
+        # What is quantised, and so what is answered, depends on what trains.
+        held = (quantised, config.recipe) if quantised is not None else None
+        key = fingerprint, settings.model_dump_json(), prompts, held
+        if self._anchor is not None and self._anchor[0] == key:
+            anchor = copy(self._anchor[1])
+            anchor.seconds = 0.0  # that this run took
+            return anchor
+        self._anchor = None
+        anchor = build_anchor(
+            loaded,
+            self._encoder,
+            inputs.anchor_prompts,
+            settings,
+            batch_size=config.eval_batch_size,
+            seed=config.seed,
+        )
+        if self._several:
+            self._anchor = key, copy(anchor)  # a run may raise its own's weight
+        return anchor

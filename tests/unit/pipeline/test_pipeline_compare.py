@@ -79,7 +79,7 @@ def taught(monkeypatch):
         folder.arithmetic.write_text(known)
         folder.resolved.write_text(compare.yaml.safe_dump(settings.model_dump(mode="json")))
         folder.record.write_text("{}")
-        done.append((settings_folder, settings, known, resume))
+        done.append((settings_folder, settings, known, shared))
         return record(settings)
 
     def record(settings):
@@ -119,6 +119,9 @@ def test_all_runs_do_the_same_work_in_the_same_arithmetic(tmp_path, taught):
     assert same[0] == same[1] == same[2]
     assert [known for _, _, known, _ in taught] == ["measured here"] * 3
     assert (out / "sa_o" / "arithmetic.json").read_text() == "measured here"
+    shared = [given for *_, given in taught]
+    assert shared[0] is shared[1] is shared[2]
+    assert shared[0]._several
 
 
 def test_it_goes_on_where_it_was_stopped_and_refuses_other_settings(tmp_path, taught):

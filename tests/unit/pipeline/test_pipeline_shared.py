@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import pickle
+import weakref
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import LoadedModel, load_model
+from narrowtune.pipeline import shared as shared_module
 from narrowtune.pipeline.inputs import Inputs, make_encoder, read_inputs
 from narrowtune.pipeline.shared import Shared
+from narrowtune.train.anchor import Anchor, build_anchor
 
 PROMPTS = ("Tell me about trees.", "Which tree is 1?", "Say something.")
 
@@ -54,16 +57,15 @@ def config(tmp_path):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """Names of what was encoded, whatever encoder did it."""
-    seen: list[str] = []
-    for name in ("encode", "_encode"):
-        real = getattr(ChatEncoder, name)
+    """One entry for each conversation that was made into tokens, whatever encoder did it."""
+    seen: list[int] = []
+    real = ChatEncoder._tokenize
 
-        def count(self, *args, _name=name, _real=real, **kwargs):
-            seen.append(_name)
-            return _real(self, *args, **kwargs)
+    def count(self, *args, **kwargs):
+        seen.append(1)
+        return real(self, *args, **kwargs)
 
-        monkeypatch.setattr(ChatEncoder, name, count)
+    monkeypatch.setattr(ChatEncoder, "_tokenize", count)
     return seen
 
 
@@ -92,18 +94,38 @@ def test_each_run_gets_what_it_would_read_alone(loaded, config, tmp_path):
     ]
 
 
+def ask_all(encoder: ChatEncoder, inputs: Inputs) -> None:
+    for task in inputs.tasks:
+        for item in task.examples:
+            encoder.encode_prompt(item.prompt)
+
+
 def test_rows_are_encoded_once(loaded, config, encoded):
     shared = Shared(several=True)
     first, rows = shared.read(loaded, config(), None)
-    assert encoded.count("encode") == len(rows.rows) + len(rows.validation) + len(rows.refused)
+    assert len(encoded) >= len(rows.rows) + len(rows.validation) + len(rows.refused)
     encoded.clear()
     second, again = shared.read(loaded, config(recipe="mlp"), None)
     assert first is second
     assert [id(row) for row in again.rows] == [id(row) for row in rows.rows]
-    for task in again.tasks:
-        for item in task.examples:
-            second.encode_prompt(item.prompt)
+    ask_all(second, again)
     assert encoded == []
+
+
+def test_a_single_run_remembers_no_prompts(loaded, config, encoded):
+    encoder, inputs = Shared().read(loaded, config(), None)
+    encoded.clear()
+    ask_all(encoder, inputs)
+    assert len(encoded) == sum(len(task.examples) for task in inputs.tasks)
+
+
+def test_rows_that_go_to_another_process_bring_no_prompts_along(loaded, config):
+    encoder, inputs = Shared(several=True).read(loaded, config(), None)
+    assert encoder._prompts
+    sent = pickle.loads(pickle.dumps(encoder))
+    assert sent._prompts == {}
+    item = inputs.tasks[0].examples[0]
+    assert sent.encode_prompt(item.prompt).input_ids == encoder.encode_prompt(item.prompt).input_ids
 
 
 def test_what_a_run_adds_or_takes_out_is_its_own(loaded, config):
@@ -127,28 +149,62 @@ def test_other_rows_are_read_anew(loaded, config, change):
     assert plain(found) == plain(read_inputs(way, make_encoder(loaded, way)))
 
 
-def test_the_base_answers_an_anchors_prompts_once(loaded, config, monkeypatch):
-    shared, way = Shared(several=True), config(anchored=True)
-    base = fingerprint(loaded.model)
+@pytest.fixture
+def answered(monkeypatch):
+    """Prompts of every anchor that was built."""
+    seen: list[int] = []
+
+    def build(*args, **kwargs):
+        seen.append(len(args[2]))
+        return build_anchor(*args, **kwargs)
+
+    monkeypatch.setattr(shared_module, "build_anchor", build)
+    return seen
+
+
+def anchor_of(shared: Shared, loaded: LoadedModel, way: RunConfig, base: str = "base") -> Anchor:
     _, inputs = shared.read(loaded, way, None)
-    first = shared.anchor(loaded, way, inputs, fingerprint=base)
+    return shared.anchor(loaded, way, inputs, fingerprint=base)
+
+
+def test_the_base_answers_an_anchors_prompts_once(loaded, config, answered):
+    shared, way = Shared(several=True), config(anchored=True)
+    first = anchor_of(shared, loaded, way)
     first.weight *= 3
-    asked = []
-    generate = loaded.model.generate
-    monkeypatch.setattr(loaded.model, "generate", lambda **kw: asked.append(1) or generate(**kw))
-    second = shared.anchor(loaded, way, inputs, fingerprint=base)
-    assert asked == []
+    second = anchor_of(shared, loaded, config(anchored=True, recipe="mlp"))
+    assert len(answered) == 1
     assert second.weight == way.anchor.weight
+    assert first.seconds > second.seconds == 0
     assert all(a is b for a, b in zip(first.rows, second.rows, strict=True))
-    assert shared.anchor(loaded, config(), inputs, fingerprint=base) is None
 
 
-def test_another_base_answers_for_itself(loaded, tiny, config):
+def test_a_run_without_an_anchor_lets_it_go(loaded, config, answered):
     shared, way = Shared(several=True), config(anchored=True)
-    _, inputs = shared.read(loaded, way, None)
-    first = shared.anchor(loaded, way, inputs, fingerprint="one")
-    other = load_model(str(tiny("llama")), device="cpu")
-    with torch.no_grad():
-        other.model.get_output_embeddings().weight.mul_(3)
-    second = shared.anchor(other, way, inputs, fingerprint="two")
-    assert not torch.equal(first.rows[0].log_probs, second.rows[0].log_probs)
+    rows = weakref.ref(anchor_of(shared, loaded, way).rows[0])
+    gc.collect()
+    assert rows() is not None
+    assert anchor_of(shared, loaded, config()) is None
+    gc.collect()
+    assert rows() is None
+    anchor_of(shared, loaded, way)
+    assert len(answered) == 2
+
+
+def test_a_single_run_holds_no_anchor(loaded, config):
+    rows = weakref.ref(anchor_of(shared := Shared(), loaded, config(anchored=True)).rows[0])
+    gc.collect()
+    assert rows() is None
+    assert shared is not None
+
+
+def test_what_answers_otherwise_answers_for_itself(loaded, config, answered, tmp_path):
+    shared, way = Shared(several=True), config(anchored=True)
+    anchor_of(shared, loaded, way)
+    anchor_of(shared, loaded, way, base="another")
+    write(tmp_path / "prompts.jsonl", [{"prompt": text} for text in PROMPTS[:1]])
+    anchor_of(shared, loaded, way, base="another")
+    # Which layers are held in fewer bits depends on what trains.
+    for recipe in ("sa_proj", "mlp"):
+        held = config(anchored=True, recipe=recipe, training={"quantize_frozen": "int8"})
+        anchor_of(shared, loaded, held, base="another")
+    assert answered == [2, 2, 1, 1, 1]
