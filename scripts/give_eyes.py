@@ -1,0 +1,186 @@
+"""Put a small tower and a projector in front of SmolLM2-135M, and write what they learn from.
+
+    python scripts/pretrain_reference.py llava_onevision runs/seeing \\
+        --reading-steps 0 --answering-steps 0 --finishing-steps 0
+    python scripts/give_eyes.py runs/eyes --tower runs/seeing --pictures 8000
+    narrowtune teach runs/eyes/projector.yaml
+
+The tower is a SigLIP tower of the small world that has learned to name what is at each patch; the
+projector begins at random; the language model is SmolLM2 and stays as it is. The class is
+transformers' own `LlavaForConditionalGeneration`, so that `narrowtune` teaches the projector as any
+other recipe, on questions of the split `pretrain` about the held-out tasks and what comes before
+them, several for each picture. A target skill's question is never asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import yaml
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from narrowtune.demo.weights import smollm2_folder
+from narrowtune.miniature.canvas import SIZE
+from narrowtune.miniature.reference.architectures import PATCH, get_blueprint
+from narrowtune.miniature.reference.batches import draw_samples
+from narrowtune.miniature.reference.schedule import finishing_shares
+from narrowtune.miniature.registry import tasks_of
+from narrowtune.miniature.rows import write_rows
+
+IMAGE = "<image>"
+TOWER = "llava_onevision"
+"""The blueprint that the tower is of."""
+
+NUM_KEPT, QUESTIONS, SEED = 60, 6, 11
+_BATCH = 64  # questions of an optimiser step
+
+
+def build(folder: Path, tower: Path) -> None:
+    """Write the model's folder, its projector at random.
+
+    Args:
+        folder: where to.
+        tower: folder of a pre-training that has finished its first stage.
+    """
+    blueprint, source = get_blueprint(TOWER), smollm2_folder()
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    language_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    language_model.resize_token_embeddings(len(tokenizer))
+    vision = blueprint.make_config(blueprint.tokenizer()).vision_config
+    config = LlavaConfig(
+        vision_config=vision.to_dict(),
+        text_config=language_model.config.to_dict(),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(SEED)
+    model: Any = LlavaForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(language_model.model.state_dict())
+    state = torch.load(tower / "seeing.pt", weights_only=True)["model"]
+    prefix = "model.vision_tower."
+    seen = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    model.model.vision_tower.load_state_dict(seen)
+    as_long_as_words(model)
+    model.tie_weights()
+    model.to(torch.bfloat16).save_pretrained(folder)
+    write_processor(folder, tokenizer)
+
+
+@torch.no_grad()
+def as_long_as_words(model: Any) -> None:
+    """Scale the projector so that its first visual tokens are as long as words are on average."""
+    words = model.get_input_embeddings().weight.float().norm(dim=-1).mean()
+    projector = model.model.multi_modal_projector
+    states = torch.randn(512, projector.linear_1.in_features)
+    projector.linear_2.weight.mul_(words / projector(states).norm(dim=-1).mean())
+
+
+def write_processor(folder: Path, tokenizer: Any) -> None:
+    """Write what turns pictures and conversations into the model's inputs."""
+    content = (
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+        "{{ '" + IMAGE + "\n' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    )
+    own = tokenizer.chat_template
+    head, tail = "{{'<|im_start|>' + message['role'] + '\n'", "'<|im_end|>' + '\n'}}"
+    spoken = f"{head} + message['content'] + {tail}"
+    if spoken not in own:
+        raise SystemExit("SmolLM2's chat template is not the one that this script knows")
+    tokenizer.chat_template = own.replace(spoken, f"{head}}}}}{content}{{{{{tail}")
+    tokenizer.save_pretrained(folder)
+    pixels = get_blueprint(TOWER).processor_files["preprocessor_config.json"]
+    files: dict[str, dict[str, Any]] = {
+        "preprocessor_config.json": {
+            **{key: pixels[key] for key in pixels if key.startswith(("do_re", "do_n", "image_m"))},
+            "image_std": pixels["image_std"],
+            "image_processor_type": "SiglipImageProcessor",
+            "processor_class": "LlavaProcessor",
+            "size": {"height": SIZE, "width": SIZE},
+        },
+        "processor_config.json": {
+            "processor_class": "LlavaProcessor",
+            "patch_size": PATCH,
+            "num_additional_image_tokens": 0,
+            "vision_feature_select_strategy": "full",
+            "image_token": IMAGE,
+        },
+    }
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def write_questions(folder: Path, pictures: int) -> Path:
+    """Write rows of the split `pretrain`, up to `QUESTIONS` about each picture; return the file."""
+    ((_, shares),) = finishing_shares()
+    shown = folder / "pictures"
+    shown.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for sample in draw_samples(shares, pictures, SEED, 0):
+        picture = shown / f"{sample.id}.png"
+        picture.write_bytes(sample.scene.png())
+        for number, item in enumerate(sample.questions(QUESTIONS)):
+            row = {
+                "id": f"{sample.id}-{number}",
+                "image": picture.relative_to(folder).as_posix(),
+                "question": item.question,
+                "answer": item.answers[0],
+            }
+            lines.append(json.dumps(row) + "\n")
+    Random(SEED).shuffle(lines)
+    path = folder / "questions.jsonl"
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def write_run(folder: Path, model: Path, questions: Path) -> Path:
+    """Write the run that teaches the projector; what is kept shows what it sees."""
+    keep = [
+        write_rows(folder, task.name, "validation", NUM_KEPT, SEED) for task in tasks_of("held_out")
+    ]
+    run = {
+        "model": str(model),
+        "recipe": "projector",
+        "skill": {"path": str(questions), "validation": 0, "test": 200, "max_new_tokens": 24},
+        "keep": [task.model_dump(mode="json", exclude_defaults=True) for task in keep],
+        "training": {
+            "learning_rate": 1e-3,
+            "global_batch_size": _BATCH,
+            "per_device_train_batch_size": _BATCH,
+            "group_by_picture": True,
+        },
+        "output_dir": str(folder / "projector"),
+    }
+    path = folder / "projector.yaml"
+    path.write_text(yaml.safe_dump(run, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tower", type=Path, required=True, help="folder of a pre-training")
+    parser.add_argument("--pictures", type=int, default=8000)
+    given = parser.parse_args()
+    model = given.folder / "model"
+    build(model, given.tower)
+    questions = write_questions(given.folder, given.pictures)
+    print(write_run(given.folder, model, questions))
+
+
+if __name__ == "__main__":
+    main()
