@@ -7,13 +7,14 @@ summary.json.
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from narrowtune.core.errors import UsageError
 from narrowtune.core.run_folder import write_text
 from narrowtune.miniature.reference.shipped import reference_folder
-from narrowtune.study.phases import Protocol, Watch
+from narrowtune.study.phases import Phase, Protocol, Watch
 from narrowtune.study.presets import LORA, Preset
 from narrowtune.study.summary import Summary, summarise_study
 from narrowtune.study.summary_page import summary_page
@@ -23,7 +24,7 @@ from narrowtune.study.world import write_world
 def run_miniature(
     preset: Preset, folder: Path, watch: Watch, *, num_workers: int = 1
 ) -> tuple[Summary, Path]:
-    """Run what is missing of a preset, and write its summary.
+    """Run what is missing of a preset, and write its summary: after each phase, what is known then.
 
     Args:
         preset: which.
@@ -50,8 +51,20 @@ def run_miniature(
             models[preset.second_model] = reference_folder(preset.second_model)
     watch.say(f"Rows of the small world: {folder / 'world'}")
     world = write_world(folder / "world", preset)
-    protocol = Protocol(preset, world, models, folder, watch, num_workers=num_workers)
+
+    def done(phase: Phase) -> None:
+        watch.done(phase)
+        _write_summary(protocol)
+
+    watched = replace(watch, done=done)
+    protocol = Protocol(preset, world, models, folder, watched, num_workers=num_workers)
     protocol.run()
+    return _write_summary(protocol)
+
+
+def _write_summary(protocol: Protocol) -> tuple[Summary, Path]:
+    """Write summary.json and summary.md of the phases that are finished."""
+    preset, folder = protocol.preset, protocol.folder
     summary = summarise_study(preset.name, protocol.phases, protocol.choices, preset.skill)
     write_text(folder / "summary.json", summary.model_dump_json(indent=2) + "\n")
     page = folder / "summary.md"

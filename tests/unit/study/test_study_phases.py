@@ -331,3 +331,22 @@ def test_the_command_runs_a_preset(world, tiny, tmp_path, monkeypatch):
     found = run(["study", "tiny", "--output-dir", str(tmp_path), "--json"])
     assert json.loads(found.stdout)["phases"]["chains"] == stages - 1
     assert json.loads(found.stdout) == json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_a_summary_is_there_after_each_phase(world, tiny, tmp_path, monkeypatch):
+    from narrowtune.study import miniature
+
+    folder = tiny("llama", torch.bfloat16)
+    preset = replace(
+        PRESET, arms=PRESET.main, quarter=False, turned=(), most_extensions=0, second_model=None
+    )
+    monkeypatch.setattr(miniature, "reference_folder", lambda _: folder)
+    monkeypatch.setattr(miniature, "write_world", lambda *_: world)
+    known = []
+
+    def done(phase):
+        page = tmp_path / "summary.json"
+        known.append(list(json.loads(page.read_text())["phases"]) if page.exists() else [])
+
+    miniature.run_miniature(preset, tmp_path, Seen(done).watch)
+    assert known == [[], ["frontier"], ["frontier", "chosen"]]
