@@ -1,18 +1,22 @@
 """A study's figures: learning against forgetting, skill after skill, drift, and layers.
 
-Owns: what is drawn. Every seed is shown; lines between points are an arm's rising rates, or its
-seeds' mean.
+Owns: what is drawn. Every seed is shown; lines are the mean over seeds. With some twenty arms, what
+differs by a point and what differs by ninety must both be seen: losses stand on a scale that is
+even up to two points and logarithmic beyond.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle, groupby
 from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, TypeAlias
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from narrowtune.core.layers import LayerContributions
 from narrowtune.report import plotstyle as look
@@ -21,11 +25,18 @@ from narrowtune.report.text import signed_tick
 from narrowtune.study.formulas import rank_correlation
 from narrowtune.study.presets import REFERENCE
 from narrowtune.study.results import ChainKey, StageResult, by_chain
-from narrowtune.study.tables import SHARES, Point, frontier, matched, sequences
+from narrowtune.study.tables import SHARES, Point, best_point, frontier, matched, sequences
 
 _COLOURS = ("#1a56b0", "#96460a", "#14653a", "#7b2d8e", "#a8231a", "#0f7f86", "#8a6d00", "#505b6b")
 _DASHES = ("-", "--", ":", "-.")  # an arm's rates
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LOSS = "change on the held-out tasks, points"
+_SCALE: dict[str, Any] = {"linthresh": 2.0, "linscale": 0.6}
+_TICKS = (-100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100)
+
+
+_Looks: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Colour and marker of each arm."""
 
 
 def draw_study(
@@ -42,7 +53,7 @@ def draw_study(
         The figures' names.
     """
     drawn = []
-    arms = list(dict.fromkeys(r.chain.arm for r in results if r.stage))
+    arms = sorted({r.chain.arm for r in results if r.stage})
     looks = dict(zip(arms, _looks(), strict=False))
     with look.style():
         for order, skills in orders.items():
@@ -55,11 +66,13 @@ def draw_study(
             if all(_can_be_matched(arms_of) for arms_of in points):
                 drawn.append(_draw_matched(points, looks, folder, f"matched{suffix}"))
             every = [p for arms_of in points for found in arms_of.values() for p in found]
-            if any(not math.isnan(point.number_bias[1]) for point in every):
-                drawn.append(_draw_bias(every, looks, folder, f"number_bias{suffix}"))
+            for measure in DRIFT:
+                if any(not math.isnan(measure.of(point)) for point in every):
+                    drawn.append(_draw_drift(measure, every, looks, folder, suffix))
             first = [stages[0] for k, stages in by_chain(results).items() if k.order == order]
             if any(stage.layers is not None for stage in first):
-                drawn.append(_draw_layers(first, looks, folder, f"layers{suffix}"))
+                best = [best_point(found) for arms in points[:1] for found in arms.values()]
+                drawn.append(_draw_layers(first, best, looks, folder, f"layers{suffix}"))
             chains = sequences(results, order, len(skills))
             if len(skills) > 1 and chains:
                 lost = {key: scores.held_out for key, scores in chains.items()}
@@ -67,7 +80,7 @@ def draw_study(
     return drawn
 
 
-def _looks() -> Iterator[dict[str, str]]:
+def _looks() -> Iterator[dict[str, Any]]:
     """Yield a colour and a marker for each arm; more arms than colours differ by marker."""
     markers = cycle(_MARKERS)
     while True:
@@ -78,29 +91,34 @@ def _looks() -> Iterator[dict[str, str]]:
 def _draw_frontier(
     seeds: Sequence[Mapping[str, Sequence[Point]]],
     skill: str,
-    looks: Mapping[str, Mapping[str, str]],
+    looks: _Looks,
     folder: Path,
     name: str,
 ) -> str:
-    figure = look.new_figure(9, 6)
+    """Draw each arm's way over its rising rates, the mean over seeds, and every seed small."""
+    figure = look.new_figure(11, 7)
     axes = figure.subplots()
-    named = set()
-    for arms in seeds:
-        for arm, points in arms.items():
-            axes.plot(
-                [point.learning for point in points],
-                [-point.forgetting for point in points],
-                lw=1.4,
-                ms=7,
-                mec="white",
-                label=None if arm in named else short(arm),
-                **looks[arm],
-            )
-            named.add(arm)
-    _frame(axes, "change on the held-out tasks, points")
+    for arm in dict.fromkeys(arm for arms in seeds for arm in arms):
+        every = [point for arms in seeds for point in arms.get(arm, ())]
+        every.sort(key=lambda point: point.chain.learning_rate)
+        if len(seeds) > 1:
+            small = {**looks[arm], "ls": "", "ms": 3.5, "mew": 0, "alpha": 0.55}
+            axes.plot([p.learning for p in every], [-p.forgetting for p in every], **small)
+        rates = [list(of) for _, of in groupby(every, key=lambda p: p.chain.learning_rate)]
+        axes.plot(
+            [fmean(point.learning for point in points) for points in rates],
+            [-fmean(point.forgetting for point in points) for points in rates],
+            lw=1.4,
+            ms=7,
+            mec="white",
+            label=short(arm),
+            **looks[arm],
+        )
+    _frame(axes)
     axes.set_xlabel(f"{short(skill)} learned, points  (best: top right)")
     axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
-    _title(axes, "Learning against forgetting, by learning rate and seed")
+    told = ", mean over seeds (small: each)" if len(seeds) > 1 else ""
+    _title(axes, f"Learning against forgetting, by rate{told}")
     look.save(figure, folder, name)
     return name
 
@@ -113,51 +131,72 @@ def _can_be_matched(arms: Mapping[str, Sequence[Point]]) -> bool:
 
 def _draw_matched(
     seeds: Sequence[Mapping[str, Sequence[Point]]],
-    looks: Mapping[str, Mapping[str, str]],
+    looks: _Looks,
     folder: Path,
     name: str,
 ) -> str:
     """Draw what arms lose where they have learned as much: every seed, and the seeds' mean."""
-    figure = look.new_figure(10, 6)
-    axes = figure.subplots()
     lost = [matched(arms, REFERENCE) for arms in seeds]
-    arms = list(dict.fromkeys(arm for of_seed in lost for arm in of_seed))
-    for number, arm in enumerate(arms):
-        for place, share in enumerate(SHARES):
-            x = place + 0.8 * ((number + 0.5) / len(arms) - 0.5)
+    arms = sorted(
+        dict.fromkeys(arm for of_seed in lost for arm in of_seed),
+        key=lambda arm: _rank_lost([of_seed[arm] for of_seed in lost if arm in of_seed]),
+        reverse=True,
+    )
+    figure = look.new_figure(12, 1.6 + 0.32 * len(arms))
+    panels = figure.subplots(1, len(SHARES), sharex=True, sharey=True)
+    for axes, share in zip(panels, SHARES, strict=True):
+        for row, arm in enumerate(arms):
             values = [of_seed[arm][share] for of_seed in lost if arm in of_seed]
             reached = [-value for value in values if value is not None]
             style = {**looks[arm], "ls": "", "ms": 7, "mec": "white"}
-            label = None if place else short(arm)
-            axes.plot([x] * len(reached), reached, label=label, **style)
+            axes.plot(reached, [row] * len(reached), **style)
             # A mean over those that reach it would flatter an arm that often does not.
             if 1 < len(reached) == len(values):
-                mean = math.fsum(reached) / len(reached)
-                axes.plot([x - 0.03, x + 0.03], [mean] * 2, lw=2.2, color=looks[arm]["color"])
+                mean, bar = fmean(reached), [row - 0.36, row + 0.36]
+                axes.plot([mean] * 2, bar, lw=2.2, color=looks[arm]["color"])
             if len(reached) < len(values):
-                missed = f"{len(values) - len(reached)} of {len(values)}"
                 axes.annotate(
-                    f"not reached: {missed}",
-                    (x, 0.01),
-                    xycoords=("data", "axes fraction"),
-                    rotation=90,
-                    size=7,
-                    ha="center",
-                    va="bottom",
-                    color=looks[arm]["color"],
+                    f"not reached: {len(values) - len(reached)} of {len(values)}",
+                    (1.0, row),
+                    xycoords=("axes fraction", "data"),
+                    size=8,
+                    ha="right",
+                    va="center",
+                    color=look.SOFT,
                 )
-    _frame(axes, "change on the held-out tasks, points")
-    axes.set_xticks(range(len(SHARES)), [f"{share:.0%}" for share in SHARES])
-    axes.set_xlabel(f"of what {REFERENCE} learns at its best rate")
-    _title(axes, "At equal learning (bars: means of seeds)")
+        axes.set_xscale("symlog", **_SCALE)
+        _loss_ticks(axes.xaxis)
+        axes.axvline(0, color=look.BASE, lw=1)
+        axes.grid()
+        axes.set_title(f"at {share:.0%}", fontsize=11)
+    panels[0].set_yticks(range(len(arms)), [short(arm) for arm in arms])
+    panels[0].set_ylim(-0.7, len(arms) - 0.3)
+    panels[len(SHARES) // 2].set_xlabel(_LOSS)
+    figure.suptitle(
+        f"At a share of what {REFERENCE} learns at its best rate (bars: means of seeds)",
+        x=0.01,
+        ha="left",
+        weight="bold",
+        size=12,
+    )
     look.save(figure, folder, name)
     return name
+
+
+def _rank_lost(seeds: Sequence[Mapping[float, float | None]]) -> tuple[float, ...]:
+    """Sort an arm by how often it does not get to a share, then by what it loses there."""
+    ranked: list[float] = []
+    for share in SHARES:
+        values = [of_seed[share] for of_seed in seeds]
+        reached = [value for value in values if value is not None]
+        ranked += [values.count(None), fmean(reached) if reached else math.inf]
+    return tuple(ranked)
 
 
 def _draw_stages(
     lost: Mapping[ChainKey, Sequence[float]],
     skills: Sequence[str],
-    looks: Mapping[str, Mapping[str, str]],
+    looks: _Looks,
     folder: Path,
     name: str,
 ) -> str:
@@ -175,70 +214,124 @@ def _draw_stages(
         mean = [0.0, *(-math.fsum(stage) / len(stage) for stage in zip(*found, strict=True))]
         axes.plot(places, mean, lw=2.2, ls=dashes, ms=7, mec="white", label=label, **looks[arm])
     axes.set_xticks(places, ["base", *map(short, skills)])
-    _frame(axes, "change on the held-out tasks, points")
+    _frame(axes)
     _title(axes, "After each skill (thick: mean over seeds)")
     look.save(figure, folder, name)
     return name
 
 
-def _draw_bias(
-    points: Sequence[Point], looks: Mapping[str, Mapping[str, str]], folder: Path, name: str
+class _Drift(NamedTuple):
+    """A measure of how far the output distribution has moved.
+
+    Attributes:
+        name: of the figure.
+        title: what it is called.
+        axis: what stands below the figure.
+        of: a stage's value.
+        is_wide: whether values lie decades apart.
+    """
+
+    name: str
+    title: str
+    axis: str
+    of: Callable[[Point], float]
+    is_wide: bool
+
+
+DRIFT = (
+    _Drift(
+        "number_bias",
+        "Number-token bias",
+        "change of the number-token bias on free prompts",
+        lambda point: point.number_bias[1] - point.number_bias[0],
+        is_wide=False,
+    ),
+    _Drift(
+        "kl",
+        "KL(base‖tuned)",
+        "KL(base‖tuned) on free prompts, nats per token",
+        lambda point: point.kl,
+        is_wide=True,
+    ),
+)
+"""What is drawn against the loss."""
+
+
+def _draw_drift(
+    measure: _Drift,
+    points: Sequence[Point],
+    looks: _Looks,
+    folder: Path,
+    suffix: str,
 ) -> str:
-    figure = look.new_figure(9, 6)
+    figure = look.new_figure(11, 7)
     axes = figure.subplots()
-    shown = [point for point in points if not math.isnan(point.number_bias[1])]
-    named = set()
-    for point in shown:
-        arm = point.chain.arm
+    shown = [point for point in points if not math.isnan(measure.of(point))]
+    for arm in dict.fromkeys(point.chain.arm for point in shown):
+        of_arm = [point for point in shown if point.chain.arm == arm]
         axes.plot(
-            [point.number_bias[1] - point.number_bias[0]],
-            [-point.forgetting],
+            [measure.of(point) for point in of_arm],
+            [-point.forgetting for point in of_arm],
             ls="",
-            ms=8,
+            ms=7,
             mec="white",
-            label=None if arm in named else short(arm),
+            label=short(arm),
             **looks[arm],
         )
-        named.add(arm)
-    rho = rank_correlation(
-        [point.number_bias[1] - point.number_bias[0] for point in shown],
-        [point.forgetting for point in shown],
-    )
-    told = "" if rho is None else f" (rank correlation with the loss {rho:.2f}, {len(shown)} runs)"
-    _frame(axes, "change on the held-out tasks, points")
-    axes.set_xlabel("change of the number-token bias on free prompts")
-    _title(axes, f"Number-token bias{told}")
+    rho = rank_correlation([measure.of(p) for p in shown], [p.forgetting for p in shown])
+    told = "" if rho is None else f": rank correlation with the loss {rho:.2f}, {len(shown)} runs"
+    if measure.is_wide:
+        axes.set_xscale("symlog", linthresh=1e-3)
+        axes.xaxis.set_major_formatter("{x:g}")
+    _frame(axes)
+    axes.set_xlabel(measure.axis)
+    _title(axes, f"{measure.title}{told}")
+    name = f"{measure.name}{suffix}"
     look.save(figure, folder, name)
     return name
 
 
 def _draw_layers(
     stages: Sequence[StageResult],
-    looks: Mapping[str, Mapping[str, str]],
+    best: Sequence[Point],
+    looks: _Looks,
     folder: Path,
     name: str,
 ) -> str:
-    """Draw the change of attention's and MLPs' writes by layer, the mean over seeds."""
-    figure = look.new_figure(12, 6)
+    """Draw the change of attention's and MLPs' writes by layer, the mean over seeds.
+
+    At each arm's best rate where validation rows tell it, else at all.
+    """
+    figure = look.new_figure(12, 7)
+    told = {p.chain.arm: p.chain.learning_rate for p in best if not math.isnan(p.validation)}
     runs: dict[tuple[str, float], list[LayerContributions]] = {}
     for stage in stages:
-        if stage.layers is not None:
-            key = stage.chain.arm, stage.chain.learning_rate
-            runs.setdefault(key, []).append(stage.layers)
+        arm, rate = stage.chain.arm, stage.chain.learning_rate
+        if stage.layers is not None and told.get(arm, rate) == rate:
+            runs.setdefault((arm, rate), []).append(stage.layers)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, part in zip(panels, ("attention", "mlp"), strict=True):
         for (arm, rate), found in runs.items():
             curves = [getattr(layers, part) for layers in found]
-            mean = [math.fsum(values) / len(values) for values in zip(*curves, strict=True)]
+            mean = [fmean(values) for values in zip(*curves, strict=True)]
             label, dashes = _told_apart(arm, rate, list(runs))
             style = {**looks[arm], "ls": dashes, "ms": 6, "mec": "white", "lw": 1.6}
             axes.plot(mean, label=label if axes is panels[0] else None, **style)
         axes.grid()
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("layer")
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_title("attention" if part == "attention" else "MLPs", fontsize=11)
     panels[0].set_ylabel("change of what is written, in logits")
-    panels[1].set_title("MLPs")
-    _title(panels[0], "Attention, after the first skill (mean over seeds)")
+    figure.suptitle(
+        "What layers write, after the first skill (mean over seeds)",
+        x=0.01,
+        ha="left",
+        weight="bold",
+        size=12,
+    )
+    figure.legend(loc="outside right upper", frameon=False)
     look.save(figure, folder, name)
     return name
 
@@ -250,11 +343,20 @@ def _told_apart(arm: str, rate: float, runs: Sequence[tuple[str, float]]) -> tup
     return label, _DASHES[rates.index(rate) % len(_DASHES)]
 
 
-def _frame(axes: Axes, y: str) -> None:
+def _frame(axes: Axes) -> None:
     axes.axhline(0, color=look.BASE, lw=1)
     axes.grid()
-    axes.set_ylabel(y)
-    axes.yaxis.set_major_formatter(lambda value, _: signed_tick(value))
+    axes.set_ylabel(_LOSS)
+    lowest, highest = axes.dataLim.intervaly
+    axes.set_yscale("symlog", **_SCALE)
+    axes.set_ylim(min(1.2 * lowest, -1.0), max(1.5 * highest, 0.5))
+    _loss_ticks(axes.yaxis)
+
+
+def _loss_ticks(axis: Axis) -> None:
+    axis.set_major_locator(FixedLocator(_TICKS))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: signed_tick(value))
 
 
 def _title(axes: Axes, text: str) -> None:

@@ -102,8 +102,9 @@ def test_the_bias_is_drawn_with_its_correlation(tmp_path):
         for place, result in enumerate(results())
     ]
     drawn = draw_study(found, {"default": ["count", "clock"]}, tmp_path)
-    assert drawn == ["frontier", "number_bias", "stages"]
-    assert "rank correlation" in (tmp_path / "number_bias.svg").read_text()
+    assert drawn == ["frontier", "number_bias", "kl", "stages"]
+    for name in ("number_bias", "kl"):
+        assert "rank correlation" in (tmp_path / f"{name}.svg").read_text()
 
 
 def test_layers_are_drawn_for_every_arm(tmp_path):
@@ -117,3 +118,25 @@ def test_layers_are_drawn_for_every_arm(tmp_path):
     text = (tmp_path / "layers.svg").read_text()
     for arm in ("sa_proj, 0.0001", "sa_proj, 0.001", "a$b$c, 0.001"):
         assert re.search(rf"<!-- {re.escape(arm)}", text), arm
+
+
+def test_where_validation_rows_tell_it_layers_are_those_of_the_best_rate(tmp_path):
+    layers = LayerContributions(num_positions=9, attention=[0.0, 0.5, 2.0], mlp=[0.0, 1.0, 3.0])
+    found = [stage(BASE, 0.0, 0, 0, "", 0.0, 0.9)]
+    for rate, value in ((1e-4, 0.4), (1e-3, 0.8), (1e-2, 0.2)):
+        one = stage("language_model", rate, 0, 1, "count", value, 0.8)
+        update = {"validation": scores("target", value), "layers": layers}
+        found.append(one.model_copy(update=update))
+    draw_study(found, {"default": ["count"]}, tmp_path)
+    text = (tmp_path / "layers.svg").read_text()
+    assert text.count("<!-- language_model -->") == 1
+    assert "language_model, " not in text
+
+
+def test_one_point_and_ninety_are_both_seen(tmp_path):
+    found = [stage(BASE, 0.0, 0, 0, "", 0.0, 0.95)]
+    for arm, kept in (("sa_proj", 0.94), ("full", 0.05)):
+        found.append(stage(arm, 1e-4, 0, 1, "count", 0.4, kept))
+    draw_study(found, {"default": ["count"]}, tmp_path)
+    text = (tmp_path / "frontier.svg").read_text()
+    assert all(f"<!-- {tick} -->" in text for tick in ("0", "−1", "−2", "−10", "−50"))
