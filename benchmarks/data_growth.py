@@ -48,7 +48,7 @@ def measure(kind: str, num: int) -> dict[str, Any]:
 
     from narrowtune.core.config import parse_config
     from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
-    from narrowtune.engine.heap import keep_freed_blocks
+    from narrowtune.engine.heap import keep_freed_blocks, return_freed_pages
     from narrowtune.engine.peak import PeakMemory
     from narrowtune.miniature.reference.shipped import reference_folder
     from narrowtune.miniature.rows import write_rows
@@ -83,6 +83,7 @@ def measure(kind: str, num: int) -> dict[str, Any]:
         started = time.perf_counter()
         with PeakMemory(torch.device("cpu")) as reading:
             inputs = read_inputs(config, make_encoder(loaded, config))
+        return_freed_pages()  # as after every stage of a run
         seconds, after = time.perf_counter() - started, held().rss
         with PeakMemory(torch.device("cpu")) as training, apply_arithmetic(arithmetic):
             selection = resolve(loaded.model, "sa_proj")
