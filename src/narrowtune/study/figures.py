@@ -8,7 +8,7 @@ even up to two points and logarithmic beyond.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, groupby
 from pathlib import Path
 from statistics import fmean
@@ -16,12 +16,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from narrowtune.core.layers import LayerContributions
 from narrowtune.report import plotstyle as look
 from narrowtune.report.plots import short
 from narrowtune.report.text import signed_tick
+from narrowtune.study.correlations import MEASURES
 from narrowtune.study.formulas import rank_correlation
 from narrowtune.study.presets import REFERENCE
 from narrowtune.study.results import ChainKey, StageResult, by_chain
@@ -66,7 +68,7 @@ def draw_study(
             if all(_can_be_matched(arms_of) for arms_of in points):
                 drawn.append(_draw_matched(points, looks, folder, f"matched{suffix}"))
             every = [p for arms_of in points for found in arms_of.values() for p in found]
-            for measure in DRIFT:
+            for measure in _DRIFT:
                 if any(not math.isnan(measure.of(point)) for point in every):
                     drawn.append(_draw_drift(measure, every, looks, folder, suffix))
             first = [stages[0] for k, stages in by_chain(results).items() if k.order == order]
@@ -172,12 +174,8 @@ def _draw_matched(
     panels[0].set_yticks(range(len(arms)), [short(arm) for arm in arms])
     panels[0].set_ylim(-0.7, len(arms) - 0.3)
     panels[len(SHARES) // 2].set_xlabel(_LOSS)
-    figure.suptitle(
-        f"At a share of what {REFERENCE} learns at its best rate (bars: means of seeds)",
-        x=0.01,
-        ha="left",
-        weight="bold",
-        size=12,
+    _headline(
+        figure, f"At a share of what {REFERENCE} learns at its best rate (bars: means of seeds)"
     )
     look.save(figure, folder, name)
     return name
@@ -225,32 +223,36 @@ class _Drift(NamedTuple):
 
     Attributes:
         name: of the figure.
+        measure: one of `correlations.MEASURES`.
         title: what it is called.
         axis: what stands below the figure.
-        of: a stage's value.
         is_wide: whether values lie decades apart.
     """
 
     name: str
+    measure: str
     title: str
     axis: str
-    of: Callable[[Point], float]
     is_wide: bool
 
+    def of(self, point: Point) -> float:
+        """Return a stage's value."""
+        return MEASURES[self.measure](point)
 
-DRIFT = (
+
+_DRIFT = (
     _Drift(
         "number_bias",
+        "number-token bias",
         "Number-token bias",
         "change of the number-token bias on free prompts",
-        lambda point: point.number_bias[1] - point.number_bias[0],
         is_wide=False,
     ),
     _Drift(
         "kl",
+        "KL",
         "KL(base‖tuned)",
         "KL(base‖tuned) on free prompts, nats per token",
-        lambda point: point.kl,
         is_wide=True,
     ),
 )
@@ -324,13 +326,7 @@ def _draw_layers(
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_title("attention" if part == "attention" else "MLPs", fontsize=11)
     panels[0].set_ylabel("change of what is written, in logits")
-    figure.suptitle(
-        "What layers write, after the first skill (mean over seeds)",
-        x=0.01,
-        ha="left",
-        weight="bold",
-        size=12,
-    )
+    _headline(figure, "What layers write, after the first skill (mean over seeds)")
     figure.legend(loc="outside right upper", frameon=False)
     look.save(figure, folder, name)
     return name
@@ -357,6 +353,10 @@ def _loss_ticks(axis: Axis) -> None:
     axis.set_major_locator(FixedLocator(_TICKS))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: signed_tick(value))
+
+
+def _headline(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.01, ha="left", weight="bold", size=12)
 
 
 def _title(axes: Axes, text: str) -> None:

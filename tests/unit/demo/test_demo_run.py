@@ -53,3 +53,24 @@ def test_every_run_takes_over_the_arithmetic_of_the_first(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run._teach(second, first, SILENT, Shared())
     assert found == [True]
+
+
+def test_all_runs_share_what_they_read(tmp_path, monkeypatch):
+    configs = [
+        RunConfig.model_validate({"model": "m", "skill": "s", "output_dir": str(tmp_path / name)})
+        for name in ("one", "two", "three")
+    ]
+    given = []
+
+    def teach_alike(config, first, console, shared):
+        given.append((config.output_dir, first, shared))
+
+    monkeypatch.setattr(run.pictures, "prepare", lambda *_, **__: configs)
+    monkeypatch.setattr(run, "teach_alike", teach_alike)
+    monkeypatch.setattr(run, "summary_lines", lambda _: [])
+    monkeypatch.setattr(run, "sentence", lambda _: "")
+    monkeypatch.setattr(run, "build_comparison", lambda runs, folder: folder)
+    run.run_demo(tmp_path / "demo", model=str(tmp_path), seed=0, quick=True, console=SILENT)
+    assert [name for name, *_ in given] == [config.output_dir for config in configs]
+    assert len({id(shared) for *_, shared in given}) == 1
+    assert given[0][2]._several

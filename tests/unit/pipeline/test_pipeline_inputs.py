@@ -12,20 +12,10 @@ import pytest
 from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.core.errors import DataError, UsageError
 from narrowtune.data.examples import RowsRefusedError
-from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.pipeline.inputs import Inputs, equal_shares, make_encoder, read_inputs
+from study_rows import write
 
 LONG = "a word and " * 300
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny) -> LoadedModel:
-    return load_model(str(tiny("llama")), device="cpu")
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 def rows_about(what: str, count: int) -> list[dict[str, Any]]:

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import gc
-import json
 import pickle
 import weakref
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.models.load import LoadedModel, load_model
+from narrowtune.models.load import LoadedModel
 from narrowtune.pipeline import shared as shared_module
 from narrowtune.pipeline.inputs import Inputs, make_encoder, read_inputs
 from narrowtune.pipeline.shared import Shared
 from narrowtune.train.anchor import Anchor, build_anchor
+from study_rows import write
 
 PROMPTS = ("Tell me about trees.", "Which tree is 1?", "Say something.")
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny) -> LoadedModel:
-    return load_model(str(tiny("llama")), device="cpu")
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture
