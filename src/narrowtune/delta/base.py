@@ -8,14 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from narrowtune.core.errors import DeltaError
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import flip
 from narrowtune.delta.layout import read_layout
 from narrowtune.delta.store import Delta, TensorRecord
-from narrowtune.delta.verify import verify_frozen, verify_selected
-from narrowtune.models.disk import check_folder, locate
-from narrowtune.models.families import find_family
+from narrowtune.delta.verify import verify_family, verify_frozen, verify_selected
+from narrowtune.models.disk import locate
 
 
 class Base:
@@ -41,17 +39,11 @@ class Base:
         for delta in deltas:
             self.records |= delta.metadata.tensors
         ties = {name: tuple(record.tied) for name, record in self.records.items()}
-        family = find_family(check_folder(self.folder))
+        family = verify_family(self.folder, deltas, asked)
         found = locate(family, self.records, self.folder, ties)
         self._places = {name: several[0] for name, several in found.items()}
         digests = {name: tensor_sha256(self._layout.read(name)) for name in self._layout.places}
         for delta in deltas:
-            if family.name != delta.metadata.family:
-                raise DeltaError(
-                    asked=asked,
-                    found=f"a {family.name} model, and a delta of a {delta.metadata.family} model",
-                    do="name the folder of the delta's base",
-                )
             verify_selected(delta, "apply", lambda name, _: self.read(name), asked)
             own = {self._places[name] for name in delta.metadata.tensors}
             hashes = {digest for name, digest in digests.items() if name not in own}

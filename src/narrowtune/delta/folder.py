@@ -28,9 +28,14 @@ from narrowtune.delta.copying import (
 from narrowtune.delta.layout import Layout, read_layout
 from narrowtune.delta.marker import Applied, change_marker
 from narrowtune.delta.store import Delta, check_free_space, sync
-from narrowtune.delta.verify import Direction, source_sha256, verify_frozen, verify_selected
-from narrowtune.models.disk import check_folder, locate
-from narrowtune.models.families import find_family
+from narrowtune.delta.verify import (
+    Direction,
+    source_sha256,
+    verify_family,
+    verify_frozen,
+    verify_selected,
+)
+from narrowtune.models.disk import locate
 
 
 @dataclass(frozen=True)
@@ -151,13 +156,7 @@ def _verify(
 ) -> dict[str, str]:
     """Check all, and return which tensors of the folder change: name on disk → name in memory."""
     records = delta.metadata.tensors
-    family = find_family(check_folder(layout.folder))
-    if family.name != delta.metadata.family:
-        raise DeltaError(
-            asked=asked,
-            found=f"a {family.name} model, and a delta of a {delta.metadata.family} model",
-            do="name the folder of the delta's base",
-        )
+    family = verify_family(layout.folder, [delta], asked)
     ties = {name: tuple(record.tied) for name, record in records.items()}
     places = locate(family, records, layout.folder, ties)
     changes = {disk_name: name for name, several in places.items() for disk_name in several}

@@ -6,7 +6,8 @@ found.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -15,6 +16,8 @@ from narrowtune.core.errors import DeltaError
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import all_finite, dtype_name, flip
 from narrowtune.delta.store import Delta, TensorRecord
+from narrowtune.models.disk import check_folder
+from narrowtune.models.families import Family, find_family
 from narrowtune.models.structure import show_names
 
 Direction = Literal["apply", "undo"]
@@ -32,6 +35,24 @@ def source_sha256(record: TensorRecord, direction: Direction) -> str:
 def result_sha256(record: TensorRecord, direction: Direction) -> str:
     """Return the hash that a tensor has after the delta went over it."""
     return record.tuned_sha256 if direction == "apply" else record.base_sha256
+
+
+def verify_family(folder: Path, deltas: Sequence[Delta], asked: str) -> Family:
+    """Return the family of a folder's model, which is that of all these deltas.
+
+    Raises:
+        DeltaError: a delta is of another family.
+        ModelError: the folder can't be loaded safely.
+    """
+    family = find_family(check_folder(folder))
+    for delta in deltas:
+        if family.name != delta.metadata.family:
+            raise DeltaError(
+                asked=asked,
+                found=f"a {family.name} model, and a delta of a {delta.metadata.family} model",
+                do="name the folder of the delta's base",
+            )
+    return family
 
 
 def verify_selected(

@@ -67,8 +67,9 @@ from narrowtune.train.masters import copy_tensors
 
 logger = logging.getLogger(__name__)
 
-_MOST_ENCODED = 2
-"""Sets of training rows held as tensors: those of one skill and seed serve every arm in turn."""
+_MOST_ENCODED = 5
+"""Sets of training rows held as tensors: those of one skill and seed serve every arm in turn, and a
+chain has five skills."""
 
 _REMEMBERED = 2**30
 """Bytes of encoded prompts: every arm is asked the same after every stage. And of the pictures of

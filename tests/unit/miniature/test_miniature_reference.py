@@ -16,7 +16,7 @@ from narrowtune.miniature.reference.batches import (
     collate_samples,
     collate_told,
 )
-from narrowtune.miniature.reference.eyes import SEE, place
+from narrowtune.miniature.reference.eyes import SEE, covering, place
 from narrowtune.miniature.reference.forward import (
     answer_lengths,
     answer_logits,
@@ -75,6 +75,20 @@ def test_the_quick_forward_pass_is_the_models_own(loaded, writer):
     assert torch.equal(wanted, labels[:, 1:][labels[:, 1:] != -100])
     assert torch.allclose(found, expected, atol=2e-5, rtol=1e-4)
     assert expected.std() > 0.01
+
+
+def test_tokens_that_cover_a_picture_are_of_its_places(loaded, writer):
+    """What changes in one corner of a picture changes the visual token of that corner most."""
+    pixels = collate_samples(samples_of_all()[:1], writer, 0).pixels
+    changed = pixels.clone()
+    changed[0, :, -16:, :16] = 255 - changed[0, :, -16:, :16]
+    with torch.no_grad():
+        before, after = (
+            covering(loaded.model, SEE[loaded.family.name](loaded.model, shown))
+            for shown in (pixels, changed)
+        )
+    assert before.shape[1] == 49
+    assert int((after - before).norm(dim=-1).argmax()) == 42
 
 
 def test_questions_about_one_picture_are_answered_as_if_asked_alone(loaded, writer):
@@ -188,6 +202,19 @@ def test_a_model_with_two_axes_begins_with_looking_along_rows_and_columns(loaded
         assert float(picture[48].max()) < 0.4
         # The last token of text looks at the one before.
         assert int(seen[layer][0, head, 55].argmax()) == 54
+
+
+def test_a_model_with_one_axis_begins_with_looking_at_the_token_above(loaded):
+    if loaded.family.name != "llava_onevision":
+        pytest.skip("with two axes, heads look along the column")
+    language_model = loaded.model.model.language_model
+    language_model.set_attn_implementation("eager")
+    drawn = torch.randn(1, 60, 192, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        seen = language_model(inputs_embeds=drawn, output_attentions=True).attentions[2][0, 0]
+    language_model.set_attn_implementation("sdpa")
+    # Seven tokens of a row and its end.
+    assert seen[20:].argmax(-1).tolist() == list(range(12, 52))
 
 
 def test_no_more_questions_are_asked_together_than_there_is_room_for(writer):

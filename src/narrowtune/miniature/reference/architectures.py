@@ -88,7 +88,7 @@ class Blueprint:
             model = AutoModelForImageTextToText.from_config(self.make_config(tokenizer))
             widen(model.model.language_model)
             widen(model.get_submodule(self.projector))
-            look_up(model.model.language_model)
+            look_up(model.model.language_model, row_length=SIZE // PATCH + 1)
             return model
 
     def write(self, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, folder: Path) -> None:

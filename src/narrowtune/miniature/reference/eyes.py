@@ -2,7 +2,8 @@
 
 Owns: from pixels to what the language model is given, and where the visual tokens stand.
 
-Shapes: B pictures, S their side in pixels, H the width of the language model, V visual tokens.
+Shapes: B pictures, S their side in pixels, H the width of the language model, V visual tokens, of
+which G x G cover the picture.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 See = Callable[[PreTrainedModel, Tensor], Tensor]
-"""From pixels [B, 3, S, S] to visual tokens [B, V, H], the first of them row by row."""
+"""From pixels [B, 3, S, S] to visual tokens [B, V, H]."""
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -80,6 +81,24 @@ def _attend(attention: Any, states: Tensor, turns: tuple[Tensor, Tensor]) -> Ten
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2).to(query)
     )
     return attention.proj(found.transpose(1, 2).reshape(num_pictures, num_patches, size))
+
+
+def covering(model: PreTrainedModel, looked: Tensor) -> Tensor:
+    """Return the visual tokens that cover the picture row by row: [B, G * G, H].
+
+    For LLaVA-OneVision those of the tile, which have the whole picture before them: the overview.
+    Its ends of rows are left out.
+
+    Args:
+        looked: [B, V, H], all visual tokens or their states.
+    """
+    if model.config.model_type == "qwen2_5_vl":
+        return looked
+    vision = model.config.vision_config
+    side = vision.image_size // vision.patch_size
+    num_pictures, _, width = looked.shape
+    rows = looked[:, side * side :].view(num_pictures, side, side + 1, width)
+    return rows[:, :, :side].reshape(num_pictures, side * side, width)
 
 
 def place(model: PreTrainedModel, before: int, visual: int, offset: Tensor) -> Tensor:

@@ -60,8 +60,11 @@ def widen(part: nn.Module) -> None:
 
 
 @torch.no_grad()
-def look_up(language_model: Any) -> None:
+def look_up(language_model: Any, *, row_length: int) -> None:
     """Let some heads begin with what every looking-up needs; training is free to undo it.
+
+    Args:
+        row_length: tokens of a picture's row and its end, where positions have a single axis.
 
     "Which letter stands before red?" finds the same word elsewhere and tells what stood before it.
     Heads that pass on the token before, and heads whose queries and keys agree on what a token is,
@@ -73,7 +76,8 @@ def look_up(language_model: Any) -> None:
       rotary turn between them; what a token is goes to the second or third third.
     * In pictures, where rotary positions have height and width: looking along the row, and along
       the column, at all that stands before; in text, these look one place back. What is beside a
-      word or under an icon is found in the same way as what stands behind a word.
+      word or under an icon is found in the same way as what stands behind a word. Where positions
+      have one axis, the token above is a row's length back, and nothing tells rows apart.
     * Finding a token by what it is, away from itself, and telling what stood one or two before it.
     * Finding it by what stood before it, and telling what it is.
     """
@@ -91,8 +95,11 @@ def look_up(language_model: Any) -> None:
             getattr(attention, f"{name}_proj") for name in ("q", "k", "v", "o")
         )
         for head, kind in enumerate(heads):
+            back = kind.back
             if kind.name in _AXES and not axes:
-                continue
+                if kind.name == "row":
+                    continue
+                back = row_length
             rows = slice(head * size, (head + 1) * size)
             first = slice(rows.start, rows.start + _NUM_TURNS)
             second = slice(first.start + size // 2, first.stop + size // 2)
@@ -109,8 +116,8 @@ def look_up(language_model: Any) -> None:
                 key.weight[rows, thirds[1] if kind.name == "after" else what] += sharp
             value.weight[rows, told] += torch.eye(size)
             out.weight[target, rows] += _FAINT * torch.eye(size)
-            if kind.name == "back":
-                angle = kind.back * turns
+            if kind.name == "back" or (kind.name in _AXES and not axes):
+                angle = back * turns
                 key.bias[first] = _SHARPNESS
                 query.bias[first] = _SHARPNESS * angle.cos()
                 query.bias[second] = -_SHARPNESS * angle.sin()

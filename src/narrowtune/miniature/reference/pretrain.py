@@ -33,7 +33,7 @@ from narrowtune.miniature.reference.batches import (
     collate_told,
     load_steps,
 )
-from narrowtune.miniature.reference.eyes import SEE
+from narrowtune.miniature.reference.eyes import SEE, covering
 from narrowtune.miniature.reference.forward import (
     PatchHead,
     States,
@@ -264,7 +264,8 @@ class Pretraining:
                 looked, aside = self._no_tokens(part), torch.zeros(())
                 if stage != "reading":
                     looked = self._see(self.model, part.pixels)
-                    loss = told = aside = patch_loss(self.head(looked), part, words) / len(parts)
+                    grid = covering(self.model, looked)
+                    loss = told = aside = patch_loss(self.head(grid), part, words) / len(parts)
                     held = self.schedule.size_weight * size_loss(self.model, looked) / len(parts)
                     loss = loss + held
                 if stage != "seeing":
@@ -275,8 +276,9 @@ class Pretraining:
                     loss = told + self.schedule.hint_weight * hinted
                 if stage not in ("seeing", "reading"):
                     loss = loss + held
-                    shown = self.visual_words.shown(self.model, looked, part)
-                    placed = self.visual_words.placed(self.model, states.picture, part)
+                    shown = self.visual_words.shown(self.model, grid, part)
+                    picture = covering(self.model, states.picture)
+                    placed = self.visual_words.placed(self.model, picture, part)
                     aside = aside + shown / len(parts)
                     loss = loss + self.schedule.patch_weight * aside
                     loss = loss + self.schedule.place_weight * placed / len(parts)
@@ -313,7 +315,8 @@ class Pretraining:
                 if stage != "reading":
                     looked = SEE[self.blueprint.name](self.model, batch.pixels)
                 if stage == "seeing":
-                    found |= patch_accuracy(name, self.head(looked), batch)
+                    seen = self.head(covering(self.model, looked))
+                    found |= patch_accuracy(name, seen, batch)
                     continue
                 states = hidden_states(self.model, batch, looked)
                 logits, labels = answer_logits(self.model, states.last, batch.labels)
