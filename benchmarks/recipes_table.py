@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from recipes import (
+from recipes_protocol import (
     ARMS,
     DECIDING,
     GRID,
