@@ -24,6 +24,7 @@ SECTIONS = {
     "anchor": config.AnchorSettings,
     "training": config.TrainingSettings,
     "drift": config.DriftSettings,
+    "dial": config.DialSettings,
     "cost": config.CostSettings,
 }
 STUDY = {
@@ -42,15 +43,18 @@ HEAD = """# Configuration
 
 Made by `python scripts/write_configuration.py`. A run is one YAML file; an unknown key is an
 error, and all mistakes are reported at once. On the command line the common settings are flags, and
-every other one is `--set key=value` (`--set training.optim=adamw_torch`). `skill`, `keep` and `mix`
-also take a path in place of keys, and `anchor` takes true.
+every other one is `--set key=value` (`--set training.optim=adamw_torch`). A path may stand in place
+of a section's keys: `skill: rows.jsonl`, `keep: [a.jsonl, b.jsonl]` or `keep: a.jsonl`,
+`mix: general.jsonl:0.1`. `anchor` and `dial` take true.
 
 Flags are laid over the file, `--set` over both. `--skill PATH` replaces `skill.path` and leaves the
 section's other keys. `--keep` and `--mix` replace the file's whole list: each is a path (with its
 share for `--mix`) whose other keys have their defaults, so a list with metrics of its own is better
 kept in the file, or changed item by item (`--set keep.0.metric=number`, counted from 0).
 
-What a run writes is in [the run folder](run-folder.md).
+What a run writes is in [the run folder](run-folder.md). What can be made again (scores of a base,
+what a frozen tower makes of pictures, the demo's model) is kept in `$NARROWTUNE_CACHE`, else in
+`~/.cache/narrowtune`; that folder may be deleted at any time.
 """
 
 

@@ -26,6 +26,7 @@ from narrowtune.cli.flags import (
     SetModel,
     option,
 )
+from narrowtune.cli.plan import plan
 from narrowtune.cli.printing import finish, open_console
 from narrowtune.cli.settings import model_settings, run_settings
 from narrowtune.cli.study import study
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(delta_commands.app, name="delta")
 app.add_typer(ledger_commands.app, name="ledger")
+app.command(short_help="Show what would train and what it costs.")(plan)
 app.command(short_help="Compare recipes over skills taught in a row.")(study)
 
 
@@ -61,59 +63,15 @@ def _root(
     pass
 
 
-@app.command()
-def plan(
-    model: Model,
-    recipe: Annotated[str, option("RECIPE", RECIPE_HELP)] = "sa_proj",
-    skill: Annotated[str | None, option("PATH", "The skill's rows: sizes come from them.")] = None,
-    keep: Annotated[
-        list[str] | None, option("PATH", "Rows to keep; may be repeated. Needs no --skill.")
-    ] = None,
-    anchor: Annotated[bool | None, typer.Option(help="Count an anchor on general prompts.")] = None,
-    global_batch_size: GlobalBatchSize = None,
-    per_device_train_batch_size: BatchSize = None,
-    max_length: MaxLength = None,
-    measure: Annotated[bool, typer.Option(help="Time some steps on this machine.")] = True,
-    power_watts: Annotated[float | None, option("W", "Machine's power, for energy.")] = None,
-    co2_kg_per_kwh: Annotated[float | None, option("KG", "Grid factor, for CO2.")] = None,
-    price_per_hour: Annotated[float | None, option("PRICE", "Of the machine.")] = None,
-    more: Set = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show what would train and what it costs. Changes nothing."""
-    # A plan needs no skill, and a run's settings do.
-    with_skill = skill is not None or any(pair.startswith("skill") for pair in more or [])
-    flags = {
-        "model": model,
-        "recipe": recipe,
-        "skill": skill if with_skill else "(no skill)",
-        "keep": keep,
-        "anchor": anchor,
-        "training.global_batch_size": global_batch_size,
-        "training.per_device_train_batch_size": per_device_train_batch_size,
-        "max_length": max_length,
-        "cost.power_watts": power_watts,
-        "cost.co2_kg_per_kwh": co2_kg_per_kwh,
-        "cost.price_per_hour": price_per_hour,
-    }
-    settings = run_settings(None, flags, more)
-    from narrowtune.pipeline.single import plan as make_plan
-    from narrowtune.report.plan_view import render_plan
-
-    result = make_plan(settings, with_skill=with_skill, measure_time=measure)
-    if as_json:
-        typer.echo(result.model_dump_json(indent=2))
-    else:
-        open_console().print(render_plan(result))
-
-
 @app.command(short_help="Teach a skill, measure what was lost, and decide.")
 def teach(
     config: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="A YAML file; flags override it.")
     ] = None,
     model: Annotated[str | None, option("MODEL", "Folder or hub id of the base model.")] = None,
-    recipe: Annotated[str | None, option("RECIPE", f"{RECIPE_HELP} sa_proj unless given.")] = None,
+    recipe: Annotated[
+        str | None, option("RECIPE", f"{RECIPE_HELP} mlp_gate_up unless given.")
+    ] = None,
     skill: Annotated[str | None, option("PATH", "Rows to learn from and be tested on.")] = None,
     keep: Annotated[
         list[str] | None, option("PATH", "Rows that must not get worse; may be repeated.")
@@ -251,6 +209,10 @@ def evaluate(
         int, typer.Option(metavar="N", min=1, help="Rows answered together at most.")
     ] = EVAL_BATCH_SIZE,
     limit: Annotated[int | None, option("N", "Use only this many rows.")] = None,
+    image_root: Annotated[
+        str | None, option("FOLDER", "That pictures' paths stay under; the rows' own unless given.")
+    ] = None,
+    split: Annotated[str | None, option("NAME", "Of a datasets folder or hub id.")] = None,
     max_length: MaxLength = None,
     max_refused: Annotated[int, option("N", "Unusable rows tolerated in each set.")] = 0,
     output: Annotated[Path, option("FOLDER", "Gets one file of answers per set of rows.")] = Path(
@@ -274,6 +236,8 @@ def evaluate(
         "mode": mode,
         "max_new_tokens": max_new_tokens,
         "limit": limit,
+        "image_root": image_root,
+        "split": split,
         "max_refused": max_refused,
     }
     found = score(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from narrowtune.cli.flags import METRIC_HELP, MODES, AsJson, Model, Overwrite, option
+from narrowtune.cli.flags import METRIC_HELP, MODES, AsJson, Overwrite, option
 from narrowtune.cli.printing import open_console, say_written
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 
 File = Annotated[Path, typer.Argument(metavar="DELTA", help="A delta file.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the base.")]
+Tuned = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the tuned model.")]
 Output = Annotated[
     Path, typer.Option(metavar="FOLDER", help="The new folder; nothing may be there yet.")
 ]
@@ -37,24 +38,24 @@ def delta_info(path: File, as_json: AsJson = False) -> None:
 
 
 @app.command("apply", short_help="Write the tuned model: the base with the delta.")
-def delta_apply(model: Model, path: File, output: Output) -> None:
+def delta_apply(base: Folder, path: File, output: Output) -> None:
     """Write the tuned model: the base's folder with the delta's bits flipped, exactly."""
     from narrowtune.delta.folder import apply_to_folder
 
-    say_written("Applied", apply_to_folder(Path(model), path, output))
+    say_written("Applied", apply_to_folder(base, path, output))
 
 
 @app.command("undo")
-def delta_undo(model: Model, path: File, output: Output) -> None:
+def delta_undo(tuned: Tuned, path: File, output: Output) -> None:
     """Write the base again from a tuned folder, bit for bit."""
     from narrowtune.delta.folder import undo_folder
 
-    say_written("Undone", undo_folder(Path(model), path, output))
+    say_written("Undone", undo_folder(tuned, path, output))
 
 
 @app.command("merge", short_help="Write a plain folder that inference servers load.")
 def delta_merge(
-    model: Model,
+    base: Folder,
     path: File,
     output: Output,
     max_shard_size: Annotated[
@@ -64,7 +65,7 @@ def delta_merge(
     """Write a plain folder that `from_pretrained` and inference servers load."""
     from narrowtune.delta.folder import merge
 
-    say_written("Merged", merge(Path(model), path, output, max_shard_size))
+    say_written("Merged", merge(base, path, output, max_shard_size))
 
 
 @app.command("pack", short_help="Compress a delta without loss, or the reverse.")

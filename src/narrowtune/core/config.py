@@ -232,7 +232,7 @@ class RunConfig(ModelSettings):
         allow_overlap: accept rows that are both taught and kept (the record says so).
     """
 
-    recipe: str = "sa_proj"
+    recipe: str = "mlp_gate_up"
     skill: SkillSettings
     keep: list[DataSettings] = Field(default_factory=list)
     mix: list[MixSettings] = Field(default_factory=list)
@@ -260,6 +260,24 @@ class RunConfig(ModelSettings):
             return get_recipe(value).name
         except UsageError as error:
             raise ValueError(f"{error.found}; {error.do}") from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _validation_where_it_is_used(cls, values: Any) -> Any:
+        """Learn from the rows that nothing would be validated on."""
+        if not isinstance(values, dict):
+            return values
+        skill, training = values.get("skill"), values.get("training")
+        skill = {"path": skill} if isinstance(skill, str) else skill
+        used = isinstance(training, dict) and training.get("eval_steps")
+        if used or not isinstance(skill, dict) or "validation" in skill:
+            return values
+        return {**values, "skill": {**skill, "validation": 0.0}}
+
+    @field_validator("keep", "mix", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @field_validator("anchor", "dial", mode="before")
     @classmethod

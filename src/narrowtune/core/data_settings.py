@@ -81,7 +81,8 @@ class SkillSettings(DataSettings):
             of `test_path` are all used.
         max_refused: how many unusable rows are tolerated in `path`, and as many in `test_path`, in
             reading and in encoding together.
-        validation: share of the rows kept for choosing checkpoints, 0 to 1.
+        validation: share of the rows kept for choosing checkpoints, 0 to 1; a study chooses its
+            rates on them. None are kept where a run has no `training.eval_steps`, unless given.
         test: share kept for the final score. Ignored where `test_path` is given.
         test_path: rows of their own for the final score.
         test_split: which split of `test_path`, where that has several.

@@ -6,7 +6,7 @@ from typing import Any
 
 from narrowtune.core.errors import UsageError
 
-_SWITCHES = ("anchor",)
+_SWITCHES = ("anchor", "dial")
 """Sections that true switches on, and false off."""
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from narrowtune.core.errors import DeltaError, UsageError
+from narrowtune.core.extras import require
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.base import Base
 from narrowtune.delta.bits import all_finite, xor
@@ -149,14 +150,9 @@ def _merging(
     how: Blending, weights: tuple[float, ...], asked: str
 ) -> Callable[[list[Tensor], int], Tensor]:
     """Return what makes one difference of several; the number makes its chance its own."""
-    try:
-        from peft.utils import merge_utils
-    except ImportError:
-        raise UsageError(
-            asked=asked,
-            found="peft is not installed, whose rules are used",
-            do="pip install 'narrowtune[lora]'",
-        ) from None
+    require("lora", "peft", asked=asked)
+    from peft.utils import merge_utils
+
     factors = torch.tensor(weights, dtype=torch.float64)
     if how.rule == "linear":
         return lambda parts, _: merge_utils.task_arithmetic(parts, factors.to(parts[0].dtype))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from narrowtune.core.errors import DeltaError, ModelError
@@ -51,7 +53,8 @@ def extract(
         base: the values before training: a mapping from name in memory to tensor, in the base's
             dtype; or the untouched base model; or its folder, from which the selected tensors
             alone are read, in the dtype that the model was loaded in (`model.config.dtype`); or
-            None for the folder that the model was loaded from (`config._name_or_path`).
+            None for the folder that the model was loaded from (`config._name_or_path`), which for
+            a hub id is the one in the hub's cache on this disk.
         base_hashes: what `tensor_hashes` returned for the base. Needed where the frozen tensors no
             longer have their own dtype (held in fp32 for the run); otherwise they are hashed as
             they are now.
@@ -130,13 +133,13 @@ def _base_reader(
         if missing:
             raise _mismatch(asked, f"the base has no {missing[0]} ({len(missing)} are missing)")
         return lambda name: tensors[name].detach().to("cpu").contiguous()
-    config = getattr(model, "config", None)
-    folder = Path(base if base is not None else getattr(config, "_name_or_path", "") or "")
-    dtype = getattr(config, "dtype", None)
-    if not folder.name or not folder.is_dir() or not isinstance(dtype, torch.dtype):
+    folder = Path(base) if base is not None else _loaded_from(model)
+    dtype = getattr(getattr(model, "config", None), "dtype", None)
+    if folder is None or not folder.is_dir() or not isinstance(dtype, torch.dtype):
+        named = base if base is not None else _name(model)
         raise DeltaError(
             asked=asked,
-            found=f"no folder {str(folder)!r} with the model before training",
+            found=f"no folder {str(named)!r} with the model before training",
             do="give `base`: the values before training, the base model, or its folder",
         )
     layout = read_layout(folder)
@@ -144,10 +147,27 @@ def _base_reader(
     return lambda name: layout.read(places[name][0]).to(dtype).contiguous()
 
 
+def _loaded_from(model: nn.Module) -> Path | None:
+    """Return the folder that a model was loaded from, a hub id's being in the hub's cache."""
+    name = _name(model)
+    if not name or Path(name).is_dir():
+        return Path(name) if name else None
+    revision = getattr(model.config, "_commit_hash", None)
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+
+
+def _name(model: nn.Module) -> str:
+    """Return the folder or hub id that a model was loaded by; nothing where it has none."""
+    return getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+
+
 def _warn_of_other_dtype(model: nn.Module, records: Mapping[str, TensorRecord]) -> None:
     """Say so where the folder behind `model` holds the selected tensors in another dtype."""
-    folder = Path(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
-    if not folder.name or not (folder / "config.json").is_file():
+    folder = _loaded_from(model)
+    if folder is None or not (folder / "config.json").is_file():
         return
     try:
         places = read_layout(folder).places

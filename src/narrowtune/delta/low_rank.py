@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from narrowtune.core.delta_results import Kept
 from narrowtune.core.errors import DeltaError, UsageError
+from narrowtune.core.extras import require
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.base import Base
 from narrowtune.delta.bits import xor
@@ -76,10 +76,7 @@ class LowRank:
         asked = f"a LoRA adapter of rank {rank} from a delta ({delta.metadata.recipe})"
         if rank < 1:
             raise UsageError(asked=asked, found=f"rank {rank}", do="give 1 or more")
-        if find_spec("peft") is None:
-            raise UsageError(
-                asked=asked, found="peft is not installed", do="pip install 'narrowtune[lora]'"
-            )
+        require("lora", "peft", asked=asked)
         self._base, self._delta, self.rank = Base(folder, [delta], asked), delta, rank
         self._factors: dict[str, _Factors] = {}
         self._lost: dict[str, float] = {}

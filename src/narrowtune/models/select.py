@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from narrowtune.core.errors import SelectionError
@@ -147,12 +148,28 @@ def resolve(model: nn.Module, recipe: str | Recipe) -> Selection:
     )
 
 
-def select(model: nn.Module, recipe: str | Recipe) -> Selection:
-    """Resolve `recipe` and set `requires_grad` on exactly its parameters. Raises as `resolve`."""
+def select(
+    model: nn.Module, recipe: str | Recipe, *, dtype: torch.dtype | None = None
+) -> Selection:
+    """Resolve `recipe` and set `requires_grad` on exactly its parameters.
+
+    Args:
+        model: a transformers model.
+        recipe: name of a recipe, or one of your own.
+        dtype: what the selected parameters are held in from now on; as they are unless given. A
+            bf16 weight swallows most steps of a small learning rate, so give `torch.float32`
+            where the model is in bf16, and train under autocast (`bf16=True`). `extract` rounds
+            to the base's dtype.
+
+    Raises:
+        UnknownFamilyError, SelectionError: as `resolve`.
+    """
     selection = resolve(model, recipe)
     chosen = set(selection.names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
+        if dtype is not None and name in chosen:
+            parameter.data = parameter.data.to(dtype)
     return selection
 
 

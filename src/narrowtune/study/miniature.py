@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from narrowtune.core.errors import UsageError
+from narrowtune.core.extras import require
 from narrowtune.core.run_folder import write_text
 from narrowtune.miniature.reference.shipped import reference_folder
 from narrowtune.study.phases import Phase, Protocol, Watch
@@ -39,12 +39,8 @@ def run_miniature(
         UsageError: the model does not ship, peft is missing, or the folder is another preset's.
         NarrowtuneError: of the first chain that fails.
     """
-    if LORA in preset.arms and find_spec("peft") is None:
-        raise UsageError(
-            asked=f"the study {preset.name}, which has an arm with LoRA",
-            found="peft is not installed",
-            do="pip install 'narrowtune[lora]', or peft itself",
-        )
+    if LORA in preset.arms:
+        require("lora", "peft", asked=f"the study {preset.name}, which has an arm with LoRA")
     models = {preset.model: reference_folder(preset.model)}
     if preset.second_model is not None:
         with suppress(UsageError):  # the protocol says which phases are left out

@@ -13,7 +13,8 @@ from dataclasses import replace
 from torch import nn
 from transformers import PreTrainedModel
 
-from narrowtune.core.errors import SelectionError, UsageError
+from narrowtune.core.errors import SelectionError
+from narrowtune.core.extras import require
 from narrowtune.core.study_settings import LoraSettings
 from narrowtune.models.select import Selection
 
@@ -31,14 +32,9 @@ def low_rank(
         UsageError: peft is not installed.
         SelectionError: nothing in the selection is the matrix of a linear layer.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise UsageError(
-            asked="LoRA",
-            found="peft is not installed",
-            do="pip install peft, or leave the arm out",
-        ) from None
+    require("lora", "peft", asked="LoRA")
+    from peft import LoraConfig, get_peft_model
+
     layers = [
         name
         for name, module in model.named_modules()

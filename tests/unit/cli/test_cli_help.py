@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from narrowtune.cli.app import app
 from narrowtune.cli.flags import MODES
 from narrowtune.cli.printing import finish, say_written
+from narrowtune.core.config import load_config
 from narrowtune.core.errors import UsageError
 from narrowtune.core.recipes import RECIPES
 from narrowtune.core.results import RunRecord
@@ -52,6 +53,36 @@ def test_choices_are_listed():
     for command in ("teach", "plan"):
         assert all(name in help_of(command) for name in RECIPES)
     assert all(name in help_of("evaluate") for name in MODES)
+
+
+def planned(monkeypatch, *arguments):
+    """Return the settings that `narrowtune plan` plans, and whether with a skill."""
+    asked = []
+    monkeypatch.setattr(
+        "narrowtune.pipeline.single.plan",
+        lambda config, *, with_skill, measure_time: asked.append((config, with_skill)),
+    )
+    CliRunner().invoke(app, ["plan", *arguments])
+    ((config, with_skill),) = asked
+    return config, with_skill
+
+
+def test_a_runs_file_is_planned_as_it_would_be_taught(tmp_path, monkeypatch):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nrecipe: sa_proj\nskill: s.jsonl\nkeep: k.jsonl\nanchor: true\n")
+    config, with_skill = planned(monkeypatch, str(path))
+    assert with_skill
+    assert config == load_config(path)
+    config, _ = planned(monkeypatch, str(path), "--recipe", "mlp", "--skill", "t.jsonl")
+    assert (config.recipe, config.skill.path, config.keep[0].path) == ("mlp", "t.jsonl", "k.jsonl")
+
+
+def test_a_model_is_planned_without_any_rows(tmp_path, monkeypatch):
+    config, with_skill = planned(monkeypatch, "some/model.v2")
+    assert not with_skill
+    assert (config.model, config.recipe) == ("some/model.v2", "mlp_gate_up")
+    (tmp_path / "model.yaml").mkdir()
+    assert planned(monkeypatch, str(tmp_path / "model.yaml"))[0].model.endswith("model.yaml")
 
 
 def test_a_comparison_is_not_written_over_what_is_there(tmp_path):

@@ -21,10 +21,10 @@ def mistakes(**changes) -> str:
 
 def test_smallest_run_has_the_documented_defaults():
     run = parse()
-    assert run.recipe == "sa_proj"
+    assert run.recipe == "mlp_gate_up"
     assert run.budget == 1.0
     assert run.skill.label == "counting"
-    assert (run.skill.validation, run.skill.test) == (0.1, 0.2)
+    assert (run.skill.validation, run.skill.test) == (0.0, 0.2)
     assert run.training.lr_scheduler_type == "cosine"
     assert (run.training.warmup_ratio, run.training.max_grad_norm) == (0.03, 1.0)
     assert run.anchor is None
@@ -37,6 +37,20 @@ def test_short_forms():
     assert run.anchor is not None
     assert run.anchor.rows_per_step == 4
     assert parse(anchor=False).anchor is None
+    assert parse(keep="a.json").keep == parse(keep=["a.json"]).keep
+    assert parse(mix="general.jsonl:0.25").mix == run.mix
+
+
+@pytest.mark.parametrize("skill", ["counting.jsonl", {"path": "counting.jsonl"}])
+def test_rows_are_kept_back_for_validation_only_where_something_is_validated(skill):
+    assert parse(skill=skill).skill.validation == 0.0
+    assert parse(skill=skill, training={"max_steps": 5}).skill.validation == 0.0
+    assert parse(skill=skill, training={"eval_steps": 5}).skill.validation == 0.1
+    given = {"path": "counting.jsonl", "validation": 0.3}
+    assert parse(skill=given).skill.validation == 0.3
+    # What a record holds is read back as it was.
+    run = parse(skill=skill, training={"eval_steps": 5})
+    assert RunConfig.model_validate(run.model_dump()) == run
 
 
 def test_all_mistakes_are_reported_at_once():

@@ -28,7 +28,7 @@ def line(key: str, **values) -> str:
         ("skill.test", {"skill": {"path": "s", "test": 1}}, "a number from 0 and below 1"),
         ("budget", {"budget": float("nan")}, "nan is given; it takes a number from 0"),
         ("training", {"training": 5}, "5 is given; it takes a section of keys"),
-        ("keep", {"keep": "a.jsonl"}, "it takes a list, each a path or a section of keys"),
+        ("keep", {"keep": 5}, "it takes a list, each a path or a section of keys"),
         ("keep.1", {"keep": ["a.jsonl", 5]}, "5 is given; it takes a path or a section of keys"),
         ("model", {"model": None}, "nothing is given; it takes text"),
         ("keep.0.path", {"keep": [{}]}, "missing; it takes text that is not empty"),

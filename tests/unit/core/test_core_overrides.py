@@ -47,6 +47,10 @@ def test_true_keeps_a_section_only_where_it_switches_one_on():
     given = {"anchor": {"weight": 3.0}, "training": {"max_steps": 1}}
     assert override(given, {"anchor": True}) == given
     assert override(given, {"training": True})["training"] is True
+    dialled = {"dial": {"num_steps": 20}}
+    assert override(dialled, {"dial": True}) == dialled
+    assert override({"dial": True}, {"dial.share": 0.3}) == {"dial": {"share": 0.3}}
+    assert override({}, {"dial": True, "dial.share": 0.3}) == {"dial": {"share": 0.3}}
     assert override({"training": True}, {"training.max_steps": 2}) == {"training": True}
     assert override({"anchor": False}, {"anchor.weight": 2.0}) == {"anchor": {"weight": 2.0}}
     kwargs = {"chat_template_kwargs": {"think": {"budget": 1}}}

@@ -99,8 +99,10 @@ def test_the_rank_that_would_keep_more_is_told_only_as_far_as_it_is_known(make_c
 
 
 def test_peft_is_asked_for_before_anything_is_computed(make_case, monkeypatch):
+    from narrowtune.core import extras
+
     case = make_case("llama", torch.float32)
-    monkeypatch.setattr(low_rank, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
     monkeypatch.setattr(low_rank, "_factor", None)
     with pytest.raises(UsageError, match=r"narrowtune\[lora\]"):
         LowRank(case.folder, case.delta, rank=2)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from narrowtune.delta.extract import OtherDtypeWarning, extract
 from narrowtune.delta.folder import apply_to_folder, undo_folder
 from narrowtune.delta.store import Delta
 from narrowtune.models.fingerprint import fingerprint, tensor_hashes
-from narrowtune.models.select import resolve
+from narrowtune.models.select import resolve, select
 from tiny_models import FAMILIES
 
 CASES = [
@@ -335,6 +337,46 @@ def test_a_model_from_nowhere_needs_a_base(make_case):
     model.config._name_or_path = ""
     with pytest.raises(DeltaError, match="no folder"):
         extract(model, resolve(model, "sa_proj"))
+
+
+def test_a_hub_ids_base_is_found_in_the_hubs_cache(make_case, tmp_path, monkeypatch):
+    case, commit = make_case("llama", torch.bfloat16), "0" * 40
+    cached = tmp_path / "models--company--model" / "snapshots" / commit
+    shutil.copytree(case.folder, cached)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    model = case.load()
+    model.config._name_or_path, model.config._commit_hash = "company/model", commit
+    disturb(model, case.selection.names)
+    delta = extract(model, case.selection, notes=["toy"])
+    assert delta.metadata == case.delta.metadata
+    model.config._name_or_path = "company/other"
+    with pytest.raises(DeltaError, match="no folder 'company/other'"):
+        extract(model, case.selection)
+
+
+def test_masters_in_fp32_give_a_delta_that_fits_the_folder(make_case):
+    """What `select` widens trains under autocast, and `extract` rounds to the base's dtype."""
+    case = make_case("llama", torch.bfloat16)
+    model = case.load()
+    selection = select(model, "sa_proj", dtype=torch.float32)
+    held = {name: p.dtype for name, p in model.named_parameters()}
+    assert {held[name] for name in selection.names} == {torch.float32}
+    assert {t for name, t in held.items() if name not in selection.names} == {torch.bfloat16}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    ids = torch.arange(12)[None]
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        delta = extract(model, selection)
+    assert {record.dtype for record in delta.metadata.tensors.values()} == {"bfloat16"}
+    assert any(view_bits(bits).any() for bits in delta.bits.values())
+    model.to(torch.bfloat16)
+    undo(model, delta)
+    assert same_bits(weights(model), case.base)
 
 
 def test_a_tensor_that_the_selection_names_must_be_there(make_case):

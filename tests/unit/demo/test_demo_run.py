@@ -24,6 +24,15 @@ def test_a_model_that_is_not_there_leaves_an_earlier_demo_as_it_is(tmp_path):
     assert (tmp_path / "data").exists()
 
 
+def test_what_the_demo_on_text_needs_is_asked_for_first(tmp_path, monkeypatch):
+    from narrowtune.core import extras
+
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "pycountry" else name)
+    monkeypatch.setattr(run.weights, "smollm2_folder", lambda: pytest.fail("downloaded"))
+    with pytest.raises(UsageError, match=r"pycountry is not installed[\s\S]*narrowtune\[demo\]"):
+        run.run_demo(tmp_path, model="smollm2", seed=0, quick=True, console=SILENT)
+
+
 def test_the_demo_on_text_is_a_plain_run_and_an_anchored_one_on_the_same_rows(
     tmp_path, monkeypatch
 ):

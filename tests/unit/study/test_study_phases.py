@@ -300,9 +300,10 @@ def test_the_command_refuses_flags_that_a_preset_has_no_use_for(tmp_path):
 
 
 def test_a_missing_package_is_said_before_anything_runs(tmp_path, monkeypatch):
+    from narrowtune.core import extras
     from narrowtune.study import miniature
 
-    monkeypatch.setattr(miniature, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match="peft is not installed"):
         miniature.run_miniature(PRESETS["miniature"], tmp_path / "out", Seen().watch)
     assert not (tmp_path / "out").exists()
