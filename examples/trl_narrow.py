@@ -2,8 +2,8 @@
 
     python examples/trl_narrow.py --model FOLDER --data rows.jsonl --output skill.safetensors
 
-Needs `pip install narrowtune[trl]`. Rows are prompt/completion pairs, as TRL reads them. The model
-is loaded in fp32, so that the selected matrices are their own masters.
+Needs the extra `trl`. Rows are prompt/completion pairs, as TRL reads them. The model is loaded as
+it is stored; what trains is held in fp32, and the delta fits the folder.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--recipe", default="sa_proj")
+    parser.add_argument("--recipe", default="mlp_gate_up")
     parser.add_argument("--max-steps", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     args = parser.parse_args()
 
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto")
+    stored = model.dtype
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    selection = nt.select(model, args.recipe)
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    selection = nt.select(model, args.recipe, dtype=torch.float32)
     print(selection)
-    base = {n: p.detach().clone() for n, p in model.named_parameters() if n in selection.names}
 
     drift = nt.DriftCallback(PROMPTS, every=max(1, args.max_steps // 4), max_new_tokens=16)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +58,7 @@ def main() -> None:
                 max_length=None,
                 save_strategy="no",
                 report_to="none",
-                bf16=False,
+                bf16=stored == torch.bfloat16,
                 gradient_checkpointing=False,
                 use_cpu=not torch.cuda.is_available(),
             ),
@@ -69,10 +70,10 @@ def main() -> None:
     for step, kl in drift.history:
         print(f"step {step}: KL(base‖tuned) {kl:.4f} nats per token")
 
-    delta = nt.extract(model, selection, base)
+    delta = nt.extract(model, selection)
     delta.save(args.output)
-    nt.undo(model, delta)
-    same = all(torch.equal(p, base[n]) for n, p in model.named_parameters() if n in base)
+    nt.undo(model.to(stored), delta)
+    same = all(torch.equal(p, base[name]) for name, p in model.named_parameters())
     print(f"{args.output}: undone is the base, bit for bit: {same}")
 
 

@@ -118,7 +118,7 @@ def test_the_trl_example_runs_and_its_delta_is_exact(tiny, tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, ROOT / "examples/trl_narrow.py"),
-            *("--model", tiny("llama", torch.float32), "--data", data),
+            *("--model", tiny("llama", torch.bfloat16), "--data", data),
             *("--output", tmp_path / "skill.safetensors"),
             *("--max-steps", "4", "--learning-rate", "1e-3"),
         ],

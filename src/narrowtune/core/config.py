@@ -267,8 +267,13 @@ class RunConfig(ModelSettings):
         """Learn from the rows that nothing would be validated on."""
         if not isinstance(values, dict):
             return values
-        skill, training = values.get("skill"), values.get("training")
-        skill = {"path": skill} if isinstance(skill, str) else skill
+        skill, training = values.get("skill"), values.get("training", {})
+        if isinstance(skill, SkillSettings):
+            skill = skill.model_dump(exclude_unset=True)
+        elif isinstance(skill, str):
+            skill = {"path": skill}
+        if isinstance(training, TrainingSettings):
+            training = training.model_dump()
         used = isinstance(training, dict) and training.get("eval_steps")
         if used or not isinstance(skill, dict) or "validation" in skill:
             return values

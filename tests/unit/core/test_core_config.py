@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from narrowtune.core.config import RunConfig, load_config, parse_config
+from narrowtune.core.config import RunConfig, SkillSettings, load_config, parse_config
 from narrowtune.core.errors import UsageError
 
 SMALLEST = {"model": "./m", "skill": "counting.jsonl"}
@@ -41,13 +41,16 @@ def test_short_forms():
     assert parse(mix="general.jsonl:0.25").mix == run.mix
 
 
-@pytest.mark.parametrize("skill", ["counting.jsonl", {"path": "counting.jsonl"}])
+@pytest.mark.parametrize(
+    "skill", ["counting.jsonl", {"path": "counting.jsonl"}, SkillSettings(path="counting.jsonl")]
+)
 def test_rows_are_kept_back_for_validation_only_where_something_is_validated(skill):
     assert parse(skill=skill).skill.validation == 0.0
     assert parse(skill=skill, training={"max_steps": 5}).skill.validation == 0.0
     assert parse(skill=skill, training={"eval_steps": 5}).skill.validation == 0.1
     given = {"path": "counting.jsonl", "validation": 0.3}
     assert parse(skill=given).skill.validation == 0.3
+    assert parse(skill=SkillSettings(**given)).skill.validation == 0.3
     # What a record holds is read back as it was.
     run = parse(skill=skill, training={"eval_steps": 5})
     assert RunConfig.model_validate(run.model_dump()) == run
