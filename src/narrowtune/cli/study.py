@@ -36,6 +36,10 @@ def study(
     workers: Annotated[
         int, typer.Option(metavar="N", min=1, help="Chains at a time; small models gain by it.")
     ] = 1,
+    summary: Annotated[
+        bool,
+        typer.Option("--summary", help="Of a preset: run nothing, sum up what was run so far."),
+    ] = False,
     more: Set = None,
     as_json: AsJson = False,
 ) -> None:
@@ -55,8 +59,15 @@ def study(
                 found="a preset, which has its own model and settings",
                 do="leave these out, or write a YAML file (docs/study.md)",
             )
-        _run_preset(preset, Path(output_dir or f"runs/{preset.name}"), workers, as_json)
+        folder = Path(output_dir or f"runs/{preset.name}")
+        _run_preset(preset, folder, workers, as_json, only_read=summary)
         return
+    if summary:
+        raise UsageError(
+            asked=f"the summary of the study {config}",
+            found="a file's study, which has no claims to read",
+            do="leave --summary out; a study that is finished runs nothing, and is shown again",
+        )
     settings = study_settings(config, {"model": model, "output_dir": output_dir}, more)
     from narrowtune.study.results import read_results
     from narrowtune.study.view import stage_line
@@ -98,7 +109,9 @@ def _show(console: Console, settings: StudySettings, results: list[StageResult])
         console.print(f"Gallery: {page}", markup=False, soft_wrap=True)
 
 
-def _run_preset(preset: Preset, folder: Path, workers: int, as_json: bool) -> None:
+def _run_preset(
+    preset: Preset, folder: Path, workers: int, as_json: bool, *, only_read: bool
+) -> None:
     from narrowtune.study.miniature import run_miniature
     from narrowtune.study.phases import Watch
     from narrowtune.study.view import claims_table, stage_line
@@ -114,7 +127,8 @@ def _run_preset(preset: Preset, folder: Path, workers: int, as_json: bool) -> No
     def done(phase: Phase) -> None:
         _show(console, phase.settings, phase.results)
 
-    summary, page = run_miniature(preset, folder, Watch(say, stage, done), num_workers=workers)
+    watch = Watch(say, stage, done)
+    summary, page = run_miniature(preset, folder, watch, num_workers=workers, only_read=only_read)
     if as_json:
         typer.echo(summary.model_dump_json(indent=2))
         return

@@ -41,6 +41,14 @@ class ArmChoice(Value):
         """The rate at which skills are taught in a row: of about equal learning for all arms."""
         return self.near[CHAIN_SHARE]
 
+    def learns(self, base: float) -> bool:
+        """Whether any rate that was tried learns anything.
+
+        Args:
+            base: validation accuracy before any training, points.
+        """
+        return max(self.tried.values()) > base
+
     @property
     def rates(self) -> list[float]:
         """All chosen rates, each once, rising."""

@@ -32,20 +32,24 @@ from narrowtune.study.rules import (
 
 WIDE = ("language_model", "full", "mlp")
 
+FRONTIER = "one skill, at equal learning"
+"""Read between the chosen rates, of which an arm has two to five."""
+
 
 def c1(single: Sequence[Setting], chained: Setting | None, place: int) -> Claim:
     """Wide tuning learns much and forgets; counting worst."""
-    readings = [
-        Reading(
-            setting=f"{setting.name}: {arm}",
-            parts=(
-                above(f"learned > {MUCH:g}", setting.learned(arm), MUCH),
+    readings = []
+    for setting in single:
+        parts = tuple(
+            part
+            for arm in WIDE
+            if setting in distinct(single, arm)
+            for part in (
+                above(f"learned by {arm} > {MUCH:g}", setting.learned(arm), MUCH),
                 forgot(setting, arm),
-            ),
+            )
         )
-        for arm in WIDE
-        for setting in distinct(single, arm)
-    ]
+        readings.append(Reading(setting=setting.name, parts=parts))
     if chained is not None and REFERENCE in chained.runs:
         number = len(next(iter(chained.runs[REFERENCE].values())))
         own = added_loss(chained, REFERENCE, place)
@@ -67,13 +71,13 @@ def c1(single: Sequence[Setting], chained: Setting | None, place: int) -> Claim:
 def c2(chained: Setting | None, place: int) -> Claim:
     """Part of the loss comes back at the stage after counting."""
     readings = []
-    for arm in WIDE:
-        if chained is None or arm not in chained.runs:
-            continue
-        before, after = chained.lost(arm, place), chained.lost(arm, place + 1)
-        back = above("regained at the next stage > 0", minus(before, after), 0)
-        parts = given(forgot_at(chained, arm, place), back)
-        readings.append(Reading(setting=f"{chained.name}: {arm}", parts=parts))
+    if chained is not None:
+        parts: list[Part] = []
+        for arm in WIDE:
+            before, after = chained.lost(arm, place), chained.lost(arm, place + 1)
+            back = above(f"regained by {arm} at the next stage > 0", minus(before, after), 0)
+            parts += given(forgot_at(chained, arm, place), back)
+        readings.append(Reading(setting=chained.name, parts=tuple(parts)))
     return make_claim(
         "C2",
         "The loss partly recovers when the next, different skill is tuned, without old data.",
@@ -84,7 +88,7 @@ def c2(chained: Setting | None, place: int) -> Claim:
 
 def c3(settings: Sequence[Setting], frontiers: Sequence[Sequence[Part]]) -> Claim:
     """`sa_proj` learns substantially at no held-out loss, at every stage."""
-    readings = [Reading(setting="frontier", parts=tuple(parts)) for parts in frontiers]
+    readings = [Reading(setting=FRONTIER, parts=tuple(parts)) for parts in frontiers]
     for setting in settings:
         if "sa_proj" not in setting.runs:
             continue
@@ -110,7 +114,7 @@ def c3(settings: Sequence[Setting], frontiers: Sequence[Sequence[Part]]) -> Clai
 
 def c4(settings: Sequence[Setting], frontiers: Sequence[Sequence[Part]]) -> Claim:
     """`mlp_gate_up` learns nearly as much as the language model at little loss."""
-    readings = [Reading(setting="frontier", parts=tuple(parts)) for parts in frontiers]
+    readings = [Reading(setting=FRONTIER, parts=tuple(parts)) for parts in frontiers]
     for setting in settings:
         if "mlp_gate_up" in setting.runs:
             loss = given(forgot(setting, REFERENCE), fewer(setting, "mlp_gate_up"))
@@ -131,12 +135,12 @@ def c5(settings: Sequence[Setting]) -> Claim:
     """The projector alone learns little; the tower alone learns little and forgets."""
     readings = []
     for setting in settings:
-        for arm in ("projector", "vision_tower"):
-            if arm in setting.runs:
-                parts = [little(setting, arm)]
-                if arm == "vision_tower":
-                    parts.append(forgot(setting, arm))
-                readings.append(Reading(setting=f"{setting.name}: {arm}", parts=tuple(parts)))
+        parts = (
+            little(setting, "projector"),
+            little(setting, "vision_tower"),
+            forgot(setting, "vision_tower"),
+        )
+        readings.append(Reading(setting=setting.name, parts=parts))
     return make_claim(
         "C5",
         "The projector alone learns little; the tower alone learns little and harms held-out.",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from narrowtune.study.effects import over_seeds
 from narrowtune.study.formulas import LEAST_LOSS
 from narrowtune.study.presets import LORA, LWF, MOE, REFERENCE, WISE_FT
-from narrowtune.study.readings import UNTOLD, Reading, Setting, above, below, judged, minus
+from narrowtune.study.readings import UNTOLD, Part, Reading, Setting, above, below, judged, minus
 from narrowtune.study.rules import (
     Claim,
     added_loss,
@@ -30,15 +30,14 @@ def c7(settings: Sequence[Setting]) -> Claim:
     """What limits the shift limits forgetting: distillation, and Down frozen."""
     readings = []
     for setting in settings:
+        parts: list[Part] = []
         for arm in (LWF, "mlp_gate_up"):
-            if arm in setting.runs and "mlp" in setting.runs:
-                wide, narrow = setting.kl("mlp"), setting.kl(arm)
-                shifts = [wide[seed] - narrow[seed] for seed in wide if seed in narrow]
-                shift = judged("KL of mlp, less its own > 0", over_seeds(shifts), 0)
-                less = minus(setting.lost("mlp"), setting.lost(arm))
-                loss = above("loss of mlp, less its own > 0", less, 0)
-                name = f"{setting.name}: {arm}"
-                readings.append(Reading(setting=name, parts=given(shift, loss)))
+            wide, narrow = setting.kl("mlp"), setting.kl(arm)
+            shifts = [wide[seed] - narrow[seed] for seed in wide if seed in narrow]
+            shift = judged(f"KL of mlp, less that of {arm} > 0", over_seeds(shifts), 0, digits=3)
+            less = minus(setting.lost("mlp"), setting.lost(arm))
+            parts += given(shift, above(f"loss of mlp, less that of {arm} > 0", less, 0))
+        readings.append(Reading(setting=setting.name, parts=tuple(parts)))
     return make_claim(
         "C7",
         "What limits the shift (distillation, freezing Down) limits forgetting.",
@@ -51,7 +50,6 @@ def c8(settings: Sequence[Setting]) -> Claim:
     """The narrow recipes' balance is no worse than that of the baselines."""
     readings = []
     for setting in settings:
-        narrow = [arm for arm in ("sa_proj", "mlp_gate_up") if arm in setting.runs]
         parts = [
             either(
                 [
@@ -60,14 +58,13 @@ def c8(settings: Sequence[Setting]) -> Claim:
                         minus(setting.balance(arm), setting.balance(other)),
                         -LEAST_LOSS,
                     )
-                    for arm in narrow
-                ]
+                    for arm in ("sa_proj", "mlp_gate_up")
+                ],
+                higher=True,
             )
             for other in BASELINES
-            if other in setting.runs and narrow
         ]
-        if parts:
-            readings.append(Reading(setting=setting.name, parts=tuple(parts)))
+        readings.append(Reading(setting=setting.name, parts=tuple(parts)))
     return make_claim(
         "C8",
         "The recipes match or exceed LwF, LoRA, MoE and WiSE-FT in the balance of learning and "
@@ -128,7 +125,8 @@ def c11(settings: Sequence[Setting]) -> Claim:
                     LEAST_LOSS,
                 )
                 for arm in singles
-            ]
+            ],
+            higher=False,
         )
         readings.append(Reading(setting=setting.name, parts=(part,)))
     return make_claim(
@@ -172,7 +170,7 @@ def c12(settings: Sequence[Setting], chained: Setting | None, place: int) -> Cla
 def _by_form(setting: Setting) -> Reading:
     """Half of the loss is one of form: the lenient reading has it right."""
     values = []
-    for run in setting.runs[REFERENCE].values():
+    for run in setting.runs.get(REFERENCE, {}).values():
         tasks = [(t, run[-1].tasks[n]) for n, t in setting.base.tasks.items() if t.role != "target"]
         strict = sum(before.mean - after.mean for before, after in tasks)
         lenient = sum(before.lenient - after.lenient for before, after in tasks)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 
 from narrowtune.core.results import Value
 from narrowtune.study.choices import rounded
-from narrowtune.study.formulas import rank_correlation
+from narrowtune.study.formulas import LEAST_LOSS, rank_correlation
 from narrowtune.study.results import StageResult, base_of, by_chain
 from narrowtune.study.tables import Point, make_point
 
-LEAST_STAGES = 4
-"""Stages at one rate below which their correlation means nothing."""
+LEAST_ARMS = 4
+"""Arms at one rate below which their correlation means nothing."""
 
 
 class Correlation(Value):
@@ -27,7 +27,8 @@ class Correlation(Value):
         measure: of drift.
         stages: how many; of runs of one skill, as many as runs.
         overall: over all of them; None where one side never varies.
-        within: of the stages at each rate that has `LEAST_STAGES`, in units of the arm's own grid.
+        within: at each rate, in units of the arm's own grid, over the means of seeds; of rates with
+            `LEAST_ARMS` arms whose losses don't all lie within `LEAST_LOSS` of nothing.
         without: with an arm left out, by its label.
     """
 
@@ -70,6 +71,24 @@ def points_in(phases: Sequence[Sequence[StageResult]]) -> list[Point]:
     return list(found.values())
 
 
+def _rank(pairs: Sequence[tuple[float, float]]) -> float | None:
+    return rank_correlation([drift for drift, _ in pairs], [loss for _, loss in pairs])
+
+
+def _over_seeds(
+    points: Sequence[Point], value: Callable[[Point], float]
+) -> list[tuple[float, float]]:
+    """Return mean drift and loss of runs that differ by their seed alone."""
+    alike: dict[tuple[object, ...], list[Point]] = {}
+    for point in points:
+        key = point.chain.model_copy(update={"seed": 0})
+        alike.setdefault((key, point.stage), []).append(point)
+    return [
+        (fmean(map(value, part)), fmean(point.forgetting for point in part))
+        for part in alike.values()
+    ]
+
+
 def correlate(
     points: Sequence[Point], measure: str, factors: Mapping[str, float] | None = None
 ) -> Correlation:
@@ -85,19 +104,21 @@ def correlate(
     shown = [point for point in points if not math.isnan(value(point))]
 
     def rho(part: Sequence[Point]) -> float | None:
-        return rank_correlation([value(p) for p in part], [p.forgetting for p in part])
+        return _rank([(value(point), point.forgetting) for point in part])
 
     def own_rate(point: Point) -> float:
         return rounded(point.chain.learning_rate / factors.get(point.chain.arm, 1))
 
     rates = sorted({own_rate(point) for point in shown})
     arms = list(dict.fromkeys(point.chain.arm for point in shown))
-    within = {
-        rate: found
-        for rate in rates
-        if len(part := [p for p in shown if own_rate(p) == rate]) >= LEAST_STAGES
-        and (found := rho(part)) is not None
-    }
+    within = {}
+    for rate in rates:
+        part = [point for point in shown if own_rate(point) == rate]
+        told = max(abs(point.forgetting) for point in part) > LEAST_LOSS
+        if told and len({point.chain.arm for point in part}) >= LEAST_ARMS:
+            found = _rank(_over_seeds(part, value))
+            if found is not None:
+                within[rate] = found
     without = {
         arm: found
         for arm in arms

@@ -4,9 +4,11 @@ Owns: effects and their t intervals. An effect is, for every seed, a sum of mean
 are compared on the same items of the same seeds, so that what they share cancels.
 
 For S seeds with the values v, and items x of the terms k averaged over seeds, the variance of the
-mean is var(v)/S + Σ_k var(x_k)/n_k; its degrees of freedom are Welch and Satterthwaite's. With one
-seed the first part is unknown: the interval is of items alone. var(x_k) is at least what one item
-that changed wholly would make it, so that no change at all is not certainty (decision 0005).
+mean is var(v)/S + Σ_k var(x_k)/n_k; its degrees of freedom are Welch and Satterthwaite's. Items add
+degrees of freedom too, which must not make an interval narrower than the seeds' own, so the wider
+is taken. With one seed the first part is unknown: the interval is of items alone. var(x_k) is at
+least what one item that changed wholly would make it, so that no change at all is not certainty
+(decision 0005).
 """
 
 from __future__ import annotations
@@ -98,7 +100,10 @@ class Effect:
                 parts.append((variance / count, count - 1))
         if len(values) > 1:
             parts.append((float(np.var(values, ddof=1)) / len(values), len(values) - 1))
-        return _interval(values, parts)
+        found = _interval(values, parts)
+        seeds = over_seeds(values)
+        assert seeds is not None
+        return max(found, seeds, key=_width)
 
 
 def over_seeds(values: Sequence[float]) -> Interval | None:
@@ -156,6 +161,12 @@ def _added(left: Terms, right: Terms, factor: float) -> Terms:
     return {
         name: items.plus(right.get(name), factor) for name, items in {**nothing, **left}.items()
     }
+
+
+def _width(interval: Interval) -> float:
+    if interval.low is None or interval.high is None:
+        return 0.0
+    return interval.high - interval.low
 
 
 def _interval(values: Sequence[float], parts: Sequence[tuple[float, int]]) -> Interval:

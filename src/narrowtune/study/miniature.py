@@ -22,7 +22,7 @@ from narrowtune.study.world import write_world
 
 
 def run_miniature(
-    preset: Preset, folder: Path, watch: Watch, *, num_workers: int = 1
+    preset: Preset, folder: Path, watch: Watch, *, num_workers: int = 1, only_read: bool = False
 ) -> tuple[Summary, Path]:
     """Run what is missing of a preset, and write its summary: after each phase, what is known then.
 
@@ -31,6 +31,7 @@ def run_miniature(
         folder: of everything.
         watch: is told what happens.
         num_workers: chains at a time.
+        only_read: run nothing, and write the summary of what was run so far.
 
     Returns:
         The summary, and its page.
@@ -53,7 +54,9 @@ def run_miniature(
         _write_summary(protocol)
 
     watched = replace(watch, done=done)
-    protocol = Protocol(preset, world, models, folder, watched, num_workers=num_workers)
+    protocol = Protocol(
+        preset, world, models, folder, watched, num_workers=num_workers, only_read=only_read
+    )
     protocol.run()
     return _write_summary(protocol)
 
@@ -61,7 +64,7 @@ def run_miniature(
 def _write_summary(protocol: Protocol) -> tuple[Summary, Path]:
     """Write summary.json and summary.md of the phases that are finished."""
     preset, folder = protocol.preset, protocol.folder
-    summary = summarise_study(preset.name, protocol.phases, protocol.choices, preset.skill)
+    summary = summarise_study(preset.name, protocol.phases, protocol.choices, preset.counting)
     write_text(folder / "summary.json", summary.model_dump_json(indent=2) + "\n")
     page = folder / "summary.md"
     write_text(page, summary_page(summary, protocol.choices))

@@ -19,7 +19,7 @@ from narrowtune.study.choices import Choices, choose, extend, points_of, rounded
 from narrowtune.study.presets import AVERAGES, REFERENCE, WISE_FT, Preset, grid_factor, make_arms
 from narrowtune.study.results import BASE, StageResult, append_result, read_results
 from narrowtune.study.run import TOLERANCE
-from narrowtune.study.workers import Report, results_path, run_study
+from narrowtune.study.workers import RESULTS, Report, results_path, run_study
 from narrowtune.study.world import World
 
 _AVERAGED = WISE_FT.rsplit(" ", 1)[0]  # the label without its share
@@ -30,7 +30,7 @@ _SCORED = ("skills", "keep", "drift", "constrained")
 
 @dataclass(frozen=True)
 class Phase:
-    """A finished phase.
+    """A phase, finished or not.
 
     Attributes:
         name: of the phase and its folder.
@@ -71,9 +71,10 @@ class Protocol:
         folder: gets a folder per phase, and choices.json.
         watch: who is told.
         num_workers: chains at a time.
+        only_read: run nothing; phases are what was run of them so far.
 
     Attributes:
-        phases: those that are finished, by name.
+        phases: those that are finished, or read, by name.
         choices: of each model's search, by the phase's name.
     """
 
@@ -86,7 +87,9 @@ class Protocol:
         watch: Watch,
         *,
         num_workers: int = 1,
+        only_read: bool = False,
     ) -> None:
+        self.only_read = only_read
         self.preset, self.world, self.models = preset, world, models
         self.folder, self.watch, self.num_workers = folder, watch, num_workers
         self.arms = make_arms(world.anchor_prompts, world.replay)
@@ -118,6 +121,8 @@ class Protocol:
                 f"The phases on a second model are left out: {preset.second_model} does not ship "
                 "with this installation."
             )
+            return
+        if self.only_read and not (self.folder / "second_model" / RESULTS).exists():
             return
         self._search("second_model", preset.second_model, preset.main)
         self._chosen("second_model_chosen", "second_model", preset.second_model)
@@ -160,6 +165,8 @@ class Protocol:
     def _start(self, name: str, settings: StudySettings) -> Phase:
         update = {"output_dir": str(self.folder / name)}
         phase = Phase(name, settings.model_copy(update=update))
+        if self.only_read:
+            return phase
         for earlier in self.phases.values():
             if earlier.settings.model == settings.model:
                 take_over(earlier, phase)
@@ -169,7 +176,11 @@ class Protocol:
         return phase
 
     def _finish(self, phase: Phase) -> None:
+        if self.only_read and not any(result.stage for result in phase.results):
+            return
         self.phases[phase.name] = phase
+        if self.only_read:
+            return
         try:
             self.watch.done(phase)
         except Exception as error:  # hours of phases are still to come, and figures can be redrawn

@@ -5,8 +5,8 @@ Owns: which runs stand for an arm in a setting, and how a limit is held against 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from narrowtune.core.results import Value
@@ -25,11 +25,13 @@ class Part(Value):
         figure: None where there are no runs for it.
         holds: True where the whole interval is on the claimed side of the limit, False where it is
             on the other, None in between.
+        digits: of the figure, behind the point, for people.
     """
 
     what: str
     figure: Interval | None
     holds: bool | None
+    digits: int = 1
 
 
 class Reading(Value):
@@ -72,14 +74,15 @@ def below(what: str, effect: Effect | None, limit: float) -> Part:
     return part.model_copy(update={"holds": not part.holds})
 
 
-def judged(what: str, figure: Interval | None, limit: float) -> Part:
-    """Hold a limit against an interval that has to be above it."""
+def judged(what: str, figure: Interval | None, limit: float, *, digits: int = 1) -> Part:
+    """Hold a limit against an interval that has to be above it; one seed decides nothing."""
     holds = None
-    if figure is not None and figure.low is not None and figure.low > limit:
-        holds = True
-    elif figure is not None and figure.high is not None and figure.high < limit:
-        holds = False
-    return Part(what=what, figure=figure, holds=holds)
+    if figure is not None and len(figure.seeds) > 1:
+        if figure.low is not None and figure.low > limit:
+            holds = True
+        elif figure.high is not None and figure.high < limit:
+            holds = False
+    return Part(what=what, figure=figure, holds=holds, digits=digits)
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,30 @@ class Setting:
         name: for people.
         base: scores before any stage.
         runs: stages by arm and seed; all chains are finished.
+        left_out: arm → why claims are not read from its runs.
     """
 
     name: str
     base: StageResult
     runs: Mapping[str, Mapping[int, Sequence[StageResult]]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def readable(self, num_seeds: int, idle: Collection[str]) -> Setting:
+        """Return the runs that claims are read from; of others it is said why not.
+
+        Args:
+            num_seeds: that every arm is to have; a mean over fewer is of other seeds.
+            idle: arms that learn nothing at any rate: a "best rate" of theirs is the lowest that
+                was tried, and what was run at it is the base.
+        """
+        left_out = {}
+        for arm, runs in self.runs.items():
+            if len(runs) < num_seeds:
+                left_out[arm] = f"{len(runs)} of {num_seeds} seeds"
+            elif arm in idle:
+                left_out[arm] = "learns nothing at any rate"
+        runs = {arm: found for arm, found in self.runs.items() if arm not in left_out}
+        return replace(self, runs=runs, left_out=left_out)
 
     def learned(self, arm: str) -> Effect | None:
         """Return what an arm learned of each skill at its own stage."""

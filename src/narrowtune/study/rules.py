@@ -5,6 +5,7 @@ Owns: the limits, which were fixed before anything ran (docs/decisions/0012).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from narrowtune.core.results import Value
@@ -68,10 +69,20 @@ def given(premise: Part, part: Part) -> tuple[Part, Part]:
     return premise.model_copy(update={"holds": None}), part.model_copy(update={"holds": None})
 
 
-def either(parts: Sequence[Part]) -> Part:
-    """Return the part of the best figure: it holds if any does, and fails if all do."""
+def either(parts: Sequence[Part], *, higher: bool) -> Part:
+    """Return the part of the best figure: it holds if any does, and fails if all do.
+
+    Args:
+        parts: with one limit.
+        higher: whether a higher figure is the better.
+    """
+
+    def rank(part: Part) -> tuple[bool, float]:
+        mean = part.figure.mean if part.figure is not None else -math.inf
+        return part.holds is True, mean if higher or part.figure is None else -mean
+
     holds = [part.holds for part in parts]
-    best = max(parts, key=lambda part: (part.holds or False, part.figure is not None))
+    best = max(parts, key=rank)
     if True in holds or all(value is False for value in holds):
         return best
     return best.model_copy(update={"holds": None})
@@ -86,23 +97,24 @@ def more_than(setting: Setting, arm: str, share: float) -> Part:
 def little(setting: Setting, arm: str) -> Part:
     """Claim that an arm learns less than half of what the reference does."""
     more = minus(setting.learned(arm), setting.learned(REFERENCE), 0.5)
-    return below(f"learned, less half of {REFERENCE}'s < 0", more, 0)
+    return below(f"learned by {arm}, less half of {REFERENCE}'s < 0", more, 0)
 
 
 def fewer(setting: Setting, arm: str) -> Part:
     """Claim that an arm loses less than `SHARE_LOST` of what the reference does."""
     more = minus(setting.lost(arm), setting.lost(REFERENCE), SHARE_LOST)
-    return below(f"lost, less {SHARE_LOST:g} of {REFERENCE}'s < 0", more, 0)
+    return below(f"lost by {arm}, less {SHARE_LOST:g} of {REFERENCE}'s < 0", more, 0)
 
 
 def distinct(settings: Sequence[Setting], arm: str) -> list[Setting]:
-    """Return the settings an arm was run in, those with the very runs of an earlier one left out.
+    """Return the settings an arm is read in: those with the very runs of an earlier one left out.
 
     The one rate is the reference's best rate: its runs must not be read twice.
     """
     found: list[Setting] = []
     for setting in settings:
-        if arm in setting.runs and all(s.runs[arm] != setting.runs[arm] for s in found):
+        runs = setting.runs.get(arm)
+        if runs is None or all(s.runs.get(arm) != runs for s in found):
             found.append(setting)
     return found
 

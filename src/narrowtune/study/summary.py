@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from narrowtune.core.results import Value
 from narrowtune.study import claims, claims_compared
+from narrowtune.study.chains import all_chains
 from narrowtune.study.choices import Choices
 from narrowtune.study.correlations import MEASURES, Correlation, correlate, points_in
 from narrowtune.study.effects import Interval, over_seeds
@@ -17,7 +18,7 @@ from narrowtune.study.presets import AVERAGES, REFERENCE, WISE_FT, grid_factor
 from narrowtune.study.readings import Part, Setting, setting_of
 from narrowtune.study.results import StageResult
 from narrowtune.study.rules import Claim, on_frontier
-from narrowtune.study.tables import SHARES, frontier, matched, sequences
+from narrowtune.study.tables import SHARES, best_point, frontier, matched, sequences
 
 BEST = "one skill, each at its best rate"
 ONE_RATE = "one skill, one rate for all"
@@ -53,11 +54,15 @@ class Matched(Value):
 
     Attributes:
         arm: whose.
+        rates: that it was run at, by seed.
+        best: what it learned at the rate that is best on validation rows, by seed.
         lost: share → a value per seed, None where it is not reached.
         means: share → interval over seeds, None unless all reach it.
     """
 
     arm: str
+    rates: tuple[int, ...]
+    best: tuple[float, ...]
     lost: dict[float, tuple[float | None, ...]]
     means: dict[float, Interval | None]
 
@@ -67,7 +72,9 @@ class Summary(Value):
 
     Attributes:
         preset: its name.
-        phases: finished ones → number of stages.
+        phases: → number of stages that were run.
+        planned: phases → number of stages that there are to be.
+        left_out: setting → arm → why claims are not read from its runs there.
         skills: of the chains, by the order's name.
         settings: name → arms.
         matched: phase → arms.
@@ -77,6 +84,8 @@ class Summary(Value):
 
     preset: str
     phases: dict[str, int]
+    planned: dict[str, int]
+    left_out: dict[str, dict[str, str]]
     skills: dict[str, tuple[str, ...]]
     settings: dict[str, tuple[ArmFigures, ...]]
     matched: dict[str, tuple[Matched, ...]]
@@ -85,15 +94,15 @@ class Summary(Value):
 
 
 def summarise_study(
-    preset: str, phases: Mapping[str, Phase], choices: Mapping[str, Choices], skill: str
+    preset: str, phases: Mapping[str, Phase], choices: Mapping[str, Choices], counting: str
 ) -> Summary:
     """Compute everything that the phases have numbers for.
 
     Args:
         preset: its name.
-        phases: finished ones, by name.
+        phases: by name, finished or not.
         choices: of each search.
-        skill: the one that rates were chosen on.
+        counting: the skill that claims about counting's stage in a chain are read at.
     """
     results = {name: phase.results for name, phase in phases.items()}
     settings = make_settings(phases, results, choices)
@@ -118,9 +127,24 @@ def summarise_study(
             correlate(points, m, factors) for m in MEASURES
         )
     rates = _rates(settings)
+    idle = {
+        arm
+        for made in choices.values()
+        for arm, choice in made.arms.items()
+        if not choice.learns(made.base)
+    }
+    seeds = _num_seeds(phases)
+    read = {name: found.readable(seeds[name], idle) for name, found in settings.items()}
+    # That tower and projector alone learn little is a claim about arms that learn nothing.
+    at_one_rate = settings[ONE_RATE].readable(seeds[ONE_RATE], ()) if ONE_RATE in settings else None
     return Summary(
         preset=preset,
         phases={name: sum(r.stage > 0 for r in found) for name, found in results.items()},
+        planned={
+            name: sum(len(chain.skills) for chain in all_chains(phase.settings))
+            for name, phase in phases.items()
+        },
+        left_out={name: dict(found.left_out) for name, found in read.items() if found.left_out},
         skills=orders,
         settings={
             name: tuple(_figures(setting, arm, rates[name][arm]) for arm in setting.runs)
@@ -132,7 +156,7 @@ def summarise_study(
             if name in results
         },
         correlations=correlations,
-        claims=tuple(_claims(settings, results, correlations, orders, skill)),
+        claims=tuple(_claims(read, at_one_rate, results, correlations, orders, counting)),
     )
 
 
@@ -174,6 +198,19 @@ def _best(choices: Choices) -> dict[str, float]:
     return best
 
 
+def _num_seeds(phases: Mapping[str, Phase]) -> dict[str, int]:
+    """Return how many seeds every arm of a setting is to have."""
+    phase_of = {BEST: "chosen", ONE_RATE: "chosen", SECOND: "second_model_chosen"}
+    for name in ("chains", "orders"):
+        if name in phases:
+            phase_of |= {chained_name(o): name for o in phases[name].settings.all_orders}
+    return {
+        name: len(phases[phase].settings.seeds)
+        for name, phase in phase_of.items()
+        if phase in phases
+    }
+
+
 def _rates(settings: Mapping[str, Setting]) -> dict[str, dict[str, float]]:
     return {
         name: {
@@ -186,15 +223,16 @@ def _rates(settings: Mapping[str, Setting]) -> dict[str, dict[str, float]]:
 
 def _claims(
     settings: Mapping[str, Setting],
+    at_one_rate: Setting | None,
     results: Mapping[str, Sequence[StageResult]],
     correlations: Mapping[str, Sequence[Correlation]],
     orders: Mapping[str, Sequence[str]],
-    skill: str,
+    counting: str,
 ) -> list[Claim]:
     single = [settings[name] for name in (BEST, ONE_RATE) if name in settings]
     chained = settings.get(CHAINED)
     every = [*single, *([chained] if chained is not None else [])]
-    place = orders["default"].index(skill) + 1 if "default" in orders else 1
+    place = orders["default"].index(counting) + 1 if "default" in orders else 1
     chosen = results.get("chosen", ())
     seeds = sorted({result.chain.seed for result in chosen if result.stage})
 
@@ -208,7 +246,7 @@ def _claims(
         claims.c2(chained, place),
         claims.c3(every, on("sa_proj", SHARES[:1])),
         claims.c4(every, on("mlp_gate_up", SHARES[-1:])),
-        claims.c5(every),
+        claims.c5([at_one_rate if s.name == ONE_RATE and at_one_rate else s for s in every]),
         claims.c6(correlations),
         claims_compared.c7(single),
         claims_compared.c8(every),
@@ -254,11 +292,10 @@ def _figures(setting: Setting, arm: str, rate: float) -> ArmFigures:
 
 def _matched(results: Sequence[StageResult]) -> tuple[Matched, ...]:
     seeds = sorted({result.chain.seed for result in results if result.stage})
-    found = [
-        matched(points, REFERENCE)
-        for seed in seeds
-        if REFERENCE in (points := frontier(results, "default", seed))
+    every = [
+        points for seed in seeds if REFERENCE in (points := frontier(results, "default", seed))
     ]
+    found = [matched(points, REFERENCE) for points in every]
     arms = dict.fromkeys(arm for arms in found for arm in arms)
     made = []
     for arm in arms:
@@ -269,5 +306,14 @@ def _matched(results: Sequence[StageResult]) -> tuple[Matched, ...]:
             else None
             for share, values in lost.items()
         }
-        made.append(Matched(arm=arm, lost=lost, means=means))
+        own = [points[arm] for points in every if arm in points]
+        made.append(
+            Matched(
+                arm=arm,
+                rates=tuple(len(points) for points in own),
+                best=tuple(best_point(points).learning for points in own),
+                lost=lost,
+                means=means,
+            )
+        )
     return tuple(made)

@@ -21,11 +21,17 @@ _HOLDS = {True: "holds", False: "fails", None: "untold"}
 
 def summary_page(summary: Summary, choices: Mapping[str, Choices]) -> str:
     """Return the page."""
-    runs = ", ".join(f"{name} {count}" for name, count in summary.phases.items())
+    runs = ", ".join(
+        f"{name} {count}"
+        + ("" if count >= summary.planned[name] else f" of {summary.planned[name]}")
+        for name, count in summary.phases.items()
+    )
     parts = [
-        f"# {summary.preset}\n\nStages run: {runs}. Points of accuracy unless said otherwise; "
-        "means over seeds with 95 % t intervals over seeds and items, then every seed. Rules and "
-        "formulas: docs/decisions/0012-the-protocol-of-the-miniature-study.md.\n",
+        f"# {summary.preset}\n\nStages run: {runs} (a phase counts those that it took over from an "
+        "earlier one). Points of accuracy unless said otherwise; means over seeds with 95 % t "
+        "intervals over seeds and items, then every seed. Of one seed the interval is of items "
+        "alone, and decides nothing. Rules and formulas: "
+        "docs/decisions/0012-the-protocol-of-the-miniature-study.md.\n",
         "## Claims\n",
         _table(
             ("claim", "verdict", "what the paper says"),
@@ -46,7 +52,7 @@ def _claim(claim: Claim) -> str:
             reading.setting if place == 0 else "",
             reading.verdict if place == 0 else "",
             part.what,
-            _interval(part.figure),
+            _interval(part.figure, part.digits),
             _HOLDS[part.holds],
         )
         for reading in claim.readings
@@ -72,6 +78,10 @@ def _setting(name: str, arms: Sequence[ArmFigures], summary: Summary) -> str:
             for arm in arms
         ),
     )
+    reasons = summary.left_out.get(name, {})
+    if reasons:
+        said = "; ".join(f"{arm} ({reason})" for arm, reason in reasons.items())
+        text += f"\nClaims are not read here from: {said}.\n"
     if not any(recovery for arm in arms for recovery in arm.recovery):
         return text
     return (
@@ -97,9 +107,19 @@ def _recovery(arm: ArmFigures) -> str:
 
 def _matched(name: str, arms: Sequence[Matched]) -> str:
     shares = [f"{share:.0%}" for share in SHARES]
-    return f"\n## {name}: held-out lost at a share of {REFERENCE}'s best learning\n\n" + _table(
-        ("arm", *shares),
-        ((arm.arm, *(_at(arm, share) for share in SHARES)) for arm in arms),
+    (reference,) = (arm for arm in arms if arm.arm == REFERENCE)
+    best = ", ".join(map(number, reference.best))
+    return (
+        f"\n## {name}: held-out lost at a share of {REFERENCE}'s best learning\n\n{REFERENCE} "
+        f"learned {best} points at its best rate, by seed. Between the rates that were run, in a "
+        "straight line; not reached is: not at these rates.\n\n"
+        + _table(
+            ("arm", "rates", *shares),
+            (
+                (arm.arm, str(max(arm.rates)), *(_at(arm, share) for share in SHARES))
+                for arm in arms
+            ),
+        )
     )
 
 
@@ -123,7 +143,7 @@ def _correlations(name: str, found: Sequence[Correlation]) -> str:
     for correlation in found:
         within = ", ".join(f"{rate:g}: {_rho(r)}" for rate, r in correlation.within.items())
         without = ", ".join(f"{arm}: {_rho(r)}" for arm, r in correlation.without.items())
-        text += f"\n{correlation.measure}, within each rate: {within or 'too few stages'}.\n"
+        text += f"\n{correlation.measure}, within each rate: {within or 'too few arms'}.\n"
         text += f"\n{correlation.measure}, with an arm left out: {without or 'too few stages'}.\n"
     return text
 
@@ -148,15 +168,16 @@ def _choices(name: str, made: Choices) -> str:
     )
 
 
-def _interval(figure: Interval | None) -> str:
+def _interval(figure: Interval | None, digits: int = 1) -> str:
     if figure is None:
         return "no runs"
-    seeds = ", ".join(map(signed, figure.seeds))
+    seeds = ", ".join(signed(seed, digits) for seed in figure.seeds)
     if figure.low is None or figure.high is None:
-        return f"{signed(figure.mean)} (no interval): {seeds}"
+        return f"{signed(figure.mean, digits)} (no interval): {seeds}"
     if figure.low == figure.high and not seeds:
         return signed(figure.mean, 2)
-    return f"{signed(figure.mean)} ({signed(figure.low)} to {signed(figure.high)}): {seeds}"
+    mean, low, high = (signed(end, digits) for end in (figure.mean, figure.low, figure.high))
+    return f"{mean} ({low} to {high}): {seeds}"
 
 
 def _rho(value: float | None) -> str:

@@ -23,6 +23,7 @@ class Point:
 
     Attributes:
         chain: which one.
+        stage: from 1.
         validation: accuracy on the skill's own rows that were kept back, points; NaN without any.
         learning, forgetting: on test rows and keep sets, points.
         kl: KL(base‖tuned), nats per token.
@@ -30,6 +31,7 @@ class Point:
     """
 
     chain: ChainKey
+    stage: int
     validation: float
     learning: float
     forgetting: float
@@ -59,6 +61,7 @@ def make_point(base: StageResult, stage: StageResult) -> Point:
             biases = (numbers.base_max, numbers.tuned_max)
     return Point(
         chain=stage.chain,
+        stage=stage.stage,
         validation=100 * stage.validation.mean if stage.validation else math.nan,
         learning=scores.learning[0],
         forgetting=scores.held_out[0],

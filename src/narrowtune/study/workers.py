@@ -36,9 +36,13 @@ class _Worker(NamedTuple):
 _WORKER: _Worker | None = None
 
 
+RESULTS = "results.jsonl"
+"""A line for every stage, in the study's folder."""
+
+
 def results_path(settings: StudySettings) -> Path:
     """Return where a study's results are."""
-    return Path(settings.output_dir) / "results.jsonl"
+    return Path(settings.output_dir) / RESULTS
 
 
 def run_study(settings: StudySettings, report: Report, *, num_workers: int = 1) -> None:

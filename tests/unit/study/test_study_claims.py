@@ -74,8 +74,10 @@ def chain(**arms):
 
 def test_a_part_holds_only_with_its_whole_interval():
     for low, high, expected in ((1, 2, True), (-2, -1, False), (-1, 1, None)):
-        figure = Interval(mean=0, low=low, high=high, seeds=())
+        figure = Interval(mean=0, low=low, high=high, seeds=(0, 0))
         assert judged("", figure, 0).holds is expected
+        # What one seed says is of its items alone.
+        assert judged("", figure.model_copy(update={"seeds": (0,)}), 0).holds is None
     assert judged("", None, 0).holds is None
 
 
@@ -104,16 +106,37 @@ def test_a_premise_that_fails_silences_its_part_and_any_of_several_suffices():
     yes, no, open_ = (Part(what="", figure=None, holds=value) for value in (True, False, None))
     assert [part.holds for part in given(yes, no)] == [True, False]
     assert [part.holds for part in given(no, yes)] == [None, None]
-    assert either([no, yes]).holds is True
-    assert either([no, no]).holds is False
-    assert either([no, open_]).holds is None
+    assert either([no, yes], higher=True).holds is True
+    assert either([no, no], higher=True).holds is False
+    assert either([no, open_], higher=True).holds is None
+
+
+def test_of_several_parts_the_nearest_to_the_claim_is_shown():
+    def part(mean, holds=False):
+        figure = Interval(mean=mean, low=None, high=None, seeds=(mean,))
+        return Part(what=str(mean), figure=figure, holds=holds)
+
+    far, near = part(-40.0), part(-1.0)
+    assert either([far, near], higher=True) == near
+    assert either([near, far], higher=False) == far
+    assert either([part(5.0), part(2.0, True)], higher=True).what == "2.0"
+    missing = Part(what="", figure=None, holds=None)
+    assert either([missing, far], higher=False).what == "-40.0"
+
+
+def wide(numbers, name="counting", skills=("counting",), **others):
+    """Return a setting in which all that is wide has the same numbers."""
+    return setting(name, skills, **{**dict.fromkeys(claims.WIDE, numbers), **others})
 
 
 def test_c1_wide_tuning_learns_forgets_and_counting_is_worst():
     worst = chain(language_model=[(30, 1), (30, 12), (30, 6)])
-    assert claims.c1([setting(language_model=[(40, 12)])], worst, 2).verdict == "agrees"
-    assert claims.c1([setting(language_model=[(40, 0)])], None, 2).verdict == "disagrees"
-    assert claims.c1([setting(language_model=[(5, 12)])], None, 2).verdict == "disagrees"
+    assert claims.c1([wide([(40, 12)])], worst, 2).verdict == "agrees"
+    assert claims.c1([wide([(40, 0)])], None, 2).verdict == "disagrees"
+    assert claims.c1([wide([(5, 12)])], None, 2).verdict == "disagrees"
+    # All of them: one that is told by nothing, or was not run, leaves it open.
+    assert claims.c1([wide([(40, 12)], full=[(10, 12)])], None, 2).verdict == "can't be told here"
+    assert claims.c1([setting(language_model=[(40, 12)])], None, 2).verdict == "can't be told here"
     last = chain(language_model=[(30, 1), (30, 2), (30, 14)])
     assert claims.c1([], last, 2).verdict == "disagrees"
     assert claims.c1([], None, 2).verdict == "can't be told here"
@@ -122,18 +145,24 @@ def test_c1_wide_tuning_learns_forgets_and_counting_is_worst():
 def test_the_same_runs_are_read_once():
     same = setting("best", language_model=[(40, 12)])
     twice = [same, replace(same, name="one rate")]
-    assert len(claims.c1(twice, None, 2).readings) == 1
+    for claim, parts in ((claims.c1(twice, None, 2), [6, 4]),):
+        assert [len(reading.parts) for reading in claim.readings] == parts
     assert len(claims_compared.c12(twice, None, 2).readings) == 2  # lenient, and held to the form
     other = setting("one rate", language_model=[(40, 13)])
-    assert len(claims.c1([same, other], None, 2).readings) == 2
+    assert len(claims.c1([same, other], None, 2).readings[1].parts) == 6
 
 
 def test_c2_the_next_stage_regains():
-    assert claims.c2(chain(language_model=[(9, 1), (9, 12), (9, 6)]), 2).verdict == "agrees"
-    assert claims.c2(chain(language_model=[(9, 1), (9, 12), (9, 15)]), 2).verdict == "disagrees"
+    def judge(numbers, **others):
+        return claims.c2(wide(numbers, "chain", CHAIN, **others), 2).verdict
+
+    assert judge([(9, 1), (9, 12), (9, 6)]) == "agrees"
+    assert judge([(9, 1), (9, 12), (9, 15)]) == "disagrees"
     # Where nothing was lost there is nothing to regain.
-    little = claims.c2(chain(language_model=[(9, 0), (9, 1), (9, 5)]), 2)
-    assert little.verdict == "can't be told here"
+    assert judge([(9, 0), (9, 1), (9, 5)]) == "can't be told here"
+    assert judge([(9, 1), (9, 12), (9, 6)], mlp=[(9, 0), (9, 1), (9, 5)]) == "can't be told here"
+    alone = claims.c2(chain(language_model=[(9, 1), (9, 12), (9, 6)]), 2)
+    assert alone.verdict == "can't be told here"
 
 
 def test_what_was_lost_before_counting_is_not_countings():
@@ -177,7 +206,9 @@ def test_c5_projector_and_tower():
     arms = {"language_model": [(40, 9)], "projector": [(3, 0)], "vision_tower": [(9, 20)]}
     assert claims.c5([setting(**arms)]).verdict == "agrees"
     harmless = setting(**{**arms, "vision_tower": [(9, 0)]})
-    assert [r.verdict for r in claims.c5([harmless]).readings] == ["agrees", "disagrees"]
+    assert claims.c5([harmless]).verdict == "disagrees"
+    without = {name: runs for name, runs in arms.items() if name != "projector"}
+    assert claims.c5([setting(**without)]).verdict == "can't be told here"
 
 
 def correlation(overall, within, without):
@@ -194,11 +225,12 @@ def test_c6_needs_all_three_correlations():
 
 
 def test_c7_only_where_the_shift_is_smaller():
-    wide = {"mlp": [(30, 20, 0.9)]}
-    assert claims_compared.c7([setting(**wide, **{LWF: [(30, 5, 0.1)]})]).verdict == "agrees"
-    assert claims_compared.c7([setting(**wide, **{LWF: [(30, 30, 0.1)]})]).verdict == "disagrees"
-    further = claims_compared.c7([setting(**wide, **{LWF: [(30, 30, 2.0)]})])
+    arms = {"mlp": [(30, 20, 0.9)], "mlp_gate_up": [(30, 6, 0.2)]}
+    assert claims_compared.c7([setting(**arms, **{LWF: [(30, 5, 0.1)]})]).verdict == "agrees"
+    assert claims_compared.c7([setting(**arms, **{LWF: [(30, 30, 0.1)]})]).verdict == "disagrees"
+    further = claims_compared.c7([setting(**arms, **{LWF: [(30, 30, 2.0)]})])
     assert further.verdict == "can't be told here"
+    assert claims_compared.c7([setting(**arms)]).verdict == "can't be told here"
 
 
 def test_c8_each_baseline_has_to_be_matched_by_one_recipe():
@@ -207,6 +239,18 @@ def test_c8_each_baseline_has_to_be_matched_by_one_recipe():
     assert claims_compared.c8([setting(**others, **narrow)]).verdict == "agrees"
     better = {**others, LORA: [(40, 1)]}
     assert claims_compared.c8([setting(**better, **narrow)]).verdict == "disagrees"
+    fewer = {name: runs for name, runs in others.items() if name != MOE}
+    assert claims_compared.c8([setting(**fewer, **narrow)]).verdict == "can't be told here"
+
+
+def test_claims_are_not_read_from_runs_that_lack_seeds_or_learned_nothing():
+    made = setting(language_model=[(40, 12)], full=[(40, 12)], mlp=[(40, 12)], projector=[(0, 0)])
+    runs = {**made.runs, "full": {seed: made.runs["full"][seed] for seed in (0, 1)}}
+    read = replace(made, runs=runs).readable(3, {"projector"})
+    assert set(read.runs) == {"language_model", "mlp"}
+    assert read.left_out == {"full": "2 of 3 seeds", "projector": "learns nothing at any rate"}
+    assert claims.c1([made], None, 2).verdict == "agrees"
+    assert claims.c1([read], None, 2).verdict == "can't be told here"
 
 
 def test_c9_and_c10_need_every_setting():

@@ -151,15 +151,33 @@ def test_correlations_show_what_one_arm_or_one_rate_makes():
     assert made.overall > 0.8
     assert made.without == {"a": pytest.approx(1), "b": pytest.approx(-1)}
     assert made.lowest_without == pytest.approx(-1)
-    assert made.within == {1e-2: pytest.approx(1)}  # three runs are too few
+    assert made.within == {}  # one arm at each rate
     assert correlate(points, "number-token bias").stages == 0
 
 
 def test_rates_are_grouped_in_units_of_the_arms_own_grid():
     base = stage(BASE, 0, "", count=[0, 0], charts=[1, 1])
-    found = [base, *runs("a", 3e-4, [(0.1, 0.1), (0.2, 0.2)])]
-    found += runs("adapters", 3e-3, [(0.3, 0.3), (0.4, 0.4)])
-    found += runs("b", 3e-3, [(0.9, 0.1), (0.8, 0.2), (0.7, 0.3)])
+    found = [base]
+    for place, arm in enumerate(("a", "c", "d"), 1):
+        found += runs(arm, 3e-4, [(place / 10, place / 10)])
+    found += runs("adapters", 3e-3, [(0.4, 0.4)])
+    found += runs("b", 3e-3, [(0.9, 0.1), (0.8, 0.2), (0.7, 0.3), (0.6, 0.4)])
     points = points_in([found])
     assert correlate(points, "KL", {"adapters": 10}).within == {3e-4: pytest.approx(1)}
-    assert list(correlate(points, "KL").within) == [3e-3]
+    assert correlate(points, "KL").within == {}  # three arms, and two
+
+
+def test_within_a_rate_seeds_are_no_runs_of_their_own():
+    base = stage(BASE, 0, "", count=[0, 0], charts=[1, 1])
+    found = [base]
+    for place, arm in enumerate("abcd", 1):
+        # Within an arm KL and loss go apart, between arms together.
+        found += runs(arm, 1e-3, [(place / 10, place / 10), (place / 10 - 0.3, place / 10 + 0.3)])
+    made = correlate(points_in([found]), "KL")
+    assert made.within == {1e-3: pytest.approx(1)}
+    assert made.overall < 0.5
+    # Where nobody lost anything, an order of losses is noise.
+    still = [base]
+    for place, arm in enumerate("abcd", 1):
+        still += runs(arm, 1e-3, [(place / 10, place / 1000)])
+    assert correlate(points_in([still]), "KL").within == {}

@@ -1,6 +1,7 @@
 """The miniature study's phases on a tiny model: what runs, what is taken over, and resuming."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ PRESET = Preset(
     chain_seeds=(0,),
     batch_size=4,
     skill="last",
+    counting="last",
     orders={"default": ("first", "last"), "reversed": ("last", "first")},
 )
 
@@ -290,6 +292,8 @@ def test_presets_name_arms_that_there_are():
         assert sorted(preset.orders["alternative"]) == sorted(SKILL_ORDERS["default"])
         assert preset.orders["reversed"] == preset.orders["default"][::-1]
         assert preset.sizes.samples <= preset.sizes.pool
+        # Where claims about counting's stage, and about the next one's, are read.
+        assert preset.orders["default"].index(preset.counting) == 1
     assert len(PRESETS["miniature"].arms) == 19
 
 
@@ -332,6 +336,33 @@ def test_the_command_runs_a_preset(world, tiny, tmp_path, monkeypatch):
     found = run(["study", "tiny", "--output-dir", str(tmp_path), "--json"])
     assert json.loads(found.stdout)["phases"]["chains"] == stages - 1
     assert json.loads(found.stdout) == json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_what_was_run_so_far_is_summed_up_without_running_anything(
+    finished, world, tiny, tmp_path, monkeypatch
+):
+    from narrowtune.study import miniature, presets
+
+    made, _ = finished
+    shutil.copytree(made.folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "chains" / "results.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-2]))
+    monkeypatch.setitem(presets.PRESETS, "tiny", PRESET)
+    monkeypatch.setattr(miniature, "reference_folder", lambda _: tiny("llama", torch.bfloat16))
+    monkeypatch.setattr(miniature, "write_world", lambda *_: world)
+    monkeypatch.setattr("narrowtune.study.phases.run_study", lambda *_, **__: pytest.fail("runs"))
+    command = ["study", "tiny", "--summary", "--json", "--output-dir", str(tmp_path)]
+    done = CliRunner().invoke(app, command)
+    assert done.exception is None, done.output
+    found = json.loads(done.stdout)
+    assert found["phases"]["chains"] == found["planned"]["chains"] - 2
+    arms = {arm["arm"] for arm in found["settings"][CHAINED]}
+    assert arms == set(PRESET.arms) - {json.loads(lines[-1])["chain"]["arm"]}
+    assert f"of {found['planned']['chains']}" in (tmp_path / "summary.md").read_text()
+    assert len(path.read_text().splitlines()) == len(lines) - 2
+    found = CliRunner().invoke(app, ["study", "some.yaml", "--summary"])
+    assert isinstance(found.exception, UsageError | FileNotFoundError)
 
 
 def test_a_summary_is_there_after_each_phase(world, tiny, tmp_path, monkeypatch):
