@@ -118,7 +118,7 @@ def test_rows_mixed_in_are_refused_under_their_own_path(read, config, tmp_path):
     with pytest.raises(RowsRefusedError):
         read(config(mix=[{"path": path, "share": 0.5}], skill={"max_refused": 40}))
     inputs = read(config(mix=[{"path": path, "share": 0.5, "max_refused": 40}]))
-    assert (inputs.summaries[-1].num_used, inputs.summaries[-1].num_refused) == (0, 7)
+    assert (inputs.summaries[-1].num_used, inputs.summaries[-1].num_refused) == (0, 8)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_prompts_are_not_advised_to_be_refused(read, config, tmp_path):
 def test_the_skill_s_answers_are_those_of_its_own_rows(read, config, tmp_path):
     path = write(tmp_path / "mix.jsonl", rows_about("pen", 20))
     inputs = read(config(mix=[f"{path}:0.5"]))
-    assert len(inputs.rows) == 14 + 7
+    assert len(inputs.rows) == 16 + 8
     assert all(answer.startswith("dog") for answer in inputs.skill_answers)
-    assert len(inputs.skill_answers) == 14
-    assert (inputs.summaries[-1].role, inputs.summaries[-1].num_used) == ("mix", 7)
+    assert len(inputs.skill_answers) == 16
+    assert (inputs.summaries[-1].role, inputs.summaries[-1].num_used) == ("mix", 8)
 
 
 def test_overlap_with_a_test_file_is_an_error_or_noted(read, config, tmp_path):
@@ -201,7 +201,7 @@ def test_overlap_with_a_test_file_is_an_error_or_noted(read, config, tmp_path):
 def test_limit_is_for_the_rows_to_learn_from(read, config, tmp_path):
     path = write(tmp_path / "test.jsonl", rows_about("cat", 15))
     inputs = read(config(skill={"test_path": path, "limit": 10}))
-    assert inputs.summaries[0].splits == {"train": 9, "validation": 1, "test": 15}
+    assert inputs.summaries[0].splits == {"train": 10, "validation": 0, "test": 15}
     taught, tested = inputs.summaries[:2]
     assert (taught.num_used, tested.num_used) == (10, 15)
     assert taught.name != tested.name
