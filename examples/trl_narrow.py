@@ -72,7 +72,8 @@ def main() -> None:
 
     delta = nt.extract(model, selection)
     delta.save(args.output)
-    nt.undo(model.to(stored), delta)
+    nt.select(model, args.recipe, dtype=stored)  # the masters as the delta has them
+    nt.undo(model, delta)
     same = all(torch.equal(p, base[name]) for name, p in model.named_parameters())
     print(f"{args.output}: undone is the base, bit for bit: {same}")
 

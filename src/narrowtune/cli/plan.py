@@ -18,6 +18,7 @@ from narrowtune.cli.flags import (
 )
 from narrowtune.cli.printing import open_console
 from narrowtune.cli.settings import run_settings
+from narrowtune.core.errors import UsageError
 
 _FILES = (".yaml", ".yml")
 
@@ -46,7 +47,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what would train and what it costs. Writes nothing but what a hub id downloads."""
-    is_file = Path(model).suffix in _FILES and not Path(model).is_dir()
+    path = Path(model)
+    is_file = path.is_file() or (path.suffix.lower() in _FILES and not path.is_dir())
     # A plan needs no skill, and a run's settings do.
     with_skill = (
         is_file or skill is not None or any(pair.startswith("skill") for pair in more or [])
@@ -64,7 +66,13 @@ def plan(
         "cost.co2_kg_per_kwh": co2_kg_per_kwh,
         "cost.price_per_hour": price_per_hour,
     }
-    settings = run_settings(Path(model) if is_file else None, flags, more)
+    settings = run_settings(path if is_file else None, flags, more)
+    if settings.ledger is not None:
+        raise UsageError(
+            asked=f"a plan of a run with the ledger {settings.ledger}",
+            found="earlier skills in it, which a plan does not put on the base nor count as kept",
+            do="plan it without them: --set ledger=null",
+        )
     from narrowtune.pipeline.single import plan as make_plan
     from narrowtune.report.plan_view import render_plan
 

@@ -9,6 +9,9 @@ from narrowtune.core.errors import UsageError
 _SWITCHES = ("anchor", "dial")
 """Sections that true switches on, and false off."""
 
+_LISTS = ("keep", "mix")
+"""Lists that a path alone may stand for."""
+
 
 def override(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of `values` in which each dotted key of `overrides` is replaced.
@@ -28,6 +31,8 @@ def override(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
             )
         head, _, rest = key.partition(".")
         old = result.get(head)
+        if head in _LISTS and isinstance(old, str):
+            old = [old]
         if rest:
             # A section that is only switched on, or off, has nothing but defaults.
             switched = head in _SWITCHES and isinstance(old, bool)

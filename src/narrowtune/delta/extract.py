@@ -150,10 +150,12 @@ def _base_reader(
 def _loaded_from(model: nn.Module) -> Path | None:
     """Return the folder that a model was loaded from, a hub id's being in the hub's cache."""
     name = _name(model)
-    if not name or Path(name).is_dir():
-        return Path(name) if name else None
+    if not name:
+        return None
     revision = getattr(model.config, "_commit_hash", None)
     try:
+        if Path(name).is_dir():
+            return Path(name)
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError, OSError):
         return None

@@ -159,7 +159,8 @@ def select(
         dtype: what the selected parameters are held in from now on; as they are unless given. A
             bf16 weight swallows most steps of a small learning rate, so give `torch.float32`
             where the model is in bf16, and train under autocast (`bf16=True`). `extract` rounds
-            to the base's dtype.
+            to the base's dtype; selecting again with the model's own rounds the model as well
+            (`model.to(…)` would round buffers that are wider, too).
 
     Raises:
         UnknownFamilyError, SelectionError: as `resolve`.

@@ -114,9 +114,6 @@ def c11(settings: Sequence[Setting]) -> Claim:
     """Both narrow recipes together bring nothing."""
     both, readings = "sa_proj+mlp_gate_up", []
     for setting in settings:
-        singles = [arm for arm in ("sa_proj", "mlp_gate_up") if arm in setting.runs]
-        if both not in setting.runs or not singles:
-            continue
         part = either(
             [
                 below(
@@ -124,7 +121,7 @@ def c11(settings: Sequence[Setting]) -> Claim:
                     minus(setting.balance(both), setting.balance(arm)),
                     LEAST_LOSS,
                 )
-                for arm in singles
+                for arm in ("sa_proj", "mlp_gate_up")
             ],
             higher=False,
         )

@@ -40,7 +40,13 @@ def run_miniature(
         UsageError: the model does not ship, peft is missing, or the folder is another preset's.
         NarrowtuneError: of the first chain that fails.
     """
-    if LORA in preset.arms:
+    if only_read and not (folder / "world" / "world.json").exists():
+        raise UsageError(
+            asked=f"the summary of {preset.name} in {folder}",
+            found="no such study there",
+            do="give its folder (--output-dir), or leave --summary out to run it",
+        )
+    if LORA in preset.arms and not only_read:
         require("lora", "peft", asked=f"the study {preset.name}, which has an arm with LoRA")
     models = {preset.model: reference_folder(preset.model)}
     if preset.second_model is not None:

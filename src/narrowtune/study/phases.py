@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from narrowtune.core.config import DriftSettings, TrainingSettings
+from narrowtune.core.errors import UsageError
 from narrowtune.core.run_folder import write_text
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.study.chains import all_chains, open_chains
@@ -124,7 +125,13 @@ class Protocol:
             return
         if self.only_read and not (self.folder / "second_model" / RESULTS).exists():
             return
-        self._search("second_model", preset.second_model, preset.main)
+        try:
+            self._search("second_model", preset.second_model, preset.main)
+        except UsageError as error:
+            if not self.only_read:
+                raise
+            self.watch.say(f"second_model is left out so far: {error.found}")
+            return
         self._chosen("second_model_chosen", "second_model", preset.second_model)
 
     def best_rates(self, search: str) -> dict[str, list[float]]:
@@ -134,9 +141,18 @@ class Protocol:
     def _search(self, name: str, model: str, arms: Sequence[str]) -> dict[str, list[float]]:
         """Run grids of rates, extended until no best is at an edge; write down what was chosen."""
         grids = {label: self._grid(self.arms[label]) for label in arms}
+        known: dict[str, list[float]] | None = None
         for left in range(self.preset.most_extensions, -1, -1):
             phase = self._start(name, self._single(model, grids, [0]))
-            points = points_of(phase.results, grids, 0)
+            try:
+                points = points_of(phase.results, grids, 0)
+            except UsageError:
+                # So far: the rates that all arms have were chosen from before.
+                if not self.only_read or known is None:
+                    raise
+                grids, points = known, points_of(phase.results, known, 0)
+                break
+            known = grids
             further = extend(points) if left else None
             if further is None:
                 break

@@ -160,13 +160,13 @@ def on_frontier(
         The premise that the reference loses `LEAST_LOSS` there, and the part; one that can't be
         told where not every seed reaches the share.
     """
-    wide, narrow = [], []
+    wide: list[float | None] = []
+    narrow: list[float | None] = []
     for seed in seeds:
         points = frontier(results, "default", seed)
-        if arm in points and REFERENCE in points:
-            found = matched(points, REFERENCE)
-            wide.append(found[REFERENCE][share])
-            narrow.append(found[arm][share])
+        found = matched(points, REFERENCE) if REFERENCE in points else {}
+        wide.append(found.get(REFERENCE, {}).get(share))
+        narrow.append(found.get(arm, {}).get(share))
     pairs = [(w, n) for w, n in zip(wide, narrow, strict=True) if w is not None and n is not None]
     if len(pairs) < len(narrow) or not pairs:
         # Whether enough is learned is judged elsewhere; without it, nothing is lost at it either.

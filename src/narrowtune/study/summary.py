@@ -54,14 +54,14 @@ class Matched(Value):
 
     Attributes:
         arm: whose.
-        rates: that it was run at, by seed.
+        num_rates: how many it was run at, by seed.
         best: what it learned at the rate that is best on validation rows, by seed.
         lost: share → a value per seed, None where it is not reached.
         means: share → interval over seeds, None unless all reach it.
     """
 
     arm: str
-    rates: tuple[int, ...]
+    num_rates: tuple[int, ...]
     best: tuple[float, ...]
     lost: dict[float, tuple[float | None, ...]]
     means: dict[float, Interval | None]
@@ -128,13 +128,14 @@ def summarise_study(
         )
     rates = _rates(settings)
     idle = {
-        arm
-        for made in choices.values()
-        for arm, choice in made.arms.items()
-        if not choice.learns(made.base)
+        search: {arm for arm, choice in made.arms.items() if not choice.learns(made.base)}
+        for search, made in choices.items()
     }
     seeds = _num_seeds(phases)
-    read = {name: found.readable(seeds[name], idle) for name, found in settings.items()}
+    read = {
+        name: found.readable(seeds[name], idle["second_model" if name == SECOND else "frontier"])
+        for name, found in settings.items()
+    }
     # That tower and projector alone learn little is a claim about arms that learn nothing.
     at_one_rate = settings[ONE_RATE].readable(seeds[ONE_RATE], ()) if ONE_RATE in settings else None
     return Summary(
@@ -156,7 +157,7 @@ def summarise_study(
             if name in results
         },
         correlations=correlations,
-        claims=tuple(_claims(read, at_one_rate, results, correlations, orders, counting)),
+        claims=tuple(_claims(read, at_one_rate, phases, results, correlations, orders, counting)),
     )
 
 
@@ -224,6 +225,7 @@ def _rates(settings: Mapping[str, Setting]) -> dict[str, dict[str, float]]:
 def _claims(
     settings: Mapping[str, Setting],
     at_one_rate: Setting | None,
+    phases: Mapping[str, Phase],
     results: Mapping[str, Sequence[StageResult]],
     correlations: Mapping[str, Sequence[Correlation]],
     orders: Mapping[str, Sequence[str]],
@@ -234,7 +236,7 @@ def _claims(
     every = [*single, *([chained] if chained is not None else [])]
     place = orders["default"].index(counting) + 1 if "default" in orders else 1
     chosen = results.get("chosen", ())
-    seeds = sorted({result.chain.seed for result in chosen if result.stage})
+    seeds = phases["chosen"].settings.seeds if chosen else []
 
     def on(arm: str, shares: Sequence[float]) -> list[tuple[Part, ...]]:
         return [on_frontier(chosen, seeds, arm, share) for share in shares] if chosen else []
@@ -310,7 +312,7 @@ def _matched(results: Sequence[StageResult]) -> tuple[Matched, ...]:
         made.append(
             Matched(
                 arm=arm,
-                rates=tuple(len(points) for points in own),
+                num_rates=tuple(len(points) for points in own),
                 best=tuple(best_point(points).learning for points in own),
                 lost=lost,
                 means=means,

@@ -106,6 +106,8 @@ def _recovery(arm: ArmFigures) -> str:
 
 
 def _matched(name: str, arms: Sequence[Matched]) -> str:
+    if not arms:
+        return f"\n## {name}: {REFERENCE} was not run yet\n"
     shares = [f"{share:.0%}" for share in SHARES]
     (reference,) = (arm for arm in arms if arm.arm == REFERENCE)
     best = ", ".join(map(number, reference.best))
@@ -116,7 +118,7 @@ def _matched(name: str, arms: Sequence[Matched]) -> str:
         + _table(
             ("arm", "rates", *shares),
             (
-                (arm.arm, str(max(arm.rates)), *(_at(arm, share) for share in SHARES))
+                (arm.arm, str(max(arm.num_rates)), *(_at(arm, share) for share in SHARES))
                 for arm in arms
             ),
         )

@@ -77,6 +77,17 @@ def test_a_runs_file_is_planned_as_it_would_be_taught(tmp_path, monkeypatch):
     assert (config.recipe, config.skill.path, config.keep[0].path) == ("mlp", "t.jsonl", "k.jsonl")
 
 
+def test_a_file_of_any_name_is_planned_and_a_ledger_is_not(tmp_path, monkeypatch):
+    path = tmp_path / "run.conf"
+    path.write_text("model: m\nskill: s.jsonl\n")
+    assert planned(monkeypatch, str(path))[0].skill.path == "s.jsonl"
+    path.write_text("model: m\nskill: s.jsonl\nledger: skills\n")
+    done = CliRunner().invoke(app, ["plan", str(path)])
+    assert isinstance(done.exception, UsageError)
+    assert "--set ledger=null" in done.exception.do
+    assert planned(monkeypatch, str(path), "--set", "ledger=null")[0].ledger is None
+
+
 def test_a_model_is_planned_without_any_rows(tmp_path, monkeypatch):
     config, with_skill = planned(monkeypatch, "some/model.v2")
     assert not with_skill

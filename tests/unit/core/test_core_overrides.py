@@ -18,8 +18,8 @@ def test_override_leaves_the_given_values_alone():
 
 def test_an_item_of_a_list_is_named_by_its_place():
     values = {"keep": ["a.jsonl", {"path": "b.jsonl", "metric": "number"}], "mix": ["g.jsonl:0.1"]}
-    changes = {"keep.0.max_refused": 2, "keep.1.metric": "anls", "mix.0.max_refused": 3}
-    found = override(values, changes)
+    changes = {"keep.0.max_refused": 2, "mix.0.max_refused": 3}
+    found = override(values, changes | {"keep.1.metric": "anls"})
     assert found["keep"] == [
         {"path": "a.jsonl", "max_refused": 2},
         {"path": "b.jsonl", "metric": "anls"},
@@ -28,6 +28,9 @@ def test_an_item_of_a_list_is_named_by_its_place():
     assert (run.mix[0].path, run.mix[0].share, run.mix[0].max_refused) == ("g.jsonl", 0.1, 3)
     assert values["keep"][0] == "a.jsonl"
     assert override(values, {"keep.0": "c.jsonl"})["keep"][0] == "c.jsonl"
+    alone = override({"keep": "a.jsonl", "mix": "g.jsonl:0.1"}, changes | {"keep.0.metric": "anls"})
+    assert alone["keep"] == [{"path": "a.jsonl", "max_refused": 2, "metric": "anls"}]
+    assert alone["mix"] == [{"path": "g.jsonl:0.1", "max_refused": 3}]
 
 
 @pytest.mark.parametrize("key", ["keep.1.metric", "keep.path", "keep.-1.path"])

@@ -358,6 +358,7 @@ def test_masters_in_fp32_give_a_delta_that_fits_the_folder(make_case):
     """What `select` widens trains under autocast, and `extract` rounds to the base's dtype."""
     case = make_case("llama", torch.bfloat16)
     model = case.load()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     selection = select(model, "sa_proj", dtype=torch.float32)
     held = {name: p.dtype for name, p in model.named_parameters()}
     assert {held[name] for name in selection.names} == {torch.float32}
@@ -374,9 +375,11 @@ def test_masters_in_fp32_give_a_delta_that_fits_the_folder(make_case):
         delta = extract(model, selection)
     assert {record.dtype for record in delta.metadata.tensors.values()} == {"bfloat16"}
     assert any(view_bits(bits).any() for bits in delta.bits.values())
-    model.to(torch.bfloat16)
+    select(model, "sa_proj", dtype=model.dtype)
     undo(model, delta)
     assert same_bits(weights(model), case.base)
+    assert {b.dtype for b in buffers.values()} == {torch.float32}
+    assert same_bits(dict(model.named_buffers()), buffers)
 
 
 def test_a_tensor_that_the_selection_names_must_be_there(make_case):

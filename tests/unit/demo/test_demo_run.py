@@ -27,7 +27,8 @@ def test_a_model_that_is_not_there_leaves_an_earlier_demo_as_it_is(tmp_path):
 def test_what_the_demo_on_text_needs_is_asked_for_first(tmp_path, monkeypatch):
     from narrowtune.core import extras
 
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "pycountry" else name)
+    there = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda n: None if n == "pycountry" else there(n))
     monkeypatch.setattr(run.weights, "smollm2_folder", lambda: pytest.fail("downloaded"))
     with pytest.raises(UsageError, match=r"pycountry is not installed[\s\S]*narrowtune\[demo\]"):
         run.run_demo(tmp_path, model="smollm2", seed=0, quick=True, console=SILENT)

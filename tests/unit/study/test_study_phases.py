@@ -347,6 +347,8 @@ def test_what_was_run_so_far_is_summed_up_without_running_anything(
     shutil.copytree(made.folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "chains" / "results.jsonl"
     lines = path.read_text().splitlines(keepends=True)
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "world.json").write_text("{}")
     path.write_text("".join(lines[:-2]))
     monkeypatch.setitem(presets.PRESETS, "tiny", PRESET)
     monkeypatch.setattr(miniature, "reference_folder", lambda _: tiny("llama", torch.bfloat16))
@@ -362,7 +364,10 @@ def test_what_was_run_so_far_is_summed_up_without_running_anything(
     assert f"of {found['planned']['chains']}" in (tmp_path / "summary.md").read_text()
     assert len(path.read_text().splitlines()) == len(lines) - 2
     found = CliRunner().invoke(app, ["study", "some.yaml", "--summary"])
-    assert isinstance(found.exception, UsageError | FileNotFoundError)
+    assert isinstance(found.exception, UsageError)
+    nowhere = ["study", "tiny", "--summary", "--output-dir", str(tmp_path / "nowhere")]
+    assert "no such study" in str(CliRunner().invoke(app, nowhere).exception)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_summary_is_there_after_each_phase(world, tiny, tmp_path, monkeypatch):
