@@ -82,8 +82,8 @@ def _config(folder: Path, **training) -> RunConfig:
         "num_train_epochs": 6,
         **training,
     }
-    values = {"model": "m", "skill": "s", "output_dir": str(folder), "training": training}
-    return parse_config(values, "a test")
+    values = {"model": "m", "recipe": "sa_proj", "skill": "s", "output_dir": str(folder)}
+    return parse_config({**values, "training": training}, "a test")
 
 
 def _bits(model) -> dict[str, torch.Tensor]:
