@@ -156,6 +156,8 @@ def _loaded_from(model: nn.Module) -> Path | None:
     try:
         if Path(name).is_dir():
             return Path(name)
+        if revision is None:  # what the cache has by that name may be another base
+            return None
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError, OSError):
         return None

@@ -33,7 +33,7 @@ from narrowtune.study.rules import (
 WIDE = ("language_model", "full", "mlp")
 
 FRONTIER = "one skill, at equal learning"
-"""Read between the chosen rates, of which an arm has two to five."""
+"""Read between the chosen rates, in a straight line."""
 
 
 def c1(single: Sequence[Setting], chained: Setting | None, place: int) -> Claim:

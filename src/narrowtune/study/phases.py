@@ -147,9 +147,11 @@ class Protocol:
             try:
                 points = points_of(phase.results, grids, 0)
             except UsageError:
-                # So far: the rates that all arms have were chosen from before.
                 if not self.only_read or known is None:
                     raise
+                self.watch.say(
+                    f"{name}: the last rates of its grids are not all run, and left out."
+                )
                 grids, points = known, points_of(phase.results, known, 0)
                 break
             known = grids

@@ -67,13 +67,13 @@ from narrowtune.train.masters import copy_tensors
 
 logger = logging.getLogger(__name__)
 
-_MOST_ENCODED = 5
-"""Sets of training rows held as tensors: those of one skill and seed serve every arm in turn, and a
-chain has five skills."""
+_LEAST_ENCODED = 2
+"""Sets of training rows held as tensors, or as many as there are skills: those of one skill and
+seed serve every arm in turn."""
 
 _REMEMBERED = 2**30
-"""Bytes of encoded prompts: every arm is asked the same after every stage. And of the pictures of
-each set of training rows. Each worker has its own."""
+"""Bytes of encoded prompts: every arm is asked the same after every stage. And twice as many of the
+pictures of all sets of training rows. Each worker has its own."""
 
 TOLERANCE = "tolerance.json"
 """File of the noise that scores allow for, in the study's folder."""
@@ -288,9 +288,10 @@ class Study:
         """Return the rows of a stage, the same for every arm."""
         key = skill, seed
         if key not in self._encoded:
-            while len(self._encoded) >= _MOST_ENCODED:
+            most = max(_LEAST_ENCODED, len(self.skills))
+            while len(self._encoded) >= most:
                 del self._encoded[next(iter(self._encoded))]
-            room = Room(_REMEMBERED)
+            room = Room(2 * _REMEMBERED // most)
             drawn = self._drawn(skill, seed)
             self._encoded[key] = [stored_row(row, self.encoder, room) for row in drawn]
         return self._encoded[key]

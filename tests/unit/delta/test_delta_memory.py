@@ -349,7 +349,10 @@ def test_a_hub_ids_base_is_found_in_the_hubs_cache(make_case, tmp_path, monkeypa
     disturb(model, case.selection.names)
     delta = extract(model, case.selection, notes=["toy"])
     assert delta.metadata == case.delta.metadata
-    model.config._name_or_path = "company/other"
+    model.config._commit_hash = None
+    with pytest.raises(DeltaError, match="no folder 'company/model'"):
+        extract(model, case.selection)
+    model.config._name_or_path, model.config._commit_hash = "company/other", commit
     with pytest.raises(DeltaError, match="no folder 'company/other'"):
         extract(model, case.selection)
 

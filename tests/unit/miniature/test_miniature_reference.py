@@ -77,18 +77,17 @@ def test_the_quick_forward_pass_is_the_models_own(loaded, writer):
     assert expected.std() > 0.01
 
 
-def test_tokens_that_cover_a_picture_are_of_its_places(loaded, writer):
-    """What changes in one corner of a picture changes the visual token of that corner most."""
+def test_tokens_that_cover_a_picture_are_those_of_its_places(loaded, writer):
     pixels = collate_samples(samples_of_all()[:1], writer, 0).pixels
-    changed = pixels.clone()
-    changed[0, :, -16:, :16] = 255 - changed[0, :, -16:, :16]
     with torch.no_grad():
-        before, after = (
-            covering(loaded.model, SEE[loaded.family.name](loaded.model, shown))
-            for shown in (pixels, changed)
-        )
-    assert before.shape[1] == 49
-    assert int((after - before).norm(dim=-1).argmax()) == 42
+        number = SEE[loaded.family.name](loaded.model, pixels).shape[1]
+    found = covering(loaded.model, torch.arange(number)[None, :, None])[0, :, 0].tolist()
+    if loaded.family.name == "llava_onevision":
+        # The overview's 49, then rows of seven and their end.
+        assert number == 49 + 7 * 8
+        assert found == [49 + 8 * row + column for row in range(7) for column in range(7)]
+    else:
+        assert found == list(range(49))
 
 
 def test_questions_about_one_picture_are_answered_as_if_asked_alone(loaded, writer):
