@@ -370,6 +370,30 @@ def test_what_was_run_so_far_is_summed_up_without_running_anything(
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_grid_that_is_half_extended_is_read_as_far_as_it_is_whole(
+    finished, world, tiny, tmp_path
+):
+    made, _ = finished
+    shutil.copytree(made.folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "frontier" / "results.jsonl"
+    rates = made.choices["frontier"].arms["sa_proj"].tried
+    (added,) = set(rates) - set(PRESET.rates)
+    kept = [
+        line
+        for line in path.read_text().splitlines(keepends=True)
+        if (chain := json.loads(line)["chain"])["arm"] != "sa_proj"
+        or chain["learning_rate"] != added
+    ]
+    path.write_text("".join(kept))
+    seen = Seen()
+    folders = {"one": tiny("llama", torch.bfloat16)}
+    read = Protocol(PRESET, world, folders, tmp_path, seen.watch, only_read=True)
+    read.run()
+    assert any("the last rates of its grids are not all run" in said for said in seen.said)
+    assert set(read.choices["frontier"].arms["sa_proj"].tried) == set(PRESET.rates)
+    assert seen.stages == []
+
+
 def test_a_summary_is_there_after_each_phase(world, tiny, tmp_path, monkeypatch):
     from narrowtune.study import miniature
 
