@@ -64,7 +64,7 @@ class Size:
     anchor: int
 
 
-FULL = Size(train=2400, test=200, keep=60, drift=48, anchor=128)
+FULL = Size(train=2400, test=200, keep=100, drift=48, anchor=128)
 QUICK = Size(train=160, test=24, keep=8, drift=8, anchor=16)
 
 _DRIFT_SEED, _ANCHOR_SEED = 201, 202

@@ -75,12 +75,19 @@ def build_report(
     return html
 
 
+def _short(model: str) -> str:
+    """Return a hub id as it is, and of a folder its last part."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
 def _values(run: RunFiles, found: Gallery | None) -> dict[str, Any]:
     record = run.record
+    model = record.model.get("source") or (run.plan.model if run.plan else "")
     return {
         "run": run,
         "head": headline(record),
-        "model": record.model.get("source") or (run.plan.model if run.plan else ""),
+        "model": model,
+        "model_name": _short(model),
         "sections": [part for part in SECTIONS if part[0] != "dial" or record.dial],
         "gauges": charts.gauges(record.verdict) if record.verdict else [],
         "forest": charts.forest(record.tasks, record.verdict),

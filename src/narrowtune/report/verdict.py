@@ -23,6 +23,9 @@ TONES: dict[Outcome, Tone] = {
     "over_budget": "bad",
     "not_enough_evidence": "unsure",
 }
+_MOST_NAMED = 2
+"""Tasks that an advice names."""
+
 MARKS: dict[Tone, str] = {"good": "✓", "bad": "✕", "unsure": "?"}
 
 
@@ -113,12 +116,28 @@ def _over_budget(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
         )
     else:
         what = "the loss on what it should keep is above what was allowed"
-    anchored = record.training is not None and record.training.anchor_weight is not None
-    first = "raise the anchor's weight" if anchored else "train again with the anchor (--anchor)"
     return (
         f"{_learned(verdict)}, but {what}.",
-        f"Don't apply this delta. Next, {first}, lower the learning rate, "
+        f"Don't apply this delta. Next, {_how_to_hold(record)}, lower the learning rate, "
         "or choose a narrower recipe.",
+    )
+
+
+def _how_to_hold(record: RunRecord) -> str:
+    """An anchor first; and where there was one, prompts for the forms of answers that it missed.
+
+    Kinds of prompts count for more than the weight, which buys little beyond its default
+    (docs/anchor.md).
+    """
+    if record.training is None or record.training.anchor_weight is None:
+        return "train again with the anchor (--anchor)"
+    lost = [t for t in record.tasks if t.role == "held_out" and t.change.high < 0]
+    if not lost:
+        return "raise the anchor's weight"
+    names = " and ".join(t.name for t in sorted(lost, key=lambda t: t.change.value)[:_MOST_NAMED])
+    return (
+        "add prompts to the anchor (anchor.prompts, without answers) that are answered in the "
+        f"form of {names}"
     )
 
 

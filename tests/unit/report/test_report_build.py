@@ -291,6 +291,16 @@ def test_a_run_of_evaluation_alone(tmp_path):
         assert sentence in text
 
 
+@pytest.mark.parametrize("model", ["/models/of a team/small", "Qwen/Qwen2.5-VL-7B-Instruct"])
+def test_a_folder_is_named_by_its_last_part(tmp_path, no_plots, model):
+    folder = tmp_path / "run"
+    record = write_run(folder, items=3, steps=1)
+    given = record.model_copy(update={"model": {"source": model}})
+    (folder / "record.json").write_text(given.model_dump_json(), encoding="utf-8")
+    html = build_report(folder).read_text(encoding="utf-8")
+    assert f'<b title="{model}">{"small" if model.startswith("/") else model}</b>' in html
+
+
 def test_a_run_without_tasks(tmp_path):
     folder = tmp_path / "run"
     record = write_run(folder, items=3, steps=1)

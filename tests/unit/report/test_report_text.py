@@ -151,6 +151,22 @@ def test_a_gain_is_never_worded_as_a_negative_loss(tmp_path):
     assert "elsewhere it gained 8.3 points on average, at least 7.5 gained" in shipped
 
 
+def test_over_budget_with_an_anchor_asks_for_prompts_in_the_forms_that_were_lost(tmp_path):
+    record = write_run(tmp_path, outcome="over_budget", items=40, steps=1)
+    assert "with the anchor (--anchor)" in headline(record).next_step
+    training = record.training.model_copy(update={"anchor_weight": 1.0})
+    changes = {"capitals": -8.0, "continents": -30.0, "opposites": -20.0}
+    tasks = [
+        task.model_copy(update={"change": estimate(changes.get(task.name, 0.0), 2.0)})
+        for task in record.tasks
+    ]
+    anchored = record.model_copy(update={"training": training, "tasks": tasks})
+    assert "in the form of continents and opposites, lower" in headline(anchored).next_step
+    unsure = [t.model_copy(update={"change": estimate(-1.0, 2.0)}) for t in tasks]
+    anchored = anchored.model_copy(update={"tasks": unsure})
+    assert "raise the anchor's weight" in headline(anchored).next_step
+
+
 def test_what_is_undecided_is_what_is_told(tmp_path):
     record = write_run(tmp_path, outcome="not_enough_evidence", items=40, steps=1)
     known = {"learning": estimate(9.0, 1.0), "budget": 5.0, "worst_task": "capitals"}
