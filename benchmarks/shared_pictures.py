@@ -4,10 +4,12 @@
 
 Two models, `sa_proj`: the reference model `qwen2_5_vl` as it ships (7 x 7 visual tokens a picture),
 and a wider one of the same architecture with random weights (about 100 million parameters, 27 x 27
-visual tokens). Rows have 4 or 8 questions a picture, 8 rows a step. Arms: narrowtune with the rows
-of a picture drawn together, narrowtune row by row, and `transformers.Trainer` with the same
-matrices trainable and the model's own loss. No features are kept, so that the tower is in every
-step. Rounds are interleaved, every arm in a process of its own; the first step is not counted.
+visual tokens). Rows have 4 or 8 questions a picture, 8 rows a step; the reference model also has
+steps of 32, since in its steps of 8 what an operation costs by itself is much of the time. Arms:
+narrowtune with the rows of a picture drawn together, narrowtune row by row, and
+`transformers.Trainer` with the same matrices trainable and the model's own loss. No features are
+kept, so that the tower is in every step. Rounds are interleaved, every arm in a process of its own;
+the first step is not counted.
 
 The factor that `narrowtune plan` predicts stands beside what was measured, and the token ratio
 q (P + S) / (P + q S) without tower and head. Results: benchmarks/results/shared_pictures.json.
@@ -31,9 +33,14 @@ from rich.table import Table
 from narrowtune.core import provenance
 
 RESULTS = Path(__file__).parent / "results" / "shared_pictures.json"
-ROWS, STEPS, ROUNDS = 8, 4, 3
-QUESTIONS = (4, 8)
-MODELS = ("reference", "wide")
+ROUNDS = 3
+CASES = tuple(
+    (model, rows, questions)
+    for model, rows in (("reference", 8), ("reference", 32), ("wide", 8))
+    for questions in (4, 8)
+)
+"""Model, rows of a step, questions about a picture."""
+STEPS = {"reference": 12, "wide": 4}
 ARMS = ("shared", "row by row", "transformers.Trainer")
 _WIDE_SIDE = 27 * 28  # pixels: 27 visual tokens of 28 pixels
 
@@ -123,14 +130,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     keep_freed_blocks()
     loaded = load_model(given.folder)
-    rows = make_rows(loaded, given.model, given.questions, ROWS * STEPS)
+    steps = STEPS[given.model]
+    rows = make_rows(loaded, given.model, given.questions, given.rows * steps)
     arithmetic = Arithmetic.from_json(given.arithmetic)
     if given.arm == "row by row":
         arithmetic = arithmetic.model_copy(update={"packing": False})
     training = {
-        "global_batch_size": ROWS,
-        "per_device_train_batch_size": ROWS,
-        "max_steps": STEPS,
+        "global_batch_size": given.rows,
+        "per_device_train_batch_size": given.rows,
+        "max_steps": steps,
         "group_by_picture": True,
     }
     clock = StepClock()
@@ -154,7 +162,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                     "parameters": plan.num_parameters,
                 }
             if given.arm == "transformers.Trainer":
-                _plain(loaded, rows, output, clock, padding_id, collate)
+                _plain(loaded, rows, given.rows, output, clock, padding_id, collate)
             else:
                 selection = resolve(loaded.model, "sa_proj")
                 fit(loaded, selection, rows, config, arithmetic=arithmetic, callbacks=[clock])
@@ -162,7 +170,13 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plain(
-    loaded: Any, rows: list[Any], output: str, clock: Any, padding_id: Any, collate: Any
+    loaded: Any,
+    rows: list[Any],
+    batch_size: int,
+    output: str,
+    clock: Any,
+    padding_id: Any,
+    collate: Any,
 ) -> None:
     """Train as people do without us: the same rows and matrices, the model's own loss."""
     from training.arms import common_arguments
@@ -173,8 +187,9 @@ def _plain(
     names = set(resolve(loaded.model, "sa_proj").names)
     for name, parameter in loaded.model.named_parameters():
         parameter.requires_grad_(name in names)
-    values = {**common_arguments(True, False, STEPS, output), "remove_unused_columns": False}
-    values["per_device_train_batch_size"] = ROWS
+    steps = len(rows) // batch_size
+    values = {**common_arguments(True, False, steps, output), "remove_unused_columns": False}
+    values["per_device_train_batch_size"] = batch_size
     values["train_sampling_strategy"] = "random"  # rows are about as long, and no dictionaries
     Trainer(
         loaded.model,
@@ -193,26 +208,25 @@ def run(**values: Any) -> dict[str, Any]:
 def show(values: dict[str, Any]) -> Table:
     """Return what was measured as a table."""
     table = Table(title="Questions that share a picture, sa_proj")
-    columns = ("model", "questions", "arm", "samples/s", "shared is × as fast", "predicted")
-    for name in (*columns, "token ratio"):
+    columns = ("model", "rows a step", "questions", "arm", "samples/s", "shared is × as fast")
+    for name in (*columns, "predicted", "token ratio"):
         table.add_column(name, justify="left" if name in ("model", "arm") else "right")
-    for model in MODELS:
-        for questions in QUESTIONS:
-            plan = values["plans"][f"{model}|{questions}"]
-            for arm in ARMS:
-                key = f"{model}|{questions}|{arm}"
-                shared = [done[f"{model}|{questions}|shared"] for done in values["rounds"]]
-                mine = [done[key] for done in values["rounds"]]
-                middle = [statistics.median(one["seconds"]) for one in mine]
-                ratios = [
-                    statistics.median(one["seconds"]) / statistics.median(base["seconds"])
-                    for one, base in zip(mine, shared, strict=True)
-                ]
-                spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-                told = [f"{plan['factor']:.2f}", f"{plan['tokens']:.2f}"]
-                told = told if arm == "row by row" else ["", ""]
-                rate = f"{ROWS / statistics.median(middle):.2f}"
-                table.add_row(model, str(questions), arm, rate, spread, *told)
+    for model, rows, questions in CASES:
+        case = f"{model}|{rows}|{questions}"
+        plan = values["plans"][case]
+        for arm in ARMS:
+            shared = [done[f"{case}|shared"] for done in values["rounds"]]
+            mine = [done[f"{case}|{arm}"] for done in values["rounds"]]
+            middle = [statistics.median(one["seconds"]) for one in mine]
+            ratios = [
+                statistics.median(one["seconds"]) / statistics.median(base["seconds"])
+                for one, base in zip(mine, shared, strict=True)
+            ]
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+            told = [f"{plan['factor']:.2f}", f"{plan['tokens']:.2f}"]
+            told = told if arm == "row by row" else ["", ""]
+            rate = f"{rows / statistics.median(middle):.2f}"
+            table.add_row(model, str(rows), str(questions), arm, rate, spread, *told)
     return table
 
 
@@ -223,7 +237,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what was measured")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--questions", type=int, help=argparse.SUPPRESS)
+    for hidden in ("rows", "questions"):
+        parser.add_argument(f"--{hidden}", type=int, help=argparse.SUPPRESS)
     for hidden in ("arm", "model", "folder", "arithmetic"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -237,7 +252,7 @@ def main() -> None:
     from narrowtune.models.load import load_model
 
     with tempfile.TemporaryDirectory() as made:
-        folders = {name: make_model(name, Path(made) / name) for name in MODELS}
+        folders = {name: make_model(name, Path(made) / name) for name in STEPS}
         wide = load_model(str(folders["wide"])).model
         # Both models in fp32: bf16 in so small a one is slower on a CPU.
         arithmetic = measure_arithmetic(wide, requested="float32").to_json()
@@ -250,18 +265,20 @@ def main() -> None:
             "plans": {},
             "rounds": [],
         }
-        cases = [(model, questions) for model in MODELS for questions in QUESTIONS]
-        for model, questions in cases:
-            shared = {"model": model, "folder": folders[model], "arithmetic": arithmetic}
-            values["plans"][f"{model}|{questions}"] = run(arm="plan", questions=questions, **shared)
+
+        def case(model: str, rows: int, questions: int) -> dict[str, Any]:
+            chosen = {"model": model, "rows": rows, "questions": questions}
+            return {**chosen, "folder": folders[model], "arithmetic": arithmetic}
+
+        for key in CASES:
+            values["plans"]["|".join(map(str, key))] = run(arm="plan", **case(*key))
         for number in range(given.rounds):
             done: dict[str, Any] = {"load": os.getloadavg()[0]}
-            for model, questions in cases:
+            for key in CASES:
                 for arm in ARMS if number % 2 == 0 else ARMS[::-1]:
-                    shared = {"model": model, "folder": folders[model], "arithmetic": arithmetic}
-                    found = run(arm=arm, questions=questions, **shared)
-                    done[f"{model}|{questions}|{arm}"] = found
-                    Console(stderr=True).print(number + 1, model, questions, arm, found["seconds"])
+                    found = run(arm=arm, **case(*key))
+                    done["|".join(map(str, (*key, arm)))] = found
+                    Console(stderr=True).print(number + 1, *key, arm, found["seconds"])
             values["rounds"].append(done)
             given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     Console(width=120).print(show(values))
