@@ -15,7 +15,7 @@ import json
 import operator
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,8 @@ ITEMS = (50, 100, 400, 1000)
 TASKS = (1, 2, 4, 8)
 LOSSES = (0.0, 0.5, 1.0, 3.0, 10.0)
 CHURN = (0.0, 4.0, 20.0)
-KINDS = ("alone", "clustered", "one task", "unequal")
+KINDS = ("alone", "clustered", "one task", "unequal", "shared", "untold")
+_AS_ONE = 0.7  # share of pictures about which all tasks change alike
 
 SIDES = ("upper", "lower")
 
@@ -44,7 +45,9 @@ class Cell:
         churn: items that get worse and as many that get better, beyond the loss, together.
         kind: `alone`: every item its own cluster, every task the same loss. `clustered`: groups
             of 1 to 5 items, half of which change as one. `one task`: all the loss in the first
-            task. `unequal`: every other task has a quarter of the items.
+            task. `unequal`: every other task has a quarter of the items. `shared`: an item of every
+            task about each of the same pictures, most of which change alike in all tasks.
+            `untold`: the same, and no groups that say so.
     """
 
     items: int
@@ -66,7 +69,8 @@ class Misses:
 
 def draw(cell: Cell, rng: np.random.Generator) -> list[PairedTask]:
     """Draw the tasks of `cell` with answers that were right before or become right."""
-    tasks = []
+    tasks: list[PairedTask] = []
+    common = rng.random(cell.items) < _AS_ONE
     for index in range(cell.tasks):
         loss, churn = cell.loss / 100, cell.churn / 200
         if cell.kind == "one task":
@@ -83,7 +87,11 @@ def draw(cell: Cell, rng: np.random.Generator) -> list[PairedTask]:
             first = np.unique(group, return_index=True)[1][group]
             as_one = rng.random(num_items)[first] < 0.5
             outcome = np.where(as_one, outcome[first], outcome)
-            groups = tuple(map(str, group))
+            groups = tuple(f"{index} {number}" for number in group)
+        if cell.kind in ("shared", "untold"):
+            if tasks:
+                outcome = np.where(common, tasks[0].after - tasks[0].before, outcome)
+            groups = tuple(map(str, range(num_items))) if cell.kind == "shared" else None
         before, after = (outcome < 0).astype(float), (outcome > 0).astype(float)
         tasks.append(PairedTask(str(index), "held_out", before, after, groups))
     return tasks
@@ -102,9 +110,9 @@ def measure(cell: Cell, draws: int, resamples: int) -> Misses:
     return Misses(cell, upper / draws, lower / draws, margin / draws)
 
 
-def grid() -> list[Cell]:
+def grid(kinds: Sequence[str]) -> list[Cell]:
     """Return every cell that differs from the others."""
-    cells = itertools.starmap(Cell, itertools.product(ITEMS, TASKS, LOSSES, CHURN, KINDS))
+    cells = itertools.starmap(Cell, itertools.product(ITEMS, TASKS, LOSSES, CHURN, kinds))
     return [c for c in cells if c.tasks > 1 or c.kind in ("alone", "clustered")]
 
 
@@ -141,10 +149,11 @@ def main() -> None:
     parser.add_argument("--redraws", type=int, default=300)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--out", type=Path, help="write every cell to this JSON file")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    cells = grid()
+    cells = grid(arguments.kinds)
     with ProcessPoolExecutor(arguments.processes) as pool:
         results = measure_all(pool, cells, arguments.draws, arguments.resamples)
         # The worst of hundreds of cells is mostly luck: fresh draws of the same cells tell.

@@ -24,6 +24,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from narrowtune.core.errors import EvaluationError
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.forward import LOGITS_AT_ONCE, evaluating, to_device
+from narrowtune.engine.pictures import PICTURE_INPUTS, forget_pictures
 from narrowtune.engine.prefix import Prefix, share_prefix
 from narrowtune.engine.trie import TokenTrie
 from narrowtune.models.load import LoadedModel
@@ -309,6 +310,8 @@ class _Decoder:
             return_dict_in_generate=True,
         )
         length = batch["input_ids"].shape[1]
+        if not any(name in batch for name in PICTURE_INPUTS):
+            forget_pictures(model)
         recorder = _Recorder(self.collect, rows, length)
         with _no_own_settings(model):
             found = model.generate(

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from narrowtune.data.digest import tensor_sha256
@@ -65,3 +65,14 @@ def _num_tiles(size: Tensor, config: Any) -> int:
         size, config.image_grid_pinpoints, config.vision_config.image_size
     )
     return number
+
+
+def forget_pictures(model: nn.Module) -> None:
+    """Drop how far pictures of an earlier batch moved its positions.
+
+    Models with M-RoPE keep that (`rope_deltas`) and add it wherever a cache is handed in, as for a
+    shared prefix and for the rows that are left of a batch, whose number is another.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None  # type: ignore[assignment]

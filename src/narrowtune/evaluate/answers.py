@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 
 from narrowtune.core.errors import EvaluationError
 
 _TYPOGRAPHY = str.maketrans("‘’“”–−", "''\"\"--")
-_OPENING, _CLOSING = "\"'`*_([{¿¡«» ", "\"'`*_)]}.,;:!?«» "
+_OPENING = "\"'`*_([{¿¡«»「『（【 "
+_CLOSING = "\"'`*_)]}.,;:!?«»」』）】…。、，；：！？।॥ "
 
 _ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _TEENS = [
@@ -41,7 +42,10 @@ _DIGITS = (
     r"[-+−]?[$€£¥₹]?(?:(?:\d{1,3}(?:[,' \u00a0\u2009\u202f]\d{2,3})*[,' \u00a0\u2009\u202f]\d{3}"
     r"|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?"
 )
-_DIGITS_APART = rf"(?<!\w)(?<!\d[.,:/])(?P<digits>{_DIGITS})(?!\w)(?![.,:/]\d)"
+_DIGITS_APART = (
+    rf"(?<!\w)(?<!\d[.,:/])(?P<digits>{_DIGITS})(?!\w)(?![.,:/]\d)"
+    rf"(?:[ -](?P<scale>{'|'.join(_SCALES)})s?\b)?"
+)
 _HUNDRED = (
     rf"(?:(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_ONES)}))?"
     rf"|zero|{'|'.join(_TEENS)}|{'|'.join(_ONES)})"
@@ -70,8 +74,13 @@ _LETTER_ALONE = re.compile(r"[(\[]?([A-Za-z])[)\].:,]*")
 _LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+\**\s*|\s+-?\s*)(\S.*)")
 _TEXT_AND_LETTER = re.compile(r"(\S.*?)(?:,\s*|\s+)[(\[]?([A-Za-z])[)\]]?\.?")
 _LABEL_AND_TEXT = re.compile(r"[(\[]?([A-Z])[)\].:]+\**\s+\S.*")
+# What goes on after a letter; any other word makes "A" an article and "I" a pronoun.
+_GOING_ON = r"(?:or|and|is|was|because|since|as|due|but|which)\b"
 # A letter that is no initial ("D.C."), no contraction ("I'm"), no article or pronoun ("A bird").
-_LETTER_APART = r"(?<![\w.'])(?<!\bnot )([A-Z])(?![\w'])(?!\.\w)(?!(?<=[AI])\s+(?!(?:or|and)\b)\w)"
+_LETTER_APART = (
+    r"(?<![\w.'])(?<!\bnot )([A-Z])(?![\w'])(?!\.\w)"
+    rf"(?!(?<=[AI])[ \t]+(?!{_GOING_ON})\w)"
+)
 _LETTERS = re.compile(_LETTER_APART)
 _SETTLES_LETTER = re.compile(
     rf"(?i:\b{_SETTLES}(?:option\s+|choice\s+)?)[(\[*\"]*{_LETTER_APART}"
@@ -90,21 +99,56 @@ def bare(text: str) -> str:
     return whole.lstrip(_OPENING).rstrip(_CLOSING) or whole
 
 
+def as_written(text: str) -> str:
+    """Return `text` composed and with single spaces, and nothing else changed."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def telling_apart(texts: Sequence[str]) -> Callable[[str], str]:
+    """Return the most forgiving reading under which no two different `texts` are the same.
+
+    `bare`, `normalised` or `as_written`: "[0, 1]" and "[0, 1)" are options of one question, and so
+    are "AA" and "Aa".
+    """
+    different = len({as_written(text) for text in texts})
+    readings = (bare, normalised, as_written)
+    return next(read for read in readings if len({read(text) for text in texts}) == different)
+
+
 def folded(text: str) -> str:
-    """Return only the words of `text`: no accents, no punctuation, single spaces."""
+    """Return only the words of `text`: no accents, no punctuation, single spaces.
+
+    What belongs to a number stays: "1.5" is not a 1 and a 5.
+    """
     plain = unicodedata.normalize("NFKD", text.casefold())
-    kept = (c if c.isalnum() else "" if unicodedata.combining(c) else " " for c in plain)
+    kept = (
+        c
+        if _is_of_word(c) and not unicodedata.combining(c)
+        else ""
+        if unicodedata.combining(c)
+        else c
+        if _is_of_number(plain, place)
+        else " "
+        for place, c in enumerate(plain)
+    )
     return " ".join("".join(kept).split())
 
 
 def contains_words(text: str, words: str) -> bool:
-    """Whether `words` stand in `text` as whole words; scripts without spaces match anywhere."""
-    return _pattern(words).search(text) is not None
+    """Whether `words` stand in `text` as whole words and numbers.
+
+    Scripts without spaces match anywhere.
+    """
+    return next(_places(text, words), None) is not None
 
 
 def without_words(text: str, words: str) -> str:
     """Return `text` with every place where `words` stand replaced by a bar."""
-    return _pattern(words).sub("|", text)
+    kept, done = [], 0
+    for start in _places(text, words):
+        kept.append(text[done:start])
+        done = start + len(words)
+    return "|".join([*kept, text[done:]])
 
 
 def read_number(answer: str) -> Decimal | None:
@@ -138,23 +182,26 @@ def read_letter(answer: str, options: Sequence[str] = ()) -> str | None:
     option's own text behind it or in front of it, the full text alone, and any of these after
     "Answer:" or the like.
     """
-    texts = [bare(text) for text in _texts(options)]
+    read = telling_apart(_texts(options))
+    texts = [read(text) for text in _texts(options)]
+    if read is not bare and read(answer) in texts:
+        return chr(ord("A") + texts.index(read(answer)))
     whole = answer.strip().strip("*_\"'` ").strip()
     for text in (whole, _PREFIX.sub("", whole, count=1).strip("*_\"'` ")):
         alone = _LETTER_ALONE.fullmatch(text)
         if alone and _in_range(alone[1], options):
             return alone[1].upper()
-        if bare(text) in texts:
-            return chr(ord("A") + texts.index(bare(text)))
+        if read(text) in texts:
+            return chr(ord("A") + texts.index(read(text)))
         both = _LETTER_AND_TEXT.fullmatch(text)
         if both and options and _in_range(both[1], options):
             letter = both[1].upper()
-            if bare(both[2]) == texts[ord(letter) - ord("A")]:
+            if read(both[2]) == texts[ord(letter) - ord("A")]:
                 return letter
         both = _TEXT_AND_LETTER.fullmatch(text)
         if both and options and _in_range(both[2], options):
             letter = both[2].upper()
-            if bare(both[1]) == texts[ord(letter) - ord("A")]:
+            if read(both[1]) == texts[ord(letter) - ord("A")]:
                 return letter
         label = _LABEL_AND_TEXT.fullmatch(text)
         if label and not options:
@@ -187,9 +234,19 @@ def reference_letter(reference: str, options: Sequence[str]) -> str:
     """Return the letter of a reference given as a letter or as an option's text.
 
     Raises:
-        EvaluationError: it is neither.
+        EvaluationError: it is neither; or both, of different options.
     """
     letter = read_letter(reference, options)
+    texts = [as_written(text) for text in options]
+    if as_written(reference) in texts:
+        own = chr(ord("A") + texts.index(as_written(reference)))
+        if letter != own:
+            raise EvaluationError(
+                asked="a score by option_letter",
+                found=f"the reference {reference!r}, which is a letter of {list(options)} and the "
+                "text of another option",
+                do=f'give both, such as "{own}) {reference}"',
+            )
     if letter is None:
         raise EvaluationError(
             asked="a score by option_letter",
@@ -199,22 +256,60 @@ def reference_letter(reference: str, options: Sequence[str]) -> str:
     return letter
 
 
-def _pattern(words: str) -> re.Pattern[str]:
-    before = r"(?<!\w)" if _is_spaced(words[:1]) else ""
-    after = r"(?!\w)" if _is_spaced(words[-1:]) else ""
-    return re.compile(before + re.escape(words) + after)
+def _places(text: str, words: str) -> Iterator[int]:
+    """Yield where `words` stand in `text`, and not in the middle of a word or number."""
+    place = text.find(words)
+    while words and place >= 0:
+        apart = _begins(text, place, words[0]) and _ends(text, place + len(words), words[-1])
+        if apart:
+            yield place
+        place = text.find(words, place + (len(words) if apart else 1))
+
+
+def _begins(text: str, start: int, first: str) -> bool:
+    before = text[max(0, start - 2) : start].rjust(2)
+    if _is_spaced(first) and (_is_of_word(before[1]) or before[1] == "_"):
+        return False
+    if not first.isdigit():
+        return True
+    if before[1] in ".,:/" and before[0].isdigit():
+        return False
+    # ".5" and "-5", but not "No.5" and "3-5".
+    return before[1] not in ".-\u2212+" or _is_of_word(before[0])
+
+
+def _ends(text: str, end: int, last: str) -> bool:
+    after = text[end : end + 2].ljust(2)
+    if _is_spaced(last) and (_is_of_word(after[0]) or after[0] == "_"):
+        return False
+    return not (last.isdigit() and after[0] in ".,:/" and after[1].isdigit())
+
+
+def _is_of_word(character: str) -> bool:
+    """Whether words are made of it: a letter, a digit, or a mark such as an Indic vowel sign."""
+    return character.isalnum() or unicodedata.category(character)[0] == "M"
+
+
+def _is_of_number(text: str, place: int) -> bool:
+    """Whether what is no digit belongs to a number: a sign before it, a point within it."""
+    if not text[place + 1 : place + 2].isdigit():
+        return False
+    before = text[place - 1 : place] if place else " "
+    if text[place] in ".,:/":
+        return before.isdigit() or (text[place] == "." and not _is_of_word(before))
+    return text[place] in "-\u2212" and not _is_of_word(before)
 
 
 def _is_spaced(character: str) -> bool:
     """Whether words of this character's script end at spaces (not Thai, Khmer, Han, Kana…)."""
     spaceless = ("\u0e00" <= character <= "\u0eff") or ("\u1780" <= character <= "\u17ff")
-    return character.isalnum() and not spaceless and character < "\u2e80"
+    return _is_of_word(character) and not spaceless and character < "\u2e80"
 
 
 def _value(match: re.Match[str]) -> Decimal:
     if match["digits"] is not None:
         plain = re.sub(r"[^\d.eE+-]", "", match["digits"].replace("−", "-"))
-        return Decimal(plain)
+        return Decimal(plain) * _SCALES.get((match["scale"] or "").lower(), 1)
     total = current = 0
     decimals = ""
     words = re.findall(r"[a-z]+", match["words"].lower())

@@ -12,43 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-Floats = NDArray[np.float64]
+from narrowtune.evaluate.clusters import Clusters, Floats
+
 Side = tuple[bool, float]
 
 SEED = 20251008
 
 FEW_DISTINCT = 100
 """Up to this many distinct clusters, resamples are drawn as counts, which is faster."""
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """Net change (after − before, summed over items) and number of items of each cluster."""
-
-    change: Floats
-    size: Floats
-
-    @property
-    def mean(self) -> float:
-        """Mean change of an item."""
-        return float(self.change.sum() / self.size.sum())
-
-    @property
-    def kish(self) -> float:
-        """Weight of a typical item's cluster: 1 / (effective number of clusters)."""
-        return float((self.size**2).sum() / self.size.sum() ** 2)
-
-    @property
-    def num_deviating(self) -> int:
-        """How many clusters differ from the commonest change per item."""
-        per_item = np.round(self.change / self.size, 9)
-        return len(per_item) - int(np.unique(per_item, return_counts=True)[1].max())
 
 
 def exact_margin(
@@ -61,17 +36,18 @@ def exact_margin(
     `num_items` every task is taken to have that many items like those seen.
     """
     sign = 1.0 if above else -1.0
-    num_tasks = len(clusters)
+    num_tasks = sum(c.num_tasks for c in clusters)
     towards = away = towards_var = away_var = weight = 0.0
     for c in clusters:
         total = float(c.size.sum())
-        scale = 1.0 if num_items is None else total / num_items
-        share = sign * c.change / total / num_tasks
+        scale = 1.0 if num_items is None else (c.num_items or total) / num_items
+        part = c.num_tasks / num_tasks
+        share = sign * c.change / total * part
         towards += float(share[share > 0].sum())
         away -= float(share[share < 0].sum())
         towards_var += scale * float((share[share > 0] ** 2).sum())
         away_var += scale * float((share[share < 0] ** 2).sum())
-        weight = max(weight, min(1.0, scale * c.kish) / num_tasks)
+        weight = max(weight, min(1.0, scale * c.kish) * part)
     rise = upper_share(towards, towards_var, weight, level) - towards
     fall = away - _lower_share(away, away_var, level)
     crossed = 0.0
@@ -109,25 +85,29 @@ def bootstrap_margins(
     rng = np.random.default_rng(SEED)
     moved, variance, observed = np.zeros(num_resamples), np.zeros(num_resamples), 0.0
     for c in clusters:
-        means, variances = _resample(c, rng, num_resamples)
-        moved += means - c.mean
-        variance += variances
-        observed += float(((c.change - c.mean * c.size) ** 2).sum() / c.size.sum() ** 2)
+        change = c.change if c.level is None else c.level
+        means, variances = _resample(change, c.size, rng, num_resamples)
+        moved += c.num_tasks * (means - c.mean)
+        variance += c.num_tasks**2 * variances
+        spread = ((change - c.mean * c.size) ** 2).sum() / c.size.sum() ** 2
+        observed += c.num_tasks**2 * float(spread)
     with np.errstate(divide="ignore", invalid="ignore"):
         studentised = np.where(moved == 0, 0.0, moved / np.sqrt(np.maximum(variance, 0.0)))
     # A bound above comes from resamples that fell too low for their own spread, and vice versa.
     quantiles = np.quantile(studentised, [1 - level if above else level for above, level in sides])
     signs = np.array([-1.0 if above else 1.0 for above, _ in sides])
     margins: Floats = np.maximum(0.0, signs * quantiles) * math.sqrt(observed)
-    return margins / len(clusters)
+    return margins / sum(c.num_tasks for c in clusters)
 
 
-def _resample(c: Clusters, rng: np.random.Generator, num_resamples: int) -> tuple[Floats, Floats]:
+def _resample(
+    changes: Floats, sizes: Floats, rng: np.random.Generator, num_resamples: int
+) -> tuple[Floats, Floats]:
     """Means and squared standard errors [num_resamples] of clusters drawn with replacement."""
-    rows, counts = np.unique(np.stack([c.change, c.size], axis=1), axis=0, return_counts=True)
+    rows, counts = np.unique(np.stack([changes, sizes], axis=1), axis=0, return_counts=True)
     d, m = rows[:, 0], rows[:, 1]
     moments = np.stack([d, m, d * d, d * m, m * m], axis=1)
-    num_clusters, num_rows = len(c.size), len(rows)
+    num_clusters, num_rows = len(sizes), len(rows)
     if num_rows <= FEW_DISTINCT:
         drawn = rng.multinomial(num_clusters, counts / num_clusters, size=num_resamples)
         sums = drawn @ moments
@@ -139,7 +119,7 @@ def _resample(c: Clusters, rng: np.random.Generator, num_resamples: int) -> tupl
             index = rng.integers(
                 num_clusters, size=(part.stop - start, num_clusters), dtype=np.int32
             )
-            change, size = c.change[index], c.size[index]
+            change, size = changes[index], sizes[index]
             products = (change, size, change * change, change * size, size * size)
             sums[part] = np.stack([product.sum(axis=1) for product in products], axis=1)
     means = sums[:, 0] / sums[:, 1]

@@ -29,6 +29,7 @@ from narrowtune.evaluate.answers import (
     read_letter,
     read_number,
     reference_letter,
+    telling_apart,
     without_words,
 )
 
@@ -128,14 +129,14 @@ def error_rate(answer: str, reference: str) -> float:
 
 
 def _exact_match(answer: str, references: Sequence[str], options: Sequence[str]) -> Scored:
-    """Strict: the answer is a reference, outer punctuation aside.
+    """Strict: the answer is a reference, outer punctuation and case aside where options allow it.
 
     Lenient: a reference stands in the answer as whole words, accents and punctuation aside, and
     no other option does. Valid: one of the options where there are some, else one line at most
     `EXTRA_WORDS` words longer than the longest reference.
     """
-    said = bare(answer)
-    strict = any(said == bare(reference) for reference in references)
+    read = telling_apart(options)
+    strict = read(answer) in {read(reference) for reference in references}
     lenient = strict or _mentions(answer, references, options)
     return Scored(float(strict), float(lenient), _is_short(answer, references, options))
 
@@ -243,7 +244,11 @@ def _mentions(answer: str, references: Sequence[str], options: Sequence[str]) ->
     """Whether a reference, and no option that is not one, stands in the answer."""
     said = folded(answer)
     right = [folded(reference) for reference in references]
-    wrong = [option for option in map(folded, options) if option not in right]
+    read = telling_apart(options)
+    own = {read(reference) for reference in references}
+    wrong = [folded(option) for option in options if read(option) not in own]
+    if not set(wrong).isdisjoint(right):
+        return False  # words alone don't tell them apart
     # An option inside the right one ("York" in "New York") is not another answer.
     rest = said
     for reference in sorted(right, key=len, reverse=True):

@@ -1,9 +1,9 @@
 """Intervals for paired changes: what a budget is compared with.
 
 Owns every interval and standard error of the project. Items are paired before and after, items
-that share a group (picture, entity) form one cluster, clusters are independent, and the mean over
-tasks gives every task the same weight. Two methods, chosen per task by how much there is to
-resample, are added in quadrature:
+that share a group (picture, entity) form one cluster, in whichever tasks they are, clusters are
+independent, and the mean over tasks gives every task the same weight. Two methods, chosen per task
+(or tasks that share groups) by how much there is to resample, are added in quadrature:
 
 * studentised bootstrap of clusters within tasks, where at least `MIN_DEVIATING` clusters differ
   from the commonest change;
@@ -20,17 +20,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.core.results import Estimate, Role, Score
-from narrowtune.evaluate.intervals import (
+from narrowtune.evaluate.clusters import (
     Clusters,
     Floats,
-    bootstrap_margins,
-    exact_margin,
-    upper_share,
+    cluster_codes,
+    make_clusters,
+    make_strata,
 )
+from narrowtune.evaluate.intervals import bootstrap_margins, exact_margin, upper_share
 
 MIN_DEVIATING = 30
 """Fewest clusters that differ from the commonest change for a task to be resampled."""
@@ -74,7 +75,7 @@ def stderr(scores: ArrayLike, groups: Sequence[str | None] | None = None) -> flo
         EvaluationError: no scores, scores outside 0 to 1, or as many groups as scores don't match.
     """
     values = _checked(scores, "scores")
-    codes = _cluster_codes(len(values), groups)
+    codes = cluster_codes(len(values), groups)
     num_clusters = int(codes.max()) + 1
     if num_clusters == 1:
         return 0.5
@@ -101,7 +102,8 @@ def paired_change(
     Raises:
         EvaluationError: no items, lengths that differ, or scores outside 0 to 1.
     """
-    return _estimate([_clusters(before, after, groups)], num_resamples=num_resamples)
+    change = _changes(before, after)
+    return _estimate([make_clusters(change, groups)], num_resamples=num_resamples)
 
 
 def mean_change(tasks: Sequence[PairedTask], *, num_resamples: int = NUM_RESAMPLES) -> Estimate:
@@ -111,7 +113,7 @@ def mean_change(tasks: Sequence[PairedTask], *, num_resamples: int = NUM_RESAMPL
         EvaluationError: there are no tasks, or one of them has unusable scores.
     """
     _require(bool(tasks), "the mean change over tasks", "no tasks", "give at least one task")
-    return _estimate([_task_clusters(task) for task in tasks], num_resamples=num_resamples)
+    return _estimate(_strata(tasks), num_resamples=num_resamples)
 
 
 def mean_loss(tasks: Sequence[PairedTask], *, num_resamples: int = NUM_RESAMPLES) -> Estimate:
@@ -135,7 +137,7 @@ def worst_loss(
     losses = []
     for task in tasks:
         estimate = _estimate(
-            [_task_clusters(task)], num_comparisons=len(tasks), num_resamples=num_resamples
+            _strata([task]), num_comparisons=len(tasks), num_resamples=num_resamples
         )
         losses.append((task.name, _negated(estimate)))
     name, worst = max(losses, key=lambda pair: pair[1].value)
@@ -150,19 +152,12 @@ def worst_loss(
     )
 
 
-def effective_items(groups: Sequence[str | None]) -> float:
-    """Return how many items that stand alone are worth as much evidence as these groups (Kish)."""
-    codes = _cluster_codes(len(groups), groups)
-    return (
-        1 / Clusters(change=np.zeros(len(groups)), size=np.bincount(codes).astype(np.float64)).kish
-    )
-
-
 def smallest_provable_budget(num_items_per_task: Sequence[float]) -> float:
     """Return the upper bound of the mean loss, points, if no item of any task changes.
 
     Args:
-        num_items_per_task: items of each held-out task; `effective_items` where they share groups.
+        num_items_per_task: items of each held-out task; where they share groups,
+            `clusters.effective_items_together`.
 
     Raises:
         EvaluationError: there are no tasks, or one has no items.
@@ -197,8 +192,8 @@ def items_needed(
         The smallest equal number of items per task for which the one-sided bound on the
         threshold's side clears it, or None if none up to `maximum` does.
     """
-    clusters = [_task_clusters(task) for task in tasks]
-    value = 100 * math.fsum(c.mean for c in clusters) / len(clusters)
+    clusters = _strata(tasks)
+    value = 100 * _mean(clusters)
     if value == threshold:
         return None
     above = value < threshold
@@ -233,12 +228,12 @@ def _estimate(
     sides = [(False, ONE_SIDED), (False, TWO_SIDED), (True, adjusted[0]), (True, adjusted[1])]
     margins = np.zeros(len(sides))
     if many:
-        margins += (len(many) * bootstrap_margins(many, sides, num_resamples)) ** 2
+        margins += (_num_tasks(many) * bootstrap_margins(many, sides, num_resamples)) ** 2
     if few:
         exact = [exact_margin(few, level, above=above) for above, level in sides]
-        margins += (len(few) * np.array(exact)) ** 2
-    margins = 100 * np.sqrt(margins) / len(clusters)
-    value = 100 * math.fsum(c.mean for c in clusters) / len(clusters) + 0.0
+        margins += (_num_tasks(few) * np.array(exact)) ** 2
+    margins = 100 * np.sqrt(margins) / _num_tasks(clusters)
+    value = 100 * _mean(clusters) + 0.0
     return Estimate(
         value=value,
         low=max(-100.0, value - float(margins[1])),
@@ -249,8 +244,17 @@ def _estimate(
     )
 
 
+def _num_tasks(clusters: Sequence[Clusters]) -> int:
+    return sum(c.num_tasks for c in clusters)
+
+
+def _mean(clusters: Sequence[Clusters]) -> float:
+    """Unweighted mean over tasks, a share of 1."""
+    return math.fsum(c.num_tasks * c.mean for c in clusters) / _num_tasks(clusters)
+
+
 def _describe(few: Sequence[Clusters], many: Sequence[Clusters]) -> str:
-    clustered = any((c.size > 1).any() for c in (*few, *many))
+    clustered = any(c.num_tasks > 1 or (c.size > 1).any() for c in (*few, *many))
     parts = []
     if many:
         parts.append("studentised bootstrap")
@@ -272,16 +276,12 @@ def _negated(estimate: Estimate) -> Estimate:
     )
 
 
-def _task_clusters(task: PairedTask) -> Clusters:
-    return _clusters(task.before, task.after, task.groups, task.name)
+def _strata(tasks: Sequence[PairedTask]) -> list[Clusters]:
+    return make_strata([(_changes(t.before, t.after, t.name), t.groups) for t in tasks])
 
 
-def _clusters(
-    before: ArrayLike,
-    after: ArrayLike,
-    groups: Sequence[str | None] | None,
-    name: str = "scores",
-) -> Clusters:
+def _changes(before: ArrayLike, after: ArrayLike, name: str = "scores") -> Floats:
+    """Return after − before of each item [num_items]."""
     first, second = _checked(before, name), _checked(after, name)
     _require(
         len(first) == len(second),
@@ -289,26 +289,8 @@ def _clusters(
         f"{len(first)} scores before and {len(second)} after",
         "evaluate the same items before and after",
     )
-    codes = _cluster_codes(len(first), groups)
-    return Clusters(
-        change=np.bincount(codes, weights=second - first).astype(np.float64),
-        size=np.bincount(codes).astype(np.float64),
-    )
-
-
-def _cluster_codes(num_items: int, groups: Sequence[str | None] | None) -> NDArray[np.int64]:
-    """Cluster number of each item [num_items], in order of first appearance."""
-    if groups is None:
-        return np.arange(num_items)
-    _require(
-        len(groups) == num_items,
-        "clustering by group",
-        f"{num_items} scores and {len(groups)} groups",
-        "give one group (or None) per item",
-    )
-    codes: dict[object, int] = {}
-    keys = ((i,) if group is None else group for i, group in enumerate(groups))
-    return np.array([codes.setdefault(key, len(codes)) for key in keys], dtype=np.int64)
+    changes: Floats = second - first
+    return changes
 
 
 def _checked(scores: ArrayLike, name: str) -> Floats:

@@ -20,10 +20,10 @@ from narrowtune.core.errors import UsageError
 from narrowtune.core.numbers import rounded_up
 from narrowtune.core.results import TaskResult
 from narrowtune.core.values import Estimate
+from narrowtune.evaluate.clusters import effective_items, effective_items_together
 from narrowtune.evaluate.evaluate import summarise
 from narrowtune.evaluate.statistics import (
     PairedTask,
-    effective_items,
     mean_change,
     mean_loss,
     smallest_provable_budget,
@@ -82,14 +82,14 @@ class Halves:
 
         That is what a step without any loss is expected to show.
         """
-        sizes = [
-            (effective_items(one.groups), effective_items(two.groups))
-            for one, two in zip(self.searched, self.confirming, strict=True)
-            if one.role == "held_out"
+        parts = [
+            [task.groups for task in part if task.role == "held_out"]
+            for part in (self.searched, self.confirming)
         ]
-        wide = [smallest_provable_budget(part) for part in zip(*sizes, strict=True)]
+        wide = [smallest_provable_budget(effective_items_together(part)) for part in parts]
         each = [
-            _expected(0.0, *(smallest_provable_budget([size]) for size in pair)) for pair in sizes
+            _expected(0.0, *(smallest_provable_budget([effective_items(own)]) for own in pair))
+            for pair in zip(*parts, strict=True)
         ]
         return _expected(0.0, *wide), max(each)
 

@@ -27,8 +27,8 @@ from narrowtune.engine.features import (
 from narrowtune.engine.forward import evaluating, packing_error, to_device
 from narrowtune.engine.generate import NOISE_ROWS, measure_noise, spread
 from narrowtune.evaluate.cache import ScoreCache
+from narrowtune.evaluate.clusters import effective_items_together
 from narrowtune.evaluate.evaluate import evaluate_cached, write_items
-from narrowtune.evaluate.statistics import effective_items
 from narrowtune.evaluate.tasks import Task
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import resolve
@@ -226,7 +226,12 @@ def plan_run(
 ) -> Plan:
     """Plan a run on its own rows; without rows, on a made-up one. The model stays as it is."""
     measured = min(_MEASURED, config.eval_batch_size)
-    tasks = [_task_load(task, encoder, measured) for task in inputs.tasks]
+    kept = [task.groups for task in inputs.tasks if task.role == "held_out"]
+    worth = iter(effective_items_together(kept))
+    tasks = [
+        _task_load(task, encoder, measured, next(worth) if task.role == "held_out" else 0.0)
+        for task in inputs.tasks
+    ]
     workload = Workload(
         rows=inputs.rows,
         num_samples=len(inputs.rows) or None,
@@ -267,14 +272,14 @@ def frozen_part(loaded: LoadedModel, config: RunConfig, watch: Stopwatch) -> Ite
             held.close()
 
 
-def _task_load(task: Task, encoder: ChatEncoder, batch_size: int) -> TaskLoad:
+def _task_load(task: Task, encoder: ChatEncoder, batch_size: int, num_groups: float) -> TaskLoad:
     """Describe what evaluating `task` takes, with one batch of its items to measure on."""
     chosen = [task.examples[i] for i in spread(len(task.examples), batch_size)]
     by_options = task.mode == "options"
     return TaskLoad(
         role=task.role,
         num_items=len(task.examples),
-        num_groups=effective_items(task.groups),
+        num_groups=num_groups,
         prompts=[] if by_options else [encoder.encode_prompt(e.prompt) for e in chosen],
         options=[[encoder.encode_answer(e.prompt, o) for o in e.options] for e in chosen]
         if by_options

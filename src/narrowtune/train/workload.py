@@ -34,7 +34,8 @@ class TaskLoad:
     Attributes:
         role: only held-out tasks count for the budget.
         num_items: items of the task.
-        num_groups: how many items that stand alone they are worth as evidence.
+        num_groups: how many items that stand alone they are worth as evidence, beside the other
+            held-out tasks; of no use for the skill.
         prompts: some items' prompts, to measure on (mode `generate`).
         options: some items' encoded options, to measure on (mode `options`).
         max_new_tokens: decode limit.

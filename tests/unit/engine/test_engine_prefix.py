@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
+import PIL.Image
 import pytest
 import torch
 
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.examples import Message, Text
+from narrowtune.data.examples import Image, Message, Text
 from narrowtune.engine import generate
 from narrowtune.engine.prefix import share_prefix
 from narrowtune.models.load import load_model
@@ -58,3 +61,46 @@ def test_a_window_shorter_than_the_row_means_no_prefix(tiny):
     prompts = _prompts(ChatEncoder(loaded.tokenizer))
     loaded.model.config.sliding_window = len(prompts[0].input_ids) - 1
     assert share_prefix(loaded.model, prompts, 4) is None
+
+
+def _pictures(encoder: ChatEncoder, num: int):
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (56, 84), "red").save(file, "PNG")
+    turns = (Image(data=file.getvalue()), Text("what is it?"))
+    return [encoder.encode_prompt((Message("user", turns),))] * num
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.parametrize("system", [True, False], ids=["prefix", "no prefix"])
+@pytest.mark.parametrize("num_before", [0, 1, 3])
+def test_text_after_pictures_is_answered_as_on_a_model_that_saw_none(
+    tiny, family, system, num_before
+):
+    loaded = load_model(str(tiny(family)), device="cpu")
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    prompts = _prompts(encoder, system)
+    decode = generate._Decoder(loaded, generate.stop_tokens(loaded), collect=None).decode
+    with generate.evaluating(loaded.model):
+        fresh = [decode([prompt], 12)[0].step_ids for prompt in prompts]
+
+    # Rows that end leave the batch: a token that only some of them say early ends an answer.
+    def cut(ids, stop):
+        return ids[: ids.index(stop) + 1] if stop in ids else ids
+
+    early = {token for ids in fresh for token in ids[:4]}
+    stops = [t for t in sorted(early) if len({len(cut(ids, t)) for ids in fresh}) > 1]
+    assert stops or family != "qwen2_5_vl"
+    ended = [cut(ids, stops[0]) if stops else ids for ids in fresh]
+    if num_before:
+        generate.generate_greedy(
+            loaded, _pictures(encoder, num_before), max_new_tokens=3, batch_size=8, tolerance=-1.0
+        )
+    found = generate.generate_greedy(
+        loaded,
+        prompts,
+        max_new_tokens=12,
+        batch_size=8,
+        tolerance=-1.0,
+        extra_stop_tokens=stops[:1],
+    )
+    assert [one.step_ids for one in found] == ended

@@ -150,7 +150,7 @@ def test_relaxed_number(answer, references, expected):
         ("Washington DC", ["Washington, D.C.", "Washington DC"], (1, 1, True)),
         ("Paris\nIt lies on the Seine", ["Paris"], (0, 1, False)),
         ("首都是北京。", ["北京"], (0, 1, True)),
-        (".5", ["5"], (0, 1, True)),
+        (".5", ["5"], (0, 0, True)),
         ("?", ["?"], (1, 1, True)),
         ("", ["Paris"], (0, 0, False)),
     ],

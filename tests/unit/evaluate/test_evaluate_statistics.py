@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import beta
 
 from narrowtune.core.errors import EvaluationError
+from narrowtune.evaluate.clusters import effective_items, effective_items_together
 from narrowtune.evaluate.statistics import (
     PairedTask,
-    effective_items,
     items_needed,
     mean_change,
     mean_loss,
@@ -164,6 +164,60 @@ def test_smallest_provable_budget_is_what_an_unchanged_evaluation_gives():
     assert budget == pytest.approx(mean_loss([grouped]).upper_bound)
     with pytest.raises(EvaluationError, match="smallest provable"):
         smallest_provable_budget([10, 0])
+
+
+def about(pictures, num_worse, name):
+    """A task with one item about each of some pictures, the first of which got worse."""
+    task = paired(len(pictures), num_worse, name=name)
+    return PairedTask(name, "held_out", task.before, task.after, tuple(pictures))
+
+
+def test_keep_sets_about_the_same_pictures_are_one_sample_of_pictures():
+    pictures = [f"picture {i}" for i in range(100)]
+    for num_worse in (0, 3, 60):  # few that changed, none, and enough to resample
+        alone = mean_loss([about(pictures, num_worse, "one")])
+        copies = mean_loss([about(pictures, num_worse, str(i)) for i in range(4)])
+        for bound in ("value", "low", "high", "lower_bound", "upper_bound"):
+            assert getattr(copies, bound) == pytest.approx(getattr(alone, bound), abs=0.15)
+        others = [[f"{i} {picture}" for picture in pictures] for i in range(4)]
+        apart = mean_loss([about(own, num_worse, str(i)) for i, own in enumerate(others)])
+        assert apart.value == pytest.approx(alone.value)
+        assert apart.upper_bound - apart.value < 0.7 * (alone.upper_bound - alone.value)
+    assert effective_items_together([pictures] * 4) == pytest.approx([25.0] * 4)
+    unchanged = mean_loss([about(pictures, 0, str(i)) for i in range(4)])
+    assert smallest_provable_budget([25.0] * 4) == pytest.approx(unchanged.upper_bound)
+    assert "clustered" in unchanged.method
+
+
+def test_tasks_that_share_some_groups_keep_their_equal_weights():
+    one, two = about(["a", "b", "c"], 1, "one"), about(["c", *"defghijk"], 2, "two")
+    far = paired(50, 5, name="far")
+    found = mean_loss([one, far, two])
+    assert found.value == pytest.approx(100 * (1 / 3 + 5 / 50 + 2 / 9) / 3)
+    assert effective_items_together([one.groups, [None] * 50, two.groups])[1] == 50
+    assert mean_loss([far, two, one]).value == pytest.approx(found.value)
+
+
+def test_what_tasks_differ_by_is_no_spread_of_a_mean_over_them():
+    rng = np.random.default_rng(0)
+    tasks = []
+    for name, share in (("easy", 0.1), ("hard", 0.9)):
+        after = (rng.random(400) >= share).astype(float)
+        tasks.append(PairedTask(name, "held_out", np.ones(400), after))
+    apart = mean_loss(tasks)
+    linked = [
+        PairedTask(t.name, t.role, t.before, t.after, ("same", *([None] * 399))) for t in tasks
+    ]
+    together = mean_loss(linked)
+    assert together.high - together.low == pytest.approx(apart.high - apart.low, rel=0.1)
+
+
+def test_items_needed_count_a_picture_once_however_many_tasks_ask_about_it():
+    pictures = [f"picture {i}" for i in range(100)]
+    alone = items_needed([about(pictures, 2, "one")], -5.0)
+    together = items_needed([about(pictures, 2, str(i)) for i in range(4)], -5.0)
+    assert alone is not None
+    assert together == pytest.approx(alone, abs=1)
 
 
 @pytest.mark.parametrize("budget", [0.5, 1.0, 3.0])
