@@ -9,6 +9,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache as remember
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,25 @@ import transformers
 from narrowtune.core.results import ItemResult, TaskResult
 from narrowtune.core.run_folder import write_text
 from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import PER_TOKEN_FEATURES, Encoded
 from narrowtune.data.examples import Example
 from narrowtune.engine.generate import generate_greedy, measure_noise, stop_tokens
 from narrowtune.engine.options import OptionScores, option_logprobs
 from narrowtune.engine.trie import TokenTrie
 from narrowtune.evaluate.cache import ScoreCache
-from narrowtune.evaluate.metrics import score
+from narrowtune.evaluate.metrics import right_options, score
 from narrowtune.evaluate.statistics import mean_score
 from narrowtune.evaluate.tasks import Task, picture_of, question_of
 from narrowtune.models.load import LoadedModel
 from narrowtune.version import __version__
 
+_SCORING = ("data", "engine", "evaluate")  # rooms whose code decides a score
+
 PICTURES_AT_ONCE = 256
-"""Items whose pictures are held as pixels at a time."""
+"""Most items whose pictures are held as pixels at a time."""
+
+PIXEL_BYTES = 2**30
+"""Pixels after which no further item's are held beside them."""
 
 
 def evaluate(
@@ -145,6 +153,7 @@ def score_key(
         "arithmetic": arithmetic,
         "device": loaded.model.device.type,
         "narrowtune": __version__,
+        "code": _code_hash(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
@@ -168,8 +177,8 @@ def _answer(
     steps = task.max_new_tokens
     if allowed is not None:
         steps = max(trie.num_steps for trie in allowed.values())
-    for examples in _portions(task):
-        prompts = [encoder.encode_prompt(example.prompt) for example in examples]
+    for examples, prompts in _portions(task, lambda e: [encoder.encode_prompt(e.prompt)]):
+        prompts = [prompt for (prompt,) in prompts]
         if tolerance is None:
             tolerance = measure_noise(loaded, prompts, extra_stop_tokens=encoder.stop_tokens)
         generations = generate_greedy(
@@ -197,29 +206,55 @@ def _choose(
     progress: Callable[[int], None] | None,
 ) -> list[ItemResult]:
     items = []
-    for examples in _portions(task):
-        encoded = [
-            [encoder.encode_answer(example.prompt, option) for option in example.options]
-            for example in examples
-        ]
+
+    def encode(example: Example) -> list[Encoded]:
+        first, *others = (encoder.encode_answer(example.prompt, o) for o in example.options)
+        return [first, *(_with_pictures_of(first, other) for other in others)]
+
+    for examples, encoded in _portions(task, encode):
         found = option_logprobs(loaded, encoded, batch_size=batch_size, progress=progress)
         items += [_chosen(task, *pair) for pair in zip(examples, found, strict=True)]
     return items
 
 
-def _portions(task: Task) -> Iterator[Sequence[Example]]:
-    """Yield the items in portions that are encoded at once: pixels of thousands would not fit."""
-    has_pictures = any(example.images for example in task.examples)
-    size = PICTURES_AT_ONCE if has_pictures else len(task.examples)
-    for start in range(0, len(task.examples), size):
-        yield task.examples[start : start + size]
+def _portions(
+    task: Task, encode: Callable[[Example], list[Encoded]]
+) -> Iterator[tuple[list[Example], list[list[Encoded]]]]:
+    """Yield items and their rows in portions: pixels of thousands would not fit."""
+    examples: list[Example] = []
+    encoded: list[list[Encoded]] = []
+    held = pictured = 0
+    for example in task.examples:
+        rows = encode(example)
+        examples.append(example)
+        encoded.append(rows)
+        held += sum(
+            t.nbytes for t in {id(t): t for r in rows for t in r.features.values()}.values()
+        )
+        pictured += bool(example.images)
+        if pictured == PICTURES_AT_ONCE or held >= PIXEL_BYTES:
+            yield examples, encoded
+            examples, encoded, held, pictured = [], [], 0, 0
+    if examples:
+        yield examples, encoded
+
+
+def _with_pictures_of(first: Encoded, other: Encoded) -> Encoded:
+    """Return `other` with the pictures of `first`, which are its own, so that one copy is held."""
+    shared = {name: t for name, t in first.features.items() if name not in PER_TOKEN_FEATURES}
+    return replace(other, features={**other.features, **shared})
 
 
 def _chosen(task: Task, example: Example, found: OptionScores) -> ItemResult:
     item = _item(task, example, example.options[found.best], tie=found.tie)
     other = _item(task, example, example.options[found.best_per_token], tie=found.tie)
+    strict, lenient = item.strict, max(item.lenient, other.lenient)
+    right = right_options(task.metric, example.answers, example.options)
+    if right:
+        strict = float(found.best in right)
+        lenient = max(strict, float(found.best_per_token in right))
     # An option is a valid answer by construction, right or wrong.
-    update = {"lenient": max(item.lenient, other.lenient), "valid_format": True}
+    update = {"strict": strict, "lenient": lenient, "valid_format": True}
     return item.model_copy(update=update)
 
 
@@ -237,6 +272,18 @@ def _item(task: Task, example: Example, answer: str, *, tie: bool) -> ItemResult
         image=picture_of(example),
         tie=tie,
     )
+
+
+@remember
+def _code_hash() -> str:
+    """Hash the code that asks and scores: a checkout changes more often than its version."""
+    package = Path(__file__).parent.parent
+    files = [path for room in _SCORING for path in sorted((package / room).glob("*.py"))]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(package)} {len(path.read_bytes())}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _chat_hash(loaded: LoadedModel, task: Task, encoder: ChatEncoder) -> str:

@@ -20,6 +20,7 @@ from decimal import Decimal
 from narrowtune.core.errors import EvaluationError
 from narrowtune.core.mistakes import did_you_mean
 from narrowtune.evaluate.answers import (
+    as_written,
     bare,
     contains_words,
     find_letter,
@@ -97,6 +98,18 @@ def score(
             do="give every row at least one accepted answer",
         )
     return METRICS[metric].function(answer, references, options)
+
+
+def right_options(metric: str, references: Sequence[str], options: Sequence[str]) -> set[int]:
+    """Return the places of the options that are right; none where no option is a reference.
+
+    By their texts as written, since a metric that forgives case and punctuation may take two
+    options for one; by letters under `option_letter`.
+    """
+    if metric == "option_letter":
+        return {ord(reference_letter(r, options)) - ord("A") for r in references}
+    wanted = {as_written(reference) for reference in references}
+    return {place for place, option in enumerate(options) if as_written(option) in wanted}
 
 
 def why_unscorable(

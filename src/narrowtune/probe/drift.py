@@ -34,6 +34,7 @@ from narrowtune.engine.generate import (
     Collect,
     Generation,
     generate_greedy,
+    rows_at_once,
     stop_tokens,
     with_answer,
 )
@@ -250,12 +251,13 @@ def _base(swap: WeightSwap | None) -> AbstractContextManager[None]:
 
 
 def _batches(rows: Sequence[Encoded], rows_max: int, labels_max: int) -> Iterator[tuple[int, ...]]:
-    """Group rows of like length so that a batch stays under both limits."""
+    """Group rows of like length so that a batch stays under both limits, and that of tokens."""
     batch: list[int] = []
     labels = 0
     for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i].input_ids), i)):
         count = int(label_positions(torch.tensor([rows[i].labels]))[1].numel())
-        if batch and (len(batch) == rows_max or labels + count > labels_max):
+        full = batch and rows_at_once(rows_max, len(rows[batch[0]].input_ids))
+        if batch and (len(batch) == full or labels + count > labels_max):
             yield tuple(batch)
             batch, labels = [], 0
         batch.append(i)

@@ -10,7 +10,7 @@ import pytest
 from narrowtune.core.data_settings import MetricName
 from narrowtune.core.errors import EvaluationError
 from narrowtune.evaluate.answers import find_number, read_number
-from narrowtune.evaluate.metrics import METRICS, error_rate, score
+from narrowtune.evaluate.metrics import METRICS, error_rate, right_options, score
 
 ANIMALS = ("a bird", "a cat", "a dog", "a cow", "a horse")
 
@@ -87,6 +87,10 @@ def test_what_is_no_whole_number_is_not_read(text):
         ("the version is 1.2.3", None),
         ("It weighs 1.5 kg", "1.5"),
         ("Answer:5", "5"),
+        ("It is 45 million", "45000000"),
+        ("about 1.5 billion people", "1500000000"),
+        ("some 3 thousands", "3000"),
+        ("a million", "1000000"),
     ],
 )
 def test_a_number_is_found_in_prose(text, number):
@@ -150,6 +154,8 @@ def test_relaxed_number(answer, references, expected):
         ("Washington DC", ["Washington, D.C.", "Washington DC"], (1, 1, True)),
         ("Paris\nIt lies on the Seine", ["Paris"], (0, 1, False)),
         ("首都是北京。", ["北京"], (0, 1, True)),
+        ("北京。", ["北京"], (1, 1, True)),
+        ("Paris…", ["Paris"], (1, 1, True)),
         (".5", ["5"], (0, 0, True)),
         ("?", ["?"], (1, 1, True)),
         ("", ["Paris"], (0, 0, False)),
@@ -186,6 +192,18 @@ def test_an_option_inside_the_right_one_is_not_another_answer():
         ("It is 15", "5", (0, 0, True)),
         ("Il est à Orléans", "Orleans", (0, 1, True)),
         ("co-operate", "co operate", (0, 1, True)),
+        ("It costs 1.5 dollars", "5", (0, 0, True)),
+        ("12,500 people", "12", (0, 0, True)),
+        ("at 12:30", "12", (0, 0, True)),
+        ("1,500", "500", (0, 0, True)),
+        ("-5", "5", (0, 0, True)),
+        (".5", "5", (0, 0, True)),
+        ("pages 3-5", "5", (1, 1, True)),
+        ("No.5, of 1.5.", "5", (1, 1, True)),
+        ("It is 5. Or 6, no: 7", "5", (1, 1, True)),
+        ("between 1.5 and 2", "1.5", (1, 1, True)),
+        ("दिल्ली", "दिल", (0, 0, True)),
+        ("यह किताब है", "किताब", (1, 1, True)),
         ("", "stop", (0, 0, False)),
     ],
 )
@@ -215,6 +233,9 @@ def test_option_letter_in_the_form_asked_for(answer):
         ("A bird in the hand", "A", (0, 1, False)),
         ("A cat, I believe", "A", (0, 0, False)),
         ("A or B", "B", (0, 0, False)),
+        ("A\n\nExplanation: it flies", "A", (0, 1, False)),
+        ("The answer is A because of its wings", "A", (0, 1, False)),
+        ("A is right", "A", (0, 1, False)),
         ("The answer is A or B", "A", (0, 0, False)),
         ("B, not C", "B", (0, 1, False)),
         ("B) a dog", "B", (0, 1, False)),
@@ -232,6 +253,31 @@ def test_option_letter_in_the_form_asked_for(answer):
 def test_option_letter_in_prose(answer, reference, expected):
     options = ("a bird", "a cat", "a dog", "a cow", "a horse", "f", "g", "h", "nine")
     assert outcome("option_letter", answer, [reference], options) == expected
+
+
+INTERVALS = ("(0, 1)", "[0, 1]", "(0, 1]", "[0, 1)")
+GENOTYPES = ("AA", "Aa", "aa")
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "option_letter"])
+@pytest.mark.parametrize("options", [INTERVALS, GENOTYPES, ("f", "f'"), ("5", "5!")])
+def test_options_that_differ_by_case_or_brackets_alone_are_told_apart(metric, options):
+    for place, reference in enumerate(options):
+        said = [outcome(metric, option, [reference], options)[0] for option in options]
+        assert said == [float(other == place) for other in range(len(options))]
+        assert right_options(metric, [reference], options) == {place}
+
+
+def test_options_that_differ_otherwise_forgive_case_and_brackets():
+    assert outcome("exact_match", "(PARIS).", ["paris"], ["Paris", "Rome"]) == (1, 1, True)
+    assert right_options("exact_match", ["paris"], ["Paris", "Rome"]) == set()
+    assert right_options("option_letter", ["B"], ["Paris", "Rome"]) == {1}
+
+
+def test_a_letter_that_is_also_another_options_text_is_refused():
+    with pytest.raises(EvaluationError, match="text of another option"):
+        score("option_letter", "O", ["A"], ("O", "A", "B", "AB"))
+    assert outcome("option_letter", "B", ["B) A"], ("O", "A", "B", "AB")) == (1, 1, True)
 
 
 def test_option_letter_without_options_and_with_labelled_ones():

@@ -112,6 +112,51 @@ def test_options_are_chosen_by_likelihood(loaded, encoder):
     assert {item.answer for item in result.items} <= set(options)
 
 
+@pytest.mark.parametrize("metric", ["exact_match", "option_letter", "anls"])
+def test_only_the_right_option_is_right_however_alike_others_are(loaded, encoder, metric):
+    options = ("(0, 1)", "[0, 1]", "(0, 1]")
+
+    def asked(answers, metric="exact_match"):
+        chosen = task(examples(answers, options=options), mode="options", metric=metric)
+        return evaluate(loaded, chosen, encoder, batch_size=4)
+
+    said = asked(["[0, 1]"] * 5)
+    right = asked([item.answer for item in said.items])
+    assert right.strict.mean == 1
+    other = [options[options.index(item.answer) - 1] for item in said.items]
+    wrong = asked(other, metric)
+    assert wrong.strict.mean == 0
+
+
+def test_few_pictures_are_held_where_they_are_large(tiny, monkeypatch):
+    loaded = load_model(str(tiny("qwen2_5_vl")), device="cpu")
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    items = []
+    for n in range(5):
+        buffer = io.BytesIO()
+        PIL.Image.new("RGB", (56, 56), (40 * n, 0, 0)).save(buffer, format="PNG")
+        turn = Message("user", (Image(data=buffer.getvalue()), Text("What?")))
+        said = Message("assistant", (Text("red"),))
+        items.append(Example(f"i{n}", (turn, said), ("red",), options=("red", "blue")))
+    for mode in ("generate", "options"):
+        whole = evaluate(loaded, task(items, mode=mode), encoder, batch_size=8)
+        size = encoder.encode_prompt(items[0].prompt).features["pixel_values"].nbytes
+        held = []
+        name = "generate_greedy" if mode == "generate" else "option_logprobs"
+        real = getattr(module, name)
+
+        def counting(loaded, rows, real=real, held=held, **kwargs):
+            held.append(len(rows))
+            return real(loaded, rows, **kwargs)
+
+        monkeypatch.setattr(module, name, counting)
+        monkeypatch.setattr(module, "PIXEL_BYTES", 2 * size)
+        parts = evaluate(loaded, task(items, mode=mode), encoder, batch_size=8)
+        monkeypatch.undo()
+        assert held == [2, 2, 1]
+        assert [i.answer for i in parts.items] == [i.answer for i in whole.items]
+
+
 def test_an_item_that_the_metric_can_not_score_is_refused(loaded, encoder):
     with pytest.raises(EvaluationError):
         evaluate(loaded, task(examples(["no"] * 5), metric="number"), encoder, batch_size=5)
@@ -164,6 +209,16 @@ def test_base_scores_are_computed_once(loaded, encoder, tmp_path: Path, monkeypa
         chosen = other.pop("task", task(examples(["x"] * 5)))
         evaluate_cached(loaded, chosen, encoder, batch_size=2, **{**keys, **other})
     assert len(calls) == 3
+
+
+def test_other_code_misses_the_cache(loaded, encoder, tmp_path: Path, monkeypatch):
+    known = {"cache": ScoreCache(tmp_path), "model_fingerprint": "f", "arithmetic": "float32"}
+    known["batch_size"] = 2
+    chosen = task(examples(["x"] * 5))
+    assert not evaluate_cached(loaded, chosen, encoder, **known).from_cache
+    assert evaluate_cached(loaded, chosen, encoder, **known).from_cache
+    monkeypatch.setattr(module, "_code_hash", lambda: "another checkout")
+    assert not evaluate_cached(loaded, chosen, encoder, **known).from_cache
 
 
 def test_another_chat_template_misses_the_cache(loaded, encoder, tmp_path: Path):
