@@ -44,6 +44,11 @@ def test_drift_is_in_the_log_the_notes_and_the_plots(settings, tmp_path):
 def test_a_run_over_its_budget_of_drift_stops(settings, tmp_path):
     record = teach(settings("run", **{"drift.budget": 1e-9}))
     assert record.training.num_steps == 2
+    # Killed after it was stopped, before it had a record: it has nothing left to train.
+    (tmp_path / "run" / "record.json").unlink()
+    again = teach(settings("run", **{"drift.budget": 1e-9}), resume=True)
+    assert again.training.num_steps == 2
+    assert again.delta.tuned_fingerprint == record.delta.tuned_fingerprint
 
 
 def test_a_stopped_run_goes_on_with_the_weight_that_its_anchor_had(settings, tmp_path, monkeypatch):

@@ -104,8 +104,7 @@ class ChatEncoder:
         """
         turns = (Message("user", (Text("a"),)), Message("assistant", (Text("b"),)))
         last = self._encode(turns, every_turn=True).labels[-1]
-        special = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
-        return (last,) if last in special else ()
+        return (last,) if last in self._special_ids else ()
 
     def encode(self, example: Example) -> Encoded:
         """Encode a whole conversation; every assistant turn is labelled, end of turn included.
@@ -281,18 +280,33 @@ class ChatEncoder:
         if self._max_length is not None and len(tokens.ids) > self._max_length:
             raise RowError(f"{len(tokens.ids)} tokens, and max_length is {self._max_length}")
         labels = [
-            token if any(_within(span, answer) for answer in answers) else IGNORE_INDEX
+            token if any(self._is_of(answer, token, span) for answer in answers) else IGNORE_INDEX
             for token, span in zip(tokens.ids, tokens.spans, strict=True)
         ]
         assert not answers or any(label != IGNORE_INDEX for label in labels)
         return Encoded(tokens.ids, labels, tokens.features)
+
+    def _is_of(self, answer: Span, token: int, span: Span) -> bool:
+        """Whether a token is part of an answer.
+
+        A special token before it may have swallowed the answer's first spaces (Phi-3's
+        `<|assistant|>` strips what follows), and is not.
+        """
+        return _within(span, answer) and not (span[0] < answer[0] and token in self._special_ids)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        tokenizer = self._tokenizer
+        return frozenset((*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder))
 
     def _compare_prefix(self, tokens: _Tokens, rendered: Rendered, guard: str | None) -> None:
         """Count rows that generation would start differently from training."""
         prompt = self._tokenize_text(rendered.prompt)
         known = _without(prompt, guard_tokens(rendered.prompt, guard, prompt.spans)).ids
         media = self._specials.placeholders
-        before = next(i for i, s in enumerate(tokens.spans) if _within(s, rendered.answers[-1]))
+        last = rendered.answers[-1]
+        pairs = enumerate(zip(tokens.ids, tokens.spans, strict=True))
+        before = next(i for i, (token, span) in pairs if self._is_of(last, token, span))
         if _runs(known, tokens.ids[:before], media) is None:
             self.num_prefix_mismatches += 1
 

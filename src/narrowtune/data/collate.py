@@ -6,7 +6,7 @@ Owns: `Encoded`, padding, and how each family's picture features are joined. B r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -89,15 +89,17 @@ def collate(
         ),
         "labels": _pad([row.labels for row in batch], length, IGNORE_INDEX, padding_side),
     }
-    names = dict.fromkeys(name for row in batch for name in row.features)
-    for name in names:
+    # Asked for once a row: where there is no room, its pictures are prepared for every answer.
+    features = [row.features for row in batch]
+    for name in dict.fromkeys(name for own in features for name in own):
         if name in PER_TOKEN_FEATURES:
-            rows = [_per_token(row, name) for row in batch]
+            rows = [
+                _per_token(own, name, len(row.input_ids))
+                for own, row in zip(features, batch, strict=True)
+            ]
             result[name] = _pad(rows, length, 0, padding_side)
         else:
-            result[name] = join_pictures(
-                name, [row.features[name] for row in batch if name in row.features]
-            )
+            result[name] = join_pictures(name, [own[name] for own in features if name in own])
     return result
 
 
@@ -109,10 +111,10 @@ def _pad(rows: Sequence[Sequence[int]], length: int, value: int, side: str) -> T
     return padded
 
 
-def _per_token(row: Encoded, name: str) -> list[int]:
+def _per_token(features: Mapping[str, Tensor], name: str, length: int) -> list[int]:
     """Values of one row; tokens that a caller has appended (an answer) are text."""
-    known = row.features[name].flatten().tolist() if name in row.features else []
-    return known + [0] * (len(row.input_ids) - len(known))
+    known = features[name].flatten().tolist() if name in features else []
+    return known + [0] * (length - len(known))
 
 
 def check_pictures(rows: Sequence[Encoded]) -> None:
@@ -121,9 +123,13 @@ def check_pictures(rows: Sequence[Encoded]) -> None:
     Raises:
         DataError: pictures have sizes that can't be joined.
     """
-    for name in dict.fromkeys(name for row in rows for name in row.features):
-        if name not in PER_TOKEN_FEATURES:
-            _check_sizes(name, [row.features[name] for row in rows if name in row.features])
+    shapes: dict[str, list[torch.Size]] = {}
+    for row in rows:
+        for name, value in row.features.items():
+            if name not in PER_TOKEN_FEATURES:
+                shapes.setdefault(name, []).append(value.shape)
+    for name, known in shapes.items():
+        _check_sizes(name, known)
 
 
 def join_pictures(name: str, values: Sequence[Tensor]) -> Tensor:
@@ -132,17 +138,17 @@ def join_pictures(name: str, values: Sequence[Tensor]) -> Tensor:
     Raises:
         DataError: pictures have sizes that can't be joined.
     """
-    _check_sizes(name, values)
+    _check_sizes(name, [value.shape for value in values])
     if values[0].ndim == 5:
         most = max(value.shape[1] for value in values)
         values = [_add_tiles(value, most) for value in values]
     return torch.cat(list(values))
 
 
-def _check_sizes(name: str, values: Sequence[Tensor]) -> None:
+def _check_sizes(name: str, whole: Sequence[torch.Size]) -> None:
     # Tiles are filled up; of a picture without them, every dimension counts.
-    first = 2 if values[0].ndim == 5 else 1
-    shapes = {tuple(value.shape[first:]) for value in values}
+    first = 2 if len(whole[0]) == 5 else 1
+    shapes = {tuple(shape[first:]) for shape in whole}
     if len(shapes) > 1:
         raise DataError(
             asked=f"one batch of rows with pictures ({name})",

@@ -19,6 +19,8 @@ from narrowtune.data.images import image_reference
 IMAGE_TAG = "<image>"
 
 _UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "tool_call_id")
+_LEARNED = ("weight", "loss", "train", "train_on_turn", "training", "trainable")
+"""What formats of other tools mark a turn by that is not to be learned (0 or false)."""
 
 
 def need_text(value: Any, what: str) -> str:
@@ -112,6 +114,13 @@ class _Binder:
         for key in _UNSUPPORTED:
             if turn.get(key):
                 raise RowError(f"turn {number} has {key}, which is not supported")
+        for key in _LEARNED:
+            # Learned all the same, it would teach what somebody marked as wrong.
+            if role == "assistant" and turn.get(key) is not None and not turn[key]:
+                raise RowError(
+                    f"turn {number} has {key}: {turn[key]!r}, so that it would not be learned, "
+                    "which is not supported; leave the row or the key out"
+                )
         what = f"turn {number} ({role})"
         if isinstance(content, list):
             parts = tuple(self._blocks(content, what))

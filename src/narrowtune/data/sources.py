@@ -228,7 +228,8 @@ def _dataset_rows(path: str, loaded: Any, split: str | None) -> Iterator[RawRow]
             raise _unreadable(
                 path,
                 f"several splits: {names}",
-                "say which with `split` (`test_split` for rows of `test_path`)",
+                "say which with `split` (`test_split` for rows of `test_path`); for rows to mix in "
+                "and prompts, which have no such setting, save that split alone with save_to_disk",
             )
         split = next(iter(loaded)) if split is None else split
         if split not in loaded:

@@ -24,8 +24,8 @@ def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int 
 
     Raises:
         DataError: paths that are not there, all of them.
-        UsageError: a tracker or a quantiser that can't be used, or batch sizes that don't fit each
-            other.
+        UsageError: a tracker, a quantiser or a device that can't be used, or batch sizes that don't
+            fit each other.
     """
     skill, anchor = config.skill, config.anchor
     rows: list[Named] = []
@@ -41,6 +41,8 @@ def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int 
     rows.append(("drift.prompts", config.drift.prompts))
     check_paths(config.model, rows, files)
     check_trackers(config.training.report_to)
+    if with_skill:
+        _check_device(config.device)
     kind = config.training.quantize_frozen
     if kind is not None:
         check_quantiser(kind)
@@ -52,6 +54,17 @@ def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int 
             )
     per_device = per_device_batch_size(config.training, num_processes)
     accumulation_steps(config.training.global_batch_size, per_device, num_processes)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a GPU by its number: one process of the Trainer trains on the first that it sees."""
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and number not in ("", "0"):
+        raise UsageError(
+            asked=f"to train on {device}",
+            found="that transformers' Trainer takes the first GPU that it sees",
+            do=f"set CUDA_VISIBLE_DEVICES={number} in the environment, with device: cuda",
+        )
 
 
 def check_paths(model: str, rows: Sequence[Named], files: Sequence[Named] = ()) -> None:

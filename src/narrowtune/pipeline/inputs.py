@@ -117,11 +117,19 @@ def read_inputs(
             split without rows, or rows that are both taught and kept.
     """
     inputs = Inputs()
+    earlier = encoder.num_prefix_mismatches
     try:
         _Reader(config, encoder, inputs, taught).read(with_skill)
         read_anchor_prompts(config, encoder, inputs)
     finally:
         write_refused_rows(inputs, refused_path)
+    differing = encoder.num_prefix_mismatches - earlier
+    if differing:
+        inputs.notes.append(
+            f"{differing} rows to train on begin otherwise than what is asked: the chat template's "
+            "generation prompt is not what it writes before an answer (chat_template_kwargs may "
+            "have a switch), so that they are learned in one form and answered in another."
+        )
     return inputs
 
 

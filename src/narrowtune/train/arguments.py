@@ -173,6 +173,10 @@ def training_arguments(
             found=str(error),
             do="correct the key under `training`; names and values are those of TrainingArguments",
         ) from None
+    if not (training.fsdp or training.deepspeed):
+        # `accelerate launch` sets it from the user's own configuration; what is computed in is
+        # decided by `compute_dtype` alone.
+        args.mixed_precision = "no"
     if num_processes == 1 and args.n_gpu > 1:
         # One process is one device here; the Trainer would wrap the model in DataParallel.
         args._n_gpu = 1

@@ -6,7 +6,7 @@ Owns: when drift is measured, and what happens where it is over its budget.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -194,6 +194,17 @@ class DriftCallback(TrainerCallback):
                 self.acted.append(state.global_step)
                 found |= self._act(optimizer, lr_scheduler)
         state.log_history.append(found)
+
+    def has_stopped(self, log_history: Sequence[Mapping[str, Any]], step: int) -> bool:
+        """Whether a run was stopped at `step`, by what it logged; then it is not to go on.
+
+        The order to stop is in no checkpoint, only what led to it.
+        """
+        found = [e["drift"] for e in log_history if e.get("step") == step and "drift" in e]
+        if self.action != "stop" or self.budget is None or not found or found[-1] <= self.budget:
+            return False
+        self.stopped = step
+        return True
 
     def _act(self, optimizer: Any, lr_scheduler: Any) -> dict[str, float]:
         """Lower the rate or raise the weight; return what is to be logged."""

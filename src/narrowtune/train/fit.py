@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -158,7 +159,7 @@ def fit(
         remembered_features(loaded, features if fixed else None),
         meter,
     ):
-        if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= steps:
+        if checkpoint is not None and _is_last(checkpoint, steps, drift):
             trainer.load_finished(checkpoint)
         elif steps > 0:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -210,3 +211,12 @@ def _energy_source(energy: EnergyMeter | None, effort: Effort) -> str | None:
     if energy is None or energy.source.startswith("not measured") or effort.energy_kwh is not None:
         return energy.source if energy else None
     return "not measured: the part before the run was resumed has no figure"
+
+
+def _is_last(checkpoint: Path, steps: int, drift: DriftCallback | None) -> bool:
+    """Whether a run has nothing left to do after a checkpoint: no step, or drift has ended it."""
+    step = int(checkpoint.name.rpartition("-")[2])
+    if step >= steps or drift is None:
+        return step >= steps
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return drift.has_stopped(state["log_history"], step)

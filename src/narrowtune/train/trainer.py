@@ -6,11 +6,12 @@ Trainer's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -19,6 +20,7 @@ from narrowtune.core.errors import TrainingError
 from narrowtune.data.collate import IGNORE_INDEX, Encoded
 from narrowtune.engine.arithmetic import Arithmetic, autocast
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
+from narrowtune.engine.pictures import PICTURE_INPUTS
 from narrowtune.models.select import Selection
 from narrowtune.train.anchor import Anchor, kl_base_tuned
 from narrowtune.train.arguments import validation_batches
@@ -209,6 +211,10 @@ class NarrowTrainer(Trainer):
                 do="lower training.learning_rate, or look at the rows of this step; the last "
                 "checkpoint is intact",
             )
+        if not loss.requires_grad or (self.args.world_size > 1 and _lacks_pictures(model, inputs)):
+            # Rows without pictures teach eyes nothing, and devices wait for everybody's gradients.
+            selected = [p for p in model.parameters() if p.requires_grad]
+            loss = loss + 0.0 * torch.stack([p.sum() for p in selected]).sum()
         # Gradients are averaged over devices, and each device has only its own rows.
         return loss * self.args.world_size
 
@@ -322,3 +328,9 @@ class NarrowTrainer(Trainer):
     def _shards_parameters(self) -> bool:
         """FSDP and DeepSpeed own the parameters; the Trainer's own checkpoints fit them."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+
+def _lacks_pictures(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a model with eyes is given none of what they look at."""
+    config = getattr(extract_model_from_parallel(model), "config", None)
+    return hasattr(config, "vision_config") and not any(name in inputs for name in PICTURE_INPUTS)

@@ -217,7 +217,8 @@ def _one_pass(model: nn.Module, batch: Mapping[str, Any], arithmetic: Arithmetic
         parameter.grad = None
     with autocast(arithmetic, batch["input_ids"].device):
         loss, num_labels = labelled_cross_entropy(model, batch)
-    (loss / num_labels).backward()
+    if loss.requires_grad:  # not where eyes alone are trained, and none of these rows has a picture
+        (loss / num_labels).backward()
 
 
 def _median_seconds(work: Callable[[], None], device: torch.device) -> float:

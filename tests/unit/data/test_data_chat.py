@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 from narrowtune.core.errors import DataError, UsageError
 from narrowtune.data.chat import ChatEncoder, Encoded
@@ -277,6 +277,23 @@ def test_a_prefix_mismatch_is_counted() -> None:
     encoded = encoder.encode(_example(_turn("user", "a"), _turn("assistant", "b")))
     assert encoder.num_prefix_mismatches == 1
     assert _labelled(tokenizer, encoded) == ["b<|im_end|>"]
+
+
+def test_a_special_token_that_swallows_an_answers_first_space_is_not_learned() -> None:
+    tokenizer = chatml_tokenizer()
+    token = AddedToken("<|assistant|>", special=True, rstrip=True, normalized=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|assistant|>' if m['role'] == 'assistant' else m['role'] }}"
+        "{{ '\n' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    encoder = ChatEncoder(tokenizer)
+    for answer in (" b", "b"):
+        encoded = encoder.encode(_example(_turn("user", "a"), _turn("assistant", answer)))
+        assert tokenizer.convert_tokens_to_ids("<|assistant|>") in encoded.input_ids
+        assert _labelled(tokenizer, encoded) == ["b<|im_end|>"]
+    assert encoder.num_prefix_mismatches == 0
 
 
 def test_onevision_answers_follow_the_generation_prompt(loaded: Loaded) -> None:

@@ -201,6 +201,17 @@ def test_pictures_bind_by_position(
     assert one.group == f"picture {one.image_hashes[0][:16]}"
 
 
+def _marked(**mark: Any) -> dict[str, Any]:
+    """A row whose draft carries another tool's mark."""
+    draft = {"role": "assistant", "content": "wrong", **mark}
+    return {"messages": [*_turns("a")["messages"], draft, *_turns("no", "right")["messages"]]}
+
+
+def test_a_turn_marked_as_to_be_learned_is_learned(read: Callable[..., Rows]) -> None:
+    rows = read(_marked(weight=1), _marked(loss=True), _marked(train=None))
+    assert len(rows.examples) == 3
+
+
 def _turns(*contents: Any) -> dict[str, Any]:
     roles = ("user", "assistant")
     return {
@@ -243,6 +254,9 @@ def _turns(*contents: Any) -> dict[str, Any]:
         ({**_turns("a", "b"), "images": 3}, "int, not a path"),
         ({**_turns("a", "b"), "image": "x", "images": ["x"]}, "ambiguous"),
         ({**_turns("a", "b"), "tools": [{"x": 1}]}, "'tools' is not supported"),
+        (_marked(weight=0), "turn 2 has weight: 0, so that it would not be learned"),
+        (_marked(loss=False), "turn 2 has loss: False"),
+        (_marked(train=False), "turn 2 has train: False"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "role 'tool'"),
         ({"conversations": [{"from": "robot", "value": "a"}]}, "from 'robot'"),
         ({"question": "a", "answer": "b", "answers": "c"}, "answers is str"),

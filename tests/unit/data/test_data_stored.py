@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.collate import collate
+from narrowtune.data.collate import check_pictures, collate
 from narrowtune.data.examples import Example, Image, Message, Text
 from narrowtune.data.room import Room
 from narrowtune.data.stored import stored_row
@@ -72,6 +72,21 @@ def test_batches_are_the_same_whatever_is_held(
         for name, value in right.items():
             assert torch.equal(batch[name], value), name
     assert encoder.num_prefix_mismatches == 0
+
+
+def test_pictures_without_room_are_prepared_once_a_batch(loaded: Loaded, paths: list[Path]) -> None:
+    model = loaded("qwen2_5_vl")
+    encoder = ChatEncoder(model.tokenizer, model.processor)
+    rows = [stored_row(example, encoder, Room(0)) for example in examples(paths)]
+    prepared: list[str] = []
+    real = encoder.encode_features
+    for row, example in zip(rows, examples(paths), strict=True):
+        vars(row)["_again"] = lambda e=example: prepared.append(e.id) or real(e)
+    collate(rows, 0)
+    assert prepared == ["0", "1", "2"]
+    prepared.clear()
+    check_pictures(rows)
+    assert prepared == ["0", "1", "2"]
 
 
 def test_processes_that_prepare_batches_make_the_same(loaded: Loaded, paths: list[Path]) -> None:

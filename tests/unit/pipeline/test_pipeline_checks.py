@@ -223,3 +223,13 @@ def test_no_tracker_beside_all_or_none(rows, names):
     for alone in names[:1]:
         values = {"model": "m", "skill": rows, "training": {"report_to": alone}}
         check_run(parse_config(values, "test"))
+
+
+def test_a_gpu_by_number_is_refused_where_the_trainer_would_take_another(rows, tmp_path):
+    values = {"model": str(tmp_path), "skill": rows, "output_dir": str(tmp_path / "run")}
+    config = parse_config({**values, "device": "cuda:1"}, "test")
+    with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES=1"):
+        check_run(config)
+    check_run(config, with_skill=False)
+    for device in ("cuda", "cuda:0", "cpu", "auto"):
+        check_run(parse_config({**values, "device": device}, "test"))

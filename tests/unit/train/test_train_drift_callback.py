@@ -77,6 +77,18 @@ def test_the_budget_stops_training(tiny, tmp_path):
     assert trainer.state.global_step == callback.stopped < 6
 
 
+def test_a_run_that_drift_stopped_is_not_to_go_on():
+    log = [{"step": 2, "drift": 0.1}, {"step": 4, "loss": 1.0}, {"step": 4, "drift": 0.3}]
+    callback = nt.DriftCallback(PROMPTS, budget=0.2)
+    assert not callback.has_stopped(log, 2)
+    assert not callback.has_stopped(log, 3)
+    assert callback.stopped is None
+    assert callback.has_stopped(log, 4)
+    assert callback.stopped == 4
+    for other in ({"budget": 0.2, "action": "lower_rate"}, {"budget": 0.5}, {}):
+        assert not nt.DriftCallback(PROMPTS, **other).has_stopped(log, 4)
+
+
 def test_a_trainer_without_a_tokenizer_is_told_what_is_missing(tiny, tmp_path):
     with pytest.raises(UsageError, match="processing_class"):
         _train(tmp_path, tiny("llama"), nt.DriftCallback(PROMPTS), tokenizer=False)

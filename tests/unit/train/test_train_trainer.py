@@ -31,6 +31,7 @@ from narrowtune.train.arguments import (
     per_device_batch_size,
     planned_samples,
     planned_steps,
+    training_arguments,
     validation_batches,
     warmup_steps,
 )
@@ -441,3 +442,29 @@ def test_only_complete_checkpoints_are_found(tmp_path):
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize("recipe", ["projector", "vision_tower"])
+def test_rows_without_pictures_teach_eyes_nothing_and_stop_nothing(tiny, tmp_path, recipe):
+    loaded = load_model(str(tiny("llava_onevision")), device="cpu")
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    file = io.BytesIO()
+    Picture.new("RGB", (48, 32), "red").save(file, "PNG")
+    rows = [encoder.encode(example) for example in _examples(3)]
+    turns = (
+        Message("user", (Image(data=file.getvalue()), Text("what?"))),
+        Message("assistant", (Text("red"),)),
+    )
+    rows.insert(1, encoder.encode(Example("pictured", turns, ("red",))))
+    config = _config(tmp_path, global_batch_size=4, per_device_train_batch_size=1)
+    fitted = fit(loaded, resolve(loaded.model, recipe), rows, config, arithmetic=FLOAT32)
+    assert fitted.summary.num_steps == 1
+    assert fitted.proof.frozen_identical
+    assert all(tensor.changed for tensor in fitted.proof.selected)
+
+
+def test_the_users_own_mixed_precision_does_not_decide_the_arithmetic(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    sizes = {"num_samples": 8, "num_processes": 1}
+    args = training_arguments(_config(tmp_path), bf16=False, on_cpu=True, **sizes)
+    assert args.mixed_precision == "no"
