@@ -2,7 +2,7 @@
 
 Draws tasks whose true loss is known, bounds it with `narrowtune.evaluate.statistics`, and counts
 misses on either side over a grid of task sizes, task counts, losses, churn and clustering. Prints
-the tables of docs/statistics.md (about half an hour on two free cores):
+the tables of docs/statistics.md (about 50 minutes on two free cores; `--kinds` takes a part):
 
     python benchmarks/statistics_coverage.py --draws 500 --redraws 300 --processes 2
 """
