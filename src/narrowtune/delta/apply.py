@@ -11,7 +11,7 @@ from narrowtune.delta.bits import view_bits
 from narrowtune.delta.store import Delta
 from narrowtune.delta.verify import Direction, result_sha256, verify_frozen, verify_selected
 from narrowtune.models.fingerprint import named_tensors, tensor_hashes
-from narrowtune.models.structure import find_ties
+from narrowtune.models.structure import find_ties, show_names
 
 
 def apply(model: nn.Module, delta: Delta, *, strict: bool = True) -> None:
@@ -45,8 +45,17 @@ def _exchange(model: nn.Module, delta: Delta, direction: Direction, strict: bool
     verify_selected(delta, direction, lambda name, _: parameters.get(name), asked)
     _verify_ties(model, delta, asked)
     if strict:
-        present = {name for name, _ in named_tensors(model)}
-        hashes = tensor_hashes(model, [n for n in delta.metadata.frozen if n in present])
+        present = dict(named_tensors(model))
+        frozen = [name for name in delta.metadata.frozen if name in present]
+        if away := [name for name in frozen if present[name].is_meta]:
+            raise DeltaError(
+                asked=asked,
+                found=f"{len(away)} of {len(frozen)} tensors that the delta leaves alone are not "
+                f"loaded (meta device): {show_names(away)}",
+                do="load the whole model, without offloading (device_map); in Python, strict=False "
+                "leaves these unchecked",
+            )
+        hashes = tensor_hashes(model, frozen)
         verify_frozen(delta, lambda name, digest: hashes.get(name) == digest, asked)
     flipped: list[str] = []
     try:

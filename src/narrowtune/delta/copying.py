@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from narrowtune.core.errors import DeltaError
 from narrowtune.delta.header import ITEMSIZES
 from narrowtune.delta.layout import Layout
 from narrowtune.delta.marker import MARKER
-from narrowtune.delta.store import sync
+from narrowtune.delta.store import beside, sync
 from narrowtune.models.disk import INDEX, WEIGHTS
 
 CARD = "README.md"
@@ -26,9 +27,14 @@ BASE_CARD = "README.base.md"
 
 WEIGHT_SUFFIXES = (
     *(".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth"),
-    *(".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".npz", ".pkl"),
+    *(".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ggml", ".npz", ".pkl", ".ot", ".tflite"),
+    *(".mlmodel", ".mlmodelc", ".mlpackage", ".task", ".litertlm", ".pte"),
 )
-"""Other copies of the weights would go on holding the values from before."""
+"""Of files and folders; other copies of the weights would go on holding the values from before."""
+
+# ONNX keeps large tensors in one file beside the graph, or in several, which it numbers.
+_ONNX_DATA = re.compile(r"\.onnx[._]data([._]\d+)?$")
+_STALE = "another copy of the weights, without the delta"
 
 CHUNK_BYTES = 8 * 2**20
 
@@ -48,20 +54,37 @@ class Companions:
     num_bytes: int
 
 
-def check_new_folder(source: Path, out: Path, asked: str) -> None:
-    """See that `out` can become a new folder made from `source`.
+def check_new_folder(source: Path, out: Path, asked: str) -> Path:
+    """See that `out` can become a new folder made from `source`; return it with links followed.
 
     Raises:
-        DeltaError: it is a file, not empty, or inside `source`.
+        DeltaError: it is a file, not empty, inside `source`, or a folder that has to stay where
+            it is; or it can't be looked at.
     """
+    try:
+        return _check_new_folder(source, out, asked)
+    except (OSError, RuntimeError) as problem:  # RuntimeError: links that lead in a circle
+        raise DeltaError(asked=asked, found=str(problem), do="name another folder") from None
+
+
+def _check_new_folder(source: Path, out: Path, asked: str) -> Path:
+    real = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DeltaError(
             asked=asked, found=f"{out} exists and is not empty", do="name a new folder"
         )
-    if out.resolve().is_relative_to(source.resolve()):
+    if real.is_relative_to(source.resolve()):
         raise DeltaError(
             asked=asked, found=f"{out} lies inside {source}", do="name a folder outside of it"
         )
+    # The complete folder is moved there, and these can't be moved away for it.
+    if real == Path.cwd() or real.is_mount():
+        raise DeltaError(
+            asked=asked,
+            found=f"{out} is " + ("the current directory" if real == Path.cwd() else "a mount"),
+            do="name a new folder in it",
+        )
+    return real
 
 
 @contextmanager
@@ -71,23 +94,22 @@ def staged(source: Path, out: Path, asked: str) -> Iterator[Path]:
     Raises:
         DeltaError: `out` is a file, not empty, or inside `source`; or can't be written.
     """
-    check_new_folder(source, out, asked)
-    staging = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    out = check_new_folder(source, out, asked)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-        yield staging
-        for path in staging.rglob("*"):
-            sync(path)
-        sync(staging)
-        staging.replace(out)
-        sync(out.parent)
+        with beside(out) as own:
+            staging = own / "staged"
+            staging.mkdir()
+            yield staging
+            for path in staging.rglob("*"):
+                sync(path)
+            sync(staging)
+            staging.replace(out)
+            sync(out.parent)
     except OSError as problem:
         raise DeltaError(
             asked=asked, found=str(problem), do="choose a folder that can be written, with room"
         ) from problem
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def find_companions(layout: Layout, *, is_release: bool) -> Companions:
@@ -95,17 +117,19 @@ def find_companions(layout: Layout, *, is_release: bool) -> Companions:
     files: dict[Path, Path] = {}
     left_out: dict[str, str] = {}
     weights = {path.name for path in (*layout.shards, layout.index) if path is not None}
-    for parent, folders, names in os.walk(layout.folder):
+    for parent, folders, names in os.walk(layout.folder, followlinks=True):
         here = Path(parent).relative_to(layout.folder)
-        for hidden in [folder for folder in folders if folder.startswith(".")]:
-            folders.remove(hidden)
-            left_out[str(here / hidden)] = "hidden folder"
+        for folder in list(folders):
+            reason = _why_not_walked(layout.folder, here / folder)
+            if reason is not None:
+                folders.remove(folder)
+                left_out[str(here / folder)] = reason
         for name in sorted(names):
             path = here / name
             if str(path) in weights or str(path) == MARKER:
                 continue
-            if name.lower().endswith(WEIGHT_SUFFIXES):
-                left_out[str(path)] = "another copy of the weights, without the delta"
+            if _is_weights(name):
+                left_out[str(path)] = _STALE
             elif name.startswith("."):
                 left_out[str(path)] = "hidden file"
             elif not (layout.folder / path).is_file():
@@ -120,6 +144,25 @@ def find_companions(layout: Layout, *, is_release: bool) -> Companions:
             files[Path(CARD)] = Path(BASE_CARD)
     num_bytes = sum((layout.folder / path).stat().st_size for path in files)
     return Companions(files, left_out, num_bytes)
+
+
+def _is_weights(name: str) -> bool:
+    name = name.lower()
+    return name.endswith(WEIGHT_SUFFIXES) or _ONNX_DATA.search(name) is not None
+
+
+def _why_not_walked(root: Path, folder: Path) -> str | None:
+    """Return why a sub-folder is left out; None where its files go along."""
+    if folder.name.startswith("."):
+        return "hidden folder"
+    if _is_weights(folder.name):
+        return _STALE
+    if (root / folder).is_symlink():
+        target = (root / folder).resolve()
+        holders = [(root / parent).resolve() for parent in folder.parents]
+        if any(holder.is_relative_to(target) for holder in holders):
+            return "a link to a folder that holds it"
+    return None
 
 
 def copy_companions(companions: Companions, source: Path, out: Path) -> None:

@@ -16,7 +16,7 @@ from narrowtune.core.errors import DeltaError, ModelError
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import DTYPES, SAFETENSORS_TAGS, all_finite, dtype_name, xor
 from narrowtune.delta.layout import read_layout
-from narrowtune.delta.store import Delta, Metadata, TensorRecord
+from narrowtune.delta.store import Delta, Metadata, TensorRecord, check_free_space
 from narrowtune.models.disk import locate
 from narrowtune.models.families import find_family
 from narrowtune.models.fingerprint import combine_hashes, named_tensors, tensor_hashes
@@ -112,6 +112,25 @@ def extract(
         frozen=frozen,
     )
     return Delta(metadata, bits)
+
+
+def check_room(folder: Path, model: nn.Module, selection: Selection, *, number: int = 1) -> None:
+    """See that `number` deltas of this selection will have room, before anything is trained.
+
+    Args:
+        folder: where they will be written; it is there.
+        model: in the base's dtype.
+        selection: what will be trained.
+        number: of deltas.
+
+    Raises:
+        DeltaError: the disk has too little room for them, if nothing of them can be packed.
+    """
+    parameters = dict(model.named_parameters())
+    num_bytes = sum(parameters[name].nbytes for name in selection.names)
+    check_free_space(
+        folder, number * num_bytes, f"room for the delta of {selection.recipe} in {folder}"
+    )
 
 
 def _base_reader(

@@ -19,6 +19,7 @@ from narrowtune.core.provenance import sha256_file
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.card import write_card
 from narrowtune.delta.copying import (
+    check_new_folder,
     copy_companions,
     copy_weights,
     find_companions,
@@ -131,6 +132,7 @@ def _write(
 ) -> FolderResult:
     verb = direction if max_shard_size is None else "merge"
     asked = f"{verb} {delta_path} on {folder} into {out}"
+    check_new_folder(folder, out, asked)  # before all tensors are read
     layout = read_layout(folder)
     delta = Delta.load(delta_path)
     changes = _verify(layout, delta, direction, strict, asked)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from narrowtune.core.delta_results import Kept
@@ -22,7 +21,7 @@ from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.base import Base
 from narrowtune.delta.bits import xor
 from narrowtune.delta.copying import CARD, staged
-from narrowtune.delta.store import Delta
+from narrowtune.delta.store import Delta, check_free_space, write_tensors
 from narrowtune.models.fingerprint import combine_hashes
 
 # Where singular values are found by random projection: directions beyond the rank, and power
@@ -131,7 +130,7 @@ class LowRank:
             base_name: what the adapter says that its base is; the folder unless given.
 
         Raises:
-            DeltaError: `out` is in use or can't be written.
+            DeltaError: `out` is in use or can't be written, or the disk has too little room.
         """
         asked = f"write a LoRA adapter to {out}"
         from peft import LoraConfig
@@ -150,7 +149,8 @@ class LowRank:
             task_type="CAUSAL_LM",
         )
         with staged(self._base.folder, Path(out), asked) as staging:
-            save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
+            check_free_space(staging, sum(tensor.nbytes for tensor in tensors.values()), asked)
+            write_tensors(tensors, staging / "adapter_model.safetensors", {"format": "pt"})
             config.save_pretrained(staging)
             (staging / CARD).write_text(card, encoding="utf-8")
 

@@ -11,14 +11,16 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -136,21 +138,20 @@ class Delta:
         )
         text = metadata.model_dump_json(exclude=None if packed else {"encoding"})
         tensors = pack_all(self.bits) if packed else dict(self.bits)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             num_bytes = sum(tensor.nbytes for tensor in tensors.values()) + 2 * len(text)
             check_free_space(path.parent, num_bytes, asked)
-            save_file(tensors, partial, metadata={METADATA_KEY: text})
-            sync(partial)
-            partial.replace(path)
+            with beside(path) as own:
+                partial = own / "partial"
+                write_tensors(tensors, partial, {METADATA_KEY: text})
+                sync(partial)
+                partial.replace(path)
             sync(path.parent)
         except OSError as problem:
             raise DeltaError(
-                asked=asked, found=str(problem), do="choose a folder that can be written"
+                asked=asked, found=str(problem), do="choose a folder that can be written, with room"
             ) from None
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Delta:
@@ -286,6 +287,34 @@ def check_free_space(folder: Path, num_bytes: int, asked: str) -> None:
             found=f"{free:,} bytes free in {folder}, {num_bytes:,} needed",
             do="free some space or choose another disk",
         )
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Give a folder of this process's own on the disk of `path`, which vanishes at the end.
+
+    What is made in it has the mode that anything new has; the folder itself is private.
+    """
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=".narrowtune-", ignore_cleanup_errors=True
+    ) as own:
+        yield Path(own)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a new safetensors file, with the mode that a new file has here.
+
+    Raises:
+        OSError: it can't be written, or not all of it.
+    """
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as problem:  # also where the disk is full
+        raise OSError(str(problem)) from None
+    with suppress(OSError):  # the library's are private; some disks have no modes
+        path.chmod(mode)
 
 
 def sync(path: Path) -> None:

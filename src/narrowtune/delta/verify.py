@@ -78,12 +78,11 @@ def verify_selected(
             misfits.append(misfit)
             continue
         digest = tensor_sha256(tensor)
-        if digest == source_sha256(record, direction):
-            source.append(name)
-        elif digest == result_sha256(record, direction):
-            result.append(name)
-        else:
+        before, after = source_sha256(record, direction), result_sha256(record, direction)
+        if digest not in (before, after):
             other.append(name)
+        elif before != after:  # one that training left as it was does not tell which it is
+            (source if digest == before else result).append(name)
     if misfits:
         raise DeltaError(
             asked=asked,
@@ -91,7 +90,7 @@ def verify_selected(
             do="use the model and the dtype that the delta was made from (`narrowtune delta info`)",
         )
     if result or other:
-        raise _contents_error(direction, source, result, other, asked)
+        raise _contents_error(delta, direction, source, result, other, asked)
     for name, record in delta.metadata.tensors.items():
         _verify_result(delta, direction, name, find(name, record), asked)
 
@@ -109,7 +108,12 @@ def _describe_misfit(name: str, record: TensorRecord, tensor: Tensor | None) -> 
 
 
 def _contents_error(
-    direction: Direction, source: list[str], result: list[str], other: list[str], asked: str
+    delta: Delta,
+    direction: Direction,
+    source: list[str],
+    result: list[str],
+    other: list[str],
+    asked: str,
 ) -> DeltaError:
     if not other and not source:
         if direction == "apply":
@@ -123,7 +127,7 @@ def _contents_error(
     parts = []
     if other:
         parts.append(
-            f"{len(other)} of {len(source + result + other)} tensors are neither base nor tuned: "
+            f"{len(other)} of {len(delta.metadata.tensors)} tensors are neither base nor tuned: "
             + show_names(other)
         )
     if result:
@@ -167,6 +171,6 @@ def verify_frozen(delta: Delta, is_there: Callable[[str, str], bool], asked: str
             asked=asked,
             found=f"{len(changed)} of {len(frozen)} tensors that the delta leaves alone are not "
             f"its base's: {show_names(changed)}",
-            do="use the exact base, or switch the strict check off (strict=False) if the rest of "
-            "the model is meant to differ",
+            do="use the exact base; in Python, strict=False switches this check off, for where "
+            "the rest of the model is meant to differ",
         )

@@ -82,10 +82,14 @@ class Book:
     def start(self) -> None:
         """Write a ledger that holds nothing yet, so that a run that is killed can be added to it.
 
+        One that is there already is read; either way the folder has been seen to be writable.
+
         Raises:
             UsageError: the folder can't be written.
+            LedgerError: what is there can't be read or locked.
         """
-        check_output(self.folder, (), overwrite=True)
+        for place in ("", "deltas", "scores"):
+            check_output(self.folder / place, (), overwrite=True)
         with self._changing():
             if not self.is_in(self.folder):
                 self._write()
@@ -98,9 +102,10 @@ class Book:
             run: the run's folder.
 
         Raises:
-            LedgerError: the skill was taught to another state than the latest, or is there.
+            LedgerError: the skill was taught to another state than the latest, or is there; the
+                folder can't be written.
         """
-        with self._changing():
+        with self._changing(f"enter the run: narrowtune ledger add {self.folder} {run}"):
             self.check_new(entry.name)
             if entry.base_fingerprint != self.ledger.fingerprint:
                 raise LedgerError(
@@ -127,7 +132,9 @@ class Book:
             LedgerError: there is one, or other rows of this name were kept.
         """
         known = [entry.name for entry in self.ledger.skills]
-        kept = {task for entry in self.ledger.skills for task in entry.before} - set(known)
+        # Scores of a skill that another one was taken out from below are of no state any more.
+        states = [entry for entry in self.ledger.skills if not entry.without]
+        kept = {task for entry in states for task in entry.before} - set(known)
         if name in known or name in kept:
             raise LedgerError(
                 asked=f"{name} as a further skill of {self.folder}",
@@ -142,7 +149,8 @@ class Book:
         """Go back to the state after the first `number` skills; return what was undone.
 
         Raises:
-            LedgerError: there is no such state, or the deltas that lead to it are not all there.
+            LedgerError: there is no such state, or the deltas that lead to it are not all there;
+                the folder can't be written.
         """
         with self._changing():
             skills = self.ledger.skills
@@ -166,7 +174,8 @@ class Book:
         Bits of the later skills stay as they are: only what the removed one changed goes back.
 
         Raises:
-            LedgerError: there is no such skill, or a later one trained tensors of this one.
+            LedgerError: there is no such skill, or a later one trained tensors of this one; the
+                folder can't be written.
         """
         with self._changing():
             return self._remove(name)
@@ -246,13 +255,24 @@ class Book:
         return meta
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Let no other process change the ledger meanwhile, and begin with what it is now."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / _LOCK):
-            if self.is_in(self.folder):
-                self.ledger = _read(self.folder)
-            yield
+    def _changing(self, again: str = "do this again") -> Iterator[None]:
+        """Let no other process change the ledger meanwhile, and begin with what it is now.
+
+        Args:
+            again: what is left to do once a folder that could not be written can be.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / _LOCK):
+                if self.is_in(self.folder):
+                    self.ledger = _read(self.folder)
+                yield
+        except OSError as problem:
+            raise LedgerError(
+                asked=f"to change the ledger in {self.folder}",
+                found=f"{problem}; the ledger is as it was",
+                do=f"see that the folder can be written and its disk has room, then {again}",
+            ) from problem
 
     def _write(self, **changes: list[Entry]) -> None:
         ledger = self.ledger.model_copy(update=changes)

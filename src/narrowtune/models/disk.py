@@ -19,6 +19,8 @@ from narrowtune.models.families import Family
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LEGACY_CONSTANTS = (".position_ids", ".rotary_emb.inv_freq")
+"""Ends of names of what old checkpoints carry along and models of today compute themselves."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CODE = ("modeling_", "configuration_", "tokenization_", "processing_", "image_processing_")
@@ -105,6 +107,8 @@ def disk_files(folder: Path) -> dict[str, Path]:
 def stored_dtypes(folder: Path) -> dict[str, int]:
     """Numbers stored in each floating dtype ("bfloat16", …), the widest dtype first.
 
+    Constants that are not loaded are not counted.
+
     Raises:
         ModelError: a tensor is stored as integers or in 8 bits or less: a quantised checkpoint.
     """
@@ -112,10 +116,12 @@ def stored_dtypes(folder: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     for path in sorted(set(disk_files(folder).values())):
         for name, (stored, shape) in _header(path, asked).items():
+            if name.endswith(LEGACY_CONSTANTS):  # not loaded, so their dtype decides nothing
+                continue
             if stored in _FLOATS:
                 dtype = _FLOATS[stored]
                 counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
-            elif not name.endswith(".position_ids"):  # a constant that old files carry along
+            else:
                 raise ModelError(
                     asked=asked,
                     found=f"{name} is stored as {stored}: a quantised checkpoint",

@@ -29,15 +29,13 @@ from transformers.utils import is_torchvision_available
 
 from narrowtune.core.errors import ModelError
 from narrowtune.models.alignment import align_weights
-from narrowtune.models.disk import check_folder, stored_dtypes
+from narrowtune.models.disk import LEGACY_CONSTANTS, check_folder, stored_dtypes
 from narrowtune.models.families import Family, find_family
 from narrowtune.models.processors import IMAGE_ONLY
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model"]
-# Constants that old checkpoints carry and that models of today compute themselves.
-_LEGACY_BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
 # What save_pretrained copies as it is: everything that belongs to text and pictures.
 _PROCESSOR_FILES = (
     "tokenizer.json",
@@ -192,7 +190,9 @@ def _choose_dtype(folder: Path, dtype: str, notes: list[str]) -> torch.dtype:
     if dtype == "auto":
         if len(stored) > 1:
             notes.append(
-                f"The weights are stored in {' and '.join(stored)}; all are loaded in {stored[0]}."
+                f"The weights are stored in {' and '.join(stored)}; all are loaded in {stored[0]}: "
+                f"a delta will fit the model in {stored[0]} only, and not this folder, whose "
+                f"tensors in {' and '.join(stored[1:])} are others."
             )
         return getattr(torch, stored[0])
     if dtype not in ("bfloat16", "float16", "float32"):
@@ -243,7 +243,7 @@ def _load_weights(
             asked, f"{type(error).__name__}: {error}", "check config.json and the weights"
         ) from error
     odd = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
-    legacy = [n for n in odd.get("unexpected_keys", []) if n.endswith(_LEGACY_BUFFERS)]
+    legacy = [n for n in odd.get("unexpected_keys", []) if n.endswith(LEGACY_CONSTANTS)]
     if legacy:
         odd["unexpected_keys"] = [n for n in odd["unexpected_keys"] if n not in legacy]
         notes.append(f"{len(legacy)} constants of older transformers versions are not read.")

@@ -14,6 +14,7 @@ from narrowtune.core.data_settings import EVAL_BATCH_SIZE
 from narrowtune.core.delta_results import Kept
 from narrowtune.core.numbers import interval, signed
 from narrowtune.core.results import TaskChange, Value
+from narrowtune.core.run_folder import check_output
 from narrowtune.delta.card import adapter_card
 from narrowtune.delta.copying import check_new_folder
 from narrowtune.delta.low_rank import LowRank
@@ -62,7 +63,8 @@ def export_lora(
         parse_data_settings(task, f"to evaluate {task['path']}")
     files = [("DELTA", delta_path)]
     check_paths(str(folder), [("--tasks", str(task["path"])) for task in tasks], files)
-    check_new_folder(folder, out, f"write a LoRA adapter to {out}")
+    out = check_new_folder(folder, out, f"write a LoRA adapter to {out}")
+    check_output(out.parent, (), overwrite=True)
     delta = Delta.load(delta_path)
     cut = LowRank(folder, delta, rank)
     changes = _compare(folder, delta_path, cut, tasks, out.parent) if tasks else []

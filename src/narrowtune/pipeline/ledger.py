@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from narrowtune.core.config import RunConfig, load_config
@@ -14,10 +15,11 @@ from narrowtune.core.data_settings import SkillSettings
 from narrowtune.core.errors import LedgerError
 from narrowtune.core.ledger import Entry, Ledger, TaskScore
 from narrowtune.core.provenance import sha256_file
-from narrowtune.core.results import DataSummary, RunRecord
-from narrowtune.core.run_folder import RunFolder
+from narrowtune.core.results import EXIT_CODES, DataSummary, RunRecord
+from narrowtune.core.run_folder import RunFolder, check_output
 from narrowtune.delta.copying import check_new_folder
 from narrowtune.delta.folder import FolderResult, apply_to_folder
+from narrowtune.delta.store import beside
 from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import LoadedModel
@@ -34,19 +36,19 @@ def open_book(config: RunConfig, loaded: LoadedModel) -> Book:
 
     Raises:
         LedgerError: the ledger is of another base, or holds a skill of this name.
+        UsageError: the ledger's folder can't be written.
         DeltaError: a delta does not fit.
     """
     assert config.ledger is not None
     folder, base = Path(config.ledger), fingerprint(loaded.model)
-    if not Book.is_in(folder):
-        new = Ledger(
-            model=_lasting(config.model),
-            loading={"revision": config.revision, "dtype": config.dtype},
-            family=loaded.family.name,
-            base_fingerprint=base,
-        )
-        Book(folder, new).start()
-    book = Book.open(folder)
+    new = Ledger(
+        model=_lasting(_at_home(config.model)),
+        loading={"revision": config.revision, "dtype": config.dtype},
+        family=loaded.family.name,
+        base_fingerprint=base,
+    )
+    book = Book(folder, new)
+    book.start()
     if book.ledger.base_fingerprint != base:
         raise LedgerError(
             asked=f"to teach {config.skill.label} to {config.model} with the ledger {folder}",
@@ -89,9 +91,27 @@ def check_rows(book: Book, summaries: Sequence[DataSummary]) -> None:
 
 
 def enter(book: Book, config: RunConfig, record: RunRecord) -> None:
-    """Append a finished run's skill to its ledger."""
+    """Append a finished run's skill to its ledger.
+
+    Raises:
+        LedgerError: it can't be. The run is finished all the same: the error says its verdict, and
+            has the exit code of one that does not ship.
+    """
     run = Path(config.output_dir)
-    book.add(_entry(config.skill, config.seed, record, run), run)
+    try:
+        book.add(_entry(config.skill, config.seed, record, run), run)
+    except LedgerError as error:
+        if record.verdict is None:
+            raise
+        outcome = record.verdict.outcome
+        told = LedgerError(
+            asked=error.asked,
+            found=f"{error.found}; the run is finished, its verdict is {outcome} ({run})",
+            do=error.do,
+        )
+        # Over budget stays over budget; a run that ships has failed to be entered.
+        told.exit_code = EXIT_CODES[outcome] or error.exit_code
+        raise told from error
 
 
 def add_run(folder: Path, run: Path) -> Entry:
@@ -128,6 +148,7 @@ def build(
     Raises:
         LedgerError: there is no such state.
         DeltaError: the base is another one, or something is there already.
+        UsageError: the output's folder can't be written.
     """
     book = Book.open(folder)
     ledger, asked = book.ledger, f"the model of {folder}"
@@ -138,7 +159,7 @@ def build(
             found=f"{most} skills; without any it is the base itself, {ledger.model}",
             do=f"give a number from 1 to {most}" if most else "use the base, or teach a skill",
         )
-    source = base or Path(ledger.model)
+    source = base or Path(_at_home(ledger.model))  # older ledgers have it as it was given
     if not source.is_dir():
         raise LedgerError(
             asked=asked,
@@ -146,17 +167,21 @@ def build(
             do="give --base the folder that it was downloaded to"
             + f" (revision {ledger.loading['revision']})" * bool(ledger.loading.get("revision")),
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    check_new_folder(source, output, asked)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".narrowtune-") as between:
+    real = check_new_folder(source, output, asked)
+    check_output(real.parent, (), overwrite=True)
+    real.parent.mkdir(parents=True, exist_ok=True)
+    left_out: dict[str, str] = {}
+    with beside(real) as between:
         for place, entry in enumerate(ledger.skills[:number]):
             last = place == (number or most) - 1
-            target = output if last else Path(between) / str(place)
+            target = output if last else between / str(place)
             result = apply_to_folder(source, book.delta_path(entry), target)
+            # What the first step left out, the later ones do not see.
+            left_out |= result.left_out
             if place:
                 shutil.rmtree(source)
             source = target
-    return result
+    return replace(result, left_out=left_out)
 
 
 def _entry(skill: SkillSettings, seed: int, record: RunRecord, run: Path) -> Entry:
@@ -210,6 +235,11 @@ def _items_hash(path: Path) -> str:
             asked = [item["id"], item["question"], item["reference"]]
             digest.update(json.dumps(asked, ensure_ascii=False).encode() + b"\0")
     return digest.hexdigest()
+
+
+def _at_home(model: str) -> str:
+    """Return a model's folder, which alone of all paths may begin with ~; a hub id as it is."""
+    return os.path.expanduser(model)  # noqa: PTH111  (pathlib's raises where there is no such user)
 
 
 def _lasting(path: str) -> str:

@@ -21,7 +21,7 @@ from narrowtune.core.numbers import rounded_up
 from narrowtune.core.results import DriftResult, Plan, RunRecord, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_json
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.delta.extract import OtherDtypeWarning, extract
+from narrowtune.delta.extract import OtherDtypeWarning, check_room, extract
 from narrowtune.delta.store import Delta, info
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
 from narrowtune.engine.cost import estimate_cost
@@ -147,7 +147,8 @@ def _prepare(
         loaded = load(config)
         book = open_book(config, loaded) if config.ledger is not None else None
         # Where the recipe changes what is seen, nothing is looked up, neither before nor after.
-        own_eyes = changes_eyes(loaded, resolve(loaded.model, config.recipe).names)
+        selection = resolve(loaded.model, config.recipe)
+        own_eyes = changes_eyes(loaded, selection.names)
         base_hashes = tensor_hashes(loaded.model)
         base = combine_hashes(base_hashes)
     with watch.stage("read the data"):
@@ -162,6 +163,7 @@ def _prepare(
         halves = Halves(inputs.tasks, config.dial, config.seed)
         halves.check(config)
     if state.is_main_process:
+        check_room(folder.root, loaded.model, selection, number=1 + (halves is not None))
         rows_read = {f"{part.name} ({part.path})": part.sha256 for part in inputs.summaries}
         check_started(folder, base, rows_read, resume)
     with watch.stage("measure the arithmetic"), state.main_process_first():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -167,6 +168,47 @@ def test_companions_go_along_and_stale_weights_do_not(make_case, tmp_path):
     assert undone.left_out == {}
 
 
+STALE = (
+    *("onnx/model.onnx_data", "onnx/model.onnx_data_1", "onnx/model.onnx.data", "model.ggml"),
+    *("rust_model.ot", "model.tflite", "model.mlmodel", "model.task", "model.litertlm"),
+)
+
+
+def test_weights_of_other_tools_are_left_out_and_what_only_sounds_like_them_is_not(
+    make_case, tmp_path
+):
+    case = make_case()
+    base = tmp_path / "base"
+    shutil.copytree(case.folder, base)
+    for name in (*STALE, "coreml/m.mlpackage/Data/weight", "onnx/config.json", "my.task.txt"):
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_bytes(b"stale")
+    result = merge(base, case.path, tmp_path / "out")
+    assert set(result.left_out) == {*STALE, "coreml/m.mlpackage"}
+    assert all("copy of the weights" in reason for reason in result.left_out.values())
+    kept = files(tmp_path / "out")
+    assert {"onnx/config.json", "my.task.txt"} < kept.keys()
+    assert not kept.keys() & {*STALE, "coreml/m.mlpackage/Data/weight"}
+
+
+def test_linked_folders_go_along_and_circles_do_not(make_case, tmp_path):
+    case = make_case()
+    base, elsewhere = tmp_path / "base", tmp_path / "elsewhere"
+    shutil.copytree(case.folder, base)
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "tool.jinja").write_text("{{ x }}")
+    (elsewhere / "deep" / "back").symlink_to(base)
+    (elsewhere / "deep" / "up").symlink_to(elsewhere)
+    (base / "templates").symlink_to(elsewhere)
+    (base / "self").symlink_to(base)
+    (base / "above").symlink_to(tmp_path)
+    result = apply_to_folder(base, case.path, tmp_path / "out")
+    circles = {"templates/deep/back", "templates/deep/up", "self", "above"}
+    assert result.left_out == dict.fromkeys(circles, "a link to a folder that holds it")
+    assert (tmp_path / "out" / "templates" / "tool.jinja").read_text() == "{{ x }}"
+    assert not (tmp_path / "out" / "templates").is_symlink()
+
+
 def test_links_are_followed_as_the_hub_cache_needs(make_case, tmp_path):
     case = make_case()
     snapshot = tmp_path / "snapshot"
@@ -330,9 +372,38 @@ def test_the_new_folder_must_be_new_and_elsewhere(make_case, tmp_path):
     with pytest.raises(DeltaError, match="lies inside"):
         apply_to_folder(case.folder, case.path, case.folder / "tuned")
     assert files(tmp_path / "full").keys() == {"x"}
-    (tmp_path / "empty").mkdir()
-    apply_to_folder(case.folder, case.path, tmp_path / "empty")
+    (tmp_path / "empty").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    apply_to_folder(case.folder, case.path, tmp_path / "link")
     assert (tmp_path / "empty" / "model.safetensors").is_file()
+    (tmp_path / "any").mkdir()
+    assert (tmp_path / "empty").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_a_folder_that_can_not_be_replaced_is_refused_before_any_work(
+    make_case, tmp_path, monkeypatch
+):
+    case = make_case()
+    monkeypatch.setattr("narrowtune.delta.folder.read_layout", None)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", tmp_path / "here"):
+        with pytest.raises(DeltaError, match="is the current directory"):
+            apply_to_folder(case.folder, case.path, out)
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    with pytest.raises(DeltaError, match="name another folder"):
+        apply_to_folder(case.folder, case.path, tmp_path / "round")
+    monkeypatch.setattr(Path, "is_mount", lambda _: True)
+    with pytest.raises(DeltaError, match="is a mount"):
+        apply_to_folder(case.folder, case.path, tmp_path / "out")
+
+
+def test_another_process_that_writes_the_same_folder_is_left_alone(make_case, tmp_path):
+    case = make_case()
+    theirs = tmp_path / f".out.{os.getpid()}.partial"  # on a shared disk, ids repeat
+    theirs.mkdir()
+    apply_to_folder(case.folder, case.path, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [theirs.name, "out"]
 
 
 def test_a_full_disk_leaves_nothing_behind(make_case, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+
 import pytest
 import torch
 from peft import PeftConfig, PeftModel
@@ -119,11 +121,17 @@ def test_nothing_changed_is_all_kept(make_case):
     assert kept.needed == {"90 %": 1, "99 %": 1}
 
 
-def test_mistakes_are_named(make_case, tmp_path):
+def test_mistakes_are_named(make_case, tmp_path, monkeypatch):
     case = make_case("llama", torch.float32)
     with pytest.raises(UsageError, match="rank 0"):
         LowRank(case.folder, case.delta, rank=0)
     cut = LowRank(case.folder, case.delta, rank=1)
+    usage = namedtuple("usage", "total used free")(10, 9, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: usage)
+        with pytest.raises(DeltaError, match="bytes free"):
+            cut.save(tmp_path / "full", "")
+    assert not any(tmp_path.iterdir())
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").write_text("")
     with pytest.raises(DeltaError, match="not empty"):

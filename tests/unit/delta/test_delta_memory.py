@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -12,7 +13,7 @@ from delta_cases import disturb, same_bits, weights
 from narrowtune.core.errors import DeltaError
 from narrowtune.delta.apply import apply, undo
 from narrowtune.delta.bits import view_bits
-from narrowtune.delta.extract import OtherDtypeWarning, extract
+from narrowtune.delta.extract import OtherDtypeWarning, check_room, extract
 from narrowtune.delta.folder import apply_to_folder, undo_folder
 from narrowtune.delta.store import Delta
 from narrowtune.models.fingerprint import fingerprint, tensor_hashes
@@ -189,6 +190,16 @@ def test_a_wrapped_model_is_seen_through(make_case):
     assert again.metadata == case.delta.metadata
 
 
+def test_room_for_the_delta_is_looked_for_before_training(make_case, tmp_path, monkeypatch):
+    case = make_case()
+    largest = sum(case.base[name].nbytes for name in case.selection.names)
+    free = SimpleNamespace(free=largest + 2**20)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: free)
+    check_room(tmp_path, case.load(), case.selection)
+    with pytest.raises(DeltaError, match=f"{2 * largest:,} needed"):
+        check_room(tmp_path, case.load(), case.selection, number=2)
+
+
 def refused(model: torch.nn.Module, operation, delta: Delta, match: str, **kwargs) -> None:
     before = weights(model)
     with pytest.raises(DeltaError, match=match) as caught:
@@ -222,6 +233,32 @@ def test_a_half_applied_model_is_named(make_case):
     dict(model.named_parameters())[name].data.copy_(case.tuned[name])
     refused(model, apply, case.delta, f"1 already hold the tuned values: {name}")
     refused(model, undo, case.delta, "7 already hold the base values")
+
+
+def test_a_tensor_that_did_not_change_does_not_hide_that_the_delta_is_applied(make_case):
+    case = make_case()
+    same = case.selection.names[0]
+    model = case.load()
+    model.load_state_dict(case.tuned)
+    dict(model.named_parameters())[same].data.copy_(case.base[same])
+    delta = extract(model, case.selection, case.folder)
+    refused(model, apply, delta, "already applied")
+    undo(model, delta)
+    refused(model, undo, delta, "not applied: this is the base")
+    apply(model, delta)
+    dict(model.named_parameters())[same].data.copy_(case.tuned[same])
+    refused(model, undo, delta, f"1 of 8 tensors are neither base nor tuned: {same}\n")
+
+
+def test_a_frozen_tensor_that_is_not_loaded_is_named(make_case):
+    case = make_case()
+    model = case.load()
+    model.model.norm.to("meta")
+    with pytest.raises(DeltaError, match=r"(?s)not loaded .*model\.norm\.weight.*in Python, str"):
+        apply(model, case.delta)
+    apply(model, case.delta, strict=False)
+    got = dict(model.named_parameters())
+    assert all(got[name].equal(case.tuned[name]) for name in case.selection.names)
 
 
 def test_a_changed_frozen_tensor_is_named_unless_the_check_is_off(make_case):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 from collections import namedtuple
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,41 @@ def test_a_saved_delta_loads_equal_and_saving_is_deterministic(make_case, tmp_pa
     loaded.save(tmp_path / "new" / "again.safetensors")
     assert (tmp_path / "new" / "again.safetensors").read_bytes() == case.path.read_bytes()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["again.safetensors"]
+
+
+@contextmanager
+def small_files(num_bytes):
+    """No file of this process may be larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_no_more_is_said_and_the_older_file_stays(make_case, tmp_path):
+    path = tmp_path / "skill.safetensors"
+    path.write_bytes(b"older")
+    with pytest.raises(DeltaError, match="File too large"), small_files(1000):
+        make_case().delta.save(path)
+    assert path.read_bytes() == b"older"
+    assert [each.name for each in tmp_path.iterdir()] == ["skill.safetensors"]
+
+
+def test_another_process_that_writes_the_same_file_is_left_alone(make_case, tmp_path):
+    path = tmp_path / "skill.safetensors"
+    theirs = tmp_path / f".{path.name}.{os.getpid()}.partial"  # on a shared disk, ids repeat
+    theirs.write_bytes(b"theirs")
+    make_case().delta.save(path)
+    assert theirs.read_bytes() == b"theirs"
+    assert Delta.load(path).metadata == make_case().delta.metadata
+
+
+def test_a_delta_can_be_read_by_whom_the_mask_lets(make_case, tmp_path):
+    make_case().delta.save(tmp_path / "skill.safetensors")
+    (tmp_path / "any").touch()
+    assert (tmp_path / "skill.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -254,11 +255,57 @@ def test_a_skill_can_not_have_the_name_of_rows_that_were_kept(taught):
         book.check_new("street")
 
 
+def test_a_skill_that_was_taken_out_can_be_taught_again_under_its_name(taught, tmp_path):
+    folder, book, _ = taught(("sa_proj", "mlp_gate_up"))
+    first, second = book.ledger.skills
+    scores = {"birds": score(0.6), "street": score(0.5)}
+    kept = second.model_copy(update={"before": {**second.before, **scores}})
+    book._write(skills=[first, kept])
+    book.remove("birds")
+    model = load(folder)
+    book.put_on(model)
+    book.add(*lesson(model, tmp_path / "again", "birds", "sa_proj", 5))
+    assert [entry.name for entry in book.ledger.skills] == ["counting", "birds"]
+    assert state(folder, Book.open(book.folder)) == fingerprint(model)
+
+
 def test_a_folder_that_can_not_be_written_is_refused_before_anything_is_taught(taught, tmp_path):
     _, book, _ = taught(())
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UsageError):
         Book(tmp_path / "file", book.ledger).start()
+
+
+@pytest.mark.parametrize("place", ["deltas", "scores"])
+def test_a_ledger_that_can_not_be_added_to_is_refused_before_anything_is_taught(taught, place):
+    _, book, _ = taught(RECIPES[:1])
+    (book.folder / place).rename(book.folder / "moved")
+    (book.folder / place).write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match="can be written"):
+        Book(book.folder, book.ledger).start()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device", "ledger.json")
+
+
+@pytest.mark.parametrize("call", ["_copy", "write_json", "FileLock"])
+def test_a_disk_that_is_full_or_read_only_says_how_to_go_on(taught, tmp_path, monkeypatch, call):
+    folder, book, states = taught(("sa_proj", "mlp_gate_up"))
+    model = load(folder)
+    book.put_on(model)
+    added = lesson(model, tmp_path / "late", "tissue", "mlp_down", 7)
+    with monkeypatch.context() as patched:
+        patched.setattr(books, call, full)
+        again = f"narrowtune ledger add {book.folder} {tmp_path / 'late'}"
+        with pytest.raises(LedgerError, match=f"(?s)No space left.*as it was.*{again}"):
+            book.add(*added)
+        for change in (lambda: book.rollback(1), lambda: book.remove("birds")):
+            if call != "_copy":
+                with pytest.raises(LedgerError, match=r"(?s)No space left.*do this again"):
+                    change()
+    assert Book.open(book.folder).ledger.fingerprint == states[2]
+    book.add(*added)
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,20 @@ def test_dtypes(tiny, copy) -> None:
     mixed = load_model(str(folder))
     assert mixed.dtype == torch.float32
     assert "float32 and bfloat16" in mixed.notes[0]
+    assert "not this folder, whose tensors in bfloat16 are others" in mixed.notes[0]
+
+
+def test_a_constant_that_is_not_loaded_has_no_say_in_the_dtype(tiny, tmp_path) -> None:
+    folder = shutil.copytree(tiny("llama", torch.bfloat16), tmp_path / "model")
+
+    def carry(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+        tensors["model.embeddings.position_ids"] = torch.arange(4)
+
+    edit_weights(folder, carry)
+    loaded = load_model(str(folder))
+    assert loaded.dtype == torch.bfloat16
+    assert not any("stored in" in note for note in loaded.notes)
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])

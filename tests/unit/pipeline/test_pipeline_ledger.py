@@ -1,0 +1,125 @@
+"""A ledger's place in a run: opened before it, entered after it, built into a folder."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from delta_cases import disturb, load
+from ledger_entries import stage
+from narrowtune.core.config import RunConfig
+from narrowtune.core.errors import DeltaError, LedgerError, UsageError
+from narrowtune.core.ledger import Ledger
+from narrowtune.core.provenance import sha256_file
+from narrowtune.delta.extract import extract
+from narrowtune.ledger import book as books
+from narrowtune.ledger.book import Book
+from narrowtune.models.fingerprint import fingerprint
+from narrowtune.models.select import select
+from narrowtune.pipeline import ledger as ledgers
+from narrowtune.pipeline.ledger import build, enter, open_book
+
+
+def add(book, model, run, name, recipe):
+    """Teach a skill without teaching."""
+    selection, before = select(model, recipe), fingerprint(model)
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    disturb(model, selection.names, seed=len(name))
+    delta = extract(model, selection, base)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    delta.save(run / "delta.safetensors")
+    entry = stage(name, {name: 0.1}, {name: 0.6}, before)
+    changes = {
+        "sha256": sha256_file(run / "delta.safetensors"),
+        "tuned_fingerprint": fingerprint(model),
+    }
+    book.add(entry.model_copy(update=changes), run)
+
+
+@pytest.fixture
+def skills(tiny, tmp_path):
+    """A base folder with a stale copy of its weights, and a ledger of three skills on it."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny("llama", torch.bfloat16), base)
+    (base / "model.gguf").write_bytes(b"stale")
+    model = load(base)
+    ledger = Ledger(
+        model=str(base), loading={}, family="llama", base_fingerprint=fingerprint(model)
+    )
+    book = Book(tmp_path / "ledger", ledger)
+    for name, recipe in (("one", "sa_proj"), ("three", "mlp_gate_up"), ("other", "sa_proj")):
+        add(book, model, tmp_path / name, name, recipe)
+    return book
+
+
+def test_what_the_first_step_leaves_out_is_said_after_the_last(skills, tmp_path):
+    result = build(skills.folder, tmp_path / "out")
+    assert list(result.left_out) == ["model.gguf"]
+    assert fingerprint(load(tmp_path / "out")) == skills.ledger.fingerprint
+    assert not list(tmp_path.glob(".narrowtune-*"))
+
+
+def test_a_base_below_the_home_folder_is_found_again(skills, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    skills._write()
+    path = skills.folder / "ledger.json"
+    path.write_text(path.read_text("utf-8").replace(str(tmp_path / "base"), "~/base"), "utf-8")
+    build(skills.folder, tmp_path / "out", number=1)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_an_output_that_can_not_be_replaced_is_refused_before_any_work(
+    skills, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ledgers, "apply_to_folder", None)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DeltaError, match="is the current directory"):
+        build(skills.folder, tmp_path / "here")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="can be written"):
+        build(skills.folder, tmp_path / "file" / "out")
+
+
+def config(model, folder):
+    values = {"model": model, "skill": {"path": "a.jsonl"}, "keep": [{"path": "b.jsonl"}]}
+    return RunConfig.model_validate({**values, "ledger": str(folder), "output_dir": "run"})
+
+
+def test_a_model_below_the_home_folder_is_kept_by_its_whole_path(loaded, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(loaded.folder.parent))
+    open_book(config(f"~/{loaded.folder.name}", tmp_path / "ledger"), loaded)
+    assert Book.open(tmp_path / "ledger").ledger.model == str(loaded.folder)
+
+
+def test_a_ledger_that_is_there_and_can_not_be_written_is_refused(loaded, tmp_path):
+    run = config(str(loaded.folder), tmp_path / "ledger")
+    open_book(run, loaded)
+    open_book(run, loaded)
+    (tmp_path / "ledger" / "deltas").touch()
+    with pytest.raises(UsageError, match="can be written"):
+        open_book(run, loaded)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"), [("ship", 1), ("over_budget", 3), ("not_enough_evidence", 4)]
+)
+def test_a_run_that_can_not_be_entered_keeps_its_verdict(skills, monkeypatch, outcome, code):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    latest = skills.ledger.fingerprint
+    late = stage("late", {"late": 0.1}, {"late": 0.6}, latest)
+    monkeypatch.setattr(ledgers, "_entry", lambda *_: late)
+    monkeypatch.setattr(books, "_copy", full)
+    record = SimpleNamespace(verdict=SimpleNamespace(outcome=outcome))
+    said = rf"(?s)No space left.*verdict is {outcome}.*narrowtune ledger add {skills.folder} run"
+    with pytest.raises(LedgerError, match=said) as caught:
+        enter(skills, config("m", skills.folder), record)
+    assert caught.value.exit_code == code
+    assert LedgerError.exit_code == 1
