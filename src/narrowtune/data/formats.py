@@ -110,7 +110,8 @@ def _llava_turn(turn: dict[str, Any]) -> dict[str, Any]:
     role = turn.get("from")
     if role not in _LLAVA_ROLES:
         raise RowError(f"a turn is from {role!r}; known are {', '.join(_LLAVA_ROLES)}")
-    return {"role": _LLAVA_ROLES[role], "content": turn.get("value")}
+    # What else the turn says is kept: it may be marked as not to be learned.
+    return {**turn, "role": _LLAVA_ROLES[role], "content": turn.get("value")}
 
 
 def _pair_turns(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -62,26 +62,18 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         prompts_only=prompts_only,
         needs_options=settings.mode == "options" and not prompts_only,
     )
-    parsed: list[Example] = []
     refused: list[RefusedRow] = []
     seen: dict[str, int] = {}
-    num_rows = 0
-    for raw in read_source(settings.path, settings.split):
-        num_rows += 1
-        try:
-            if raw.values is None:
-                raise RowError(raw.reason)
-            example = parse_row(raw.values, raw.number, reading)
-            if example.id in seen:
-                raise RowError(f"the id {example.id!r} is already that of row {seen[example.id]}")
-            seen[example.id] = raw.number
-            parsed.append(example)
-        except RowError as error:
-            refused.append(error.refused(settings.path, raw.number))
+    readable = _readable(settings, reading, refused, seen)
+    if settings.limit is None:
+        parsed = list(readable)
+    else:
+        # Drawn while they are read: pictures may be in the rows, which would fill the memory.
+        parsed = draw_examples(readable, settings.limit, seed)
+    num_rows = len(seen) + len(refused)
     notes = []
-    if settings.limit is not None and settings.limit < len(parsed):
-        notes.append(f"{settings.limit} of {len(parsed)} rows, drawn with seed {seed}.")
-        parsed = draw_examples(parsed, settings.limit, seed)
+    if len(parsed) < len(seen):
+        notes.append(f"{len(parsed)} of {len(seen)} rows, drawn with seed {seed}.")
     examples = _with_pictures(parsed, settings.path, refused)
     if len(refused) > settings.max_refused:
         raise RowsRefusedError(refused, settings.max_refused, num_rows)
@@ -94,6 +86,24 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
     if refused:
         notes.append(f"{len(refused)} of {num_rows} rows could not be used (rows_refused.jsonl).")
     return Rows(examples, refused, _digest(examples), notes, num_rows)
+
+
+def _readable(
+    settings: DataSettings, reading: Reading, refused: list[RefusedRow], seen: dict[str, int]
+) -> Iterator[Example]:
+    """Yield the rows that can be used, noting each one's number by its id; refuse the others."""
+    for raw in read_source(settings.path, settings.split):
+        try:
+            if raw.values is None:
+                raise RowError(raw.reason)
+            example = parse_row(raw.values, raw.number, reading)
+            if example.id in seen:
+                raise RowError(f"the id {example.id!r} is already that of row {seen[example.id]}")
+        except RowError as error:
+            refused.append(error.refused(settings.path, raw.number))
+            continue
+        seen[example.id] = raw.number
+        yield example
 
 
 def write_refused(path: Path, rows: Iterable[RefusedRow]) -> None:

@@ -7,6 +7,7 @@ depend on the seed and the rows' content, never on their order.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -136,10 +137,18 @@ def find_overlap(left: Iterable[Example], right: Iterable[Example]) -> list[Over
     return found
 
 
-def draw_examples(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """Return `count` of the rows, drawn by `seed` and the rows' ids, in the order given."""
-    ranked = sorted(range(len(examples)), key=lambda i: (draw_key(seed, examples[i].id), i))
-    return [examples[index] for index in sorted(ranked[:count])]
+def draw_examples(examples: Iterable[Example], count: int, seed: int) -> list[Example]:
+    """Return `count` of the rows, drawn by `seed` and the rows' ids, in the order given.
+
+    Of rows that are only just being read, no more than that many are held.
+    """
+
+    def rank(numbered: tuple[int, Example]) -> tuple[str, int]:
+        index, example = numbered
+        return draw_key(seed, example.id), index
+
+    drawn = dict(heapq.nsmallest(count, enumerate(examples), key=rank))
+    return [drawn[index] for index in sorted(drawn)]
 
 
 def mix_examples(

@@ -73,6 +73,7 @@ class GradientWitness:
     Attributes:
         received: parameters that got a gradient; a resumed run adds what its checkpoint lists.
         nonzero: those among them whose gradient was not zero throughout.
+        passes_zeros: takes zeros for no gradient; where a loss is filled up with zeros.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
@@ -80,15 +81,18 @@ class GradientWitness:
         parameters = dict(model.named_parameters())
         self.received: set[str] = set()
         self.nonzero: set[str] = set()
+        self.passes_zeros = False
         self._handles: dict[str, RemovableHandle] = {
             name: parameters[name].register_hook(partial(self._see, name)) for name in names
         }
 
     def _see(self, name: str, gradient: Tensor) -> None:
-        self.received.add(name)
         if name in self.nonzero or bool(torch.any(gradient != 0)):
+            self.received.add(name)
             self.nonzero.add(name)
             self._handles.pop(name).remove()
+        elif not self.passes_zeros:
+            self.received.add(name)
 
     def close(self) -> None:
         """Take the remaining hooks off."""

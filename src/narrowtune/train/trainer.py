@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -21,6 +20,7 @@ from narrowtune.data.collate import IGNORE_INDEX, Encoded
 from narrowtune.engine.arithmetic import Arithmetic, autocast
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
 from narrowtune.engine.pictures import PICTURE_INPUTS
+from narrowtune.models.families import find_family
 from narrowtune.models.select import Selection
 from narrowtune.train.anchor import Anchor, kl_base_tuned
 from narrowtune.train.arguments import validation_batches
@@ -101,6 +101,10 @@ class NarrowTrainer(Trainer):
         self.num_samples = 0
         self._terms = {"cross_entropy": 0.0, "anchor_kl": 0.0, "distillation": 0.0}
         self._terms_steps = 0
+        family, parameters = find_family(model), dict(model.named_parameters())
+        eyes = [name for name in selection.names if family.component(name) != "language_model"]
+        self._eyes = [parameters[name] for name in eyes]
+        self._step_has_pictures = False
 
     def load_finished(self, checkpoint: Path) -> None:
         """Take over a checkpoint of the last step; the Trainer would go on for another one."""
@@ -122,14 +126,16 @@ class NarrowTrainer(Trainer):
             if batch is None:
                 break
             batches.append(batch)
-        counts = torch.zeros(3, dtype=torch.int64)
+        counts = torch.zeros(4, dtype=torch.int64)
         for batch in batches:
             labels = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
             rows = batch["labels"].shape[0]
-            counts += torch.tensor([labels, int(batch["attention_mask"].sum()), rows])
+            tokens = int(batch["attention_mask"].sum())
+            counts += torch.tensor([labels, tokens, rows, not _lacks_pictures(batch)])
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts.to(device), reduction="sum").cpu()
-        num_labels, num_tokens, num_rows = counts.tolist()
+        num_labels, num_tokens, num_rows, num_pictured = counts.tolist()
+        self._step_has_pictures = num_pictured > 0
         if batches and num_labels == 0:
             raise TrainingError(
                 asked=f"optimiser step {self.state.global_step + 1}",
@@ -150,6 +156,8 @@ class NarrowTrainer(Trainer):
         indices = self.anchor.indices(self.state.global_step)
         parts = len(batches) * self.args.world_size
         total = self.anchor.num_labels(indices)
+        rows = [self.anchor.rows[index].encoded for index in indices]
+        self._step_has_pictures |= not all(_lacks_pictures(row.features) for row in rows)
         result = []
         for number, batch in enumerate(batches):
             mine = indices[number * self.args.world_size + self.args.process_index :: parts]
@@ -211,10 +219,15 @@ class NarrowTrainer(Trainer):
                 do="lower training.learning_rate, or look at the rows of this step; the last "
                 "checkpoint is intact",
             )
-        if not loss.requires_grad or (self.args.world_size > 1 and _lacks_pictures(model, inputs)):
-            # Rows without pictures teach eyes nothing, and devices wait for everybody's gradients.
-            selected = [p for p in model.parameters() if p.requires_grad]
-            loss = loss + 0.0 * torch.stack([p.sum() for p in selected]).sum()
+        # Rows without pictures teach eyes nothing, and devices wait for everybody's gradients;
+        # not those that share parameters out, which look after what is not used themselves.
+        awaited = self.args.world_size > 1 and not self._shards_parameters()
+        fills = bool(self._eyes) and _lacks_pictures(inputs)
+        fills = fills and (awaited or not loss.requires_grad)
+        if fills:
+            loss = loss + 0.0 * torch.stack([eye.sum() for eye in self._eyes]).sum()
+        # Where no device has a picture in the whole step, these zeros are no gradient.
+        self.witness.passes_zeros = fills and not self._step_has_pictures
         # Gradients are averaged over devices, and each device has only its own rows.
         return loss * self.args.world_size
 
@@ -330,7 +343,5 @@ class NarrowTrainer(Trainer):
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
 
-def _lacks_pictures(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Whether a model with eyes is given none of what they look at."""
-    config = getattr(extract_model_from_parallel(model), "config", None)
-    return hasattr(config, "vision_config") and not any(name in inputs for name in PICTURE_INPUTS)
+def _lacks_pictures(inputs: Mapping[str, Any]) -> bool:
+    return not any(name in inputs for name in PICTURE_INPUTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from narrowtune.core.config import DataSettings
 from narrowtune.core.errors import DataError
+from narrowtune.data import rows as reading
 from narrowtune.data import sources
 from narrowtune.data.rows import Image, Rows, RowsRefusedError, Text, read_rows, write_refused
 
@@ -122,8 +124,10 @@ def test_every_source_gives_the_same_examples(tmp_path: Path, read: Callable[...
         found = read_rows(DataSettings(path=str(tmp_path / name), split=split))
         assert found.examples == expected.examples, name
         assert found.sha256 == expected.sha256, name
-    with pytest.raises(DataError, match="several splits: train, test"):
+    with pytest.raises(DataError, match="several splits: train, test") as error:
         read_rows(DataSettings(path=str(tmp_path / "two")))
+    # Rows to mix in and prompts have no `split`.
+    assert "save that split alone with save_to_disk" in error.value.do
     with pytest.raises(DataError, match="no split 'dev'"):
         read_rows(DataSettings(path=str(tmp_path / "two"), split="dev"))
     with pytest.raises(DataError, match="a split"):
@@ -210,6 +214,19 @@ def _marked(**mark: Any) -> dict[str, Any]:
 def test_a_turn_marked_as_to_be_learned_is_learned(read: Callable[..., Rows]) -> None:
     rows = read(_marked(weight=1), _marked(loss=True), _marked(train=None))
     assert len(rows.examples) == 3
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"weight": 1}])
+def test_a_mark_counts_whatever_turns_are_called(
+    mark: dict[str, Any], read: Callable[..., Rows]
+) -> None:
+    turns = [("human", "a", {}), ("gpt", "wrong", mark), ("human", "no", {}), ("gpt", "right", {})]
+    row = {"conversations": [{"from": f, "value": v, **more} for f, v, more in turns]}
+    if mark == {"weight": 1}:
+        assert read(row).examples
+    else:
+        with pytest.raises(RowsRefusedError, match=f"turn 2 has {next(iter(mark))}: "):
+            read(row)
 
 
 def _turns(*contents: Any) -> dict[str, Any]:
@@ -336,6 +353,31 @@ def test_a_limit_draws_by_id_and_seed(read: Callable[..., Rows]) -> None:
     assert {e.id for e in read(*table[::-1], limit=10).examples} == set(drawn)
     assert {e.id for e in read(*table, limit=10, seed=1).examples} != set(drawn)
     assert "10 of 40 rows" in read(*table, limit=10).notes[0]
+
+
+def test_rows_that_a_limit_leaves_out_are_not_held(
+    read: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+    real = reading.parse_row
+
+    def parse(*args: Any) -> Any:
+        nonlocal most
+        most = max(most, len(alive))
+        example = real(*args)
+        alive.add(example)
+        return example
+
+    monkeypatch.setattr(reading, "parse_row", parse)
+    table = [{"id": str(i), "question": f"{i}", "answer": "x"} for i in range(60)]
+    table[7] = {"id": "7", "question": "no answer"}
+    rows = read(*table, table[3], limit=4, max_refused=2)
+    assert most <= 6
+    assert rows.num_rows == 61
+    assert [row.row for row in rows.refused] == [8, 61]
+    assert "4 of 59 rows" in rows.notes[0]
+    assert len(read(*table[:7], limit=7).notes) == 0
 
 
 def test_the_hash_covers_pictures(

@@ -270,6 +270,19 @@ def test_an_anchor_whose_prompts_are_all_kept_is_refused(read, config, tmp_path)
     assert error.value.do == "give anchor.prompts a file of others"
 
 
+def test_rows_that_generation_would_begin_otherwise_are_noted(read, config, loaded, monkeypatch):
+    assert not any("begin otherwise" in note for note in read(config()).notes)
+    template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Answer: ' }}{% endif %}"
+    )
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", template)
+    inputs = read(config())
+    num_rows = len(inputs.rows) + len(inputs.validation)
+    (note,) = [note for note in inputs.notes if "begin otherwise" in note]
+    assert note.startswith(f"{num_rows} rows to train on")
+
+
 def test_rows_to_mix_in_from_a_path_without_a_name_are_refused(read, config):
     with pytest.raises(UsageError, match=r"mix\.0"):
         read(config(mix=["..:0.1"]))

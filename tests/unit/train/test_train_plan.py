@@ -161,6 +161,16 @@ def test_inside_it_stands_as_it_trains(base):
         assert {p.dtype for p in base.model.parameters()} == {torch.float32}
 
 
+def test_eyes_are_planned_for_rows_without_pictures_too(tiny, tmp_path):
+    loaded = load_model(str(tiny("llava_onevision")), device="cpu")
+    before = state(loaded.model)
+    workload = Workload(rows=text_rows(), num_samples=100)
+    config = settings(tmp_path, recipe="projector")
+    found = make_plan(loaded, config, workload, arithmetic=FP32, measure_time=True)
+    assert found.num_trainable > 0
+    assert_same(before, state(loaded.model))
+
+
 @pytest.mark.parametrize("recipe", ["sa_proj", "mlp_gate_up", "language_model"])
 def test_counts_are_the_selections(base, tmp_path, recipe):
     workload = Workload(rows=text_rows(), num_samples=100)

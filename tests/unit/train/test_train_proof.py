@@ -139,6 +139,15 @@ def test_gradients_that_are_all_zero_fail_the_run(run):
     run.prove()
 
 
+def test_zeros_that_fill_a_loss_up_are_no_gradient(run):
+    run.witness.passes_zeros = True
+    with torch.autocast("cpu", torch.bfloat16):
+        (run.model(input_ids=TOKENS).logits.float().sum() * 0).backward()
+    assert not run.witness.received
+    run.step()
+    assert run.witness.received == run.witness.nonzero == set(run.selection.names)
+
+
 def test_hooks_leave_after_the_first_gradient_that_is_not_zero(run):
     hooks = [run.parameters[name]._backward_hooks for name in run.selection.names]
     assert all(hooks)

@@ -13,7 +13,7 @@ from accelerate.data_loader import BatchSamplerShard
 from PIL import Image as Picture
 from rich.console import Console
 from torch.utils.data import BatchSampler
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from narrowtune.core.config import AnchorSettings, RunConfig, TrainingSettings
 from narrowtune.core.errors import ProofError, TrainingError, UsageError
@@ -444,23 +444,42 @@ def test_only_complete_checkpoints_are_found(tmp_path):
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
-@pytest.mark.parametrize("recipe", ["projector", "vision_tower"])
-def test_rows_without_pictures_teach_eyes_nothing_and_stop_nothing(tiny, tmp_path, recipe):
-    loaded = load_model(str(tiny("llava_onevision")), device="cpu")
+def _fit_eyes(folder, model_folder, recipe, *, pictured=True):
+    """Train on four rows, one of which has a picture, one in each micro-batch of one step."""
+    loaded = load_model(str(model_folder), device="cpu")
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     file = io.BytesIO()
     Picture.new("RGB", (48, 32), "red").save(file, "PNG")
-    rows = [encoder.encode(example) for example in _examples(3)]
+    rows = [encoder.encode(example) for example in _examples(3 if pictured else 4)]
     turns = (
         Message("user", (Image(data=file.getvalue()), Text("what?"))),
         Message("assistant", (Text("red"),)),
     )
-    rows.insert(1, encoder.encode(Example("pictured", turns, ("red",))))
-    config = _config(tmp_path, global_batch_size=4, per_device_train_batch_size=1)
-    fitted = fit(loaded, resolve(loaded.model, recipe), rows, config, arithmetic=FLOAT32)
+    if pictured:
+        rows.insert(1, encoder.encode(Example("pictured", turns, ("red",))))
+    config = _config(folder, global_batch_size=4, per_device_train_batch_size=1)
+    return fit(loaded, resolve(loaded.model, recipe), rows, config, arithmetic=FLOAT32)
+
+
+@pytest.mark.parametrize("recipe", ["projector", "vision_tower"])
+def test_rows_without_pictures_teach_eyes_nothing_and_stop_nothing(tiny, tmp_path, recipe):
+    fitted = _fit_eyes(tmp_path, tiny("llava_onevision"), recipe)
     assert fitted.summary.num_steps == 1
     assert fitted.proof.frozen_identical
     assert all(tensor.changed for tensor in fitted.proof.selected)
+
+
+@pytest.mark.parametrize("recipe", ["projector", "full"])
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_eyes_that_no_picture_reached_are_not_proved(
+    tiny, tmp_path, monkeypatch, recipe, num_processes
+):
+    # What one of several processes does: it gives its eyes a gradient of zeros for the others.
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda _: num_processes))
+    with pytest.raises(ProofError, match=r"no gradient reached.*(projector|vision)"):
+        _fit_eyes(tmp_path / "text", tiny("llava_onevision"), recipe, pictured=False)
+    fitted = _fit_eyes(tmp_path / "pictured", tiny("llava_onevision"), recipe)
+    assert all(tensor.received_gradient for tensor in fitted.proof.selected)
 
 
 def test_the_users_own_mixed_precision_does_not_decide_the_arithmetic(tmp_path, monkeypatch):
