@@ -98,7 +98,7 @@ def _setting(name: str, arms: Sequence[ArmFigures], summary: Summary) -> str:
 def _recovery(arm: ArmFigures) -> str:
     return "; ".join(
         ", ".join(
-            signed(points) + (f" ({share:.0%})" if share is not None else "")
+            signed(points) + (f" ({number(100 * share, 0)} %)" if share is not None else "")
             for points, share in zip(recovery, shares, strict=True)
         )
         for recovery, shares in zip(arm.recovery, arm.shares, strict=True)
