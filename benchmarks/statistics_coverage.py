@@ -28,7 +28,7 @@ ITEMS = (50, 100, 400, 1000)
 TASKS = (1, 2, 4, 8)
 LOSSES = (0.0, 0.5, 1.0, 3.0, 10.0)
 CHURN = (0.0, 4.0, 20.0)
-KINDS = ("alone", "clustered", "one task", "unequal", "shared", "untold")
+KINDS = ("alone", "clustered", "one task", "unequal", "shared", "shared unequal", "untold")
 _AS_ONE = 0.7  # share of pictures about which all tasks change alike
 
 SIDES = ("upper", "lower")
@@ -47,7 +47,8 @@ class Cell:
             of 1 to 5 items, half of which change as one. `one task`: all the loss in the first
             task. `unequal`: every other task has a quarter of the items. `shared`: an item of every
             task about each of the same pictures, most of which change alike in all tasks.
-            `untold`: the same, and no groups that say so.
+            `shared unequal`: the same, every other task about a quarter of them. `untold`: as
+            `shared`, and no groups that say so.
     """
 
     items: int
@@ -75,7 +76,7 @@ def draw(cell: Cell, rng: np.random.Generator) -> list[PairedTask]:
         loss, churn = cell.loss / 100, cell.churn / 200
         if cell.kind == "one task":
             loss *= cell.tasks if index == 0 else 0
-        num_items = cell.items // 4 if cell.kind == "unequal" and index % 2 else cell.items
+        num_items = cell.items // 4 if "unequal" in cell.kind and index % 2 else cell.items
         churn = min(churn, (1 - loss) / 2)
         outcome = rng.choice(
             [-1, 0, 1], size=num_items, p=[loss + churn, 1 - loss - 2 * churn, churn]
@@ -88,10 +89,11 @@ def draw(cell: Cell, rng: np.random.Generator) -> list[PairedTask]:
             as_one = rng.random(num_items)[first] < 0.5
             outcome = np.where(as_one, outcome[first], outcome)
             groups = tuple(f"{index} {number}" for number in group)
-        if cell.kind in ("shared", "untold"):
+        if cell.kind in ("shared", "shared unequal", "untold"):
             if tasks:
-                outcome = np.where(common, tasks[0].after - tasks[0].before, outcome)
-            groups = tuple(map(str, range(num_items))) if cell.kind == "shared" else None
+                first = (tasks[0].after - tasks[0].before)[:num_items]
+                outcome = np.where(common[:num_items], first, outcome)
+            groups = None if cell.kind == "untold" else tuple(map(str, range(num_items)))
         before, after = (outcome < 0).astype(float), (outcome > 0).astype(float)
         tasks.append(PairedTask(str(index), "held_out", before, after, groups))
     return tasks

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from narrowtune.core.errors import EvaluationError
 
 _TYPOGRAPHY = str.maketrans("‘’“”–−", "''\"\"--")
 _OPENING = "\"'`*_([{¿¡«»「『（【 "
-_CLOSING = "\"'`*_)]}.,;:!?«»」』）】…。、，；：！？।॥ "
+_SENTENCE_END = ".,;:!?…。、，；：！？।॥ "
+_CLOSING = "\"'`*_)]}«»」』）】" + _SENTENCE_END
 
 _ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _TEENS = [
@@ -58,6 +59,9 @@ _WORDS = (
 )
 _WORDS_APART = rf"(?<!\w)(?<!\w-)(?P<words>{_WORDS})(?!\w)(?!-\w)"
 _NUMBER = re.compile(f"{_DIGITS_APART}|{_WORDS_APART}", re.IGNORECASE)
+# As in 12,500 and 12 500; and as in 1.5 and .5, but neither a date (05.01.2020) nor "No.5".
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}([,' \u00a0\u2009\u202f])\d{3}(?:\1\d{3})*(?![\d])")
+_DECIMAL = re.compile(r"(?<![\w.])\d*\.\d+(?!\.?\d)")
 _UNIT_SIGN = re.compile(r"\s*[%$€£¥₹]$")
 _SETTLES_NUMBER = re.compile(
     r"(?:=|\b(?:answer|total|result|sum|count)\b\s*(?:is|are|of|:)?)[\s:*]*$", re.IGNORECASE
@@ -75,11 +79,13 @@ _LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+\**\s*|\s+-?\s*)(\S.*
 _TEXT_AND_LETTER = re.compile(r"(\S.*?)(?:,\s*|\s+)[(\[]?([A-Za-z])[)\]]?\.?")
 _LABEL_AND_TEXT = re.compile(r"[(\[]?([A-Z])[)\].:]+\**\s+\S.*")
 # What goes on after a letter; any other word makes "A" an article and "I" a pronoun.
-_GOING_ON = r"(?:or|and|is|was|because|since|as|due|but|which)\b"
+_RIGHT = r"is\s+(?:the\s+)?(?:right|correct|best|answer)\b"
+_AFTER_A = rf"(?:(?:or|and|because|since|due|but)\b|{_RIGHT})"
+_AFTER_I = rf"(?:(?:or|and)\b|{_RIGHT})"
 # A letter that is no initial ("D.C."), no contraction ("I'm"), no article or pronoun ("A bird").
 _LETTER_APART = (
     r"(?<![\w.'])(?<!\bnot )([A-Z])(?![\w'])(?!\.\w)"
-    rf"(?!(?<=[AI])[ \t]+(?!{_GOING_ON})\w)"
+    rf"(?!(?<=A)[ \t]+(?!{_AFTER_A})\w)(?!(?<=I)[ \t]+(?!{_AFTER_I})\w)"
 )
 _LETTERS = re.compile(_LETTER_APART)
 _SETTLES_LETTER = re.compile(
@@ -104,33 +110,41 @@ def as_written(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def telling_apart(texts: Sequence[str]) -> Callable[[str], str]:
-    """Return the most forgiving reading under which no two different `texts` are the same.
+def which_option(text: str, options: Sequence[str]) -> int | None:
+    """Return the place of the one option that `text` is, or None.
 
-    `bare`, `normalised` or `as_written`: "[0, 1]" and "[0, 1)" are options of one question, and so
-    are "AA" and "Aa".
+    Case and punctuation around it count only as far as options differ by nothing else: "[0, 1]" and
+    "[0, 1)" are options of one question, and so are "AA" and "Aa".
     """
-    different = len({as_written(text) for text in texts})
-    readings = (bare, normalised, as_written)
-    return next(read for read in readings if len({read(text) for text in texts}) == different)
+    for read in (as_written, normalised, _unpunctuated, bare):
+        said = read(text)
+        same = [place for place, option in enumerate(options) if read(option) == said]
+        if len({as_written(options[place]) for place in same}) == 1:
+            return same[0]
+        if same:
+            return None
+    return None
+
+
+def _unpunctuated(text: str) -> str:
+    whole = normalised(text)
+    return whole.rstrip(_SENTENCE_END) or whole
 
 
 def folded(text: str) -> str:
     """Return only the words of `text`: no accents, no punctuation, single spaces.
 
-    What belongs to a number stays: "1.5" is not a 1 and a 5.
+    A decimal point and a minus before a number stay, and separated thousands are joined: "1.5" is
+    not a 1 and a 5, and "12,500" is no 500.
     """
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    kept = (
-        c
-        if _is_of_word(c) and not unicodedata.combining(c)
-        else ""
-        if unicodedata.combining(c)
-        else c
-        if _is_of_number(plain, place)
+    plain = unicodedata.normalize("NFKD", text.casefold()).replace("\u2212", "-")
+    plain = _THOUSANDS.sub(lambda match: re.sub(r"\D", "", match[0]), plain)
+    kept = [
+        ("" if unicodedata.combining(c) else c)
+        if _is_of_word(c) or unicodedata.combining(c) or _is_of_number(plain, place)
         else " "
         for place, c in enumerate(plain)
-    )
+    ]
     return " ".join("".join(kept).split())
 
 
@@ -182,27 +196,26 @@ def read_letter(answer: str, options: Sequence[str] = ()) -> str | None:
     option's own text behind it or in front of it, the full text alone, and any of these after
     "Answer:" or the like.
     """
-    read = telling_apart(_texts(options))
-    texts = [read(text) for text in _texts(options)]
-    if read is not bare and read(answer) in texts:
-        return chr(ord("A") + texts.index(read(answer)))
+    texts = _texts(options)
     whole = answer.strip().strip("*_\"'` ").strip()
+    if len({bare(text) for text in texts}) < len({as_written(text) for text in texts}):
+        # Quotes and brackets around them may tell options apart.
+        place = which_option(answer, texts)
+        if place is not None:
+            return chr(ord("A") + place)
     for text in (whole, _PREFIX.sub("", whole, count=1).strip("*_\"'` ")):
         alone = _LETTER_ALONE.fullmatch(text)
         if alone and _in_range(alone[1], options):
             return alone[1].upper()
-        if read(text) in texts:
-            return chr(ord("A") + texts.index(read(text)))
-        both = _LETTER_AND_TEXT.fullmatch(text)
-        if both and options and _in_range(both[1], options):
-            letter = both[1].upper()
-            if read(both[2]) == texts[ord(letter) - ord("A")]:
-                return letter
-        both = _TEXT_AND_LETTER.fullmatch(text)
-        if both and options and _in_range(both[2], options):
-            letter = both[2].upper()
-            if read(both[1]) == texts[ord(letter) - ord("A")]:
-                return letter
+        place = which_option(text, texts)
+        if place is not None:
+            return chr(ord("A") + place)
+        for pattern, letter, rest in ((_LETTER_AND_TEXT, 1, 2), (_TEXT_AND_LETTER, 2, 1)):
+            both = pattern.fullmatch(text)
+            if both and options and _in_range(both[letter], options):
+                named = ord(both[letter].upper()) - ord("A")
+                if which_option(both[rest], texts) == named:
+                    return both[letter].upper()
         label = _LABEL_AND_TEXT.fullmatch(text)
         if label and not options:
             return label[1]
@@ -274,8 +287,10 @@ def _begins(text: str, start: int, first: str) -> bool:
         return True
     if before[1] in ".,:/" and before[0].isdigit():
         return False
-    # ".5" and "-5", but not "No.5" and "3-5".
-    return before[1] not in ".-\u2212+" or _is_of_word(before[0])
+    # ".5" and "-5", but not "No.5", "3-5" and "...5".
+    if before[1] not in ".-\u2212" or _is_of_word(before[0]):
+        return True
+    return before == ".."
 
 
 def _ends(text: str, end: int, last: str) -> bool:
@@ -287,17 +302,26 @@ def _ends(text: str, end: int, last: str) -> bool:
 
 def _is_of_word(character: str) -> bool:
     """Whether words are made of it: a letter, a digit, or a mark such as an Indic vowel sign."""
-    return character.isalnum() or unicodedata.category(character)[0] == "M"
+    if character.isalnum():
+        return True
+    # Not what makes a symbol of the character before it, as in emoji.
+    return unicodedata.category(character) in ("Mn", "Mc") and not "\ufe00" <= character <= "\ufe0f"
 
 
 def _is_of_number(text: str, place: int) -> bool:
-    """Whether what is no digit belongs to a number: a sign before it, a point within it."""
+    """Whether a mark belongs to a number: a minus before it, the one point of a decimal."""
     if not text[place + 1 : place + 2].isdigit():
         return False
     before = text[place - 1 : place] if place else " "
-    if text[place] in ".,:/":
-        return before.isdigit() or (text[place] == "." and not _is_of_word(before))
-    return text[place] in "-\u2212" and not _is_of_word(before)
+    if text[place] == "-":
+        return not _is_of_word(before)
+    return text[place] == "." and _DECIMAL.match(text, _start_of_digits(text, place)) is not None
+
+
+def _start_of_digits(text: str, place: int) -> int:
+    while place and text[place - 1].isdigit():
+        place -= 1
+    return place
 
 
 def _is_spaced(character: str) -> bool:

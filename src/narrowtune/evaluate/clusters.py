@@ -26,17 +26,35 @@ class Clusters:
         change: [num_clusters]; of several tasks together, each item weighs 1 / (their number ×
             items of its task), so that the sum is the mean over these tasks.
         size: items of each cluster [num_clusters], by the same weights.
-        num_tasks: how many tasks these are of.
-        num_items: of a task; the largest of several.
+        members: the same for each of several tasks by itself; none for one task.
         level: `change` without what the tasks' means differ by [num_clusters], since drawing items
             anew leaves each task as many as it has; None for one task.
     """
 
     change: Floats
     size: Floats
-    num_tasks: int = 1
-    num_items: float | None = None
+    members: tuple[Clusters, ...] = ()
     level: Floats | None = None
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks these are of."""
+        return len(self.members) or 1
+
+    @property
+    def num_items(self) -> float:
+        """Items of the task; the most of several tasks."""
+        return max((m.num_items for m in self.members), default=float(self.size.sum()))
+
+    def weight(self, num_items: int | None = None) -> float:
+        """Return the weight of the cluster that could change next, unseen.
+
+        That of a typical one, or of one of a task alone: where tasks share few groups or have few
+        items, these are the heavier. With `num_items`, as if every task had that many.
+        """
+        scale = 1.0 if num_items is None else self.num_items / num_items
+        alone = (member.weight(num_items) / self.num_tasks for member in self.members)
+        return max(min(1.0, scale * self.kish), *alone, 0.0)
 
     @property
     def mean(self) -> float:
@@ -50,7 +68,9 @@ class Clusters:
 
     @property
     def num_deviating(self) -> int:
-        """How many clusters differ from the commonest change per item."""
+        """How many clusters differ from the commonest change per item; the fewest of a task's."""
+        if self.members:
+            return min(member.num_deviating for member in self.members)
         per_item = np.round(self.change / self.size, 9)
         return len(per_item) - int(np.unique(per_item, return_counts=True)[1].max())
 
@@ -101,7 +121,7 @@ def effective_items_together(tasks: Sequence[Groups]) -> list[float]:
         members = [(np.zeros(len(tasks[i])), tasks[i]) for i in part]
         whole = make_clusters(*members[0]) if len(part) == 1 else _joined(members)
         for i in part:
-            found[i] = 1 / (whole.kish * len(part))
+            found[i] = 1 / (whole.weight() * len(part))
     return found
 
 
@@ -138,8 +158,7 @@ def _joined(tasks: Sequence[tuple[Floats, Groups | None]]) -> Clusters:
     return Clusters(
         change=np.bincount(codes, weights=weight * changes),
         size=np.bincount(codes, weights=weight),
-        num_tasks=len(tasks),
-        num_items=float(max(len(change) for change, _ in tasks)),
+        members=tuple(make_clusters(change, groups) for change, groups in tasks),
         level=np.bincount(codes, weights=weight * level),
     )
 

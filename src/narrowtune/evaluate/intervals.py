@@ -40,14 +40,14 @@ def exact_margin(
     towards = away = towards_var = away_var = weight = 0.0
     for c in clusters:
         total = float(c.size.sum())
-        scale = 1.0 if num_items is None else (c.num_items or total) / num_items
+        scale = 1.0 if num_items is None else c.num_items / num_items
         part = c.num_tasks / num_tasks
         share = sign * c.change / total * part
         towards += float(share[share > 0].sum())
         away -= float(share[share < 0].sum())
         towards_var += scale * float((share[share > 0] ** 2).sum())
         away_var += scale * float((share[share < 0] ** 2).sum())
-        weight = max(weight, min(1.0, scale * c.kish) * part)
+        weight = max(weight, c.weight(num_items) * part)
     rise = upper_share(towards, towards_var, weight, level) - towards
     fall = away - _lower_share(away, away_var, level)
     crossed = 0.0
@@ -104,7 +104,9 @@ def _resample(
     changes: Floats, sizes: Floats, rng: np.random.Generator, num_resamples: int
 ) -> tuple[Floats, Floats]:
     """Means and squared standard errors [num_resamples] of clusters drawn with replacement."""
-    rows, counts = np.unique(np.stack([changes, sizes], axis=1), axis=0, return_counts=True)
+    # Rounded: what differs by the noise of a sum alone is one row.
+    pairs = np.round(np.stack([changes, sizes], axis=1), 12)
+    rows, counts = np.unique(pairs, axis=0, return_counts=True)
     d, m = rows[:, 0], rows[:, 1]
     moments = np.stack([d, m, d * d, d * m, m * m], axis=1)
     num_clusters, num_rows = len(sizes), len(rows)

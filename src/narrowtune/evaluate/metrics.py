@@ -30,7 +30,7 @@ from narrowtune.evaluate.answers import (
     read_letter,
     read_number,
     reference_letter,
-    telling_apart,
+    which_option,
     without_words,
 )
 
@@ -103,12 +103,18 @@ def score(
 def right_options(metric: str, references: Sequence[str], options: Sequence[str]) -> set[int]:
     """Return the places of the options that are right; none where no option is a reference.
 
-    By their texts as written, since a metric that forgives case and punctuation may take two
+    By what tells the options apart, since a metric that forgives case and punctuation may take two
     options for one; by letters under `option_letter`.
     """
     if metric == "option_letter":
         return {ord(reference_letter(r, options)) - ord("A") for r in references}
-    wanted = {as_written(reference) for reference in references}
+    return right_places(references, options)
+
+
+def right_places(references: Sequence[str], options: Sequence[str]) -> set[int]:
+    """Return the places of the options that references are, by their texts."""
+    places = (which_option(reference, options) for reference in references)
+    wanted = {as_written(options[place]) for place in places if place is not None}
     return {place for place, option in enumerate(options) if as_written(option) in wanted}
 
 
@@ -148,8 +154,7 @@ def _exact_match(answer: str, references: Sequence[str], options: Sequence[str])
     no other option does. Valid: one of the options where there are some, else one line at most
     `EXTRA_WORDS` words longer than the longest reference.
     """
-    read = telling_apart(options)
-    strict = read(answer) in {read(reference) for reference in references}
+    strict = _is_any(answer, references, options)
     lenient = strict or _mentions(answer, references, options)
     return Scored(float(strict), float(lenient), _is_short(answer, references, options))
 
@@ -253,13 +258,27 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def _is_any(answer: str, references: Sequence[str], options: Sequence[str]) -> bool:
+    """Whether the answer is a reference: the same option, or the same text if it is none."""
+    if which_option(answer, options) in right_places(references, options):
+        return True
+    others = [r for r in references if which_option(r, options) is None]
+    return bare(answer) in {bare(reference) for reference in others}
+
+
 def _mentions(answer: str, references: Sequence[str], options: Sequence[str]) -> bool:
     """Whether a reference, and no option that is not one, stands in the answer."""
     said = folded(answer)
     right = [folded(reference) for reference in references]
-    read = telling_apart(options)
-    own = {read(reference) for reference in references}
-    wrong = [folded(option) for option in options if read(option) not in own]
+    own = right_places(references, options)
+    known = {
+        bare(reference) for reference in references if which_option(reference, options) is None
+    }
+    wrong = [
+        folded(option)
+        for place, option in enumerate(options)
+        if place not in own and bare(option) not in known
+    ]
     if not set(wrong).isdisjoint(right):
         return False  # words alone don't tell them apart
     # An option inside the right one ("York" in "New York") is not another answer.

@@ -194,7 +194,10 @@ def test_an_option_inside_the_right_one_is_not_another_answer():
         ("co-operate", "co operate", (0, 1, True)),
         ("It costs 1.5 dollars", "5", (0, 0, True)),
         ("12,500 people", "12", (0, 0, True)),
-        ("at 12:30", "12", (0, 0, True)),
+        ("at 12:30", "12", (0, 1, True)),
+        ("The change is +5 %.", "5", (1, 1, True)),
+        ("Answer...5", "5", (1, 1, True)),
+        ("\u27a1\ufe0fParis", "Paris", (1, 1, True)),
         ("1,500", "500", (0, 0, True)),
         ("-5", "5", (0, 0, True)),
         (".5", "5", (0, 0, True)),
@@ -236,6 +239,9 @@ def test_option_letter_in_the_form_asked_for(answer):
         ("A\n\nExplanation: it flies", "A", (0, 1, False)),
         ("The answer is A because of its wings", "A", (0, 1, False)),
         ("A is right", "A", (0, 1, False)),
+        ("A is a bird, so it must be C", "C", (0, 1, False)),
+        ("I was unsure, but B fits best.", "B", (0, 1, False)),
+        ("I as an assistant choose B.", "B", (0, 1, False)),
         ("The answer is A or B", "A", (0, 0, False)),
         ("B, not C", "B", (0, 1, False)),
         ("B) a dog", "B", (0, 1, False)),
@@ -270,8 +276,52 @@ def test_options_that_differ_by_case_or_brackets_alone_are_told_apart(metric, op
 
 def test_options_that_differ_otherwise_forgive_case_and_brackets():
     assert outcome("exact_match", "(PARIS).", ["paris"], ["Paris", "Rome"]) == (1, 1, True)
-    assert right_options("exact_match", ["paris"], ["Paris", "Rome"]) == set()
+    assert right_options("exact_match", ["paris"], ["Paris", "Rome"]) == {0}
+    assert right_options("exact_match", ["Oslo"], ["Paris", "Rome"]) == set()
     assert right_options("option_letter", ["B"], ["Paris", "Rome"]) == {1}
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer", "reference", "options", "expected"),
+    [
+        ("exact_match", "[0, 1).", "[0, 1)", ("[0, 1]", "[0, 1)", "(0, 1)"), (1, 1, True)),
+        ("exact_match", "pear.", "Pear", ("Apple", "apple", "Pear"), (1, 1, True)),
+        ("exact_match", "APPLE", "Apple", ("Apple", "apple", "Pear"), (0, 0, True)),
+        ("option_letter", "C) Pear.", "C", ("Apple", "apple", "Pear"), (1, 1, True)),
+        ("option_letter", "pear", "C", ("Apple", "apple", "Pear"), (1, 1, True)),
+        ("option_letter", "Pear.", "C", ("Yes", "Yes.", "Pear"), (1, 1, True)),
+    ],
+)
+def test_two_options_that_are_alike_make_no_other_stricter(
+    metric, answer, reference, options, expected
+):
+    assert outcome(metric, answer, [reference], options) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("The answer is 1,2,3.", "1, 2, 3"),
+        ("The point is (3,4)", "(3, 4)"),
+        ("It is 06 : 15", "06:15"),
+        ("2020-01-05", "2020/01/05"),
+        ("The date is 05.01.2020.", "05/01/2020"),
+        ("10 000 people", "10,000"),
+        ("Result: 2-1", "2:1"),
+        ("Lines 3,4 and 5", "4"),
+        ("some 12,500.50 in all", "12500.50"),
+    ],
+)
+def test_punctuation_between_numbers_is_forgiven_leniently(answer, reference):
+    assert outcome("exact_match", answer, [reference])[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [("1.5 dollars", "5"), ("12,500", "500"), ("12 500", "12"), ("it is -5", "5"), ("x .5", "5")],
+)
+def test_numbers_are_not_taken_apart_even_leniently(answer, reference):
+    assert outcome("exact_match", answer, [reference])[1] == 0
 
 
 def test_a_letter_that_is_also_another_options_text_is_refused():

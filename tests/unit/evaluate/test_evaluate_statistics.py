@@ -212,6 +212,22 @@ def test_what_tasks_differ_by_is_no_spread_of_a_mean_over_them():
     assert together.high - together.low == pytest.approx(apart.high - apart.low, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("few", "many", "changed"), [(10, 1000, 0), (10, 1000, 40), (100, 1000, 60), (50, 400, 40)]
+)
+def test_one_shared_picture_does_not_hide_how_little_a_small_task_says(few, many, changed):
+    small, large = paired(few, 0, name="small"), paired(many, changed // 2, changed // 2, "large")
+    apart = mean_loss([small, large])
+    linked = [
+        PairedTask(t.name, t.role, t.before, t.after, ("same", *([None] * (len(t.before) - 1))))
+        for t in (small, large)
+    ]
+    together = mean_loss(linked)
+    assert together.upper_bound >= 0.95 * apart.upper_bound
+    sizes = effective_items_together([t.groups for t in linked])
+    assert smallest_provable_budget(sizes) >= 0.95 * smallest_provable_budget([few, many])
+
+
 def test_items_needed_count_a_picture_once_however_many_tasks_ask_about_it():
     pictures = [f"picture {i}" for i in range(100)]
     alone = items_needed([about(pictures, 2, "one")], -5.0)
