@@ -228,9 +228,8 @@ def _portions(
         rows = encode(example)
         examples.append(example)
         encoded.append(rows)
-        held += sum(
-            t.nbytes for t in {id(t): t for r in rows for t in r.features.values()}.values()
-        )
+        tensors = {id(t): t for row in rows for t in row.features.values()}
+        held += sum(t.nbytes for t in tensors.values())
         pictured += bool(example.images)
         if pictured == PICTURES_AT_ONCE or held >= PIXEL_BYTES:
             yield examples, encoded

@@ -221,6 +221,19 @@ def test_other_code_misses_the_cache(loaded, encoder, tmp_path: Path, monkeypatc
     assert not evaluate_cached(loaded, chosen, encoder, **known).from_cache
 
 
+def test_the_hash_of_the_code_follows_every_room_that_decides_a_score(tmp_path: Path, monkeypatch):
+    for room in ("data", "engine", "evaluate", "report"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "a.py").write_text("one = 1\n", encoding="utf-8")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "evaluate" / "evaluate.py"))
+    found = [module._code_hash.__wrapped__()]
+    for room in ("report", "data", "engine", "evaluate"):
+        (tmp_path / room / "a.py").write_text("one = 2\n", encoding="utf-8")
+        found.append(module._code_hash.__wrapped__())
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+
+
 def test_another_chat_template_misses_the_cache(loaded, encoder, tmp_path: Path):
     keys = {"cache": ScoreCache(tmp_path), "model_fingerprint": "f", "arithmetic": "float32"}
     chosen = task(examples(["x"] * 5))
