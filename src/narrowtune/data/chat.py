@@ -264,7 +264,8 @@ class ChatEncoder:
                 found="tokens that differ from the tokenizer's in more than repeated placeholders",
                 do="use a model of a supported family (docs/how-to-add-a-family.md)",
             )
-        spans, dropped = [], []
+        spans: list[Span] = []
+        dropped: list[int] = []
         for position, length in enumerate(runs):
             if position in drop:
                 dropped.append(len(spans))

@@ -19,5 +19,5 @@ def tensor_sha256(tensor: Tensor) -> str:
     dtype = str(tensor.dtype).removeprefix("torch.")
     digest = hashlib.sha256(f"{dtype} {list(tensor.shape)}\n".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -177,8 +177,9 @@ def _open(data: bytes) -> PIL.Image.Image:
     if picture.width * picture.height > MAX_PIXELS:
         raise RowError(f"has more than {MAX_PIXELS} pixels ({picture.width} x {picture.height})")
     # Phones store a preview or depth map behind a JPEG (MPO): its first frame is the picture.
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-        raise RowError(f"is an animation or has pages ({picture.n_frames} frames)")
+    num_frames = getattr(picture, "n_frames", 1)
+    if num_frames > 1 and picture.format != "MPO":
+        raise RowError(f"is an animation or has pages ({num_frames} frames)")
     return picture
 
 

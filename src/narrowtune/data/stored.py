@@ -29,6 +29,12 @@ class StoredRow(Encoded):
         room: what rows may hold together.
     """
 
+    _ids: array[int]
+    _labels: array[int]
+    _name: str
+    _features: dict[str, Tensor] | None
+    _again: Callable[[], dict[str, Tensor]] | None
+
     def __init__(
         self, encoded: Encoded, name: str, again: Callable[[], dict[str, Tensor]], room: Room
     ) -> None:
@@ -43,24 +49,25 @@ class StoredRow(Encoded):
         )
 
     @property
-    def input_ids(self) -> list[int]:  # type: ignore[override]
+    def input_ids(self) -> list[int]:
         """Token ids."""
-        return self._ids.tolist()  # type: ignore[no-any-return]
+        return self._ids.tolist()
 
     @property
-    def labels(self) -> list[int]:  # type: ignore[override]
+    def labels(self) -> list[int]:
         """Labels."""
-        return self._labels.tolist()  # type: ignore[no-any-return]
+        return self._labels.tolist()
 
     @property
-    def features(self) -> dict[str, Tensor]:  # type: ignore[override]
+    def features(self) -> dict[str, Tensor]:
         """What else the model takes.
 
         Raises:
             DataError: the row's pictures are no longer what they were.
         """
         if self._features is not None:
-            return self._features  # type: ignore[no-any-return]
+            return self._features
+        assert self._again is not None, "a row without pictures keeps its features"
         made = Encoded([], [], self._again())
         if made.picture_digest != self.picture_digest:
             raise DataError(

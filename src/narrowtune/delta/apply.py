@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
@@ -71,7 +73,7 @@ def _exchange(model: nn.Module, delta: Delta, direction: Direction, strict: bool
 
 
 def _roll_back(
-    parameters: dict[str, Tensor], delta: Delta, flipped: list[str], direction: Direction
+    parameters: Mapping[str, Tensor], delta: Delta, flipped: list[str], direction: Direction
 ) -> None:
     for name in flipped:
         done = result_sha256(delta.metadata.tensors[name], direction)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,8 +47,8 @@ class Base:
         for delta in deltas:
             verify_selected(delta, "apply", lambda name, _: self.read(name), asked)
             own = {self._places[name] for name in delta.metadata.tensors}
-            hashes = {digest for name, digest in digests.items() if name not in own}
-            verify_frozen(delta, lambda _, digest, known=hashes: digest in known, asked)
+            others = {digest for name, digest in digests.items() if name not in own}
+            verify_frozen(delta, partial(_is_among, others), asked)
 
     def read(self, name: str) -> Tensor:
         """Return the base's tensor of this name in memory."""
@@ -63,3 +64,7 @@ class Base:
         before = self.read(name)
         wide = torch.float64 if before.dtype == torch.float64 else torch.float32
         return self.tuned(delta, name).to(wide) - before.to(wide)
+
+
+def _is_among(digests: Set[str], _name: str, digest: str) -> bool:
+    return digest in digests

@@ -151,7 +151,7 @@ class LowRank:
         with staged(self._base.folder, Path(out), asked) as staging:
             check_free_space(staging, sum(tensor.nbytes for tensor in tensors.values()), asked)
             write_tensors(tensors, staging / "adapter_model.safetensors", {"format": "pt"})
-            config.save_pretrained(staging)
+            config.save_pretrained(str(staging))
             (staging / CARD).write_text(card, encoding="utf-8")
 
     def as_delta(self) -> Delta:

@@ -71,12 +71,16 @@ def verify_selected(
         DeltaError: a tensor is missing or has another shape, dtype or content; the delta is
             already applied, or not applied; a result would not be finite or not the promised one.
     """
-    misfits, source, result, other = [], [], [], []
+    misfits: list[str] = []
+    source: list[str] = []
+    result: list[str] = []
+    other: list[str] = []
     for name, record in delta.metadata.tensors.items():
         tensor = find(name, record)
         if (misfit := _describe_misfit(name, record, tensor)) is not None:
             misfits.append(misfit)
             continue
+        assert tensor is not None, "what is not there is a misfit"
         digest = tensor_sha256(tensor)
         before, after = source_sha256(record, direction), result_sha256(record, direction)
         if digest not in (before, after):
@@ -92,7 +96,9 @@ def verify_selected(
     if result or other:
         raise _contents_error(delta, direction, source, result, other, asked)
     for name, record in delta.metadata.tensors.items():
-        _verify_result(delta, direction, name, find(name, record), asked)
+        tensor = find(name, record)
+        assert tensor is not None, "what is not there is a misfit"
+        _verify_result(delta, direction, name, tensor, asked)
 
 
 def _describe_misfit(name: str, record: TensorRecord, tensor: Tensor | None) -> str | None:

@@ -157,7 +157,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     settings.pop("quantization_config", None)
     model = LlamaForCausalLM(LlamaConfig.from_dict(settings | {"dtype": "bfloat16"}))
     model.load_state_dict(read.state_dict())
-    model = model.to(torch.bfloat16)
+    model = model.bfloat16()
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     model.save_pretrained(folder)
 

@@ -100,6 +100,7 @@ def _languages(codes: str) -> list[str]:
         short = code.split("-")[0]
         key = "alpha_2" if len(short) == 2 else "alpha_3"
         language = pycountry.languages.get(**{key: short})
+        assert language is not None, f"pycountry has no language {short}"
         names.append(language.name.split(" (")[0])
     return names
 

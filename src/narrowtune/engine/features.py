@@ -263,7 +263,8 @@ def _key(origin: str, device: torch.device, picture: Mapping[str, Tensor]) -> st
 def _precision(device: torch.device) -> str:
     """Return what decides in which precision products are computed now."""
     narrowed = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-    kernels = (torch.backends.mkldnn.matmul.fp32_precision, torch.get_float32_matmul_precision())
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    kernels = (matmul.fp32_precision, torch.get_float32_matmul_precision())
     convolutions = device.type == "cuda" and torch.backends.cudnn.allow_tf32
     return f"{narrowed} {kernels} {convolutions}"
 
@@ -291,4 +292,4 @@ def _look(loaded: LoadedModel, plain: Callable[..., Any], picture: Mapping[str, 
     # What is made in inference mode could take no part in a backward pass later.
     with evaluation_mode(loaded.model), torch.inference_mode(False), torch.no_grad():
         (features,) = plain(**picture, return_dict=True).pooler_output
-        return features.cpu().clone()  # type: ignore[no-any-return]
+        return features.cpu().clone()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from narrowtune.core.errors import EvaluationError
@@ -128,7 +128,7 @@ def generate_greedy(
         prefix = share_prefix(loaded.model, prompts, max_new_tokens)
         if tolerance is None:
             tolerance = _measure(decoder, prompts, prefix)
-        answers: list[Generation | None] = [None] * len(prompts)
+        answers: dict[int, Generation] = {}
         lengths = [len(p.input_ids) + max_new_tokens for p in prompts]
         for indices in length_batches(lengths, batch_size):
             batch, among = [prompts[i] for i in indices], allowed and [allowed[i] for i in indices]
@@ -142,7 +142,7 @@ def generate_greedy(
                 answers[index] = answer
             if progress is not None:
                 progress(len(indices))
-    return answers
+    return [answers[i] for i in range(len(prompts))]
 
 
 def measure_noise(
@@ -272,14 +272,15 @@ class _Decoder:
         model = self.loaded.model
         pad = padding_id(self.loaded.tokenizer)
         if prefix is None:
-            batch = collate(list(prompts), pad, padding_side="left")
+            left = collate(list(prompts), pad, padding_side="left")
         else:
-            batch = prefix.batch(prompts, pad)
-        batch = to_device(batch, model.device)
+            left = prefix.batch(prompts, pad)
+        batch: dict[str, Any] = to_device(left, model.device)
         del batch["labels"]
         # A picture's features are of the whole batch, so such a batch stays together to its end.
         chunk = max_new_tokens if any(prompt.features for prompt in prompts) else CHUNK_STEPS
-        started = [_Started(trie) for trie in allowed or [None] * len(prompts)]
+        tries: Sequence[TokenTrie | None] = allowed or [None] * len(prompts)
+        started = [_Started(trie) for trie in tries]
         active = list(range(len(prompts)))
         for done in range(0, max_new_tokens, chunk):
             steps = min(chunk, max_new_tokens - done)
@@ -299,7 +300,7 @@ class _Decoder:
         self, batch: dict[str, Any], steps: int, pad: int, rows: Sequence[_Started]
     ) -> dict[str, Any]:
         """Decode `steps` more tokens of every row; return the batch from which to go on."""
-        model = self.loaded.model
+        model: Any = self.loaded.model
         settings = GenerationConfig(
             max_new_tokens=steps,
             do_sample=False,
@@ -342,9 +343,11 @@ class _Decoder:
 
     def _answer(self, row: _Started) -> Generation:
         ids = tuple(row.step_ids[:-1] if row.ended else row.step_ids)
+        text = self.loaded.tokenizer.decode(list(ids), skip_special_tokens=True)
+        assert isinstance(text, str), "a single answer was decoded"
         return Generation(
             token_ids=ids,
-            text=self.loaded.tokenizer.decode(list(ids), skip_special_tokens=True).strip(),
+            text=text.strip(),
             stop_ids=tuple(row.step_ids[-1:]) if row.ended else (),
             min_margin=min(row.margins),
             collected=torch.cat(row.collected) if row.collected else None,
@@ -352,7 +355,7 @@ class _Decoder:
 
 
 @contextmanager
-def _no_own_settings(model: nn.Module) -> Iterator[None]:
+def _no_own_settings(model: Any) -> Iterator[None]:
     """Hide the checkpoint's generation settings: `generate` fills in whatever is not given."""
     own = model.generation_config
     model.generation_config = GenerationConfig()
@@ -375,6 +378,8 @@ def _measure(
     noise, largest = 0.0, 0.0
     for row, together in zip(chosen, keeper.decode(chosen, NOISE_STEPS, prefix), strict=True):
         alone = keeper.decode([row], NOISE_STEPS)[0]
+        assert alone.collected is not None
+        assert together.collected is not None
         for step, (a, b) in enumerate(zip(alone.collected, together.collected, strict=False)):
             leading = a.topk(min(NOISE_TOKENS, len(a))).indices
             change = (a - b)[leading]

@@ -146,7 +146,8 @@ def layout_size(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> La
     ids = inputs["input_ids"]
     placeholder = getattr(model.config, "image_token_id", None)
     pictured = 0 if placeholder is None else int((ids == placeholder).any(dim=1).sum())
-    return LayoutSize(*ids.shape, pictured, masked=not bool(inputs["attention_mask"].all()))
+    rows, length = ids.shape
+    return LayoutSize(rows, length, pictured, masked=not bool(inputs["attention_mask"].all()))
 
 
 class _Groups(NamedTuple):
@@ -241,8 +242,9 @@ def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) 
     num_rows, length = ids.shape
     if _WHEN.get() == "never" or num_rows < 2 or mask.shape != ids.shape:
         return False
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    if model.config._attn_implementation != "sdpa" or (window is not None and length > window):
+    config: Any = model.config
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    if config._attn_implementation != "sdpa" or (window is not None and length > window):
         return False
     gaps = valid[:, 1:] & ~valid[:, :-1]
     return not bool(gaps.any()) and not bool((mask & ~valid).any()) and bool(mask.any())
@@ -250,7 +252,8 @@ def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) 
 
 def _cost(model: nn.Module, rows: int, length: int, *, masked: bool) -> float:
     """Return what so many rows of such a length cost, relative to others."""
-    width = _LINEAR_WIDTH * int(model.config.get_text_config().hidden_size)
+    config: Any = model.config
+    width = _LINEAR_WIDTH * int(config.get_text_config().hidden_size)
     return rows * length * (width + (length if masked else length / 2))
 
 
@@ -342,13 +345,15 @@ def _positions(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     ids = inputs["input_ids"]
     if "image_grid_thw" not in inputs:
         return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-    positions, _ = model.model.get_rope_index(
+    inner: Any = model.model
+    positions: Tensor
+    positions, _ = inner.get_rope_index(
         ids,
         mm_token_type_ids=inputs["mm_token_type_ids"],
         image_grid_thw=inputs["image_grid_thw"],
         attention_mask=inputs["attention_mask"],
     )
-    return positions  # type: ignore[no-any-return]
+    return positions
 
 
 def _joined(

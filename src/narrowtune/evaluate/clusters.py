@@ -82,10 +82,7 @@ def make_clusters(change: Floats, groups: Groups | None) -> Clusters:
         EvaluationError: as many groups as items don't match.
     """
     codes = cluster_codes(len(change), groups)
-    return Clusters(
-        change=np.bincount(codes, weights=change).astype(np.float64),
-        size=np.bincount(codes).astype(np.float64),
-    )
+    return Clusters(change=_sums(codes, change), size=_sums(codes, np.ones(len(codes))))
 
 
 def make_strata(tasks: Sequence[tuple[Floats, Groups | None]]) -> list[Clusters]:
@@ -156,11 +153,16 @@ def _joined(tasks: Sequence[tuple[Floats, Groups | None]]) -> Clusters:
     whole = float((weight * changes).sum())
     level = np.concatenate([change - change.mean() + whole for change, _ in tasks])
     return Clusters(
-        change=np.bincount(codes, weights=weight * changes),
-        size=np.bincount(codes, weights=weight),
+        change=_sums(codes, weight * changes),
+        size=_sums(codes, weight),
         members=tuple(make_clusters(change, groups) for change, groups in tasks),
-        level=np.bincount(codes, weights=weight * level),
+        level=_sums(codes, weight * level),
     )
+
+
+def _sums(codes: NDArray[np.int64], values: Floats) -> Floats:
+    """Return the sum of the values of each code."""
+    return np.bincount(codes, weights=values).astype(np.float64, copy=False)
 
 
 def _connected(tasks: Sequence[Groups | None]) -> list[list[int]]:

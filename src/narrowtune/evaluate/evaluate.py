@@ -177,8 +177,8 @@ def _answer(
     steps = task.max_new_tokens
     if allowed is not None:
         steps = max(trie.num_steps for trie in allowed.values())
-    for examples, prompts in _portions(task, lambda e: [encoder.encode_prompt(e.prompt)]):
-        prompts = [prompt for (prompt,) in prompts]
+    for examples, encoded in _portions(task, lambda e: [encoder.encode_prompt(e.prompt)]):
+        prompts = [prompt for (prompt,) in encoded]
         if tolerance is None:
             tolerance = measure_noise(loaded, prompts, extra_stop_tokens=encoder.stop_tokens)
         generations = generate_greedy(
@@ -188,7 +188,7 @@ def _answer(
             batch_size=batch_size,
             extra_stop_tokens=encoder.stop_tokens,
             tolerance=tolerance,
-            allowed=allowed and [allowed[example.id] for example in examples],
+            allowed=None if allowed is None else [allowed[each.id] for each in examples],
             progress=progress,
         )
         items += [

@@ -110,9 +110,10 @@ def _resample(
     d, m = rows[:, 0], rows[:, 1]
     moments = np.stack([d, m, d * d, d * m, m * m], axis=1)
     num_clusters, num_rows = len(sizes), len(rows)
+    sums: Floats
     if num_rows <= FEW_DISTINCT:
         drawn = rng.multinomial(num_clusters, counts / num_clusters, size=num_resamples)
-        sums = drawn @ moments
+        sums = drawn.astype(np.float64) @ moments
     else:
         sums = np.empty((num_resamples, 5))
         step = max(1, 200_000 // num_clusters)  # what is gathered at once stays in the cache

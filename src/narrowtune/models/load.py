@@ -102,7 +102,8 @@ def load_model(
     torch_dtype = _choose_dtype(folder, dtype, notes)
     model = _load_weights(folder, family, torch_dtype, notes)
     tokenizer, processor = _load_processor(folder, family, notes)
-    model.to(_choose_device(device)).eval()
+    # transformers' wrapper of `to` hides whose method it is.
+    model.to(_choose_device(device)).eval()  # type: ignore[arg-type]
     align_weights(model)
     for note in notes:
         _warn_once(note)
@@ -228,7 +229,7 @@ def _load_weights(
     asked = f"load the weights in {str(folder)!r}"
     auto = AutoModelForImageTextToText if family.is_multimodal else AutoModelForCausalLM
     try:
-        model, report = auto.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -242,6 +243,7 @@ def _load_weights(
         raise ModelError(
             asked, f"{type(error).__name__}: {error}", "check config.json and the weights"
         ) from error
+    model, report = loaded
     odd = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     legacy = [n for n in odd.get("unexpected_keys", []) if n.endswith(LEGACY_CONSTANTS)]
     if legacy:

@@ -125,7 +125,7 @@ def find_unused(model: nn.Module, family: Family) -> dict[str, str]:
     root = next((r for r in rule.roots if f"{r}.{rule.layers}" in modules), None)
     if root is None:
         raise _unexpected(family, f"no layers under {' or '.join(rule.roots)}", list(modules))
-    num_layers = len(modules[f"{root}.{rule.layers}"])  # type: ignore[arg-type]
+    num_layers = len(modules[f"{root}.{rule.layers}"])
     setting = getattr(model.config, rule.setting)
     chosen = [setting] if isinstance(setting, int) else list(setting)
     last = max(index if index >= 0 else num_layers + 1 + index for index in chosen)

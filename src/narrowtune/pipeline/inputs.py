@@ -214,7 +214,8 @@ class _Reader:
         inputs.skill_answers = {example.answers[0] for example in own["train"]}
         sizes = {name: len(examples) for name, examples in own.items()}
         num_used = sum(sizes.values())
-        test, notes = own["test"], []
+        test = own["test"]
+        notes: list[str] = []
         if settings.test_path is not None:
             test, notes = self._own_test(settings.test_path, [*own["train"], *own["validation"]])
             sizes["test"] = len(test)

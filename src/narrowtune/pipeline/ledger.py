@@ -189,7 +189,8 @@ def _entry(skill: SkillSettings, seed: int, record: RunRecord, run: Path) -> Ent
         raise LedgerError(
             asked=f"the skill of {run}", found="a run without a delta", do="name a run of teach"
         )
-    before, after = {}, {}
+    before: dict[str, TaskScore] = {}
+    after: dict[str, TaskScore] = {}
     for task in record.tasks:
         items = _items_hash(RunFolder(run).items("after", task.name))
         for scores, score in ((before, task.before), (after, task.after)):

@@ -229,14 +229,22 @@ def measure_drift(
     if skill_answers:
         groups.append(_skill_group(loaded, encoder, skill_answers))
     collect = GroupMass(groups)
-    sizes = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    answers = prepare_base_answers(loaded, swap, prompts, encoder, collect=collect, **sizes)
+    answers = prepare_base_answers(
+        loaded,
+        swap,
+        prompts,
+        encoder,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        collect=collect,
+    )
     tuned = generate_greedy(
         loaded,
         [encoder.encode_prompt(messages) for _, messages in prompts],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
         extra_stop_tokens=encoder.stop_tokens,
         collect=collect,
-        **sizes,
     )
     update = {
         "token_groups": _masses(groups, answers.generations, tuned),
@@ -337,10 +345,7 @@ def _masses(
     groups: Sequence[TokenGroup], base: Sequence[Generation], tuned: Sequence[Generation]
 ) -> list[TokenGroupMass]:
     """Mean over answers of the mean over steps, so that long answers do not count for more."""
-    base_mean, tuned_mean = (
-        torch.stack([g.collected.double().mean(dim=0) for g in generations]).mean(dim=0).tolist()
-        for generations in (base, tuned)
-    )
+    base_mean, tuned_mean = (_mean_mass(generations) for generations in (base, tuned))
     return [
         TokenGroupMass(
             name=group.name,
@@ -352,3 +357,12 @@ def _masses(
         )
         for i, group in enumerate(groups)
     ]
+
+
+def _mean_mass(generations: Sequence[Generation]) -> list[float]:
+    means = []
+    for answer in generations:
+        assert answer.collected is not None
+        means.append(answer.collected.double().mean(dim=0))
+    found: list[float] = torch.stack(means).mean(dim=0).tolist()
+    return found

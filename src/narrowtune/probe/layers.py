@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from narrowtune.core.errors import ModelError
 from narrowtune.core.layers import LayerContributions
+from narrowtune.core.recipes import Matrix
 from narrowtune.data.collate import collate, padding_id
 from narrowtune.engine.forward import (
     LOGITS_AT_ONCE,
@@ -95,7 +96,11 @@ def writers(loaded: LoadedModel) -> list[nn.Module]:
     paths, matrices = loaded.family.language_model, loaded.family.matrices
     layers = list(loaded.model.get_submodule(paths.layers).children())
     found = []
-    for matrix, norm in (("o", "post_attention_layernorm"), ("down", "post_feedforward_layernorm")):
+    norms: dict[Matrix, str] = {
+        "o": "post_attention_layernorm",
+        "down": "post_feedforward_layernorm",
+    }
+    for matrix, norm in norms.items():
         block = matrices[matrix].rpartition(".")[0]
         # "post_attention_layernorm" comes before the MLP, not after attention, in families
         # without norms after their blocks.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def make_gallery(results: Sequence[StageResult], folder: Path) -> list[Entry]:
 
 
 def _tables(
-    chains: dict[ChainKey, list[StageResult]], prompt: tuple[str, str | None]
+    chains: Mapping[ChainKey, list[StageResult]], prompt: tuple[str, str | None]
 ) -> Iterable[Table]:
     for order in dict.fromkeys(key.order for key in chains):
         own = {key: stages for key, stages in chains.items() if key.order == order}

@@ -115,8 +115,8 @@ class Setting:
                 left_out[arm] = f"{len(runs)} of {num_seeds} seeds"
             elif arm in idle:
                 left_out[arm] = "learns nothing at any rate"
-        runs = {arm: found for arm, found in self.runs.items() if arm not in left_out}
-        return replace(self, runs=runs, left_out=left_out)
+        kept = {arm: runs for arm, runs in self.runs.items() if arm not in left_out}
+        return replace(self, runs=kept, left_out=left_out)
 
     def learned(self, arm: str) -> Effect | None:
         """Return what an arm learned of each skill at its own stage."""

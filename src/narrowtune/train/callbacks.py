@@ -74,7 +74,7 @@ class LogFile(TrainerCallback):
         rows: dict[int, dict[str, Any]] = {}
         for entry in added:
             if "train_runtime" not in entry:
-                row = rows.setdefault(entry["step"], {"seconds": round(seconds, 3)})
+                row = rows.setdefault(int(entry["step"]), {"seconds": round(seconds, 3)})
                 row.update((key, value) for key, value in entry.items() if key != "epoch")
         if rows:
             lines = [json.dumps({"step": step, **row}) + "\n" for step, row in rows.items()]

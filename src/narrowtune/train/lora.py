@@ -48,7 +48,7 @@ def low_rank(
         )
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
         lora_dropout=settings.dropout,
         target_modules=layers,
     )

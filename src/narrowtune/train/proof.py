@@ -44,7 +44,7 @@ def snapshot_frozen(model: nn.Module, selected_names: Iterable[str]) -> dict[str
 
 
 def _fixed_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    recomputed = set()
+    recomputed: set[str] = set()
     for prefix, module in model.named_modules():
         rope_type = getattr(module, "rope_type", None)
         rope_types = rope_type.values() if isinstance(rope_type, Mapping) else [str(rope_type)]

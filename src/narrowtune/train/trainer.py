@@ -267,9 +267,10 @@ class NarrowTrainer(Trainer):
         Rows are taken by number: the Trainer's own loader repeats some, to give every device as
         many as the others.
         """
+        assert self.model is not None
         self.model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         for indices in validation_batches(
             len(rows),
             self.args.per_device_eval_batch_size,
@@ -298,8 +299,11 @@ class NarrowTrainer(Trainer):
         if self._shards_parameters():
             super()._save(output_dir, state_dict)
         else:
-            folder = Path(output_dir or self.args.output_dir)
-            save_trainable(self._inner_model(), self.selection.names, folder, self._progress())
+            folder = output_dir or self.args.output_dir
+            assert folder is not None
+            save_trainable(
+                self._inner_model(), self.selection.names, Path(folder), self._progress()
+            )
 
     def _progress(self) -> Progress:
         return Progress(

@@ -153,7 +153,8 @@ def count_row_flops(model: nn.Module, names: Iterable[str], row: Mapping[str, An
         row: inputs with labels [1, T].
     """
     pictures = {name: row[name] for name in PICTURE_INPUTS if name in row}
-    head = model.get_output_embeddings()
+    outer: Any = model
+    head = outer.get_output_embeddings()
     passed: list[int] = []
     with _as_if_trained(model, names), _random_states():
         with CountFlops() as whole:
@@ -168,7 +169,8 @@ def count_row_flops(model: nn.Module, names: Iterable[str], row: Mapping[str, An
                     hook.remove()
         with CountFlops() as tower:
             if pictures:
-                model.model.get_image_features(**pictures)
+                inner: Any = model.model
+                inner.get_image_features(**pictures)
     before, after = passed
     return RowFlops(
         linear=whole.total - whole.attention - (tower.total - tower.attention) - (after - before),

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch import Tensor
+
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import Role
@@ -197,7 +199,9 @@ class Batches:
 
 def _example_rows(loaded: LoadedModel) -> list[Encoded]:
     """Return rows of text that share nothing: ordinary tokens of the middle of the vocabulary."""
-    size = loaded.model.get_input_embeddings().weight.shape[0]
+    embedding = loaded.model.get_input_embeddings().weight
+    assert isinstance(embedding, Tensor)
+    size = len(embedding)
     special = set(loaded.tokenizer.all_special_ids)
     ids = [token for token in range(size // 4, size) if token not in special]
     nothing = [IGNORE_INDEX] * (EXAMPLE_TOKENS - EXAMPLE_LABELS)
