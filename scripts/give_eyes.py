@@ -6,8 +6,8 @@
     narrowtune teach runs/eyes/projector.yaml
 
 The tower is a SigLIP tower of the small world that has learned to name what is at each patch; the
-projector begins at random; the language model is SmolLM2 and stays as it is. The class is
-transformers' own `LlavaForConditionalGeneration`, so that `narrowtune` teaches the projector as any
+projector begins anew; the language model is SmolLM2 and stays as it is. The class is transformers'
+own `LlavaOnevisionForConditionalGeneration`, so that `narrowtune` teaches the projector as any
 other recipe, on questions of the split `pretrain` about the held-out tasks and what comes before
 them, several for each picture. A target skill's question is never asked.
 """
@@ -25,19 +25,19 @@ import yaml
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
 )
 
 from narrowtune.demo.weights import smollm2_folder
-from narrowtune.miniature.canvas import SIZE
-from narrowtune.miniature.reference.architectures import PATCH, get_blueprint
+from narrowtune.miniature.reference.architectures import get_blueprint
 from narrowtune.miniature.reference.batches import draw_samples
+from narrowtune.miniature.reference.first_sights import take_apart
 from narrowtune.miniature.reference.schedule import finishing_shares
 from narrowtune.miniature.registry import tasks_of
 from narrowtune.miniature.rows import write_rows
 
-IMAGE = "<image>"
+IMAGE, VIDEO = "<image>", "<video>"
 TOWER = "llava_onevision"
 """The blueprint that the tower is of."""
 
@@ -55,25 +55,30 @@ def build(folder: Path, tower: Path) -> None:
     blueprint, source = get_blueprint(TOWER), smollm2_folder()
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     language_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, VIDEO]})
     language_model.resize_token_embeddings(len(tokenizer))
-    vision = blueprint.make_config(blueprint.tokenizer()).vision_config
-    config = LlavaConfig(
-        vision_config=vision.to_dict(),
+    own: Any = blueprint.make_config(blueprint.tokenizer())
+    config = LlavaOnevisionConfig(
+        vision_config=own.vision_config.to_dict(),
         text_config=language_model.config.to_dict(),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
+        # No picture is a video: the token is one that no question has.
+        video_token_index=tokenizer.convert_tokens_to_ids(VIDEO),
+        image_grid_pinpoints=own.image_grid_pinpoints,
+        vision_feature_layer=own.vision_feature_layer,
+        vision_feature_select_strategy=own.vision_feature_select_strategy,
+        vision_aspect_ratio=own.vision_aspect_ratio,
         tie_word_embeddings=True,
     )
     torch.manual_seed(SEED)
-    model: Any = LlavaForConditionalGeneration(config)
+    model: Any = LlavaOnevisionForConditionalGeneration(config)
     model.model.language_model.load_state_dict(language_model.model.state_dict())
     state = torch.load(tower / "seeing.pt", weights_only=True)["model"]
     prefix = "model.vision_tower."
     seen = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     model.model.vision_tower.load_state_dict(seen)
     as_long_as_words(model)
+    take_apart(model.model.multi_modal_projector)
     model.tie_weights()
     model.to(torch.bfloat16).save_pretrained(folder)
     write_processor(folder, tokenizer)
@@ -102,24 +107,7 @@ def write_processor(folder: Path, tokenizer: Any) -> None:
         raise SystemExit("SmolLM2's chat template is not the one that this script knows")
     tokenizer.chat_template = own.replace(spoken, f"{head}}}}}{content}{{{{{tail}")
     tokenizer.save_pretrained(folder)
-    pixels = get_blueprint(TOWER).processor_files["preprocessor_config.json"]
-    files: dict[str, dict[str, Any]] = {
-        "preprocessor_config.json": {
-            **{key: pixels[key] for key in pixels if key.startswith(("do_re", "do_n", "image_m"))},
-            "image_std": pixels["image_std"],
-            "image_processor_type": "SiglipImageProcessor",
-            "processor_class": "LlavaProcessor",
-            "size": {"height": SIZE, "width": SIZE},
-        },
-        "processor_config.json": {
-            "processor_class": "LlavaProcessor",
-            "patch_size": PATCH,
-            "num_additional_image_tokens": 0,
-            "vision_feature_select_strategy": "full",
-            "image_token": IMAGE,
-        },
-    }
-    for name, values in files.items():
+    for name, values in get_blueprint(TOWER).processor_files.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

@@ -101,7 +101,7 @@ def test_things_and_words_of_patches_are_scored_and_missed_where_they_are_shown(
     sample = TASKS["words"].sample("pretrain", 0, 0)
     blueprint = get_blueprint("qwen2_5_vl")
     writer = Writer(blueprint.tokenizer(), blueprint.picture, blueprint.placeholder)
-    batch = collate_samples([sample], writer, 0, patches=True)
+    batch = collate_samples([sample], writer, 0, labelled_patch=8)
     kinds = ((batch.what, WHAT), (batch.hue, HUES), (batch.word, WRITTEN))
     right = [20.0 * torch.nn.functional.one_hot(x, len(names)).float() for x, names in kinds]
     worded = (batch.word > 0).nonzero()
@@ -121,7 +121,7 @@ def test_a_batch_without_words_has_a_loss():
     blueprint = get_blueprint("qwen2_5_vl")
     writer = Writer(blueprint.tokenizer(), blueprint.picture, blueprint.placeholder)
     samples = [TASKS["binding"].sample("pretrain", 0, 0)]
-    batch = collate_samples(samples, writer, 0, patches=True)
+    batch = collate_samples(samples, writer, 0, labelled_patch=8)
     assert not batch.word.any()
     seen = Seen(*(torch.zeros(1, 196, len(names)) for names in (WHAT, HUES, WRITTEN)))
     expected = math.log(len(WHAT)) + math.log(len(HUES))

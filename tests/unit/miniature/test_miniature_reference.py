@@ -73,7 +73,9 @@ def test_the_quick_forward_pass_is_the_models_own(loaded, writer):
             loaded.model, hidden_states(loaded.model, own, states).last, own.labels
         )
     assert torch.equal(wanted, labels[:, 1:][labels[:, 1:] != -100])
-    assert torch.allclose(found, expected, atol=2e-5, rtol=1e-4)
+    # Of an overview's values, one in two thousand is rounded to the next of 256.
+    rounded = 5e-3 if loaded.family.name == "llava_onevision" else 2e-5
+    assert torch.allclose(found, expected, atol=rounded, rtol=1e-4)
     assert expected.std() > 0.01
 
 
@@ -83,9 +85,9 @@ def test_tokens_that_cover_a_picture_are_those_of_its_places(loaded, writer):
         number = SEE[loaded.family.name](loaded.model, pixels).shape[1]
     found = covering(loaded.model, torch.arange(number)[None, :, None])[0, :, 0].tolist()
     if loaded.family.name == "llava_onevision":
-        # The overview's 49, then rows of seven and their end.
-        assert number == 49 + 7 * 8
-        assert found == [49 + 8 * row + column for row in range(7) for column in range(7)]
+        # The overview's 64, then rows of eight and their end.
+        assert number == 64 + 8 * 9
+        assert found == [64 + 9 * row + column for row in range(8) for column in range(8)]
     else:
         assert found == list(range(49))
 
@@ -212,8 +214,8 @@ def test_a_model_with_one_axis_begins_with_looking_at_the_token_above(loaded):
     with torch.no_grad():
         seen = language_model(inputs_embeds=drawn, output_attentions=True).attentions[2][0, 0]
     language_model.set_attn_implementation("sdpa")
-    # Seven tokens of a row and its end.
-    assert seen[20:].argmax(-1).tolist() == list(range(12, 52))
+    # Eight tokens of a row and its end.
+    assert seen[20:].argmax(-1).tolist() == list(range(11, 51))
 
 
 def test_no_more_questions_are_asked_together_than_there_is_room_for(writer):
@@ -227,7 +229,7 @@ def test_no_more_questions_are_asked_together_than_there_is_room_for(writer):
 
 def test_a_batch_holds_what_its_samples_show(writer):
     samples = samples_of_all()[:5]
-    batch = collate_samples(samples, writer, 0, patches=True)
+    batch = collate_samples(samples, writer, 0, labelled_patch=8)
     for row, sample in enumerate(samples):
         image = np.asarray(sample.scene.image)
         assert np.array_equal(batch.pixels[row].permute(1, 2, 0).numpy(), image)

@@ -24,11 +24,13 @@ from transformers import (
 
 from narrowtune.core.errors import UsageError
 from narrowtune.miniature.canvas import SIZE
+from narrowtune.miniature.reference.first_sights import look_around, take_apart
 from narrowtune.miniature.reference.first_weights import look_up, widen
 from narrowtune.miniature.reference.tokenizer import train_tokenizer
 
-PATCH = 16
-"""Side in pixels of the area behind one visual token of the language model."""
+_TILE = SIZE // 2  # of LLaVA-OneVision: a picture is four, and an overview
+_TILE_PATCH = 7
+_ASPECT_RATIO = "anyres_max_1"  # four tiles take the room of one: each four patches are averaged
 
 _TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
@@ -62,6 +64,7 @@ class Blueprint:
         placeholder: the token in it that visual tokens replace.
         tower: name of the vision tower among the model's modules.
         projector: name of what turns its states into visual tokens; it may be a part of the tower.
+        patch: side in pixels of the area behind one visual token of the language model.
         make_config: from the tokenizer to the model's settings.
         processor_files: further files of the folder, by name.
     """
@@ -72,8 +75,19 @@ class Blueprint:
     placeholder: str
     tower: str
     projector: str
+    patch: int
     make_config: Callable[[Qwen2Tokenizer], PreTrainedConfig]
     processor_files: dict[str, dict[str, Any]]
+
+    @property
+    def side(self) -> int:
+        """Visual tokens in a row that covers a picture."""
+        return SIZE // self.patch
+
+    @property
+    def labelled_patch(self) -> int:
+        """Side in pixels of the patches that a tower learns to name: a small letter's size."""
+        return self.patch // 2
 
     def tokenizer(self) -> Qwen2Tokenizer:
         """Return the tokenizer with its chat template."""
@@ -88,7 +102,10 @@ class Blueprint:
             model = AutoModelForImageTextToText.from_config(self.make_config(tokenizer))
             widen(model.model.language_model)
             widen(model.get_submodule(self.projector))
-            look_up(model.model.language_model, row_length=SIZE // PATCH + 1)
+            look_up(model.model.language_model, row_length=self.side + 1)
+            if hasattr(model.model, "vision_tower"):
+                look_around(model.model.vision_tower)
+                take_apart(model.model.multi_modal_projector)
             return model
 
     def write(self, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
@@ -120,21 +137,21 @@ def _llava_onevision(tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
     return LlavaOnevisionConfig(
         vision_config={
             "model_type": "siglip_vision_model",
-            "hidden_size": 192,
-            "intermediate_size": 512,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 6,
-            "image_size": SIZE,
-            "patch_size": PATCH,
+            "hidden_size": 144,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": _TILE,
+            "patch_size": _TILE_PATCH,
             "vision_use_head": False,
         },
         text_config={"model_type": "qwen2", **_language_model(tokenizer)},
         image_token_index=_number(tokenizer, "<image>"),
         video_token_index=_number(tokenizer, "<video>"),
-        # A picture of the small world is one tile: the overview and the tile show the same.
         image_grid_pinpoints=[[SIZE, SIZE]],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
+        vision_aspect_ratio=_ASPECT_RATIO,
         tie_word_embeddings=True,
     )
 
@@ -148,7 +165,7 @@ def _qwen2_5_vl(tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
             "hidden_size": 128,
             "intermediate_size": 256,
             "num_heads": 4,
-            "patch_size": PATCH // 2,
+            "patch_size": 8,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
             "window_size": SIZE,
@@ -194,6 +211,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
         placeholder="<image>",
         tower="model.vision_tower",
         projector="model.multi_modal_projector",
+        patch=2 * _TILE_PATCH,
         make_config=_llava_onevision,
         processor_files={
             "preprocessor_config.json": {
@@ -201,14 +219,14 @@ BLUEPRINTS: dict[str, Blueprint] = {
                 "image_processor_type": "LlavaOnevisionImageProcessor",
                 "processor_class": "LlavaOnevisionProcessor",
                 "image_grid_pinpoints": [[SIZE, SIZE]],
-                "size": {"height": SIZE, "width": SIZE},
+                "size": {"height": _TILE, "width": _TILE},
                 "do_pad": True,
             },
             "processor_config.json": {
                 "processor_class": "LlavaOnevisionProcessor",
-                "num_image_tokens": (SIZE // PATCH) ** 2,
+                "num_image_tokens": (_TILE // _TILE_PATCH) ** 2,
                 "vision_feature_select_strategy": "full",
-                "vision_aspect_ratio": "anyres_max_9",
+                "vision_aspect_ratio": _ASPECT_RATIO,
                 "image_token": "<image>",
                 "video_token": "<video>",
             },
@@ -230,6 +248,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
         placeholder="<|image_pad|>",
         tower="model.visual",
         projector="model.visual.merger",
+        patch=16,
         make_config=_qwen2_5_vl,
         processor_files={
             "preprocessor_config.json": {
@@ -238,7 +257,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
                 "processor_class": "Qwen2_5_VLProcessor",
                 "min_pixels": SIZE * SIZE,
                 "max_pixels": SIZE * SIZE,
-                "patch_size": PATCH // 2,
+                "patch_size": 8,
                 "temporal_patch_size": 2,
                 "merge_size": 2,
             },

@@ -4,7 +4,7 @@ Owns: which samples a step draws, and their form. Everything follows from seed, 
 that a run that was stopped goes on with the samples that it would have had.
 
 Shapes: B samples, S the picture's side, P tokens before the picture, T tokens of all its questions
-(padded), N patches of 8 pixels.
+(padded), N patches that are named.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.miniature.item import Item
 from narrowtune.miniature.registry import TASKS
 from narrowtune.miniature.sample import Sample
-
-LABELLED_PATCH = 8
-"""Side in pixels of the patches that a tower learns to name: the size of a small letter."""
 
 _ROOM = 64  # T is a multiple of it, so that few shapes are compiled
 
@@ -135,18 +132,18 @@ def collate_samples(
     padding: int,
     *,
     questions: int = 1,
-    patches: bool = False,
+    labelled_patch: int | None = None,
 ) -> Batch:
     """Return samples as one batch.
 
     Args:
         questions: how many at most are asked about each picture, as far as there is room.
-        patches: whether the patch labels are wanted, too.
+        labelled_patch: side in pixels of patches whose labels are wanted, too.
     """
     rows = [_fitting([writer.write(item) for item in s.questions(questions)]) for s in samples]
     what = hue = word = None
-    if patches:
-        marked = [sample.scene.patch_labels(LABELLED_PATCH) for sample in samples]
+    if labelled_patch is not None:
+        marked = [sample.scene.patch_labels(labelled_patch) for sample in samples]
         what = torch.tensor([marks.what for marks in marked])
         hue = torch.tensor([marks.hue for marks in marked])
         word = torch.tensor([marks.word for marks in marked])
@@ -238,6 +235,7 @@ class Steps(IterableDataset[list[Batch]]):
         micro_batches: int,
         questions: int,
         told: bool,
+        labelled_patch: int,
         seed: int,
         first: int,
         last: int,
@@ -247,12 +245,13 @@ class Steps(IterableDataset[list[Batch]]):
         Args:
             questions: how many at most are asked about each picture.
             told: whether words stand for the pictures.
+            labelled_patch: side in pixels of the patches that are named.
             shares_of: from which step on which tasks are drawn, in order, starting at step 0.
         """
         self._writer, self._padding, self._shares_of = writer, padding, shares_of
         self._batch_size, self._micro_batches = batch_size, micro_batches
         self._questions, self._seed, self._first, self._last = questions, seed, first, last
-        self._told = told
+        self._told, self._labelled_patch = told, labelled_patch
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Yield each step's micro-batches."""
@@ -268,7 +267,13 @@ class Steps(IterableDataset[list[Batch]]):
         most = self._questions
         if self._told:
             return collate_told(samples, self._writer, self._padding, questions=most)
-        return collate_samples(samples, self._writer, self._padding, questions=most, patches=True)
+        return collate_samples(
+            samples,
+            self._writer,
+            self._padding,
+            questions=most,
+            labelled_patch=self._labelled_patch,
+        )
 
     def _length(self, sample: Sample) -> int:
         return sum(len(item.question) for item in sample.questions(self._questions))

@@ -17,8 +17,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
-See = Callable[[PreTrainedModel, Tensor], Tensor]
-"""From pixels [B, 3, S, S] to visual tokens [B, V, H]."""
+See = Callable[[PreTrainedModel, Tensor, bool], Tensor]
+"""From pixels [B, 3, S, S] to visual tokens [B, V, H]; without an overview if told so."""
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -26,24 +26,52 @@ def normalise(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def see_llava_onevision(model: PreTrainedModel, pixels: Tensor) -> Tensor:
-    """Return the projected overview, then the one tile with the end of each row marked.
+def see_llava_onevision(model: PreTrainedModel, pixels: Tensor, whole: bool = True) -> Tensor:
+    """Return the projected overview, then the tiles side by side with the end of each row marked.
 
-    Overview and tile are the same pixels where a picture is as large as a tile. The tower's last
-    layer is taken before its norm.
+    Of the tiles' tokens each four neighbours are averaged, as `anyres_max_1` has it, so that tiles
+    and overview have as many. The tower's last layer is taken before its norm.
+
+    Args:
+        whole: False leaves the overview out.
     """
-    tower = model.model.vision_tower
-    states = tower.encoder(inputs_embeds=tower.embeddings(normalise(pixels))).last_hidden_state
-    features = model.model.multi_modal_projector(states)
-    num_pictures, num_patches, size = features.shape
-    side = round(num_patches**0.5)
-    newline = model.model.image_newline.expand(num_pictures, side, 1, size)
-    rows = torch.cat((features.view(num_pictures, side, side, size), newline.to(features)), dim=2)
-    return torch.cat((features, rows.flatten(1, 2)), dim=1)
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    tile, patch = tower.config.image_size, tower.config.patch_size
+    num_pictures, num_channels, size, _ = pixels.shape
+    cut, side = size // tile, tile // patch
+    tiles = pixels.view(num_pictures, num_channels, cut, tile, cut, tile)
+    tiles = tiles.permute(0, 2, 4, 1, 3, 5).reshape(-1, num_channels, tile, tile)
+    if whole:
+        overview = functional.interpolate(pixels, (tile, tile), mode="bicubic", antialias=True)
+        tiles = torch.cat((overview, tiles))
+    features = projector(_look(tower, normalise(tiles)))
+    width = features.shape[-1]
+    above = features[: num_pictures if whole else 0]
+    grid = features[len(above) :].view(num_pictures, cut, cut, side, side, width)
+    grid = grid.transpose(2, 3).reshape(num_pictures, side, cut, side, cut, width).mean(dim=(2, 4))
+    newline = model.model.image_newline.expand(num_pictures, side, 1, width)
+    rows = torch.cat((grid, newline.to(grid)), dim=2).flatten(1, 2)
+    return torch.cat((above, rows), dim=1) if whole else rows
 
 
-def see_qwen2_5_vl(model: PreTrainedModel, pixels: Tensor) -> Tensor:
-    """Return each four patches as one visual token."""
+def _look(tower: Any, pixels: Tensor) -> Tensor:
+    """Return a SigLIP tower's last states, of patches that don't overlap."""
+    patch, embeddings = tower.config.patch_size, tower.embeddings
+    num_tiles, num_channels, size, _ = pixels.shape
+    side = size // patch
+    patches = pixels.view(num_tiles, num_channels, side, patch, side, patch)
+    patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(num_tiles, side * side, -1)
+    # One product in place of the convolution, as below.
+    kernel = embeddings.patch_embedding
+    states = functional.linear(patches, kernel.weight.flatten(1), kernel.bias)
+    # What blocks add up stays in fp32 under autocast.
+    states = states.float() + embeddings.position_embedding.weight
+    found: Tensor = tower.encoder(inputs_embeds=states).last_hidden_state
+    return found
+
+
+def see_qwen2_5_vl(model: PreTrainedModel, pixels: Tensor, whole: bool = True) -> Tensor:
+    """Return each four patches as one visual token; there is no overview to leave out."""
     tower = model.model.visual
     merge, patch = tower.spatial_merge_size, tower.patch_size
     num_pictures, num_channels, size, _ = pixels.shape
@@ -86,8 +114,8 @@ def _attend(attention: Any, states: Tensor, turns: tuple[Tensor, Tensor]) -> Ten
 def covering(model: PreTrainedModel, looked: Tensor) -> Tensor:
     """Return the visual tokens that cover the picture row by row: [B, G * G, H].
 
-    For LLaVA-OneVision those of the tile, which have the whole picture before them: the overview.
-    Its ends of rows are left out.
+    For LLaVA-OneVision those of the tiles, which may have an overview before them. Their ends of
+    rows are left out.
 
     Args:
         looked: [B, V, H], all visual tokens or their states.
@@ -97,7 +125,7 @@ def covering(model: PreTrainedModel, looked: Tensor) -> Tensor:
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
     num_pictures, _, width = looked.shape
-    rows = looked[:, side * side :].view(num_pictures, side, side + 1, width)
+    rows = looked[:, -side * (side + 1) :].view(num_pictures, side, side + 1, width)
     return rows[:, :, :side].reshape(num_pictures, side * side, width)
 
 

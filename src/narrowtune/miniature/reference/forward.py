@@ -117,7 +117,7 @@ def answer_logits(model: PreTrainedModel, states: Tensor, labels: Tensor) -> tup
 
 
 class Seen(NamedTuple):
-    """Logits of what a `PatchHead` names, row by row of patches of 8 pixels: N to a picture.
+    """Logits of what a `PatchHead` names, row by row of patches: N to a picture.
 
     Attributes:
         what: [B, N, num_what], what a patch shows.
@@ -131,7 +131,7 @@ class Seen(NamedTuple):
 
 
 class PatchHead(nn.Module):
-    """Names what each patch of 8 pixels below a visual token shows, its colour and its word."""
+    """Names what each patch below a visual token shows, its colour and its word."""
 
     def __init__(
         self, size: int, tokens_per_side: int, patches_per_side: int, kinds: tuple[int, int, int]

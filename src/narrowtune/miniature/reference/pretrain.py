@@ -21,11 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from narrowtune.core.errors import UsageError
-from narrowtune.miniature.canvas import SIZE
 from narrowtune.miniature.marks import HUES, WHAT, WRITTEN
-from narrowtune.miniature.reference.architectures import PATCH, Blueprint
+from narrowtune.miniature.reference.architectures import Blueprint
 from narrowtune.miniature.reference.batches import (
-    LABELLED_PATCH,
     Batch,
     Steps,
     Writer,
@@ -33,7 +31,7 @@ from narrowtune.miniature.reference.batches import (
     collate_told,
     load_steps,
 )
-from narrowtune.miniature.reference.eyes import SEE, covering
+from narrowtune.miniature.reference.eyes import SEE, See, covering
 from narrowtune.miniature.reference.forward import (
     PatchHead,
     States,
@@ -73,7 +71,6 @@ _SEEDS = {
     "answering": 1,
     "finishing": 3,
 }  # of samples, behind the schedule's own
-_SIDE = SIZE // PATCH  # visual tokens in a row
 _KINDS = (len(WHAT), len(HUES), len(WRITTEN))
 _SEEN, _LOG = "seeing.pt", "log.jsonl"
 
@@ -136,10 +133,13 @@ class Pretraining:
         width = self.model.config.get_text_config().hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(schedule.seed)
-            self.head = PatchHead(width, _SIDE, PATCH // LABELLED_PATCH, _KINDS)
-        self.visual_words = VisualWords(self.tokenizer, width=width, side=_SIDE, seed=schedule.seed)
+            per_side = blueprint.patch // blueprint.labelled_patch
+            self.head = PatchHead(width, blueprint.side, per_side, _KINDS)
+        self.visual_words = VisualWords(
+            self.tokenizer, width=width, side=blueprint.side, seed=schedule.seed
+        )
         see = SEE[blueprint.name]
-        self._see: Callable[[PreTrainedModel, Tensor], Tensor] = see
+        self._see: See = see
         self._hidden: Callable[[PreTrainedModel, Batch, Tensor], States] = hidden_states
         if compiled:
             self._see = torch.compile(see, dynamic=False)
@@ -228,6 +228,7 @@ class Pretraining:
             micro_batches=self.schedule.micro_batches,
             questions=1 if seeing else self.schedule.questions,
             told=stage == "reading",
+            labelled_patch=self.blueprint.labelled_patch,
             seed=self.schedule.seed + _SEEDS[stage],
             first=first,
             last=num_steps,
@@ -263,7 +264,8 @@ class Pretraining:
             with plain_attention(), self._autocast():
                 looked, aside = self._no_tokens(part), torch.zeros(())
                 if stage != "reading":
-                    looked = self._see(self.model, part.pixels)
+                    # What names patches has no use for an overview.
+                    looked = self._see(self.model, part.pixels, stage != "seeing")
                     grid = covering(self.model, looked)
                     loss = told = aside = patch_loss(self.head(grid), part, words) / len(parts)
                     held = self.schedule.size_weight * size_loss(self.model, looked) / len(parts)
@@ -313,7 +315,7 @@ class Pretraining:
             with self._autocast():
                 looked = self._no_tokens(batch)
                 if stage != "reading":
-                    looked = SEE[self.blueprint.name](self.model, batch.pixels)
+                    looked = SEE[self.blueprint.name](self.model, batch.pixels, stage != "seeing")
                 if stage == "seeing":
                     seen = self.head(covering(self.model, looked))
                     found |= patch_accuracy(name, seen, batch)
@@ -333,9 +335,9 @@ class Pretraining:
             if stage == "reading":
                 self._checks[key] = collate_told(samples, self.writer, self.padding, questions=1)
             else:
-                patches = stage == "seeing"
+                patch = self.blueprint.labelled_patch if stage == "seeing" else None
                 self._checks[key] = collate_samples(
-                    samples, self.writer, self.padding, patches=patches
+                    samples, self.writer, self.padding, labelled_patch=patch
                 )
         return self._checks[key]
 
