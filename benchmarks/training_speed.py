@@ -175,7 +175,7 @@ def main() -> None:
     if given.task:
         print(json.dumps(TASKS[given.task](given)))
         return
-    if given.resume or given.table:
+    if given.table or (given.resume and given.output.exists()):
         values = json.loads(given.output.read_text("utf-8"))
     else:
         values = {

@@ -18,7 +18,13 @@ from narrowtune.data.images import image_reference
 
 IMAGE_TAG = "<image>"
 
-_UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "tool_call_id")
+_UNSUPPORTED = (
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+    "tool_call_id",
+    "train_detail",  # Axolotl's: which parts of a turn are learned
+)
 _LEARNED = ("weight", "loss", "train", "train_on_turn", "training", "trainable")
 """What formats of other tools mark a turn by that is not to be learned (0 or false)."""
 

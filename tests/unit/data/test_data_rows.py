@@ -274,6 +274,10 @@ def _turns(*contents: Any) -> dict[str, Any]:
         (_marked(weight=0), "turn 2 has weight: 0, so that it would not be learned"),
         (_marked(loss=False), "turn 2 has loss: False"),
         (_marked(train=False), "turn 2 has train: False"),
+        (
+            _marked(train_detail=[{"begin_offset": 0, "end_offset": 3, "train": False}]),
+            "turn 2 has train_detail, which is not supported",
+        ),
         ({"messages": [{"role": "tool", "content": "a"}]}, "role 'tool'"),
         ({"conversations": [{"from": "robot", "value": "a"}]}, "from 'robot'"),
         ({"question": "a", "answer": "b", "answers": "c"}, "answers is str"),
