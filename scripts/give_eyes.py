@@ -1,15 +1,15 @@
 """Put a small tower and a projector in front of SmolLM2-135M, and write what they learn from.
 
-    python scripts/pretrain_reference.py llava_onevision runs/seeing \\
-        --reading-steps 0 --answering-steps 0 --finishing-steps 0
-    python scripts/give_eyes.py runs/eyes --tower runs/seeing --pictures 8000
+    python scripts/pretrain_reference.py llava_onevision runs/reference/llava_onevision
+    python scripts/give_eyes.py runs/eyes --tower runs/reference/llava_onevision --pictures 8000
     narrowtune teach runs/eyes/projector.yaml
 
-The tower is a SigLIP tower of the small world that has learned to name what is at each patch; the
-projector begins anew; the language model is SmolLM2 and stays as it is. The class is transformers'
-own `LlavaOnevisionForConditionalGeneration`, so that `narrowtune` teaches the projector as any
-other recipe, on questions of the split `pretrain` about the held-out tasks and what comes before
-them, several for each picture. A target skill's question is never asked.
+The tower is a SigLIP tower of the small world at the end of its pre-training (after the first stage
+alone it has seen no overview, half of what it is shown here); the projector begins anew; the
+language model is SmolLM2 and stays as it is. The class is transformers' own
+`LlavaOnevisionForConditionalGeneration`, so that `narrowtune` teaches the projector as any other
+recipe, on questions of the split `pretrain` about the held-out tasks and what comes before them,
+several for each picture. A target skill's question is never asked.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from transformers import (
@@ -32,8 +33,9 @@ from transformers import (
 from narrowtune.demo.weights import smollm2_folder
 from narrowtune.miniature.reference.architectures import get_blueprint
 from narrowtune.miniature.reference.batches import draw_samples
+from narrowtune.miniature.reference.eyes import SEE, covering
 from narrowtune.miniature.reference.first_sights import take_apart
-from narrowtune.miniature.reference.schedule import finishing_shares
+from narrowtune.miniature.reference.schedule import finishing_shares, seeing_shares
 from narrowtune.miniature.registry import tasks_of
 from narrowtune.miniature.rows import write_rows
 
@@ -42,6 +44,7 @@ TOWER = "llava_onevision"
 """The blueprint that the tower is of."""
 
 NUM_KEPT, QUESTIONS, SEED = 60, 6, 11
+NUM_SHOWN = 16  # pictures whose tokens are measured
 _BATCH = 64  # questions of an optimiser step
 
 
@@ -50,7 +53,7 @@ def build(folder: Path, tower: Path) -> None:
 
     Args:
         folder: where to.
-        tower: folder of a pre-training that has finished its first stage.
+        tower: folder of a pre-training, whose checkpoint it is taken from.
     """
     blueprint, source = get_blueprint(TOWER), smollm2_folder()
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
@@ -73,12 +76,12 @@ def build(folder: Path, tower: Path) -> None:
     torch.manual_seed(SEED)
     model: Any = LlavaOnevisionForConditionalGeneration(config)
     model.model.language_model.load_state_dict(language_model.model.state_dict())
-    state = torch.load(tower / "seeing.pt", weights_only=True)["model"]
+    state = torch.load(tower / "checkpoint.pt", weights_only=True)["model"]
     prefix = "model.vision_tower."
     seen = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     model.model.vision_tower.load_state_dict(seen)
-    as_long_as_words(model)
     take_apart(model.model.multi_modal_projector)
+    as_long_as_words(model)
     model.tie_weights()
     model.to(torch.bfloat16).save_pretrained(folder)
     write_processor(folder, tokenizer)
@@ -86,11 +89,17 @@ def build(folder: Path, tower: Path) -> None:
 
 @torch.no_grad()
 def as_long_as_words(model: Any) -> None:
-    """Scale the projector so that its first visual tokens are as long as words are on average."""
+    """Scale the first visual tokens and ends of rows to the mean length of a word."""
     words = model.get_input_embeddings().weight.float().norm(dim=-1).mean()
-    projector = model.model.multi_modal_projector
-    states = torch.randn(512, projector.linear_1.in_features)
-    projector.linear_2.weight.mul_(words / projector(states).norm(dim=-1).mean())
+    samples = draw_samples(seeing_shares()[0][1], NUM_SHOWN, SEED, 1)
+    pixels = np.stack([np.asarray(sample.scene.image) for sample in samples])
+    looked = SEE[TOWER](model, torch.from_numpy(pixels).permute(0, 3, 1, 2), True)
+    last = model.model.multi_modal_projector.linear_2
+    factor = words / covering(model, looked).norm(dim=-1).mean()
+    for part in (last.weight, last.bias):
+        part.mul_(factor)
+    newline = model.model.image_newline
+    newline.mul_(words / newline.norm())
 
 
 def write_processor(folder: Path, tokenizer: Any) -> None:

@@ -18,15 +18,10 @@ from narrowtune.data.images import image_reference
 
 IMAGE_TAG = "<image>"
 
-_UNSUPPORTED = (
-    "tool_calls",
-    "function_call",
-    "reasoning_content",
-    "tool_call_id",
-    "train_detail",  # Axolotl's: which parts of a turn are learned
-)
+_UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "tool_call_id")
 _LEARNED = ("weight", "loss", "train", "train_on_turn", "training", "trainable")
 """What formats of other tools mark a turn by that is not to be learned (0 or false)."""
+_LEARNED_IN_PARTS = "train_detail"  # Axolotl's
 
 
 def need_text(value: Any, what: str) -> str:
@@ -120,6 +115,8 @@ class _Binder:
         for key in _UNSUPPORTED:
             if turn.get(key):
                 raise RowError(f"turn {number} has {key}, which is not supported")
+        if role == "assistant" and turn.get(_LEARNED_IN_PARTS):
+            raise RowError(f"turn {number} has {_LEARNED_IN_PARTS}, which is not supported")
         for key in _LEARNED:
             # Learned all the same, it would teach what somebody marked as wrong.
             if role == "assistant" and turn.get(key) is not None and not turn[key]:

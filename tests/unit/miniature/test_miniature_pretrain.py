@@ -40,7 +40,14 @@ TINY = Schedule(
 
 
 def test_steps_are_the_same_from_wherever_they_start(writer):
-    settings = {"batch_size": 6, "micro_batches": 2, "seed": 1, "questions": 3, "told": False}
+    settings = {
+        "batch_size": 6,
+        "micro_batches": 2,
+        "seed": 1,
+        "questions": 3,
+        "told": False,
+        "labelled_patch": 8,
+    }
     shares = [(0, {"names": 1.0}), (2, {"street": 1.0, "names": 1.0})]
     every = list(
         load_steps(Steps(writer, 0, shares, first=0, last=4, **settings), in_background=False)

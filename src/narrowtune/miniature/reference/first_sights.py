@@ -4,7 +4,9 @@ Owns: positions that can be turned into their neighbours', heads that begin with
 a projector that keeps four patches apart until they are averaged.
 
 With random positions, a tower finds its way to the patch beside only after hundreds of steps, and
-four averaged patches are four letters in no order (docs/LOG.md). Training is free to undo it all.
+four averaged patches are four letters in no order (docs/LOG.md). What layers write drowns it by and
+by: before any training only the first layer's heads look where they should, and the projector tells
+rows and columns apart on what patches are before the layers. Training brings both back.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _NUM_TURNS = 8  # to an axis; of places less than 16 apart, only equal ones have
 _AXIS = 2 * _NUM_TURNS
 _CODE = 2 * _AXIS  # numbers of a state that tell the row, then the column
 _FAINT_PIXELS = 0.1  # of a patch's own in these
-_SHARPNESS = 8.0  # a head's score where it looks, half of it elsewhere in that row or column
+_SHARPNESS = 8.0  # a head's score where it looks, and before the norm, which doubles it
 _ASIDE = 0.3  # of what is random in queries and keys
 _BESIDE = ((0, -1), (0, 1), (-1, 0), (1, 0))
 """Rows down and columns to the right of where each head looks, taking turns."""
