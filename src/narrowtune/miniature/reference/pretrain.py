@@ -130,14 +130,12 @@ class Pretraining:
         self.padding = int(self.tokenizer.pad_token_id)
         self._sees = (f"{blueprint.tower}.", f"{blueprint.projector}.")
         self._checks: dict[tuple[str, str], Batch] = {}
-        width = self.model.config.get_text_config().hidden_size
+        width, side = self.model.config.get_text_config().hidden_size, blueprint.side
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(schedule.seed)
             per_side = blueprint.patch // blueprint.labelled_patch
-            self.head = PatchHead(width, blueprint.side, per_side, _KINDS)
-        self.visual_words = VisualWords(
-            self.tokenizer, width=width, side=blueprint.side, seed=schedule.seed
-        )
+            self.head = PatchHead(width, side, per_side, _KINDS)
+        self.visual_words = VisualWords(self.tokenizer, width=width, side=side, seed=schedule.seed)
         see = SEE[blueprint.name]
         self._see: See = see
         self._hidden: Callable[[PreTrainedModel, Batch, Tensor], States] = hidden_states
