@@ -79,6 +79,7 @@ def measure(kind: str, num: int) -> dict[str, Any]:
         config = parse_config(values, "this benchmark")
         loaded = load(config)
         arithmetic = measure_arithmetic(loaded.model, requested="float32")
+        return_freed_pages()  # what loading has left
         before = held().rss
         started = time.perf_counter()
         with PeakMemory(torch.device("cpu")) as reading:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,14 +143,14 @@ class Rows:
     """What one source held.
 
     Attributes:
-        examples: usable rows in the order of the source.
+        examples: usable rows in the order of the source, beside memory where they are many.
         refused: the others.
         sha256: of the usable rows' content as read, pictures included.
         notes: what a reader of the report should know.
         num_rows: rows in the source, blank lines not counted.
     """
 
-    examples: list[Example]
+    examples: Sequence[Example]
     refused: list[RefusedRow]
     sha256: str
     notes: list[str]

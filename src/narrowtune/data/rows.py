@@ -27,6 +27,7 @@ from narrowtune.data.examples import (
 from narrowtune.data.formats import Reading, parse_row
 from narrowtune.data.images import check_image
 from narrowtune.data.sources import read_source
+from narrowtune.data.spilled import Spilled
 from narrowtune.data.splits import draw_examples
 
 __all__ = [
@@ -62,19 +63,21 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         prompts_only=prompts_only,
         needs_options=settings.mode == "options" and not prompts_only,
     )
-    refused: list[RefusedRow] = []
+    unreadable: list[RefusedRow] = []
+    unusable: list[RefusedRow] = []
     seen: dict[str, int] = {}
-    readable = _readable(settings, reading, refused, seen)
-    if settings.limit is None:
-        parsed = list(readable)
-    else:
-        # Drawn while they are read: pictures may be in the rows, which would fill the memory.
-        parsed = draw_examples(readable, settings.limit, seed)
-    num_rows = len(seen) + len(refused)
+    readable = _readable(settings, reading, unreadable, seen)
+    # Taken as they are read: many rows, or the pictures in them, would fill the memory.
+    parsed: Iterable[Example] = readable
     notes = []
-    if len(parsed) < len(seen):
-        notes.append(f"{len(parsed)} of {len(seen)} rows, drawn with seed {seed}.")
-    examples = _with_pictures(parsed, settings.path, refused)
+    if settings.limit is not None:
+        parsed = drawn = draw_examples(readable, settings.limit, seed)
+        if len(drawn) < len(seen):
+            notes.append(f"{len(drawn)} of {len(seen)} rows, drawn with seed {seed}.")
+    digest = hashlib.sha256()
+    examples = Spilled(_digested(_with_pictures(parsed, settings.path, unusable), digest))
+    refused = [*unreadable, *unusable]
+    num_rows = len(seen) + len(unreadable)
     if len(refused) > settings.max_refused:
         raise RowsRefusedError(refused, settings.max_refused, num_rows)
     if not examples:
@@ -85,7 +88,7 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         )
     if refused:
         notes.append(f"{len(refused)} of {num_rows} rows could not be used (rows_refused.jsonl).")
-    return Rows(examples, refused, _digest(examples), notes, num_rows)
+    return Rows(examples, refused, digest.hexdigest(), notes, num_rows)
 
 
 def _readable(
@@ -131,37 +134,53 @@ def _image_root(settings: DataSettings) -> Path | None:
     return path.parent if path.is_file() else None
 
 
-def _with_pictures(examples: list[Example], path: str, refused: list[RefusedRow]) -> list[Example]:
+def _with_pictures(
+    examples: Iterable[Example], path: str, refused: list[RefusedRow]
+) -> Iterator[Example]:
     """Check each picture once, and group rows by picture where they name no group."""
-    checked: dict[Image, Image] = {}
-    usable = []
+    check = _PictureCheck()
     for example in examples:
         if not example.images:
-            usable.append(example)
+            yield example
             continue
         try:
-            for image in example.images:
-                if image not in checked:
-                    checked[image] = check_image(image)
+            messages = tuple(
+                Message(
+                    message.role,
+                    tuple(check(p) if isinstance(p, Image) else p for p in message.content),
+                )
+                for message in example.messages
+            )
         except RowError as error:
             refused.append(error.refused(path, example.row))
             continue
-        messages = tuple(
-            Message(
-                message.role,
-                tuple(checked[p] if isinstance(p, Image) else p for p in message.content),
-            )
-            for message in example.messages
-        )
         example = replace(example, messages=messages)
         if example.group is None:
             example = replace(example, group=f"picture {example.image_hashes[0][:16]}")
-        usable.append(example)
-    return usable
+        yield example
 
 
-def _digest(examples: Iterable[Example]) -> str:
-    digest = hashlib.sha256()
+class _PictureCheck:
+    """Decodes each picture once, whichever rows it stands in; the bytes of none are held."""
+
+    def __init__(self) -> None:
+        self._files: dict[Image, Image] = {}
+        self._embedded: set[str] = set()
+
+    def __call__(self, image: Image) -> Image:
+        if image.data is None:
+            if image not in self._files:
+                self._files[image] = check_image(image)
+            return self._files[image]
+        name = hashlib.sha256(image.data).hexdigest()
+        if name not in self._embedded:
+            check_image(image)
+            self._embedded.add(name)
+        return replace(image, sha256=name)
+
+
+def _digested(examples: Iterable[Example], digest: hashlib._Hash) -> Iterator[Example]:
+    """Pass rows on, their content into `digest`."""
     for example in examples:
         content = [
             example.id,
@@ -174,4 +193,4 @@ def _digest(examples: Iterable[Example]) -> str:
             example.group,
         ]
         digest.update(json.dumps(content).encode() + b"\n")
-    return digest.hexdigest()
+        yield example

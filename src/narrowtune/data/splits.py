@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from narrowtune.core.errors import DataError, UsageError
 from narrowtune.data.examples import Example
+from narrowtune.data.spilled import pick
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def draw_key(seed: int, name: str) -> str:
 
 def split_examples(
     examples: Sequence[Example], validation: float, test: float, seed: int
-) -> dict[str, list[Example]]:
+) -> dict[str, Sequence[Example]]:
     """Split rows into `train`, `validation` and `test`, each in the order given.
 
     Rows that share a group, a prompt's text (with its pictures) or a picture are never separated,
@@ -75,10 +77,10 @@ def split_examples(
                 filled[name] += len(members)
                 break
         chosen.update(dict.fromkeys(members, split))
-    splits: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
-    for index, example in enumerate(examples):
-        splits[chosen[index]].append(example)
-    empty = [name for name, rows in splits.items() if not rows and targets.get(name, 1)]
+    numbers: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for index in range(len(examples)):
+        numbers[chosen[index]].append(index)
+    empty = [name for name, rows in numbers.items() if not rows and targets.get(name, 1)]
     if empty:
         raise DataError(
             asked=f"{len(examples)} rows split with validation {validation} and test {test}",
@@ -86,7 +88,7 @@ def split_examples(
             + " and ".join(empty),
             do="give more rows (or finer groups), or change the shares",
         )
-    return splits
+    return {name: pick(examples, rows) for name, rows in numbers.items()}
 
 
 def _keys(example: Example) -> list[str]:
@@ -120,21 +122,41 @@ def find_overlap(left: Iterable[Example], right: Iterable[Example]) -> list[Over
     For rows with pictures the prompt counts together with its pictures: one question about two
     pictures is no overlap, two questions about one picture are.
     """
-    by_text: dict[str, Example] = {}
-    by_image: dict[str, Example] = {}
-    for example in right:
-        by_text.setdefault(example.text_hash, example)
-        for name in example.image_hashes:
-            by_image.setdefault(name, example)
-    found = []
+    return find_overlaps(left, {"": right})[""]
+
+
+def find_overlaps(
+    left: Iterable[Example], others: Mapping[str, Iterable[Example]]
+) -> dict[str, list[Overlap]]:
+    """Return the overlap with each of several sets, as `find_overlap`; `left` is read once."""
+    indices = {name: _Index(right) for name, right in others.items()}
+    found: dict[str, list[Overlap]] = {name: [] for name in others}
     for example in left:
-        if example.text_hash in by_text:
-            found.append(Overlap(example, by_text[example.text_hash], "prompt"))
-            continue
-        same = next((by_image[name] for name in example.image_hashes if name in by_image), None)
-        if same is not None:
-            found.append(Overlap(example, same, "picture"))
+        for name, index in indices.items():
+            overlap = index.find(example)
+            if overlap is not None:
+                found[name].append(overlap)
     return found
+
+
+class _Index:
+    """The first row that has a prompt, and the first that has a picture."""
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        self.by_text: dict[str, Example] = {}
+        self.by_image: dict[str, Example] = {}
+        for example in examples:
+            self.by_text.setdefault(example.text_hash, example)
+            for name in example.image_hashes:
+                self.by_image.setdefault(name, example)
+
+    def find(self, example: Example) -> Overlap | None:
+        same = self.by_text.get(example.text_hash)
+        if same is not None:
+            return Overlap(example, same, "prompt")
+        pictures = (self.by_image.get(name) for name in example.image_hashes)
+        same = next((other for other in pictures if other is not None), None)
+        return Overlap(example, same, "picture") if same is not None else None
 
 
 def draw_examples(examples: Iterable[Example], count: int, seed: int) -> list[Example]:
@@ -143,18 +165,17 @@ def draw_examples(examples: Iterable[Example], count: int, seed: int) -> list[Ex
     Of rows that are only just being read, no more than that many are held.
     """
 
-    def rank(numbered: tuple[int, Example]) -> tuple[str, int]:
-        index, example = numbered
-        return draw_key(seed, example.id), index
+    ranked = (
+        (draw_key(seed, example.id), index, example) for index, example in enumerate(examples)
+    )
+    drawn = heapq.nsmallest(count, ranked, key=itemgetter(0, 1))
+    return [example for _, _, example in sorted(drawn, key=itemgetter(1))]
 
-    drawn = dict(heapq.nsmallest(count, enumerate(examples), key=rank))
-    return [drawn[index] for index in sorted(drawn)]
 
-
-def mix_examples(
-    skill: Sequence[Example], general: Sequence[Example], share: float, seed: int
-) -> list[Example]:
-    """Return the skill's rows followed by `share` times as many general rows, drawn by `seed`.
+def draw_general(
+    general: Sequence[Example], num_skill: int, share: float, seed: int
+) -> Sequence[Example]:
+    """Return `share` times as many general rows as a skill has, drawn by `seed`.
 
     Raises:
         UsageError: `share` is not above 0.
@@ -166,11 +187,12 @@ def mix_examples(
             found="a share that is not above 0",
             do="give a share of the skill's rows, such as 0.1",
         )
-    count = max(1, round(share * len(skill)))
+    count = max(1, round(share * num_skill))
     if count > len(general):
         raise DataError(
-            asked=f"{count} general rows mixed in ({share} of {len(skill)} skill rows)",
+            asked=f"{count} general rows mixed in ({share} of {num_skill} skill rows)",
             found=f"{len(general)} general rows",
-            do=f"give more general rows, or a share of at most {len(general) / len(skill):.3f}",
+            do=f"give more general rows, or a share of at most {len(general) / num_skill:.3f}",
         )
-    return [*skill, *draw_examples(general, count, seed)]
+    ranked = ((draw_key(seed, example.id), number) for number, example in enumerate(general))
+    return pick(general, sorted(number for _, number in heapq.nsmallest(count, ranked)))

@@ -1,89 +1,140 @@
 """Training rows in little memory: a hundred thousand rows, or pictures of many gigabytes.
 
-Owns: `StoredRow`, which keeps tokens as 4-byte numbers and prepares its pictures again when they
-are asked for, where there is no room to keep them.
+Owns: `StoredRows`, which keeps tokens as packed numbers and prepares pictures again when they are
+asked for, where there is no room to keep them.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, overload
 
 from torch import Tensor
 
 from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
-from narrowtune.data.examples import Example
+from narrowtune.data.examples import Example, RowError
 from narrowtune.data.room import Room
+from narrowtune.data.spilled import Spilled, pick
 
 
-class StoredRow(Encoded):
-    """An encoded row that holds its pictures only where there is room.
+class _Tokens(NamedTuple):
+    ids: array[int]
+    labels: array[int]
+    picture_digest: str
+
+
+class StoredRows(Sequence[Encoded]):
+    """The encoded rows of some examples, each made when it is asked for.
 
     Args:
-        encoded: the row.
-        name: of the row, for errors.
-        again: makes the row's features once more.
-        room: what rows may hold together.
+        examples: rows.
+        encoder: the chat template.
+        room: what the pictures of rows may hold in memory together.
+        refuse: gets each row that can't be encoded, and it is left out; unless given, it is an
+            error.
+
+    Attributes:
+        examples: those that could be encoded.
+
+    Raises:
+        RowError: as for `ChatEncoder.encode`.
     """
 
-    _ids: array[int]
-    _labels: array[int]
-    _name: str
-    _features: dict[str, Tensor] | None
-    _again: Callable[[], dict[str, Tensor]] | None
-
     def __init__(
-        self, encoded: Encoded, name: str, again: Callable[[], dict[str, Tensor]], room: Room
+        self,
+        examples: Sequence[Example],
+        encoder: ChatEncoder,
+        room: Room,
+        refuse: Callable[[Example, RowError], None] | None = None,
     ) -> None:
-        size = sum(value.nbytes for value in encoded.features.values())
-        vars(self).update(
-            _ids=array("i", encoded.input_ids),
-            _labels=array("i", encoded.labels),
-            _name=name,
-            _features=encoded.features if room.take(size) else None,
-            _again=again if encoded.features else None,
-            picture_digest=encoded.picture_digest,
-        )
+        self._encoder, self._room = encoder, room
+        self._features: dict[int, dict[str, Tensor]] = {}
+        used = array("q")
+        self._tokens = Spilled(self._encode(examples, refuse, used))
+        self.examples = pick(examples, used)
 
-    @property
-    def input_ids(self) -> list[int]:
-        """Token ids."""
-        return self._ids.tolist()
+    def _encode(
+        self,
+        examples: Sequence[Example],
+        refuse: Callable[[Example, RowError], None] | None,
+        used: array[int],
+    ) -> Iterator[_Tokens]:
+        for number, example in enumerate(examples):
+            try:
+                row = self._encoder.encode(example)
+            except RowError as error:
+                if refuse is None:
+                    raise
+                refuse(example, error)
+                continue
+            size = sum(value.nbytes for value in row.features.values())
+            if row.features and self._room.take(size):
+                self._features[len(used)] = row.features
+            used.append(number)
+            yield _Tokens(array("i", row.input_ids), array("i", row.labels), row.picture_digest)
 
-    @property
-    def labels(self) -> list[int]:
-        """Labels."""
-        return self._labels.tolist()
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._tokens)
 
-    @property
-    def features(self) -> dict[str, Tensor]:
-        """What else the model takes.
+    def __iter__(self) -> Iterator[Encoded]:
+        """Yield every row."""
+        for number, tokens in enumerate(self._tokens):
+            yield _Row(self, number, tokens)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """Return one row, or a list of those of a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        return _Row(self, number, self._tokens[number])
+
+    def features(self, number: int, digest: str) -> dict[str, Tensor]:
+        """Return what the model takes of row `number` beside its tokens.
 
         Raises:
-            DataError: the row's pictures are no longer what they were.
+            DataError: the row's pictures are not those of `digest` any more.
         """
-        if self._features is not None:
-            return self._features
-        assert self._again is not None, "a row without pictures keeps its features"
-        made = Encoded([], [], self._again())
-        if made.picture_digest != self.picture_digest:
+        if number in self._features:
+            return self._features[number]
+        example = self.examples[number]
+        made = Encoded([], [], self._encoder.encode_features(example))
+        if made.picture_digest != digest:
             raise DataError(
-                asked=f"the pictures of row {self._name} once more",
+                asked=f"the pictures of row {example.id} once more",
                 found="others than when the run began",
                 do="leave the files of a run alone until it ends, and start it again",
             )
         return made.features
 
 
-def stored_row(example: Example, encoder: ChatEncoder, room: Room) -> StoredRow:
-    """Encode a training row.
+class _Row(Encoded):
+    """One of `rows`, whose pictures are prepared when they are asked for."""
 
-    Raises:
-        RowError: as for `ChatEncoder.encode`.
-    """
-    encoded = encoder.encode(example)
-    # Not a lambda: processes that prepare batches may be given their rows as a pickle.
-    return StoredRow(encoded, example.id, partial(encoder.encode_features, example), room)
+    _rows: StoredRows
+    _number: int
+
+    def __init__(self, rows: StoredRows, number: int, tokens: _Tokens) -> None:
+        vars(self).update(
+            input_ids=tokens.ids.tolist(),
+            labels=tokens.labels.tolist(),
+            picture_digest=tokens.picture_digest,
+            _rows=rows,
+            _number=number,
+        )
+
+    @property
+    def features(self) -> dict[str, Tensor]:
+        """What else the model takes; errors are those of `StoredRows.features`."""
+        if not self.picture_digest:
+            return {}
+        return self._rows.features(self._number, self.picture_digest)

@@ -104,6 +104,16 @@ class FeatureStore:
             self.num_found += 1
         return found
 
+    @property
+    def notes(self) -> list[str]:
+        """How often the tower was spared, where it was; for the record."""
+        if not self.num_found:
+            return []
+        return [
+            f"What the tower makes of a picture was computed {self.num_computed} times and looked "
+            f"up {self.num_found} times (remember_pictures)."
+        ]
+
     def _path(self, key: str) -> Path:
         assert self.folder is not None
         return self.folder / key[:2] / f"{key}.safetensors"

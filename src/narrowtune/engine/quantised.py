@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from narrowtune.core.config import Quantisation
 from narrowtune.core.errors import UsageError
+from narrowtune.core.training_settings import Quantisation
 
 LIBRARIES: dict[Quantisation, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 """What quantises."""

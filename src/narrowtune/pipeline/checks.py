@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import DataError, UsageError
+from narrowtune.core.training_settings import TrainingSettings
 from narrowtune.data.sources import why_missing, why_not_there
 from narrowtune.engine.quantised import check_quantiser
 from narrowtune.train.arguments import (
@@ -54,6 +57,41 @@ def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int 
             )
     per_device = per_device_batch_size(config.training, num_processes)
     accumulation_steps(config.training.global_batch_size, per_device, num_processes)
+
+
+def check_launch(training: TrainingSettings, num_processes: int) -> None:
+    """Refuse ways of sharing a model out that would end without a delta, before it is trained.
+
+    Raises:
+        UsageError: FSDP in one process, or launched but not set; stage 3 of DeepSpeed's ZeRO.
+    """
+    if training.fsdp and num_processes == 1:
+        raise UsageError(
+            asked="training.fsdp",
+            found="one process, which has nobody to share with",
+            do="start it on several GPUs (accelerate launch --multi_gpu --num_processes N -m "
+            "narrowtune …), or leave fsdp out",
+        )
+    if not training.fsdp and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise UsageError(
+            asked="a launch with FSDP",
+            found="that this run's settings don't say so",
+            do="set training.fsdp: true (its options are training.fsdp_config), or launch without",
+        )
+    if training.deepspeed is not None and _zero_stage(Path(training.deepspeed)) == 3:
+        raise UsageError(
+            asked=f"ZeRO stage 3 ({training.deepspeed})",
+            found="that its parts can't be put together again here",
+            do="share the model out with training.fsdp: true, or take stage 2",
+        )
+
+
+def _zero_stage(path: Path) -> int | None:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return int(settings["zero_optimization"]["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # DeepSpeed itself says what is wrong with it
 
 
 def _check_device(device: str) -> None:

@@ -16,8 +16,9 @@ from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example, Message, RefusedRow, RowsRefusedError
 from narrowtune.data.room import Room
 from narrowtune.data.rows import write_refused
-from narrowtune.data.splits import find_overlap, mix_examples, split_examples
-from narrowtune.data.stored import stored_row
+from narrowtune.data.spilled import Joined
+from narrowtune.data.splits import draw_general, find_overlap, find_overlaps, split_examples
+from narrowtune.data.stored import StoredRows
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.pipeline.sources import Source
@@ -48,7 +49,8 @@ class Inputs:
     """Everything that a run reads.
 
     Attributes:
-        rows: what is learned from: the skill's training rows, then general rows mixed in.
+        rows: what is learned from: the skill's training rows, then general rows mixed in. They are
+            beside memory, and made when they are asked for.
         validation: for choosing a checkpoint.
         skill_answers: what the skill's own training rows answer.
         tasks: what is evaluated before and after; the skill's test split first.
@@ -59,8 +61,8 @@ class Inputs:
         notes: for the record.
     """
 
-    rows: list[Encoded] = field(default_factory=list)
-    validation: list[Encoded] = field(default_factory=list)
+    rows: Sequence[Encoded] = ()
+    validation: Sequence[Encoded] = ()
     skill_answers: set[str] = field(default_factory=set)
     tasks: list[Task] = field(default_factory=list)
     anchor_prompts: list[tuple[Message, ...]] = field(default_factory=list)
@@ -179,51 +181,52 @@ class _Reader:
         skill = self._skill() if with_skill else None
         keep = self._keep()
         if skill is not None:
-            own = [example for part in skill.values() for example in part]
-            self._check_overlap(own, keep, "taught")
-            mixed = self._mix(skill["train"])
-            tested = list(self.inputs.tasks[0].examples)
+            self._check_overlap(Joined(skill.values()), keep, "taught")
+            mixed = self._mix(len(skill["train"]))
+            tested = self.inputs.tasks[0].examples
             self._check_overlap(mixed, {"tested": tested, **keep}, "mixed in")
         self._drift_prompts(keep)
 
-    def _stored(self, example: Example) -> Encoded:
-        return stored_row(example, self.encoder, self._room)
+    def _stored(self, examples: Sequence[Example], source: Source) -> StoredRows:
+        return StoredRows(examples, self.encoder, self._room, source.refuse)
 
     def _source(self, settings: DataSettings, key: str) -> Source:
         return Source(settings, self.inputs.refused, key=key, seed=self.config.seed)
 
-    def _skill(self) -> dict[str, list[Example]]:
+    def _skill(self) -> dict[str, Sequence[Example]]:
         """Read and split the skill's rows; returns those of `skill.path` by split."""
         settings, inputs = self.config.skill, self.inputs
         source = self._source(settings, "skill")
         share = 0.0 if settings.test_path else settings.test
         splits = split_examples(source.examples, settings.validation, share, self.config.seed)
-        train = source.encode(splits["train"], self._stored)
-        validation = source.encode(splits["validation"], self._stored)
+        train = self._stored(splits["train"], source)
+        validation = self._stored(splits["validation"], source)
         own = {
-            "train": [example for example, _ in train],
-            "validation": [example for example, _ in validation],
+            "train": train.examples,
+            "validation": validation.examples,
             "test": source.encode_items(splits["test"], self.encoder),
         }
         source.check()
         for name, examples in own.items():
             if splits[name] and not examples:
                 raise _nothing_left(name, settings.path, len(splits[name]))
-        inputs.rows = [encoded for _, encoded in train]
-        inputs.validation = [encoded for _, encoded in validation]
+        inputs.rows, inputs.validation = train, validation
         inputs.skill_answers = {example.answers[0] for example in own["train"]}
         sizes = {name: len(examples) for name, examples in own.items()}
         num_used = sum(sizes.values())
         test = own["test"]
         notes: list[str] = []
         if settings.test_path is not None:
-            test, notes = self._own_test(settings.test_path, [*own["train"], *own["validation"]])
+            learned = Joined([own["train"], own["validation"]])
+            test, notes = self._own_test(settings.test_path, learned)
             sizes["test"] = len(test)
         inputs.tasks.append(make_task(settings, test, "target"))
         inputs.summaries.insert(0, source.summary("target", num_used, splits=sizes, notes=notes))
         return own
 
-    def _own_test(self, path: str, taught: list[Example]) -> tuple[list[Example], list[str]]:
+    def _own_test(
+        self, path: str, taught: Sequence[Example]
+    ) -> tuple[Sequence[Example], list[str]]:
         """Read the rows that the skill is tested on, from a file of their own."""
         source = self._source(test_settings(self.config.skill), "skill")
         test = source.encode_items(source.examples, self.encoder)
@@ -236,7 +239,7 @@ class _Reader:
             raise _overlap_error("taught", "tested", overlap)
         return test, [f"{len(overlap)} rows are both taught and tested."] if overlap else []
 
-    def _keep(self) -> dict[str, list[Example]]:
+    def _keep(self) -> dict[str, Sequence[Example]]:
         keep = {}
         for number, settings in enumerate(self.config.keep):
             source = self._source(settings, f"keep.{number}")
@@ -251,7 +254,7 @@ class _Reader:
             keep[earlier.settings.label] = self._earlier(earlier)
         return keep
 
-    def _earlier(self, taught: Taught) -> list[Example]:
+    def _earlier(self, taught: Taught) -> Sequence[Example]:
         """Read what an earlier skill is tested on; it is to be kept."""
         settings, key = taught.settings, f"the ledger's {taught.settings.label}"
         own = test_settings(settings) if settings.test_path is not None else settings
@@ -275,35 +278,35 @@ class _Reader:
         self.inputs.summaries.append(summary.model_copy(update={"name": settings.label}))
         return examples
 
-    def _mix(self, skill: list[Example]) -> list[Example]:
+    def _mix(self, num_skill: int) -> Sequence[Example]:
         """Draw general rows and put them behind the skill's."""
-        mixed: list[Example] = []
+        mixed: list[StoredRows] = []
         for number, mix in enumerate(self.config.mix):
             values = {"path": mix.path, "max_refused": mix.max_refused}
             settings = parse_data_settings(values, f"the rows of mix.{number}")
             source = self._source(settings, f"mix.{number}")
-            drawn = mix_examples(skill, source.examples, mix.share, self.config.seed)[len(skill) :]
-            encoded = source.encode(drawn, self._stored)
+            drawn = draw_general(source.examples, num_skill, mix.share, self.config.seed)
+            encoded = self._stored(drawn, source)
             source.check()
-            mixed += [example for example, _ in encoded]
-            self.inputs.rows += [row for _, row in encoded]
+            mixed.append(encoded)
             note = (
                 f"{len(drawn)} of {len(source.examples)} rows, drawn with seed {self.config.seed}."
             )
             self.inputs.summaries.append(source.summary("mix", len(encoded), notes=[note]))
-        return mixed
+        if mixed:
+            self.inputs.rows = Joined([self.inputs.rows, *mixed])
+        return Joined(rows.examples for rows in mixed)
 
     def _check_overlap(
-        self, trained: list[Example], measured: dict[str, list[Example]], what: str
+        self, trained: Sequence[Example], measured: dict[str, Sequence[Example]], what: str
     ) -> None:
-        for label, examples in measured.items():
-            overlap = find_overlap(trained, examples)
+        for label, overlap in find_overlaps(trained, measured).items():
             if overlap and not self.config.allow_overlap:
                 raise _overlap_error(what, f"kept ({label})", overlap)
             if overlap:
                 self.inputs.notes.append(f"{len(overlap)} rows are both {what} and kept ({label}).")
 
-    def _drift_prompts(self, keep: dict[str, list[Example]]) -> None:
+    def _drift_prompts(self, keep: dict[str, Sequence[Example]]) -> None:
         """Take as many prompts from the free ones as from each keep set, as far as they go."""
         settings = self.config.drift
         path = settings.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from narrowtune.core.config import DataSettings
 from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example, Message, RefusedRow, RowError, RowsRefusedError
 from narrowtune.data.rows import read_rows
+from narrowtune.data.spilled import pick
 from narrowtune.evaluate.metrics import why_unscorable
 from narrowtune.evaluate.tasks import Task, make_task
-
-Made = TypeVar("Made")
 
 
 class Source:
@@ -54,21 +52,27 @@ class Source:
         self.examples = rows.examples
         self._rows = rows
 
-    def encode(
-        self, examples: Sequence[Example], encode: Callable[[Example], Made]
-    ) -> list[tuple[Example, Made]]:
-        """Return the examples that can be encoded, each with what it became; refuse the others."""
-        made = []
-        for example in examples:
-            try:
-                made.append((example, encode(example)))
-            except RowError as error:
-                row = error.refused(self.settings.path, example.row)
-                self._unencoded.append(row)
-                self._seen.append(row)
-        return made
+    def refuse(self, example: Example, error: RowError) -> None:
+        """Note a row that can't be encoded."""
+        row = error.refused(self.settings.path, example.row)
+        self._unencoded.append(row)
+        self._seen.append(row)
 
-    def encode_items(self, examples: Sequence[Example], encoder: ChatEncoder) -> list[Example]:
+    def encodable(
+        self, examples: Sequence[Example], encode: Callable[[Example], object]
+    ) -> Sequence[Example]:
+        """Return the examples that can be encoded; refuse the others."""
+        used = []
+        for number, example in enumerate(examples):
+            try:
+                encode(example)
+            except RowError as error:
+                self.refuse(example, error)
+            else:
+                used.append(number)
+        return pick(examples, used)
+
+    def encode_items(self, examples: Sequence[Example], encoder: ChatEncoder) -> Sequence[Example]:
         """Return the examples that can be asked and scored as the settings say; refuse others."""
 
         # What it makes is not kept: the pixels of a whole set would not fit.
@@ -82,7 +86,7 @@ class Source:
                 for option in example.options:
                     encoder.encode_answer(example.prompt, option)
 
-        return [example for example, _ in self.encode(examples, check)]
+        return self.encodable(examples, check)
 
     def encode_prompts(
         self, examples: Sequence[Example], encoder: ChatEncoder
@@ -92,7 +96,7 @@ class Source:
         Raises:
             RowsRefusedError: one of them can't be encoded.
         """
-        self.encode(examples, lambda example: encoder.encode_prompt(example.messages))
+        self.encodable(examples, lambda example: encoder.encode_prompt(example.messages))
         self.check()
         return [example.messages for example in examples]
 

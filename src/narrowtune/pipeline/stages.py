@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -130,7 +131,8 @@ def packable_batches(inputs: Inputs, encoder: ChatEncoder) -> list[list[Encoded]
     """
     asked = [example.prompt for task in inputs.tasks for example in task.examples]
     asked += [prompt for _, prompt in inputs.drift_prompts]
-    rows = [row for row in inputs.rows if not row.picture_digest]
+    learned = (row for row in inputs.rows if not row.picture_digest)
+    rows = heapq.nsmallest(_CHECKED_ROWS, learned, key=lambda row: len(row.input_ids))
     text, pictured = prompts_as_batches(asked, encoder)
     return [rows if len(rows) >= _CHECKED_ROWS else text, pictured]
 

@@ -34,7 +34,7 @@ from narrowtune.models.blended import set_between
 from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import resolve
-from narrowtune.pipeline.checks import check_run
+from narrowtune.pipeline.checks import check_launch, check_run
 from narrowtune.pipeline.dial import Halves, restrict, turn
 from narrowtune.pipeline.folder import check_started, open_folder
 from narrowtune.pipeline.inputs import Inputs, load
@@ -58,6 +58,7 @@ from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.drift_callback import DriftCallback
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.masters import copy_tensors
+from narrowtune.train.sharded import check_sharing
 
 
 @dataclass
@@ -141,6 +142,7 @@ def _prepare(
     watch = Stopwatch(console, loud=state.is_main_process)
     folder = RunFolder(Path(config.output_dir))
     check_run(config, num_processes=state.num_processes)
+    check_launch(config.training, state.num_processes)
     if state.is_main_process:
         open_folder(folder, config, given, resume)
     with watch.stage("load the model"):
@@ -158,6 +160,8 @@ def _prepare(
             check_rows(book, inputs.summaries)
             names = ", ".join(entry.name for entry in book.ledger.skills)
             inputs.notes.append(f"Taught before, and kept (the ledger {config.ledger}): {names}.")
+    if config.training.fsdp:
+        check_sharing(loaded, selection, inputs.rows)
     halves = None
     if config.dial is not None:
         halves = Halves(inputs.tasks, config.dial, config.seed)
@@ -354,6 +358,7 @@ def _record(run: Run) -> RunRecord:
     assert run.before is not None
     assert run.after is not None
     config = run.config
+    seen = run.features.notes if run.features is not None else []
     return RunRecord(
         name=run.folder.root.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -386,15 +391,5 @@ def _record(run: Run) -> RunRecord:
         dial=run.dial,
         cost=estimate_cost(config.cost, sum(run.watch.seconds.values())),
         seconds={name: round(value, 2) for name, value in run.watch.seconds.items()},
-        notes=[*run.loaded.notes, *run.inputs.notes, *run.encoder.notes, *_seen(run.features)],
+        notes=[*run.loaded.notes, *run.inputs.notes, *run.encoder.notes, *seen],
     )
-
-
-def _seen(features: FeatureStore | None) -> list[str]:
-    """Say how often the tower was spared, where it was."""
-    if features is None or not features.num_found:
-        return []
-    return [
-        f"What the tower makes of a picture was computed {features.num_computed} times and looked "
-        f"up {features.num_found} times (remember_pictures)."
-    ]

@@ -23,6 +23,9 @@ from narrowtune.pipeline.inputs import (
 )
 from narrowtune.version import __version__
 
+_DEVICES = {"fsdp", "fsdp_config"}
+"""How a model is shared out is no part of what it learns."""
+
 _PLACES = {"path", "test_path", "name", "image_root", "max_refused"}
 """Where rows are and what they are called is no part of what they are."""
 
@@ -54,7 +57,7 @@ def hold_to(settings: StudySettings, weights: str, *, begun: bool) -> None:
 
 def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
     """Return everything that results depend on, by the setting's key."""
-    training = settings.training.model_dump(mode="json", exclude={"learning_rate"})
+    training = settings.training.model_dump(mode="json", exclude={"learning_rate", *_DEVICES})
     drift = settings.drift
     free = drift.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
     return {

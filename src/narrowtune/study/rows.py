@@ -32,7 +32,7 @@ class StudyRows:
         anchors: prompts of each arm's anchor, by its settings as JSON.
     """
 
-    pools: dict[str, list[Example]] = field(default_factory=dict)
+    pools: dict[str, Sequence[Example]] = field(default_factory=dict)
     validation: dict[str, Task] = field(default_factory=dict)
     tasks: list[Task] = field(default_factory=list)
     anchors: dict[str, list[tuple[Message, ...]]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ def read_study(settings: StudySettings, encoder: ChatEncoder) -> StudyRows:
     rows = StudyRows()
     for number, skill in enumerate(settings.skills):
         source = Source(skill, [], key=f"skills.{number}")
-        usable = [example for example, _ in source.encode(source.examples, encoder.encode)]
+        usable = source.encodable(source.examples, encoder.encode)
         source.check()
         parts = split_examples(usable, skill.validation, 0.0, 0)
         rows.pools[skill.label] = parts["train"]

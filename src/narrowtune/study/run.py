@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,11 @@ from narrowtune.core.errors import DataError
 from narrowtune.core.results import TaskResult
 from narrowtune.core.run_folder import write_json, write_text
 from narrowtune.core.study_settings import ArmSettings, StudySettings
-from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example
 from narrowtune.data.room import Room
-from narrowtune.data.splits import mix_examples
-from narrowtune.data.stored import stored_row
+from narrowtune.data.spilled import Joined, pick
+from narrowtune.data.splits import draw_general
+from narrowtune.data.stored import StoredRows
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
 from narrowtune.engine.features import FeatureStore, changes_eyes
 from narrowtune.engine.heap import return_freed_pages
@@ -119,7 +119,7 @@ class Study:
         self.drift_prompts = [("free prompts", prompt) for prompt in prompts]
         self.arithmetic = arithmetic or self._choose_arithmetic()
         self._shown = keep_shown(prompts, self.folder)
-        self._encoded: dict[tuple[str, int], list[Encoded]] = {}
+        self._encoded: dict[tuple[str, int], StoredRows] = {}
         self._anchors: dict[str, Anchor] = {}
         self._tolerance: float | None = None
         self._store = make_store(self.loaded, remember=settings.remember_pictures)
@@ -252,7 +252,7 @@ class Study:
             output_dir=folder,
             seed=seed,
         )
-        rows = [*self._rows(skill, seed), *self._replayed(arm, skill, seed)]
+        rows = Joined([self._rows(skill, seed), *self._replayed(arm, skill, seed)])
         # Adapters are drawn from the global generator: whatever ran before must not matter.
         set_seed(seed)
         adapters = (
@@ -272,7 +272,7 @@ class Study:
                 features=self._features,
             )
 
-    def _drawn(self, skill: str, seed: int) -> list[Example]:
+    def _drawn(self, skill: str, seed: int) -> Sequence[Example]:
         pool, number = self.pools[skill], self.settings.num_samples
         if number is None:
             return pool
@@ -282,9 +282,9 @@ class Study:
                 found=f"{len(pool)} to learn from",
                 do="give more rows, or lower num_samples",
             )
-        return Random(f"{skill} {seed}").sample(pool, number)
+        return pick(pool, Random(f"{skill} {seed}").sample(range(len(pool)), number))
 
-    def _rows(self, skill: str, seed: int) -> list[Encoded]:
+    def _rows(self, skill: str, seed: int) -> StoredRows:
         """Return the rows of a stage, the same for every arm."""
         key = skill, seed
         if key not in self._encoded:
@@ -292,18 +292,17 @@ class Study:
             while len(self._encoded) >= most:
                 del self._encoded[next(iter(self._encoded))]
             room = Room(2 * _REMEMBERED // most)
-            drawn = self._drawn(skill, seed)
-            self._encoded[key] = [stored_row(row, self.encoder, room) for row in drawn]
+            self._encoded[key] = StoredRows(self._drawn(skill, seed), self.encoder, room)
         return self._encoded[key]
 
-    def _replayed(self, arm: ArmSettings, skill: str, seed: int) -> list[Encoded]:
-        own = self._drawn(skill, seed) if arm.mix else []
+    def _replayed(self, arm: ArmSettings, skill: str, seed: int) -> list[StoredRows]:
+        own = self._drawn(skill, seed) if arm.mix else ()
         found = []
         for number, mix in enumerate(arm.mix):
             settings = DataSettings(path=mix.path, max_refused=mix.max_refused)
             source = Source(settings, [], key=f"mix.{number}", seed=seed)
-            drawn = mix_examples(own, source.examples, mix.share, seed)[len(own) :]
-            found += [row for _, row in source.encode(drawn, self.encoder.encode)]
+            drawn = draw_general(source.examples, len(own), mix.share, seed)
+            found.append(StoredRows(drawn, self.encoder, Room(_REMEMBERED), source.refuse))
             source.check()
         return found
 

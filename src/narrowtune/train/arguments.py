@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -156,7 +158,8 @@ def training_arguments(
         greater_is_better=False if training.load_best_model_at_end else None,
         report_to=training.report_to or "none",
         deepspeed=training.deepspeed,
-        fsdp=training.fsdp or "",
+        fsdp=training.fsdp,
+        fsdp_config=_fsdp_config(training),
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
         dataloader_num_workers=training.dataloader_num_workers,
@@ -181,6 +184,35 @@ def training_arguments(
         # One process is one device here; the Trainer would wrap the model in DataParallel.
         args._n_gpu = 1
     return args
+
+
+def _fsdp_config(training: TrainingSettings) -> dict[str, Any] | None:
+    """Return what FSDP is told: its second version, and what is given.
+
+    Raises:
+        UsageError: a file that can't be read, or another version.
+    """
+    if not training.fsdp:
+        return None
+    given = training.fsdp_config or {}
+    if isinstance(given, str):
+        try:
+            given = json.loads(Path(given).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                asked=f"the options of FSDP in {given}",
+                found=str(error),
+                do="give a JSON file, or the options themselves, as training.fsdp_config",
+            ) from None
+    # Earlier releases would take the first version, whose parts don't come back by name.
+    config: dict[str, Any] = {"version": 2, **given}
+    if str(config["version"]) != "2":
+        raise UsageError(
+            asked=f"version {config['version']} of FSDP (training.fsdp_config)",
+            found="that its parts can't be put together again by name",
+            do="leave version out",
+        )
+    return config
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:

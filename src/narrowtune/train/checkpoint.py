@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from narrowtune.core.errors import TrainingError
 from narrowtune.core.provenance import sha256_file
 from narrowtune.train.effort import Effort
+from narrowtune.train.sharded import fill, parameters_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +53,17 @@ class Progress:
     nonzero: tuple[str, ...]
 
 
-def save_trainable(
-    model: nn.Module, names: tuple[str, ...], folder: Path, progress: Progress
-) -> None:
-    """Write the parameters called `names`, and a manifest with their hash, into `folder`."""
+def save_trainable(tensors: Mapping[str, Tensor], folder: Path, progress: Progress) -> None:
+    """Write what trains, on the CPU, and a manifest with its hash, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = dict(model.named_parameters())
-    tensors = {name: parameters[name].detach().cpu().contiguous() for name in names}
     temporary = folder / f".{WEIGHTS}.part"
-    save_file(tensors, temporary, metadata={"format": "pt"})
+    save_file(dict(tensors), temporary, metadata={"format": "pt"})
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(folder / WEIGHTS)
     manifest = {
         "sha256": sha256_file(folder / WEIGHTS),
-        "names": list(names),
+        "names": list(tensors),
         "progress": asdict(progress),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
@@ -103,10 +101,10 @@ def load_trainable(model: nn.Module, names: tuple[str, ...], folder: Path) -> Pr
             do="resume with the recipe that the checkpoint was made with",
         )
     progress = _read_progress(manifest, asked)
-    parameters = dict(model.named_parameters())
+    parameters = parameters_of(model)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         for name in names:
-            parameters[name].copy_(file.get_tensor(name))
+            fill(parameters[name], file.get_tensor(name))
     return progress
 
 
@@ -134,8 +132,10 @@ def find_checkpoint(folder: Path) -> Path | None:
         if path.is_dir() and path.name.rpartition("-")[2].isdigit()
     ]
     for _, path in sorted(numbered, reverse=True):
-        needed = ("trainer_state.json", MANIFEST, WEIGHTS, "optimizer.pt")
+        needed = ("trainer_state.json", MANIFEST, WEIGHTS)
         missing = [name for name in needed if not (path / name).is_file()]
+        if not any(path.glob("optimizer*")):  # optimizer.pt, or what FSDP writes in its place
+            missing.append("optimizer.pt")
         if not missing and _is_json(path / "trainer_state.json"):
             return path
         what = f"no {', '.join(missing)}" if missing else "trainer_state.json is cut short"

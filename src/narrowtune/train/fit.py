@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from narrowtune.core.config import RunConfig
@@ -39,6 +39,12 @@ from narrowtune.train.masters import (
 from narrowtune.train.order import EpochOrder, PictureSampler
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
 from narrowtune.train.quantised import is_quantised
+from narrowtune.train.sharded import (
+    PartsWitness,
+    end_sharing,
+    keep_frozen_eyes_whole,
+    shareable_copy,
+)
 from narrowtune.train.trainer import NarrowTrainer, Rows
 
 
@@ -82,7 +88,8 @@ def fit(
     hold the tuned weights rounded to the base's dtype, and every parameter has the dtype that it
     came with. `features` keeps what a frozen tower makes of pictures; several processes, and
     recipes that train it, don't use them.
-    `drift` is measured against the base, whichever step a resumed run begins with.
+    `drift` is measured against the base, whichever step a resumed run begins with. Where the model
+    is shared out over devices (`training.fsdp`), it waits on the CPU meanwhile.
 
     Raises:
         TrainingError: a model that is quantised otherwise than set, a loss that is not finite, a
@@ -90,12 +97,7 @@ def fit(
         ProofError: a frozen tensor moved, or a selected one got no gradient.
     """
     model = loaded.model
-    if is_quantised(model) != (config.training.quantize_frozen is not None):
-        raise TrainingError(
-            asked=f"to train with training.quantize_frozen: {config.training.quantize_frozen}",
-            found=f"a model that is {'' if is_quantised(model) else 'not '}quantised",
-            do="call fit inside quantised_frozen exactly where the setting asks for it",
-        )
+    _check_quantised(model, config)
     attributes = set(vars(model))
     set_seed(config.seed)
     parameters = dict(model.named_parameters())
@@ -118,12 +120,14 @@ def fit(
     pad = padding_id(loaded.tokenizer)
     use_cache = getattr(model.config, "use_cache", None)
     witness = GradientWitness(model, selection.names)
+    device = model.device
+    trained = shareable_copy(model) if config.training.fsdp else model
     sampler = PictureSampler(rows, config.seed) if config.training.group_by_picture else None
     energy = EnergyMeter() if config.cost.measure_energy and args.process_index == 0 else None
     order = [EpochOrder(sampler)] if sampler is not None else []
-    meter = EffortMeter(model.device, energy)
+    meter = EffortMeter(device, energy)
     trainer = NarrowTrainer(
-        model,
+        trained,
         args,
         selection=selection,
         arithmetic=arithmetic,
@@ -141,9 +145,12 @@ def fit(
             LogFile(Path(config.output_dir) / "train.jsonl"),
             *callbacks,
             *order,
+            *([PartsWitness(witness, selection.names)] if config.training.fsdp else []),
             *([drift] if drift is not None else []),
         ],
     )
+    if config.training.fsdp:
+        keep_frozen_eyes_whole(trainer, loaded, selection)
     if drift is not None:
         drift.swap = WeightSwap(model, base)
     # For callbacks only (DriftCallback): the Trainer itself would change the model's settings.
@@ -155,14 +162,15 @@ def fit(
     # Processes that share one tower would have to run it for the same pictures at the same time.
     fixed = num_processes == 1 and not changes_eyes(loaded, selection.names)
     with (
-        computing_in(model, torch.float32, layer_norm_names(model)),
+        computing_in(
+            trained, torch.float32, () if config.training.fsdp else layer_norm_names(model)
+        ),
         remembered_features(loaded, features if fixed else None),
         meter,
     ):
-        if checkpoint is not None and _is_last(checkpoint, steps, drift):
-            trainer.load_finished(checkpoint)
-        elif steps > 0:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _train(trainer, checkpoint, steps, drift)
+    if config.training.fsdp:
+        end_sharing(trainer, model, witness, device)
     effort = meter.read()
     # Accelerate leaves a mark that it was there (and under FSDP a forward that casts); without it
     # the model can be trained again. Its own unwrapping would strip the model's decorators too.
@@ -180,8 +188,6 @@ def fit(
     for dtype in set(dtypes.values()):
         set_parameter_dtype(model, dtype, [name for name, own in dtypes.items() if own == dtype])
     model.requires_grad_(False)
-    best = trainer.state.best_global_step if config.training.load_best_model_at_end else None
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     summary = TrainingSummary(
         num_steps=trainer.state.global_step if steps else 0,
         num_epochs=float(trainer.state.epoch or 0.0) if steps else 0.0,
@@ -195,8 +201,10 @@ def fit(
         num_processes=num_processes,
         global_batch_size=config.training.global_batch_size,
         learning_rate=config.training.learning_rate,
-        final_loss=losses[-1] if losses else None,
-        best_step=best,
+        final_loss=next((e["loss"] for e in trainer.state.log_history[::-1] if "loss" in e), None),
+        best_step=trainer.state.best_global_step
+        if config.training.load_best_model_at_end
+        else None,
         anchor_weight=anchor.weight if anchor else None,
         anchor_seconds=anchor.seconds if anchor else None,
         resumed_from=checkpoint.name if checkpoint else None,
@@ -204,6 +212,25 @@ def fit(
         energy_source=_energy_source(energy, effort),
     )
     return FitResult(summary, proof, base, meter.earlier.seconds if meter.earlier else 0.0)
+
+
+def _check_quantised(model: nn.Module, config: RunConfig) -> None:
+    if is_quantised(model) != (config.training.quantize_frozen is not None):
+        raise TrainingError(
+            asked=f"to train with training.quantize_frozen: {config.training.quantize_frozen}",
+            found=f"a model that is {'' if is_quantised(model) else 'not '}quantised",
+            do="call fit inside quantised_frozen exactly where the setting asks for it",
+        )
+
+
+def _train(
+    trainer: NarrowTrainer, checkpoint: Path | None, steps: int, drift: DriftCallback | None
+) -> None:
+    """Train what a checkpoint has left to do."""
+    if checkpoint is not None and _is_last(checkpoint, steps, drift):
+        trainer.load_finished(checkpoint)
+    elif steps > 0:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def _energy_source(energy: EnergyMeter | None, effort: Effort) -> str | None:

@@ -126,6 +126,11 @@ class _Planner:
             )
         if config.anchor is not None and not workload.anchor_prompts:
             self.notes.append("No anchor prompts given: the anchor's part is not counted.")
+        if config.training.fsdp:
+            self.notes.append(
+                "Memory is that of a device which has the whole model: what FSDP saves by sharing "
+                "it out (training.fsdp) is not counted."
+            )
         self.make_optimizer = self._optimizer(num_processes)
 
     def plan(self, measure_time: bool) -> Plan:

@@ -83,14 +83,16 @@ class GradientWitness:
         self.nonzero: set[str] = set()
         self.passes_zeros = False
         self._handles: dict[str, RemovableHandle] = {
-            name: parameters[name].register_hook(partial(self._see, name)) for name in names
+            name: parameters[name].register_hook(partial(self.see, name)) for name in names
         }
 
-    def _see(self, name: str, gradient: Tensor) -> None:
+    def see(self, name: str, gradient: Tensor) -> None:
+        """Take note of a gradient, or of the part of it that this process has."""
         if name in self.nonzero or bool(torch.any(gradient != 0)):
             self.received.add(name)
             self.nonzero.add(name)
-            self._handles.pop(name).remove()
+            if (handle := self._handles.pop(name, None)) is not None:
+                handle.remove()
         elif not self.passes_zeros:
             self.received.add(name)
 

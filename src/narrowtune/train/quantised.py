@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from narrowtune.core.config import Quantisation
 from narrowtune.core.errors import ModelError, SelectionError
+from narrowtune.core.training_settings import Quantisation
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.store import check_free_space
 from narrowtune.engine.memory import sum_bytes, tensor_bytes

@@ -28,13 +28,14 @@ from narrowtune.train.checkpoint import Progress, load_trainable, save_trainable
 from narrowtune.train.distillation import Distillation
 from narrowtune.train.effort import EffortMeter
 from narrowtune.train.proof import GradientWitness
+from narrowtune.train.sharded import join, parameters_of, whole
 
 
 class Rows(Dataset[Encoded]):
     """Encoded rows as a data set; the sampler draws from it by number."""
 
     def __init__(self, rows: Sequence[Encoded]) -> None:
-        self.rows = list(rows)
+        self.rows = rows
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -293,17 +294,33 @@ class NarrowTrainer(Trainer):
         )
         return metrics
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what trains; of a model that is shared out, every process has to ask for it."""
+        if self.is_fsdp_enabled:
+            join(self.witness)
+            tensors = self._trainable()
+            if self.args.should_save:
+                save_trainable(tensors, Path(output_dir or self._folder()), self._progress())
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
     ) -> None:
-        if self._shards_parameters():
+        if self.is_deepspeed_enabled:
             super()._save(output_dir, state_dict)
         else:
-            folder = output_dir or self.args.output_dir
-            assert folder is not None
-            save_trainable(
-                self._inner_model(), self.selection.names, Path(folder), self._progress()
-            )
+            folder = Path(output_dir or self._folder())
+            save_trainable(self._trainable(), folder, self._progress())
+
+    def _folder(self) -> str:
+        folder = self.args.output_dir
+        assert folder is not None
+        return folder
+
+    def _trainable(self) -> dict[str, Tensor]:
+        parameters = parameters_of(self._inner_model())
+        return {name: whole(parameters[name]) for name in self.selection.names}
 
     def _progress(self) -> Progress:
         return Progress(
@@ -318,7 +335,7 @@ class NarrowTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        if self._shards_parameters():
+        if self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             names = self.selection.names
@@ -331,7 +348,7 @@ class NarrowTrainer(Trainer):
             self.witness.nonzero.update(done.nonzero)
 
     def _load_best_model(self) -> None:
-        if self._shards_parameters():
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             assert self.state.best_model_checkpoint is not None
@@ -343,7 +360,7 @@ class NarrowTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     def _shards_parameters(self) -> bool:
-        """FSDP and DeepSpeed own the parameters; the Trainer's own checkpoints fit them."""
+        """FSDP and DeepSpeed own the parameters."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
 

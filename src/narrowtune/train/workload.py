@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 from torch import Tensor
 
@@ -90,7 +91,7 @@ class Batches:
         self, loaded: LoadedModel, config: RunConfig, workload: Workload, num_processes: int
     ) -> None:
         self._loaded = loaded
-        self.rows = list(workload.rows) or _example_rows(loaded)
+        self.rows = workload.rows or _example_rows(loaded)
         self._seed = config.seed
         training = config.training
         self.batch_size = per_device_batch_size(training, num_processes)
@@ -111,35 +112,36 @@ class Batches:
             wanted = min(config.anchor.rows_per_step, len(self.anchor_rows))
             self.num_anchor_rows = math.ceil(wanted / (self.micro_batches * num_processes))
 
-    @property
+    @cached_property
     def tokens_per_sample(self) -> float:
         """Mean length of the task's rows."""
-        return statistics.fmean(_lengths(self.rows))
+        return statistics.fmean(len(row.input_ids) for row in self.rows)
 
-    @property
+    @cached_property
     def labels_per_sample(self) -> float:
         """Mean number of label positions of the task's rows."""
         return statistics.fmean(_num_labels(row) for row in self.rows)
 
-    @property
+    @cached_property
     def typical(self) -> Encoded:
         """The task row whose length is nearest to the mean."""
-        return self._nearest(self.rows)
+        typical = self._nearest(self.rows)
+        assert typical is not None
+        return typical
 
-    @property
+    @cached_property
     def typical_pictured(self) -> Encoded | None:
         """The same among rows with pictures; None if there is none."""
-        pictured = [row for row in self.rows if row.picture_digest]
-        return self._nearest(pictured) if pictured else None
+        return self._nearest(row for row in self.rows if row.picture_digest)
 
     @property
     def labels_per_pass(self) -> float:
         """Mean number of label positions of a micro-batch, the anchor's among them."""
         return self.batch_size * self.labels_per_sample + self.num_anchor_rows * self.anchor_labels
 
-    def _nearest(self, rows: Sequence[Encoded]) -> Encoded:
+    def _nearest(self, rows: Iterable[Encoded]) -> Encoded | None:
         mean = self.tokens_per_sample
-        return min(rows, key=lambda row: abs(len(row.input_ids) - mean))
+        return min(rows, key=lambda row: abs(len(row.input_ids) - mean), default=None)
 
     def draw(self, generator: random.Random, size: int) -> list[Encoded]:
         """Draw a micro-batch of `size` task rows and its share of anchor rows."""
@@ -185,7 +187,7 @@ class Batches:
 
     def most_positions(self) -> int:
         """Return the positions of the largest of some micro-batches, each with the longest row."""
-        longest = max([*self.rows, *self.anchor_rows], key=lambda row: len(row.input_ids))
+        longest = max(chain(self.rows, self.anchor_rows), key=lambda row: len(row.input_ids))
         drawn = self._drawn()[:_DRAWS_OF_LONGEST]
         return max(self.width([longest, *batch[1:]]) for batch in drawn)
 

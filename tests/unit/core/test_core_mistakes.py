@@ -56,7 +56,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(key, values, words):
 def test_an_unknown_key_says_which_was_meant_and_which_there_are(key, values, meant):
     found = line(key, **values)
     assert f"no such key (did you mean {meant}?); known are " in found
-    assert found.endswith(("allow_overlap, seed", "deepspeed, fsdp", "limit, max_refused"))
+    assert found.endswith(("allow_overlap, seed", "fsdp, fsdp_config", "limit, max_refused"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import json
 import weakref
 from collections.abc import Callable
@@ -122,7 +123,7 @@ def test_every_source_gives_the_same_examples(tmp_path: Path, read: Callable[...
         ("two", "train"),
     ]:
         found = read_rows(DataSettings(path=str(tmp_path / name), split=split))
-        assert found.examples == expected.examples, name
+        assert list(found.examples) == list(expected.examples), name
         assert found.sha256 == expected.sha256, name
     with pytest.raises(DataError, match="several splits: train, test") as error:
         read_rows(DataSettings(path=str(tmp_path / "two")))
@@ -382,6 +383,53 @@ def test_rows_that_a_limit_leaves_out_are_not_held(
     assert [row.row for row in rows.refused] == [8, 61]
     assert "4 of 59 rows" in rows.notes[0]
     assert len(read(*table[:7], limit=7).notes) == 0
+
+
+def test_all_rows_are_read_without_holding_them(
+    read: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    real = reading.parse_row
+    most = 0
+
+    def parse(*args: Any) -> Any:
+        nonlocal most
+        most = max(most, len(alive))
+        example = real(*args)
+        alive.add(example)
+        return example
+
+    monkeypatch.setattr(reading, "parse_row", parse)
+    rows = read(*({"id": str(i), "question": f"{i}", "answer": "x"} for i in range(60)))
+    assert most <= 3
+    assert len(rows.examples) == 60
+    assert not alive
+
+
+def test_embedded_pictures_are_decoded_once_and_not_held(
+    tmp_path: Path, png: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [png(colour="red"), png(colour="green"), b"not a picture"]
+    table = [
+        {"question": f"{i}?", "answer": "x", "image": {"bytes": pictures[i % 3], "path": None}}
+        for i in range(12)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "rows.parquet")
+    decoded = []
+    real = reading.check_image
+
+    def check(image: Image) -> Image:
+        decoded.append(image.data)
+        return real(image)
+
+    monkeypatch.setattr(reading, "check_image", check)
+    rows = read_rows(DataSettings(path=str(tmp_path / "rows.parquet"), max_refused=4))
+    assert [item.row for item in rows.refused] == [3, 6, 9, 12]
+    assert decoded.count(pictures[0]) == decoded.count(pictures[1]) == 1
+    for row, number in zip(rows.examples, (0, 1, 3, 4, 6, 7, 9, 10), strict=True):
+        assert row.images[0].data == pictures[number % 3]
+        assert row.images[0].sha256 == hashlib.sha256(pictures[number % 3]).hexdigest()
+        assert row.group == f"picture {row.images[0].sha256[:16]}"
 
 
 def test_the_hash_covers_pictures(

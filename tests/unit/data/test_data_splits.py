@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from narrowtune.core.errors import DataError, UsageError
 from narrowtune.data.examples import Example, Image, Message, Text
-from narrowtune.data.splits import find_overlap, mix_examples, split_examples
+from narrowtune.data.spilled import Spilled
+from narrowtune.data.splits import (
+    draw_general,
+    find_overlap,
+    find_overlaps,
+    split_examples,
+)
 
 
 def _row(name: str, *, text: str = "", group: str | None = None, picture: str = "") -> Example:
@@ -108,14 +115,34 @@ def test_a_system_turn_does_not_hide_overlap() -> None:
     assert find_overlap([row], [other])
 
 
-def test_mixing_draws_by_seed() -> None:
-    skill, general = [_row(f"s{i}") for i in range(50)], [_row(f"g{i}") for i in range(30)]
-    mixed = mix_examples(skill, general, 0.1, seed=1)
-    assert mixed[:50] == skill
-    assert len(mixed) == 55
-    assert {e.id for e in mix_examples(skill, general[::-1], 0.1, seed=1)} == {e.id for e in mixed}
-    assert {e.id for e in mix_examples(skill, general, 0.1, seed=2)} != {e.id for e in mixed}
+def test_general_rows_are_drawn_by_seed() -> None:
+    general = [_row(f"g{i}") for i in range(30)]
+
+    def drawn(rows: Sequence[Example], share: float = 0.1, seed: int = 1) -> list[str]:
+        return [row.id for row in draw_general(rows, 50, share, seed)]
+
+    assert len(drawn(general)) == 5
+    assert drawn(general) == sorted(drawn(general), key=lambda name: int(name[1:]))  # as they came
+    assert drawn(Spilled(general)) == drawn(general)
+    assert set(drawn(general[::-1])) == set(drawn(general))
+    assert set(drawn(general, seed=2)) != set(drawn(general))
     with pytest.raises(DataError, match="30 general rows"):
-        mix_examples(skill, general, 1.0, seed=1)
+        drawn(general, share=1.0)
     with pytest.raises(UsageError):
-        mix_examples(skill, general, 0.0, seed=1)
+        drawn(general, share=0.0)
+
+
+def test_several_sets_are_compared_in_one_pass() -> None:
+    rows = [_row(name) for name in "abcd"]
+    others = {"first": [rows[1]], "second": [], "third": [rows[3], rows[0]]}
+    found = find_overlaps(iter(rows), others)
+    assert found == {name: find_overlap(rows, right) for name, right in others.items()}
+    assert [overlap.left.id for overlap in found["third"]] == ["a", "d"]
+
+
+def test_rows_beside_memory_are_split_alike() -> None:
+    rows = [_row(str(number)) for number in range(40)]
+    plain = split_examples(rows, 0.2, 0.2, seed=3)
+    beside = split_examples(Spilled(rows), 0.2, 0.2, seed=3)
+    assert {name: list(part) for name, part in beside.items()} == plain
+    assert all(isinstance(part, Spilled) for part in beside.values())

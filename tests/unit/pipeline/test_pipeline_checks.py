@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
 import pytest
 
 from narrowtune.core.config import ModelSettings, parse_config
 from narrowtune.core.errors import DataError, UsageError
+from narrowtune.core.training_settings import TrainingSettings
 from narrowtune.pipeline import single
-from narrowtune.pipeline.checks import check_paths, check_run
+from narrowtune.pipeline.checks import check_launch, check_paths, check_run
 from narrowtune.pipeline.teach import teach
 
 
@@ -233,3 +235,24 @@ def test_a_gpu_by_number_is_refused_where_the_trainer_would_take_another(rows, t
     check_run(config, with_skill=False)
     for device in ("cuda", "cuda:0", "cpu", "auto"):
         check_run(parse_config({**values, "device": device}, "test"))
+
+
+def test_ways_of_sharing_out_that_end_without_a_delta_are_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    check_launch(TrainingSettings(), 1)
+    check_launch(TrainingSettings(fsdp=True), 2)
+    with pytest.raises(UsageError, match="one process"):
+        check_launch(TrainingSettings(fsdp=True), 1)
+    for stage, contents in ((2, {"stage": 2}), (3, {"stage": 3}), (None, {}), (None, [])):
+        path = tmp_path / "zero.json"
+        path.write_text(json.dumps({"zero_optimization": contents}), encoding="utf-8")
+        training = TrainingSettings(deepspeed=str(path))
+        if stage == 3:
+            with pytest.raises(UsageError, match="ZeRO stage 3"):
+                check_launch(training, 2)
+        else:
+            check_launch(training, 2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_launch(TrainingSettings(fsdp=True), 2)
+    with pytest.raises(UsageError, match=r"training\.fsdp: true"):
+        check_launch(TrainingSettings(), 2)

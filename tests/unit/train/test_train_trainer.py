@@ -487,3 +487,25 @@ def test_the_users_own_mixed_precision_does_not_decide_the_arithmetic(tmp_path, 
     sizes = {"num_samples": 8, "num_processes": 1}
     args = training_arguments(_config(tmp_path), bf16=False, on_cpu=True, **sizes)
     assert args.mixed_precision == "no"
+
+
+def test_fsdp_is_its_second_version_with_the_options_given(tmp_path) -> None:
+    sizes = {"num_samples": 8, "bf16": False, "on_cpu": True, "num_processes": 1}
+
+    def arguments(**training: object) -> TrainingArguments:
+        config = _config(tmp_path)
+        changed = config.training.model_copy(update=training)
+        return training_arguments(config.model_copy(update={"training": changed}), **sizes)
+
+    assert not arguments().fsdp
+    made = arguments(fsdp=True, fsdp_config={"cpu_offload": True})
+    assert made.fsdp
+    assert made.fsdp_config["cpu_offload"]
+    assert made.fsdp_plugin_args["fsdp_version"] == 2
+    path = tmp_path / "options.json"
+    path.write_text('{"reshard_after_forward": false}', encoding="utf-8")
+    assert arguments(fsdp=True, fsdp_config=str(path)).fsdp_config["reshard_after_forward"] is False
+    with pytest.raises(UsageError, match=r"missing\.json"):
+        arguments(fsdp=True, fsdp_config=str(tmp_path / "missing.json"))
+    with pytest.raises(UsageError, match="version 1 of FSDP"):
+        arguments(fsdp=True, fsdp_config={"version": 1})

@@ -1,0 +1,88 @@
+"""How a run trains.
+
+Key names follow `transformers.TrainingArguments` where that has the setting.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from narrowtune.core.data_settings import Settings
+
+Quantisation = Literal["int8", "nf4"]
+"""How frozen layers may be held while training: 8 bits, or the 4 bits of NF4."""
+
+
+class TrainingSettings(Settings):
+    """Optimisation, with the names of `transformers.TrainingArguments`.
+
+    Attributes:
+        learning_rate: peak of the schedule.
+        num_train_epochs: passes over the rows; ignored where max_steps is given.
+        max_steps: optimiser steps; 0 trains nothing, -1 leaves it to the epochs.
+        global_batch_size: samples per optimiser step over all devices; accumulation is derived
+            from it, so that every recipe and every machine takes the same steps.
+        per_device_train_batch_size: samples of one forward pass; a step's share is the most.
+        lr_scheduler_type: as transformers names schedules.
+        warmup_ratio: share of the steps; none where it is less than one step, since the first step
+            of a warm-up has the rate 0.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+        optim: as transformers names optimisers.
+        gradient_checkpointing: compute activations again in the backward pass, to save memory.
+        dataloader_num_workers: processes that prepare batches beside the training; worth it where
+            pictures are too many to be held, and cores are free.
+        compute_dtype: `auto` measures which arithmetic is fastest here and records it.
+        quantize_frozen: hold the frozen linear layers of the language model in 8 or 4 bits while
+            training, to save memory; scores and the delta are of full precision. Needs the extra
+            `quant`.
+        packing: lay rows of text end to end, and rows about one picture behind it, so that what
+            they begin with is computed once, where that is cheaper; the sums are the same. False
+            takes the plain path, row by row.
+        group_by_picture: draw pictures and not rows, so that all rows about a picture are in the
+            same step, or in steps that follow each other, and share it. The steps are others than
+            those of rows in any order.
+        save_steps: steps between checkpoints; 0 saves none.
+        save_total_limit: checkpoints kept.
+        eval_steps: steps between losses on validation rows; 0 never computes them.
+        load_best_model_at_end: end with the checkpoint of the lowest validation loss.
+        logging_steps: steps between lines of train.jsonl.
+        report_to: trackers, as transformers names them.
+        deepspeed: a DeepSpeed file, passed through.
+        fsdp: share the model out over several GPUs, with PyTorch's FSDP; what it made comes back
+            whole. Each process still loads the model, and needs room for it in its host's memory.
+        fsdp_config: options of `fsdp` as TrainingArguments takes them, or a JSON file of them.
+    """
+
+    learning_rate: float = Field(3e-5, gt=0)
+    num_train_epochs: float = Field(1.0, ge=0)
+    max_steps: int = Field(-1, ge=-1)
+    global_batch_size: int = Field(16, ge=1)
+    per_device_train_batch_size: int = Field(16, ge=1)
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optim: str = "adamw_torch_fused"
+    gradient_checkpointing: bool = False
+    dataloader_num_workers: int = Field(0, ge=0)
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    quantize_frozen: Quantisation | None = None
+    packing: bool = True
+    group_by_picture: bool = False
+    save_steps: int = Field(0, ge=0)
+    save_total_limit: int = Field(2, ge=1)
+    eval_steps: int = Field(0, ge=0)
+    load_best_model_at_end: bool = False
+    logging_steps: int = Field(1, ge=1)
+    report_to: list[str] = Field(default_factory=list)
+    deepspeed: str | None = None
+    fsdp: bool = False
+    fsdp_config: dict[str, Any] | str | None = None
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value

@@ -1,0 +1,180 @@
+"""A model that is shared out over devices while it trains, and comes back whole.
+
+FSDP (its second version, https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html)
+takes a model apart for good. So it gets a copy: frozen tensors are shared with the model until
+they are shared out, what trains is held twice, in the host's memory. After the training every
+tensor is gathered into the model, so that the proof is of what was trained.
+
+What a model sees with stays whole on every device where it is frozen: devices wait for each other
+in every part that is shared out, and one whose rows have no picture would not come.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from narrowtune.core.errors import UsageError
+from narrowtune.data.collate import Encoded
+from narrowtune.engine.features import changes_eyes
+from narrowtune.models.load import LoadedModel
+from narrowtune.models.select import Selection
+from narrowtune.train.proof import GradientWitness
+
+
+def check_sharing(loaded: LoadedModel, selection: Selection, rows: Iterable[Encoded]) -> None:
+    """See that a model can be shared out for a training on `rows`.
+
+    Raises:
+        UsageError: eyes are to train and not every row has a picture.
+    """
+    if changes_eyes(loaded, selection.names) and not all(row.picture_digest for row in rows):
+        raise UsageError(
+            asked=f"training.fsdp with {selection.recipe}, which trains what sees",
+            found="rows without a picture, for which a device would keep the others waiting",
+            do="give every row a picture, choose a recipe of the language model, or leave fsdp out",
+        )
+
+
+def shareable_copy(model: nn.Module) -> nn.Module:
+    """Return a copy for FSDP to take apart; `model` is moved to the CPU, off the devices."""
+    model.to("cpu")
+    shared: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
+        for parameter in model.parameters()
+        if not parameter.requires_grad
+    }
+    return copy.deepcopy(model, shared)
+
+
+def keep_frozen_eyes_whole(trainer: Trainer, loaded: LoadedModel, selection: Selection) -> None:
+    """Tell FSDP what not to share out, before anything trains.
+
+    Raises:
+        UsageError: accelerate does not share out on these devices.
+    """
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        raise UsageError(
+            asked="training.fsdp",
+            found=f"that accelerate does not share out on {trainer.args.device.type}",
+            do="train on GPUs, or leave fsdp out: each process then has the whole model",
+        )
+    if changes_eyes(loaded, selection.names):
+        return
+    assert trainer.model is not None
+    eyes = list(_eyes(trainer.model, loaded))
+    for module in eyes:
+        module.to(trainer.args.device)
+    plugin.ignored_modules = eyes
+
+
+def _eyes(model: nn.Module, loaded: LoadedModel) -> Iterable[nn.Module]:
+    """Yield the largest modules whose parameters are all outside of the language model."""
+
+    def visit(module: nn.Module, path: str) -> Iterable[nn.Module]:
+        names = [f"{path}{name}" for name, _ in module.named_parameters()]
+        components = {loaded.family.component(name) for name in names}
+        if names and "language_model" not in components:
+            yield module
+            return
+        for name, child in module.named_children():
+            yield from visit(child, f"{path}{name}.")
+
+    return visit(model, "")
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """Return a tensor with all its parts, on the CPU; every process has to ask for it."""
+    tensor = parameter.detach()
+    if isinstance(tensor, DTensor):
+        # Parts that are kept on the host travel by way of the devices.
+        on_device = cast(DTensor, tensor.to(tensor.device_mesh.device_type))
+        tensor = on_device.full_tensor()
+    return tensor.cpu().contiguous()
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, values: Tensor) -> None:
+    """Put values into a parameter, or this process's part of them into its part."""
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        parts = distribute_tensor(values.to(mesh.device_type), mesh, parameter.placements)
+        parameter.to_local().copy_(parts.to_local())
+    else:
+        parameter.copy_(values)
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a model's parameters by name; those of one that is shared out are all in parts."""
+    inner = extract_model_from_parallel(model)
+    for module in inner.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    return dict(inner.named_parameters())
+
+
+@torch.no_grad()
+def end_sharing(
+    trainer: Trainer, model: PreTrainedModel, witness: GradientWitness, device: torch.device
+) -> None:
+    """Gather everything that was shared out into the model that it is a copy of, on `device`."""
+    join(witness)
+    assert trainer.model is not None
+    parameters = parameters_of(trainer.model)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(whole(parameters[name]))
+    buffers = dict(extract_model_from_parallel(trainer.model).named_buffers())
+    for name, buffer in model.named_buffers():
+        buffer.copy_(whole(buffers[name]))
+    # transformers' wrapper of `to` hides whose method it is.
+    model.to(device)  # type: ignore[arg-type]
+
+
+class PartsWitness(TrainerCallback):
+    """Shows a witness the gradients of parameters in parts, which no hook on them sees."""
+
+    def __init__(self, witness: GradientWitness, names: Sequence[str]) -> None:
+        self._witness, self._names = witness, names
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **_: Any,
+    ) -> None:
+        """Look at what has not been seen yet."""
+        waiting = [name for name in self._names if name not in self._witness.nonzero]
+        parameters = dict(extract_model_from_parallel(model).named_parameters()) if waiting else {}
+        for name in waiting:
+            gradient = parameters[name].grad
+            if gradient is not None:
+                local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+                self._witness.see(name, local)
+
+
+def join(witness: GradientWitness) -> None:
+    """Let every process know what any of them saw: each has its own part of a gradient."""
+    seen: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(seen, (witness.received, witness.nonzero))
+    for received, nonzero in seen:
+        witness.received.update(received)
+        witness.nonzero.update(nonzero)
