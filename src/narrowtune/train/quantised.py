@@ -6,6 +6,7 @@ are of full precision, and nothing that is kept for later runs was made by quant
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -30,6 +31,7 @@ from narrowtune.models.select import Selection
 
 _REPEATS = 3
 _NAME = "weight"
+_ASIDE = ".frozen-"
 
 _WORKSPACE = 6
 """Bytes for each number of a layer while it is computed: in the base's 16 bits, then in fp32."""
@@ -77,7 +79,7 @@ def quantised_frozen(
         selection: what trains; it is left alone, as are embeddings, head, norms, biases, vision
             tower and projector.
         kind: how.
-        folder: where the weights wait, in a folder that is deleted at the end.
+        folder: of the run. The weights wait in a folder in it that is deleted at the end.
 
     Yields:
         A sentence for the record and the delta.
@@ -92,10 +94,12 @@ def quantised_frozen(
     layers = frozen_layers(loaded, selection, kind)
     asked = f"put {len(layers)} layers aside that are quantised while training"
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_ASIDE}*"):  # by a run that was killed; this one takes its place
+        shutil.rmtree(left, ignore_errors=True)
     check_free_space(folder, sum_bytes(layer.weight for layer in layers.values()), asked)
     numbers = sum(layer.weight.numel() for layer in layers.values())
     hashes: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".frozen-") as aside:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_ASIDE) as aside:
         files = {path: Path(aside) / f"{number}.safetensors" for number, path in enumerate(layers)}
         try:
             for path, layer in layers.items():

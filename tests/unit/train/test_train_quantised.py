@@ -387,6 +387,17 @@ def test_what_the_disk_damaged_is_not_taken_back(tiny, tmp_path, by_hand):
     assert sum(not p.numel() for p in loaded.model.parameters()) == 1
 
 
+def test_what_a_killed_run_has_left_on_the_disk_goes(tiny, tmp_path, by_hand):
+    loaded = load_model(str(tiny("llama")), device="cpu")
+    (tmp_path / ".frozen-old").mkdir()
+    (tmp_path / ".frozen-old/0.safetensors").write_bytes(b"weights")
+    (tmp_path / "kept.json").write_text("{}", encoding="utf-8")
+    with quantised_frozen(loaded, resolve(loaded.model, "sa_proj"), by_hand, tmp_path):
+        assert not (tmp_path / ".frozen-old").exists()
+        assert len(list(tmp_path.glob(".frozen-*"))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_is_the_same_however_many_rows_are_dequantised_at_a_time(monkeypatch, dtype):
     pytest.importorskip("torchao")
