@@ -119,6 +119,8 @@ class ModelSettings(Settings):
         device: a torch device; `auto` is the first GPU, else the CPU.
         max_length: most tokens per row; a row that is longer is an error, never cut.
         chat_template_kwargs: passed to the chat template, in training and in evaluation.
+        remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
+            8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
     """
 
     model: str = Field(min_length=1)
@@ -127,6 +129,7 @@ class ModelSettings(Settings):
     device: str = "auto"
     max_length: int | None = Field(None, ge=1)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    remember_pictures: bool | None = None
 
 
 class RunConfig(ModelSettings):
@@ -150,8 +153,6 @@ class RunConfig(ModelSettings):
             it first, what they are tested on is kept, and this skill is added.
         eval_batch_size: items answered together at most, fewer where they are long (16,384 tokens
             at a time); the answers don't depend on it.
-        remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
-            8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
         pack_delta: whether the delta's bits are compressed, without loss; false writes version 1
             of the file, the bits as they are.
         seed: of splits, order and draws.
@@ -174,7 +175,6 @@ class RunConfig(ModelSettings):
     output_dir: str = Field("runs/run", min_length=1)
     ledger: str | None = Field(None, min_length=1)
     eval_batch_size: int = Field(EVAL_BATCH_SIZE, ge=1)
-    remember_pictures: bool | None = None
     pack_delta: bool = True
     gallery: bool = True
     allow_overlap: bool = False

@@ -149,8 +149,6 @@ class StudySettings(ModelSettings):
             not asked again.
         eval_batch_size: items answered together at most, fewer where they are long (16,384 tokens
             at a time); the answers don't depend on it.
-        remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
-            8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
         output_dir: the study's folder.
     """
 
@@ -164,7 +162,6 @@ class StudySettings(ModelSettings):
     drift: DriftSettings = DriftSettings()
     constrained: bool = False
     eval_batch_size: int = Field(EVAL_BATCH_SIZE, ge=1)
-    remember_pictures: bool | None = None
     output_dir: str = "runs/study"
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from narrowtune.data.rows import write_refused
 from narrowtune.delta.apply import apply
 from narrowtune.delta.store import Delta
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
+from narrowtune.engine.features import changes_eyes
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
@@ -34,6 +35,7 @@ from narrowtune.pipeline.inputs import (
 from narrowtune.pipeline.sources import read_prompts, read_task
 from narrowtune.pipeline.stages import (
     check_packing,
+    make_store,
     measuring,
     packable_batches,
     plan_run,
@@ -145,6 +147,7 @@ def evaluate(
             fingerprint=fingerprint(loaded.model),
             arithmetic=arithmetic,
             folder=output,
+            features=make_store(loaded, remember=model.remember_pictures),
         )
     return found
 
@@ -187,7 +190,10 @@ def probe(
     path = prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
     found = read_prompts(path, encoder, max_prompts, "--prompts")
     arithmetic = _choose(loaded, prompts_as_batches(found, encoder))
-    with apply_arithmetic(arithmetic), measuring(loaded):
+    # Base and tuned would look through other eyes, and be given what one of them saw.
+    same_eyes = not changes_eyes(loaded, base)
+    features = make_store(loaded, remember=model.remember_pictures) if same_eyes else None
+    with apply_arithmetic(arithmetic), measuring(loaded, features):
         return measure_drift(
             loaded,
             WeightSwap(loaded.model, base),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import PIL.Image
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -134,3 +135,64 @@ def test_a_folder_as_prompts_is_one_clear_error(tiny, delta, tmp_path):
     settings = ModelSettings(model=str(tiny("llama")), dtype="bfloat16", device="cpu")
     with pytest.raises(DataError, match="save_to_disk"):
         single.probe(settings, delta, "..", max_prompts=1, max_new_tokens=1)
+
+
+@pytest.fixture
+def pictured(tmp_path):
+    """Eight questions about two pictures."""
+    for number, colour in enumerate(("red", "green")):
+        PIL.Image.new("RGB", (40, 30), colour).save(tmp_path / f"{number}.png")
+    rows = [{"question": f"What is {i}?", "answer": "a", "image": f"{i % 2}.png"} for i in range(8)]
+    path = tmp_path / "pictured.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("remember", [None, False])
+def test_a_picture_is_looked_at_once_for_all_questions(
+    tiny, tmp_path, pictured, monkeypatch, remember
+):
+    stores = []
+    real = single.make_store
+
+    def make_store(*args, **kwargs):
+        stores.append(real(*args, **kwargs))
+        return stores[-1]
+
+    monkeypatch.setattr(single, "make_store", make_store)
+    settings = ModelSettings(model=str(tiny("qwen2_5_vl")), remember_pictures=remember)
+    found = single.evaluate(
+        settings, [{"path": str(pictured)}], None, batch_size=4, output=tmp_path / "answers"
+    )
+    assert found.tasks[0].num_items == 8
+    (store,) = stores
+    if remember is False:
+        assert store is None
+    else:
+        assert store.num_computed == 2
+        assert store.num_found >= 6
+
+
+@pytest.mark.parametrize("recipe", ["sa_o", "projector"])
+def test_a_probe_remembers_pictures_unless_the_eyes_changed(
+    tiny, tmp_path, pictured, monkeypatch, recipe
+):
+    loaded = load_model(str(tiny("qwen2_5_vl")), device="cpu")
+    selection = resolve(loaded.model, recipe)
+    base = copy_tensors(loaded.model, selection.names)
+    parameters = dict(loaded.model.named_parameters())
+    with torch.no_grad():
+        for name in selection.names:
+            parameters[name].mul_(2)
+    extract(loaded.model, selection, base).save(tmp_path / "delta.safetensors")
+
+    def drift(remember):
+        settings = ModelSettings(model=str(tiny("qwen2_5_vl")), remember_pictures=remember)
+        delta = tmp_path / "delta.safetensors"
+        return single.probe(settings, delta, str(pictured), max_prompts=8, max_new_tokens=4)
+
+    plain, remembered = drift(False), drift(None)
+    assert plain.kl_base_tuned > 0
+    assert remembered.kl_base_tuned == pytest.approx(plain.kl_base_tuned, rel=1e-4)
+    kept = list((tmp_path / "cache" / "features").rglob("*.safetensors"))
+    assert bool(kept) == (recipe == "sa_o")
