@@ -21,6 +21,7 @@ from runs import counting_rows, environment, run_cli, write_rows, write_run
 from safetensors.torch import load_file
 
 from narrowtune.delta.store import Delta
+from tiny_models import VISION_FAMILIES
 
 SHARED = str(Path(__file__).with_name("sharing_on_cpu.py"))
 TRAINING = {"global_batch_size": 8, "per_device_train_batch_size": 4, "eval_steps": 4}
@@ -131,23 +132,60 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def pictured_rows(folder: Path) -> list[dict[str, Any]]:
-    """Rows of which two in three have a picture: some passes of a device have none."""
+def pictured_rows(folder: Path, every: int = 3) -> list[dict[str, Any]]:
+    """Rows with a picture, but for each `every`-th: some passes of a device have none."""
     rows = counting_rows(46)
     for number, row in enumerate(rows):
-        if number % 3:
+        if every == 1 or number % every:
             colour = ("red", "green", "blue")[number % 3]
             PIL.Image.new("RGB", (28 + number, 30), colour).save(folder / f"{number}.png")
             row["image"] = f"{number}.png"
     return rows
 
 
-def test_devices_whose_rows_have_no_picture_keep_nobody_waiting(tiny, tmp_path):
-    model, cache = tiny("qwen2_5_vl"), tmp_path / "cache"
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_devices_whose_rows_have_no_picture_keep_nobody_waiting(tiny, tmp_path, family):
+    model, cache = tiny(family), tmp_path / "cache"
     training = {**TRAINING, "global_batch_size": 4, "per_device_train_batch_size": 2}
     one = write_run(tmp_path, model, "one", training=training)
     two = write_run(tmp_path, model, "two", training={**training, "fsdp": True})
     write_rows(tmp_path / "skill.jsonl", pictured_rows(tmp_path))
+    shared = launch(two, cache, SHARED)
+    assert run_cli("teach", one, cache=tmp_path / "other").returncode in (0, 3, 4)
+    finish(shared, tmp_path / "two")
+    assert distance(model, tmp_path / "one", tmp_path / "two") <= 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-4), ("bfloat16", 0.15)])
+def test_in_parts_of_a_step_and_with_activations_computed_again(tiny, tmp_path, dtype, most):
+    """Two micro-batches a step, layers wrapped anew, and the best checkpoint taken at the end."""
+    model, cache = tiny("llama"), tmp_path / "cache"
+    training = {
+        **TRAINING,
+        "per_device_train_batch_size": 2,
+        "compute_dtype": dtype,
+        "save_steps": 4,
+        "load_best_model_at_end": True,
+    }
+    again = {"fsdp": True, "fsdp_config": {"activation_checkpointing": True}}
+    one = write_run(tmp_path, model, "one", training=training)
+    two = write_run(tmp_path, model, "two", training={**training, **again})
+    write_rows(tmp_path / "skill.jsonl", counting_rows(46))
+    shared = launch(two, cache, SHARED)
+    assert run_cli("teach", one, cache=tmp_path / "other").returncode in (0, 3, 4)
+    finish(shared, tmp_path / "two")
+    assert distance(model, tmp_path / "one", tmp_path / "two") <= most
+    records = [record_of(tmp_path / name)["training"] for name in ("one", "two")]
+    assert records[1]["best_step"] == records[0]["best_step"] is not None
+    assert records[1]["compute_dtype"] == dtype
+
+
+def test_eyes_train_where_every_row_has_a_picture(tiny, tmp_path):
+    model, cache = tiny("qwen2_5_vl"), tmp_path / "cache"
+    settings = {"recipe": "vision_tower", "anchor": False}
+    one = write_run(tmp_path, model, "one", training=TRAINING, **settings)
+    two = write_run(tmp_path, model, "two", training={**TRAINING, "fsdp": True}, **settings)
+    write_rows(tmp_path / "skill.jsonl", pictured_rows(tmp_path, every=1))
     shared = launch(two, cache, SHARED)
     assert run_cli("teach", one, cache=tmp_path / "other").returncode in (0, 3, 4)
     finish(shared, tmp_path / "two")

@@ -20,7 +20,7 @@ MetricName = Literal[
 
 EVAL_BATCH_SIZE = 256
 """Items answered together at most, unless given. A step of a few tokens costs little more with many
-rows than with few; where prompts are long, fewer are taken (`engine.generate.length_batches`)."""
+rows than with few; where prompts are long, fewer are taken (`engine.batches.length_batches`)."""
 
 
 class Settings(BaseModel):

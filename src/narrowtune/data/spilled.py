@@ -80,10 +80,20 @@ class _Packed:
                 yield bytes(self._held[start:end])
             return
         # Opened anew for each reading: processes that prepare batches don't share a position.
-        with Path(self.path).open("rb") as file:
-            for start, end in places:
-                file.seek(start)
-                yield file.read(end - start)
+        try:
+            with Path(self.path).open("rb") as file:
+                for start, end in places:
+                    file.seek(start)
+                    piece = file.read(end - start)
+                    if len(piece) < end - start:
+                        raise OSError("the file is shorter than it was")
+                    yield piece
+        except OSError as error:
+            raise DataError(
+                asked=f"rows that were put beside memory, in {self.path}",
+                found=error.strerror or str(error),
+                do="leave that file alone while narrowtune runs; TMPDIR names another folder",
+            ) from error
 
 
 def _remove(path: str, owner: int) -> None:

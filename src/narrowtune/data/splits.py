@@ -19,15 +19,15 @@ from narrowtune.data.spilled import pick
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two rows that hold the same `what`: "prompt" or "picture"."""
+    """The ids of two rows that hold the same `what`: "prompt" or "picture"."""
 
-    left: Example
-    right: Example
+    left: str
+    right: str
     what: str
 
     def __str__(self) -> str:
         """Name both rows."""
-        return f"{self.left.id} and {self.right.id} (same {self.what})"
+        return f"{self.left} and {self.right} (same {self.what})"
 
 
 def draw_key(seed: int, name: str) -> str:
@@ -140,23 +140,23 @@ def find_overlaps(
 
 
 class _Index:
-    """The first row that has a prompt, and the first that has a picture."""
+    """The ids of the first row that has a prompt, and of the first that has a picture."""
 
     def __init__(self, examples: Iterable[Example]) -> None:
-        self.by_text: dict[str, Example] = {}
-        self.by_image: dict[str, Example] = {}
+        self.by_text: dict[str, str] = {}
+        self.by_image: dict[str, str] = {}
         for example in examples:
-            self.by_text.setdefault(example.text_hash, example)
+            self.by_text.setdefault(example.text_hash, example.id)
             for name in example.image_hashes:
-                self.by_image.setdefault(name, example)
+                self.by_image.setdefault(name, example.id)
 
     def find(self, example: Example) -> Overlap | None:
         same = self.by_text.get(example.text_hash)
         if same is not None:
-            return Overlap(example, same, "prompt")
+            return Overlap(example.id, same, "prompt")
         pictures = (self.by_image.get(name) for name in example.image_hashes)
         same = next((other for other in pictures if other is not None), None)
-        return Overlap(example, same, "picture") if same is not None else None
+        return Overlap(example.id, same, "picture") if same is not None else None
 
 
 def draw_examples(examples: Iterable[Example], count: int, seed: int) -> list[Example]:

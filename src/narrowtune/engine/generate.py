@@ -12,6 +12,7 @@ Whoever wants another compute dtype than the weights' calls these functions unde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,17 +24,15 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
-from narrowtune.engine.forward import LOGITS_AT_ONCE, evaluating, to_device
-from narrowtune.engine.pictures import PICTURE_INPUTS, forget_pictures
+from narrowtune.engine.batches import length_batches, spread
+from narrowtune.engine.forward import evaluating, to_device
+from narrowtune.engine.pictures import PICTURE_INPUTS, forget_pictures, picture_tokens
 from narrowtune.engine.prefix import Prefix, share_prefix
 from narrowtune.engine.trie import TokenTrie
 from narrowtune.models.load import LoadedModel
 
 NOISE_ROWS, NOISE_STEPS, NOISE_TOKENS = 4, 3, 16
 """Prompts, steps of each, and most likely tokens of each step that noise is measured on."""
-
-TOKENS_AT_ONCE = 2**14
-"""Most tokens of a batch, padding and answers included; bounds memory where rows are long."""
 
 CHUNK_STEPS = 4
 """Steps after which rows that have ended leave the batch."""
@@ -174,37 +173,6 @@ def with_answer(prompt: Encoded, answer: Generation) -> Encoded:
     )
 
 
-def rows_at_once(batch_size: int, tokens: int, logits: int = 0) -> int:
-    """Return how many rows of so many tokens and logits are computed together; one at least."""
-    fit = TOKENS_AT_ONCE // max(1, tokens), LOGITS_AT_ONCE // max(1, logits)
-    return max(1, min(batch_size, *fit))
-
-
-def length_batches(
-    lengths: Sequence[int], batch_size: int, counts: Sequence[int] | None = None
-) -> Iterator[list[int]]:
-    """Yield indices in batches of like length, longest first: too little memory shows at once.
-
-    Args:
-        lengths: tokens of each item's longest row, its answer's included.
-        batch_size: most rows of a batch; fewer where these would be over `TOKENS_AT_ONCE`.
-        counts: rows of each item, which stay together however many they are; one each unless given.
-    """
-    batch: list[int] = []
-    rows = most = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        count = 1 if counts is None else counts[index]
-        if batch and rows + count > most:
-            yield batch
-            batch, rows = [], 0
-        if not batch:
-            most = rows_at_once(batch_size, lengths[index])
-        batch.append(index)
-        rows += count
-    if batch:
-        yield batch
-
-
 @dataclass
 class _Started:
     """A row's answer so far; `step_ids` and `margins` include the stop token's step."""
@@ -225,10 +193,17 @@ class _Recorder(LogitsProcessor):
         collect: see `Collect`.
         rows: of the batch, as they were before these steps.
         length: tokens of each before these steps.
+        pictures: tokens that stand for pictures, which are never chosen.
     """
 
-    def __init__(self, collect: Collect | None, rows: Sequence[_Started], length: int) -> None:
-        self.collect, self.rows, self.length = collect, rows, length
+    def __init__(
+        self,
+        collect: Collect | None,
+        rows: Sequence[_Started],
+        length: int,
+        pictures: Sequence[int],
+    ) -> None:
+        self.collect, self.rows, self.length, self.pictures = collect, rows, length, pictures
         self.margins: list[Tensor] = []
         self.collected: list[Tensor] = []
 
@@ -243,6 +218,9 @@ class _Recorder(LogitsProcessor):
                     for row, own, new in zip(self.rows, scores, new_BS, strict=True)
                 ]
             )
+        if self.pictures:  # what stands for a picture is no answer: reading it asks for one
+            never = torch.tensor(self.pictures, device=scores.device)
+            scores = scores.index_fill(1, never, -math.inf)
         best = scores.topk(2, dim=-1).values
         self.margins.append(best[:, 0] - best[:, 1])
         return scores
@@ -313,7 +291,7 @@ class _Decoder:
         length = batch["input_ids"].shape[1]
         if not any(name in batch for name in PICTURE_INPUTS):
             forget_pictures(model)
-        recorder = _Recorder(self.collect, rows, length)
+        recorder = _Recorder(self.collect, rows, length, picture_tokens(model))
         with _no_own_settings(model):
             found = model.generate(
                 **batch,
@@ -393,8 +371,3 @@ def _measure(
 def rounding(size: float) -> float:
     """Rounding of fp32 values of this size, with room: the few rows measured may all agree."""
     return 8 * torch.finfo(torch.float32).eps * size
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` indices, evenly over `range(count)`."""
-    return sorted({round(i * (count - 1) / max(wanted - 1, 1)) for i in range(wanted)})

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from narrowtune.data.collate import Encoded, collate, padding_id
+from narrowtune.engine.batches import length_batches, rows_at_once, spread
 from narrowtune.engine.forward import evaluating, label_positions, logits_at, to_device
-from narrowtune.engine.generate import TIE_FACTOR, length_batches, rounding, rows_at_once, spread
+from narrowtune.engine.generate import TIE_FACTOR, rounding
 from narrowtune.models.load import LoadedModel
 
 _NOISE_ITEMS = 3

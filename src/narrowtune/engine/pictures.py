@@ -76,3 +76,9 @@ def forget_pictures(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "rope_deltas", None) is not None:
             module.rope_deltas = None  # type: ignore[assignment]
+
+
+def picture_tokens(model: nn.Module) -> tuple[int, ...]:
+    """Return the tokens that stand for pictures and videos; none for a model of text."""
+    found = (getattr(model.config, name, None) for name in ("image_token_id", "video_token_id"))
+    return tuple(token for token in found if isinstance(token, int))

@@ -37,7 +37,7 @@ class Task:
     metric: MetricName
     mode: Literal["generate", "options"]
     max_new_tokens: int
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
 
     def __post_init__(self) -> None:
         """Refuse what can't be evaluated, before a model is run."""
@@ -92,7 +92,7 @@ def make_task(settings: DataSettings, examples: Sequence[Example], role: Role) -
         metric=settings.metric,
         mode=settings.mode,
         max_new_tokens=settings.max_new_tokens,
-        examples=tuple(examples),
+        examples=examples,
     )
 
 

@@ -63,7 +63,7 @@ def check_launch(training: TrainingSettings, num_processes: int) -> None:
     """Refuse ways of sharing a model out that would end without a delta, before it is trained.
 
     Raises:
-        UsageError: FSDP in one process, or launched but not set; stage 3 of DeepSpeed's ZeRO.
+        UsageError: FSDP in one process, or by the launcher; stage 3 of DeepSpeed's ZeRO.
     """
     if training.fsdp and num_processes == 1:
         raise UsageError(
@@ -72,11 +72,11 @@ def check_launch(training: TrainingSettings, num_processes: int) -> None:
             do="start it on several GPUs (accelerate launch --multi_gpu --num_processes N -m "
             "narrowtune …), or leave fsdp out",
         )
-    if not training.fsdp and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise UsageError(
             asked="a launch with FSDP",
-            found="that this run's settings don't say so",
-            do="set training.fsdp: true (its options are training.fsdp_config), or launch without",
+            found="options of the launcher, which would stand beside the run's own",
+            do="launch without (accelerate launch --multi_gpu …), and set training.fsdp: true",
         )
     if training.deepspeed is not None and _zero_stage(Path(training.deepspeed)) == 3:
         raise UsageError(

@@ -20,6 +20,7 @@ from narrowtune.core.errors import UsageError
 from narrowtune.core.numbers import rounded_up
 from narrowtune.core.results import TaskResult
 from narrowtune.core.values import Estimate
+from narrowtune.data.spilled import pick
 from narrowtune.evaluate.clusters import effective_items, effective_items_together
 from narrowtune.evaluate.evaluate import summarise
 from narrowtune.evaluate.statistics import (
@@ -64,18 +65,17 @@ class Halves:
         chosen = _draw([task for task in tasks if task.role == "held_out"], settings.share, seed)
         for task in tasks:
             for whole, own in ((self.searched, True), (self.confirming, False)):
-                part = tuple(
-                    example
-                    for example, key in zip(task.examples, _keys(task), strict=True)
-                    if task.role == "target" or (key in chosen) == own
-                )
+                if task.role == "target":
+                    whole.append(task)
+                    continue
+                part = [n for n, key in enumerate(_keys(task)) if (key in chosen) == own]
                 if not part:
                     raise UsageError(
                         asked=f"a dial on a share of {settings.share:g} of {task.name}",
                         found=f"{len(task.examples)} items that can't be parted",
                         do="give more keep items, of more than one group, or another dial.share",
                     )
-                whole.append(replace(task, examples=part))
+                whole.append(replace(task, examples=pick(task.examples, part)))
 
     def provable(self) -> tuple[float, float]:
         """Return the smallest mean loss, and loss of one task, that a dial can be held to, points.

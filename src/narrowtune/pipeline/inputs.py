@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -150,7 +150,7 @@ def read_anchor_prompts(config: RunConfig, encoder: ChatEncoder, inputs: Inputs)
     path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
     named = DataSettings(path=path, name="anchor.prompts")
     source = Source(named, inputs.refused, key="anchor.prompts", prompts_only=True)
-    kept = [item for task in inputs.tasks if task.role == "held_out" for item in task.examples]
+    kept = Joined(task.examples for task in inputs.tasks if task.role == "held_out")
     allowed, num_same = unmeasured(path, source.examples, kept)
     if num_same:
         inputs.notes.append(f"{num_same} anchor prompts stand in a keep set and were left out.")
@@ -336,14 +336,14 @@ def test_settings(skill: SkillSettings) -> DataSettings:
 
 
 def unmeasured(
-    path: str, prompts: Sequence[Example], measured: Sequence[Example]
+    path: str, prompts: Sequence[Example], measured: Iterable[Example]
 ) -> tuple[list[Example], int]:
     """Return an anchor's prompts without those that are measured, and how many those are.
 
     Raises:
         DataError: none is left.
     """
-    same = {item.left.id for item in find_overlap(prompts, measured)}
+    same = {item.left for item in find_overlap(prompts, measured)}
     allowed = [example for example in prompts if example.id not in same]
     if not allowed:
         raise DataError(

@@ -136,7 +136,7 @@ def evaluate(
         if found.refused:
             output.mkdir(parents=True, exist_ok=True)
             write_refused(output / REFUSED, found.refused)
-    prompts = [example.prompt for task in made for example in task.examples]
+    prompts = (example.prompt for task in made for example in task.examples)
     arithmetic = _choose(loaded, prompts_as_batches(prompts, encoder))
     with apply_arithmetic(arithmetic):
         found.tasks = score_tasks(

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.data.examples import Message, Text
 from narrowtune.engine.arithmetic import Arithmetic, measure_arithmetic
+from narrowtune.engine.batches import spread
 from narrowtune.engine.features import (
     FeatureStore,
     can_remember,
@@ -26,7 +28,7 @@ from narrowtune.engine.features import (
     remembered_features,
 )
 from narrowtune.engine.forward import evaluating, packing_error, to_device
-from narrowtune.engine.generate import NOISE_ROWS, measure_noise, spread
+from narrowtune.engine.generate import NOISE_ROWS, measure_noise
 from narrowtune.evaluate.cache import ScoreCache
 from narrowtune.evaluate.clusters import effective_items_together
 from narrowtune.evaluate.evaluate import evaluate_cached, write_items
@@ -129,8 +131,8 @@ def packable_batches(inputs: Inputs, encoder: ChatEncoder) -> list[list[Encoded]
 
     The text is learned from, or asked where none is learned from; the picture is one that is asked.
     """
-    asked = [example.prompt for task in inputs.tasks for example in task.examples]
-    asked += [prompt for _, prompt in inputs.drift_prompts]
+    items = (example.prompt for task in inputs.tasks for example in task.examples)
+    asked = chain(items, (prompt for _, prompt in inputs.drift_prompts))
     learned = (row for row in inputs.rows if not row.picture_digest)
     rows = heapq.nsmallest(_CHECKED_ROWS, learned, key=lambda row: len(row.input_ids))
     text, pictured = prompts_as_batches(asked, encoder)

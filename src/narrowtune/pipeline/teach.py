@@ -21,6 +21,7 @@ from narrowtune.core.numbers import rounded_up
 from narrowtune.core.results import DriftResult, Plan, RunRecord, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_json
 from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.spilled import Joined
 from narrowtune.delta.extract import OtherDtypeWarning, check_room, extract
 from narrowtune.delta.store import Delta, info
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
@@ -161,7 +162,7 @@ def _prepare(
             names = ", ".join(entry.name for entry in book.ledger.skills)
             inputs.notes.append(f"Taught before, and kept (the ledger {config.ledger}): {names}.")
     if config.training.fsdp:
-        check_sharing(loaded, selection, inputs.rows)
+        check_sharing(loaded, selection, Joined([inputs.rows, inputs.validation]))
     halves = None
     if config.dial is not None:
         halves = Halves(inputs.tasks, config.dial, config.seed)

@@ -23,6 +23,7 @@ from narrowtune.core.results import DriftResult, DriftTask, TokenGroupMass
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.data.examples import Message, Text
+from narrowtune.engine.batches import rows_at_once
 from narrowtune.engine.forward import (
     LOGITS_AT_ONCE,
     evaluating,
@@ -34,7 +35,6 @@ from narrowtune.engine.generate import (
     Collect,
     Generation,
     generate_greedy,
-    rows_at_once,
     stop_tokens,
     with_answer,
 )

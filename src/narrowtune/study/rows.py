@@ -15,6 +15,7 @@ from narrowtune.core.study_settings import StudySettings
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example, Message
 from narrowtune.data.rows import read_rows
+from narrowtune.data.spilled import Joined
 from narrowtune.data.splits import find_overlap, split_examples
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.pipeline.inputs import SHIPPED_ANCHOR_PROMPTS, shipped_prompts, unmeasured
@@ -60,11 +61,11 @@ def read_study(settings: StudySettings, encoder: ChatEncoder) -> StudyRows:
         rows.tasks.append(
             Task(**{**vars(task), "role": "held_out"})  # the same items in another role
         )
-    measured = [example for task in rows.tasks for example in task.examples]
+    measured = Joined(task.examples for task in rows.tasks)
     for name, pool in rows.pools.items():
         # A rate that is chosen on test rows would be one of luck with them.
         kept_back = rows.validation[name].examples if name in rows.validation else ()
-        _check(f"to teach {name} and choose its rate", [*pool, *kept_back], measured)
+        _check(f"to teach {name} and choose its rate", Joined([pool, kept_back]), measured)
     for arm in settings.arms:
         for mix in arm.mix:
             general = read_rows(DataSettings(path=mix.path, max_refused=mix.max_refused))
@@ -94,7 +95,7 @@ def _check(what: str, used: Sequence[Example], measured: Sequence[Example]) -> N
 
 
 def _anchor_prompts(
-    settings: AnchorSettings, measured: list[Example], encoder: ChatEncoder
+    settings: AnchorSettings, measured: Sequence[Example], encoder: ChatEncoder
 ) -> list[tuple[Message, ...]]:
     path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
     source = Source(DataSettings(path=path), [], key="anchor.prompts", prompts_only=True)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -128,8 +129,8 @@ class Study:
     def _choose_arithmetic(self) -> Arithmetic:
         """Measure which arithmetic is fastest here, and whether rows may be packed."""
         training = self.settings.training
-        asked = [example.prompt for task in self.tasks for example in task.examples]
-        asked += [prompt for _, prompt in self.drift_prompts]
+        items = (example.prompt for task in self.tasks for example in task.examples)
+        asked = chain(items, (prompt for _, prompt in self.drift_prompts))
         found = check_packing(
             measure_arithmetic(self.loaded.model, requested=training.compute_dtype),
             self.loaded,

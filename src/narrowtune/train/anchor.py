@@ -30,13 +30,9 @@ from narrowtune.data.collate import (
     padding_id,
 )
 from narrowtune.data.examples import Message
+from narrowtune.engine.batches import length_batches, rows_at_once
 from narrowtune.engine.forward import label_positions, logits_at, to_device
-from narrowtune.engine.generate import (
-    generate_greedy,
-    length_batches,
-    rows_at_once,
-    with_answer,
-)
+from narrowtune.engine.generate import generate_greedy, with_answer
 from narrowtune.models.load import LoadedModel
 
 MAX_CACHE_BYTES = 4 * 2**30

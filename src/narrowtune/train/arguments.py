@@ -15,6 +15,16 @@ from transformers.integrations import get_reporting_integration_callbacks
 from narrowtune.core.config import RunConfig, TrainingSettings
 from narrowtune.core.errors import UsageError
 
+FSDP_OPTIONS = (
+    "reshard_after_forward",
+    "transformer_layer_cls_to_wrap",
+    "activation_checkpointing",
+    "auto_wrap_policy",
+    "min_num_params",
+)
+"""What may stand in `training.fsdp_config`: not what moves parts to the host, whose gradients the
+Trainer could not clip."""
+
 
 def accumulation_steps(global_batch_size: int, per_device: int, num_processes: int) -> int:
     """Return how many micro-batches make one optimiser step.
@@ -176,10 +186,10 @@ def training_arguments(
             found=str(error),
             do="correct the key under `training`; names and values are those of TrainingArguments",
         ) from None
-    if not (training.fsdp or training.deepspeed):
+    if not training.deepspeed:
         # `accelerate launch` sets it from the user's own configuration; what is computed in is
         # decided by `compute_dtype` alone.
-        args.mixed_precision = "no"
+        args.mixed_precision = "bf16" if args.bf16 else "no"
     if num_processes == 1 and args.n_gpu > 1:
         # One process is one device here; the Trainer would wrap the model in DataParallel.
         args._n_gpu = 1
@@ -190,7 +200,7 @@ def _fsdp_config(training: TrainingSettings) -> dict[str, Any] | None:
     """Return what FSDP is told: its second version, and what is given.
 
     Raises:
-        UsageError: a file that can't be read, or another version.
+        UsageError: a file that can't be read, another version, or an option that is not known.
     """
     if not training.fsdp:
         return None
@@ -204,15 +214,17 @@ def _fsdp_config(training: TrainingSettings) -> dict[str, Any] | None:
                 found=str(error),
                 do="give a JSON file, or the options themselves, as training.fsdp_config",
             ) from None
-    # Earlier releases would take the first version, whose parts don't come back by name.
-    config: dict[str, Any] = {"version": 2, **given}
-    if str(config["version"]) != "2":
+    options = {name.removeprefix("fsdp_"): value for name, value in given.items()}
+    # Parts of the first version don't come back by name.
+    version = options.pop("version", 2)
+    unknown = [name for name in options if name not in FSDP_OPTIONS]
+    if str(version) != "2" or unknown:
         raise UsageError(
-            asked=f"version {config['version']} of FSDP (training.fsdp_config)",
-            found="that its parts can't be put together again by name",
-            do="leave version out",
+            asked=f"FSDP of version {version} with {', '.join(options) or 'no options'}",
+            found=f"that narrowtune knows version 2 with {', '.join(FSDP_OPTIONS)}",
+            do="take the others out of training.fsdp_config",
         )
-    return config
+    return {"version": 2, **options}
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:

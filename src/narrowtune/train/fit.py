@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import TrainingError
@@ -42,10 +43,12 @@ from narrowtune.train.quantised import is_quantised
 from narrowtune.train.sharded import (
     PartsWitness,
     end_sharing,
-    keep_frozen_eyes_whole,
+    plan_sharing,
     shareable_copy,
 )
 from narrowtune.train.trainer import NarrowTrainer, Rows
+
+Device = torch.device | str
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ def fit(
     _check_quantised(model, config)
     attributes = set(vars(model))
     set_seed(config.seed)
+    device = model.device
+    if config.training.fsdp:  # masters of a model that is to be shared out may not fit a device
+        _move(model, "cpu")
     parameters = dict(model.named_parameters())
     dtypes = {name: parameter.dtype for name, parameter in parameters.items()}
     if arithmetic.compute_dtype == "float32":
@@ -109,7 +115,7 @@ def fit(
         parameter.requires_grad_(name in base)
     before = snapshot_frozen(model, selection.names)
     set_parameter_dtype(model, torch.float32, selection.names)
-    on_cpu = model.device.type == "cpu"
+    on_cpu = device.type == "cpu"
     args = training_arguments(
         config,
         num_samples=len(rows),
@@ -120,14 +126,12 @@ def fit(
     pad = padding_id(loaded.tokenizer)
     use_cache = getattr(model.config, "use_cache", None)
     witness = GradientWitness(model, selection.names)
-    device = model.device
-    trained = shareable_copy(model) if config.training.fsdp else model
     sampler = PictureSampler(rows, config.seed) if config.training.group_by_picture else None
     energy = EnergyMeter() if config.cost.measure_energy and args.process_index == 0 else None
     order = [EpochOrder(sampler)] if sampler is not None else []
     meter = EffortMeter(device, energy)
     trainer = NarrowTrainer(
-        trained,
+        shareable_copy(model) if config.training.fsdp else model,
         args,
         selection=selection,
         arithmetic=arithmetic,
@@ -150,7 +154,7 @@ def fit(
         ],
     )
     if config.training.fsdp:
-        keep_frozen_eyes_whole(trainer, loaded, selection)
+        plan_sharing(trainer, loaded, selection)
     if drift is not None:
         drift.swap = WeightSwap(model, base)
     # For callbacks only (DriftCallback): the Trainer itself would change the model's settings.
@@ -162,15 +166,16 @@ def fit(
     # Processes that share one tower would have to run it for the same pictures at the same time.
     fixed = num_processes == 1 and not changes_eyes(loaded, selection.names)
     with (
-        computing_in(
-            trained, torch.float32, () if config.training.fsdp else layer_norm_names(model)
-        ),
+        # What is shared out is cast as FSDP was told.
+        nullcontext()
+        if config.training.fsdp
+        else computing_in(model, torch.float32, layer_norm_names(model)),
         remembered_features(loaded, features if fixed else None),
         meter,
     ):
         _train(trainer, checkpoint, steps, drift)
     if config.training.fsdp:
-        end_sharing(trainer, model, witness, device)
+        end_sharing(trainer, model, witness)
     effort = meter.read()
     # Accelerate leaves a mark that it was there (and under FSDP a forward that casts); without it
     # the model can be trained again. Its own unwrapping would strip the model's decorators too.
@@ -185,9 +190,7 @@ def fit(
     proof = prove(
         model, selection, before, base, witness, num_steps=trainer.state.global_step if steps else 0
     )
-    for dtype in set(dtypes.values()):
-        set_parameter_dtype(model, dtype, [name for name, own in dtypes.items() if own == dtype])
-    model.requires_grad_(False)
+    _put_back(model, dtypes, device)
     summary = TrainingSummary(
         num_steps=trainer.state.global_step if steps else 0,
         num_epochs=float(trainer.state.epoch or 0.0) if steps else 0.0,
@@ -212,6 +215,19 @@ def fit(
         energy_source=_energy_source(energy, effort),
     )
     return FitResult(summary, proof, base, meter.earlier.seconds if meter.earlier else 0.0)
+
+
+def _put_back(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype], device: Device) -> None:
+    """Leave the model frozen, in the dtypes and on the device that it came with."""
+    for dtype in set(dtypes.values()):
+        set_parameter_dtype(model, dtype, [name for name, own in dtypes.items() if own == dtype])
+    model.requires_grad_(False)
+    _move(model, device)
+
+
+def _move(model: PreTrainedModel, device: Device) -> None:
+    # transformers' wrapper of `to` hides whose method it is.
+    model.to(device)  # type: ignore[arg-type]
 
 
 def _check_quantised(model: nn.Module, config: RunConfig) -> None:

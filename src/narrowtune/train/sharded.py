@@ -3,7 +3,8 @@
 FSDP (its second version, https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html)
 takes a model apart for good. So it gets a copy: frozen tensors are shared with the model until
 they are shared out, what trains is held twice, in the host's memory. After the training every
-tensor is gathered into the model, so that the proof is of what was trained.
+tensor is gathered into the model there, so that the proof is of what was trained, and no device
+has to hold it beside the parts and the optimiser.
 
 What a model sees with stays whole on every device where it is frozen: devices wait for each other
 in every part that is shared out, and one whose rows have no picture would not come.
@@ -13,16 +14,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import (
-    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -36,6 +36,9 @@ from narrowtune.engine.features import changes_eyes
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection
 from narrowtune.train.proof import GradientWitness
+
+_WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
+"""What checkpointing of activations and compilation put into parameters' names."""
 
 
 def check_sharing(loaded: LoadedModel, selection: Selection, rows: Iterable[Encoded]) -> None:
@@ -53,8 +56,7 @@ def check_sharing(loaded: LoadedModel, selection: Selection, rows: Iterable[Enco
 
 
 def shareable_copy(model: nn.Module) -> nn.Module:
-    """Return a copy for FSDP to take apart; `model` is moved to the CPU, off the devices."""
-    model.to("cpu")
+    """Return a copy of a model on the CPU, for FSDP to take apart."""
     shared: dict[int, Any] = {
         id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
         for parameter in model.parameters()
@@ -63,8 +65,8 @@ def shareable_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def keep_frozen_eyes_whole(trainer: Trainer, loaded: LoadedModel, selection: Selection) -> None:
-    """Tell FSDP what not to share out, before anything trains.
+def plan_sharing(trainer: Trainer, loaded: LoadedModel, selection: Selection) -> None:
+    """Tell FSDP what to share out and what not, and how, before anything trains.
 
     Raises:
         UsageError: accelerate does not share out on these devices.
@@ -76,13 +78,29 @@ def keep_frozen_eyes_whole(trainer: Trainer, loaded: LoadedModel, selection: Sel
             found=f"that accelerate does not share out on {trainer.args.device.type}",
             do="train on GPUs, or leave fsdp out: each process then has the whole model",
         )
-    if changes_eyes(loaded, selection.names):
-        return
+    if trainer.args.bf16:
+        # accelerate's own would add gradients up in bf16, and reduce them in it.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
     assert trainer.model is not None
     eyes = list(_eyes(trainer.model, loaded))
-    for module in eyes:
+    frozen = [] if changes_eyes(loaded, selection.names) else eyes
+    for module in frozen:
         module.to(trainer.args.device)
-    plugin.ignored_modules = eyes
+    plugin.ignored_modules = frozen or None
+    if plugin.transformer_cls_names_to_wrap is None:
+        # The model's own list may name classes that it does not have, and those of frozen eyes.
+        plugin.transformer_cls_names_to_wrap = sorted(_blocks(trainer.model, skipped=frozen))
+
+
+def _blocks(model: nn.Module, skipped: Sequence[nn.Module]) -> set[str]:
+    """Return the classes of the layers that stand in lists, but for those of `skipped`."""
+    if any(model is module for module in skipped):
+        return set()
+    if isinstance(model, nn.ModuleList):  # what lists inside a layer hold goes with it
+        return {type(layer).__name__ for layer in model}
+    return set().union(*(_blocks(child, skipped) for child in model.children()))
 
 
 def _eyes(model: nn.Module, loaded: LoadedModel) -> Iterable[nn.Module]:
@@ -104,9 +122,7 @@ def whole(parameter: Tensor) -> Tensor:
     """Return a tensor with all its parts, on the CPU; every process has to ask for it."""
     tensor = parameter.detach()
     if isinstance(tensor, DTensor):
-        # Parts that are kept on the host travel by way of the devices.
-        on_device = cast(DTensor, tensor.to(tensor.device_mesh.device_type))
-        tensor = on_device.full_tensor()
+        tensor = tensor.full_tensor()
     return tensor.cpu().contiguous()
 
 
@@ -127,24 +143,40 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
     for module in inner.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    return dict(inner.named_parameters())
+    return dict(_named(inner.named_parameters()))
+
+
+Named = TypeVar("Named", bound=Tensor)
+
+
+def _named(tensors: Iterable[tuple[str, Named]]) -> Iterable[tuple[str, Named]]:
+    """Yield tensors by the names that they had before something was wrapped around a layer."""
+    for name, tensor in tensors:
+        for wrapper in _WRAPPERS:
+            name = name.replace(wrapper, "")
+        yield name, tensor
 
 
 @torch.no_grad()
-def end_sharing(
-    trainer: Trainer, model: PreTrainedModel, witness: GradientWitness, device: torch.device
-) -> None:
-    """Gather everything that was shared out into the model that it is a copy of, on `device`."""
+def end_sharing(trainer: Trainer, model: nn.Module, witness: GradientWitness) -> None:
+    """Gather everything that was shared out into the model on the CPU that it is a copy of.
+
+    Nothing of it stays on the devices: the trainer has no model any more.
+    """
     join(witness)
     assert trainer.model is not None
     parameters = parameters_of(trainer.model)
     for name, parameter in model.named_parameters():
         parameter.copy_(whole(parameters[name]))
-    buffers = dict(extract_model_from_parallel(trainer.model).named_buffers())
+    buffers = dict(_named(extract_model_from_parallel(trainer.model).named_buffers()))
     for name, buffer in model.named_buffers():
         buffer.copy_(whole(buffers[name]))
-    # transformers' wrapper of `to` hides whose method it is.
-    model.to(device)  # type: ignore[arg-type]
+    del parameters, buffers
+    trainer.accelerator.state.fsdp_plugin.ignored_modules = None
+    held: Any = trainer  # it is declared to have a model always
+    for holder in (held, held.callback_handler):
+        holder.model = holder.model_wrapped = holder.optimizer = holder.lr_scheduler = None
+    trainer.accelerator.free_memory()
 
 
 class PartsWitness(TrainerCallback):
@@ -163,7 +195,8 @@ class PartsWitness(TrainerCallback):
     ) -> None:
         """Look at what has not been seen yet."""
         waiting = [name for name in self._names if name not in self._witness.nonzero]
-        parameters = dict(extract_model_from_parallel(model).named_parameters()) if waiting else {}
+        inner = extract_model_from_parallel(model)
+        parameters = dict(_named(inner.named_parameters())) if waiting else {}
         for name in waiting:
             gradient = parameters[name].grad
             if gradient is not None:

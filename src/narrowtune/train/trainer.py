@@ -104,7 +104,8 @@ class NarrowTrainer(Trainer):
         self._terms_steps = 0
         family, parameters = find_family(model), dict(model.named_parameters())
         eyes = [name for name in selection.names if family.component(name) != "language_model"]
-        self._eyes = [parameters[name] for name in eyes]
+        # Under FSDP these would be what is taken apart, and stay whole for being held here.
+        self._eyes = [] if self.is_fsdp_enabled else [parameters[name] for name in eyes]
         self._step_has_pictures = False
 
     def load_finished(self, checkpoint: Path) -> None:
@@ -309,7 +310,7 @@ class NarrowTrainer(Trainer):
     ) -> None:
         if self.is_deepspeed_enabled:
             super()._save(output_dir, state_dict)
-        else:
+        elif self.args.should_save:  # the Trainer asks every process
             folder = Path(output_dir or self._folder())
             save_trainable(self._trainable(), folder, self._progress())
 

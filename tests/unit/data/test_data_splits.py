@@ -101,7 +101,7 @@ def test_overlap_by_text_and_by_picture() -> None:
         _row("d", text="fine?"),
     ]
     found = find_overlap(left, right)
-    assert [(o.left.id, o.right.id, o.what) for o in found] == [
+    assert [(o.left, o.right, o.what) for o in found] == [
         ("1", "a", "prompt"),
         ("2", "b", "picture"),
         ("4", "d", "prompt"),
@@ -137,7 +137,7 @@ def test_several_sets_are_compared_in_one_pass() -> None:
     others = {"first": [rows[1]], "second": [], "third": [rows[3], rows[0]]}
     found = find_overlaps(iter(rows), others)
     assert found == {name: find_overlap(rows, right) for name, right in others.items()}
-    assert [overlap.left.id for overlap in found["third"]] == ["a", "d"]
+    assert [overlap.left for overlap in found["third"]] == ["a", "d"]
 
 
 def test_rows_beside_memory_are_split_alike() -> None:

@@ -10,17 +10,18 @@ from narrowtune.core.errors import EvaluationError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.data.examples import Message, Text
-from narrowtune.engine import generate
+from narrowtune.engine import batches
+from narrowtune.engine.batches import length_batches
 from narrowtune.engine.generate import (
     CHUNK_STEPS,
     Generation,
     generate_greedy,
-    length_batches,
     measure_noise,
     stop_tokens,
     with_answer,
 )
 from narrowtune.models.load import LoadedModel, load_model
+from tiny_models import VISION_FAMILIES
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -63,6 +64,27 @@ def test_answers_are_those_of_plain_greedy_decoding(tiny, family: str):
     answers = generate_greedy(loaded, rows, max_new_tokens=7, batch_size=4)
     for row, answer in zip(rows, answers, strict=True):
         assert list(answer.step_ids) == reference(loaded, row.input_ids, stop, 7)
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_what_stands_for_a_picture_is_never_answered(tiny, family: str):
+    loaded = load_model(str(tiny(family)), device="cpu")
+    token = loaded.model.config.image_token_id
+
+    def prefer(_module, _inputs, logits):
+        return logits + 100 * torch.nn.functional.one_hot(torch.tensor(token), logits.shape[-1])
+
+    rows = prompts(loaded)
+    collected = generate_greedy(loaded, rows, max_new_tokens=3, batch_size=4)
+    hook = loaded.model.get_output_embeddings().register_forward_hook(prefer)
+    answers = generate_greedy(
+        loaded, rows, max_new_tokens=3, batch_size=4, collect=lambda scores: scores[:, [token]]
+    )
+    hook.remove()
+    assert [answer.step_ids for answer in answers] == [answer.step_ids for answer in collected]
+    for answer in answers:
+        assert torch.isfinite(answer.collected).all()  # distributions are the model's own
+        assert answer.collected.min() > 50
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -251,7 +273,7 @@ def test_batches_hold_rows_of_like_length_once_each_longest_first():
 
 
 def test_long_rows_make_smaller_batches_and_none_is_left_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(generate, "TOKENS_AT_ONCE", 20)
+    monkeypatch.setattr(batches, "TOKENS_AT_ONCE", 20)
     assert list(length_batches([10, 3, 50, 10, 4, 3], 4)) == [[2], [0, 3], [4, 1, 5]]
     assert list(length_batches([], 4)) == []
 

@@ -8,7 +8,7 @@ import torch
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.data.examples import Message, Text
-from narrowtune.engine import generate, options
+from narrowtune.engine import batches, options
 from narrowtune.engine.options import OptionScores, option_logprobs
 from narrowtune.models.load import LoadedModel, load_model
 
@@ -108,11 +108,11 @@ def test_many_long_options_are_computed_a_few_at_a_time(llama: LoadedModel, monk
         return real(loaded, rows)
 
     monkeypatch.setattr(options, "_answer_logprobs", counted)
-    monkeypatch.setattr(generate, "TOKENS_AT_ONCE", 2 * longest)
+    monkeypatch.setattr(batches, "TOKENS_AT_ONCE", 2 * longest)
     parts = option_logprobs(llama, encoded, batch_size=8)
     assert sizes[:2] == [2, 2]
     assert parts[0].logprobs == pytest.approx(whole[0].logprobs, abs=1e-5)
-    monkeypatch.setattr(generate, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(batches, "LOGITS_AT_ONCE", 1)
     sizes.clear()
     option_logprobs(llama, encoded, batch_size=8)
     assert sizes[:4] == [1, 1, 1, 1]

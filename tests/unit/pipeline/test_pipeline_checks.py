@@ -253,6 +253,6 @@ def test_ways_of_sharing_out_that_end_without_a_delta_are_refused(tmp_path, monk
         else:
             check_launch(training, 2)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    check_launch(TrainingSettings(fsdp=True), 2)
-    with pytest.raises(UsageError, match=r"training\.fsdp: true"):
-        check_launch(TrainingSettings(), 2)
+    for training in (TrainingSettings(), TrainingSettings(fsdp=True)):
+        with pytest.raises(UsageError, match=r"launch without[\s\S]*training\.fsdp: true"):
+            check_launch(training, 2)

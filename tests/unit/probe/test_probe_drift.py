@@ -11,7 +11,7 @@ from narrowtune.core.errors import EvaluationError, UsageError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Message, Text
-from narrowtune.engine import generate
+from narrowtune.engine import batches
 from narrowtune.engine.generate import Generation, generate_greedy
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.models.swap import WeightSwap
@@ -254,7 +254,7 @@ def test_kl_of_equal_logits_is_zero_and_of_double_is_double():
 
 def test_a_batch_of_drift_stays_under_the_limit_of_tokens(monkeypatch):
     rows = [Encoded([1] * length, [-100] * (length - 1) + [1]) for length in (10, 40, 20, 40, 5)]
-    monkeypatch.setattr(generate, "TOKENS_AT_ONCE", 80)
-    batches = list(module._batches(rows, 8, 100))
-    assert sorted(i for batch in batches for i in batch) == list(range(5))
-    assert batches == [(1, 3), (2, 0, 4)]
+    monkeypatch.setattr(batches, "TOKENS_AT_ONCE", 80)
+    found = list(module._batches(rows, 8, 100))
+    assert sorted(i for batch in found for i in batch) == list(range(5))
+    assert found == [(1, 3), (2, 0, 4)]

@@ -489,7 +489,7 @@ def test_the_users_own_mixed_precision_does_not_decide_the_arithmetic(tmp_path, 
     assert args.mixed_precision == "no"
 
 
-def test_fsdp_is_its_second_version_with_the_options_given(tmp_path) -> None:
+def test_fsdp_is_its_second_version_with_the_options_given(tmp_path, monkeypatch) -> None:
     sizes = {"num_samples": 8, "bf16": False, "on_cpu": True, "num_processes": 1}
 
     def arguments(**training: object) -> TrainingArguments:
@@ -498,14 +498,30 @@ def test_fsdp_is_its_second_version_with_the_options_given(tmp_path) -> None:
         return training_arguments(config.model_copy(update={"training": changed}), **sizes)
 
     assert not arguments().fsdp
-    made = arguments(fsdp=True, fsdp_config={"cpu_offload": True})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    made = arguments(fsdp=True, fsdp_config={"fsdp_activation_checkpointing": True})
     assert made.fsdp
-    assert made.fsdp_config["cpu_offload"]
+    assert made.fsdp_plugin_args["activation_checkpointing"]
     assert made.fsdp_plugin_args["fsdp_version"] == 2
+    assert made.mixed_precision == "no"
     path = tmp_path / "options.json"
     path.write_text('{"reshard_after_forward": false}', encoding="utf-8")
     assert arguments(fsdp=True, fsdp_config=str(path)).fsdp_config["reshard_after_forward"] is False
     with pytest.raises(UsageError, match=r"missing\.json"):
         arguments(fsdp=True, fsdp_config=str(tmp_path / "missing.json"))
-    with pytest.raises(UsageError, match="version 1 of FSDP"):
-        arguments(fsdp=True, fsdp_config={"version": 1})
+    for name in ("version", "fsdp_version"):
+        with pytest.raises(UsageError, match="FSDP of version 1"):
+            arguments(fsdp=True, fsdp_config={name: 1})
+    for name in ("cpu_offload", "xla", "cpu_ram_efficient_loading"):
+        with pytest.raises(UsageError, match=name):
+            arguments(fsdp=True, fsdp_config={name: True})
+
+
+def test_only_the_process_that_is_to_save_writes_what_trains(tiny, tmp_path, monkeypatch) -> None:
+    written = {}
+    for saves in (True, False):
+        monkeypatch.setattr(TrainingArguments, "should_save", property(lambda _, own=saves: own))
+        (folder := tmp_path / str(saves)).mkdir()
+        _fit(folder, tiny("llama"), num_rows=8, max_steps=1, warmup_ratio=0, save_steps=1)
+        written[saves] = sorted(path.name for path in folder.rglob("trainable.*"))
+    assert written == {True: ["trainable.json", "trainable.safetensors"], False: []}
