@@ -13,12 +13,14 @@ import argparse
 import json
 import shutil
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from narrowtune.core.config import ModelSettings
 from narrowtune.core.results import TaskResult
+from narrowtune.miniature.reference.schedule import Schedule
 from narrowtune.miniature.registry import TASKS, tasks_of
 from narrowtune.miniature.rows import write_rows
 from narrowtune.pipeline.single import evaluate
@@ -101,6 +103,15 @@ def line(result: TaskResult) -> str:
     return f"| {' | '.join(parts)} |"
 
 
+def flags(schedule: dict) -> str:
+    """Return what the command that pre-trains has to be told, where it is not the default."""
+    return "".join(
+        f" --{field.name.replace('_', '-')} {schedule[field.name]}"
+        for field in fields(Schedule)
+        if field.name != "level_starts" and schedule[field.name] != field.default
+    )
+
+
 def make_card(folder: Path, state: dict, results: list[TaskResult], rows: int, note: str) -> str:
     """Return the model card."""
     log = [json.loads(text) for text in (folder / "log.jsonl").open(encoding="utf-8")]
@@ -139,7 +150,7 @@ one hand of a dial points.
 
 ## How it was made
 
-    python scripts/pretrain_reference.py {state["name"]} FOLDER
+    python scripts/pretrain_reference.py {state["name"]} FOLDER{flags(state["schedule"])}
     python scripts/ship_reference.py FOLDER
 
 {also}Data: pictures, questions and patch labels drawn by `narrowtune.miniature`, split `pretrain`;

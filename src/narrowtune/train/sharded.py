@@ -104,7 +104,10 @@ def _blocks(model: nn.Module, skipped: Sequence[nn.Module]) -> set[str]:
 
 
 def _eyes(model: nn.Module, loaded: LoadedModel) -> Iterable[nn.Module]:
-    """Yield the largest modules whose parameters are all outside of the language model."""
+    """Yield the largest modules whose parameters are all outside of the language model.
+
+    A parameter that stands by itself is shared out with the whole model, which all devices call.
+    """
 
     def visit(module: nn.Module, path: str) -> Iterable[nn.Module]:
         names = [f"{path}{name}" for name, _ in module.named_parameters()]
