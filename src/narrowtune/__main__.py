@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from typing import Any
 
 from narrowtune.core.errors import NarrowtuneError
+
+
+def leave(number: int, _: Any) -> None:
+    """End as at any other end, so that what is held beside memory is removed.
+
+    Python itself would stop on the spot where a launcher ends all processes for one that failed.
+    """
+    sys.exit(128 + number)
 
 
 def main() -> None:
@@ -14,6 +24,7 @@ def main() -> None:
     from narrowtune.engine.heap import keep_freed_blocks
 
     keep_freed_blocks()
+    signal.signal(signal.SIGTERM, leave)
     try:
         app()
     except NarrowtuneError as error:

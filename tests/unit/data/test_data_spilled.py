@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import gc
 import multiprocessing
+import os
 import pickle
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -133,3 +137,43 @@ def test_joined_parts(folder: Path) -> None:
         joined[20]
     assert list(Joined([])) == []
     assert not Joined([[], []])
+
+
+def test_a_program_that_is_asked_to_end_leaves_no_file(tmp_path: Path) -> None:
+    code = (
+        "import signal, time\n"
+        "from narrowtune.__main__ import leave\n"
+        "from narrowtune.data import spilled\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "spilled.PIECE_BYTES = 1\n"
+        "rows = spilled.Spilled([1, 2])\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert len(list(tmp_path.glob("narrowtune-rows-*"))) == 1
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("narrowtune-rows-*"))
+    process.stdout.close()
+
+
+def test_a_file_that_went_meanwhile_is_an_error_that_says_which(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spilled, "PIECE_BYTES", 1)
+    made = Spilled(VALUES)
+    (path,) = folder.iterdir()
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"narrowtune-rows-[\s\S]*shorter than it was"):
+        list(made)
+    path.unlink()
+    with pytest.raises(DataError, match=r"No such file[\s\S]*TMPDIR"):
+        made[0]
