@@ -1,12 +1,10 @@
 """Put a small tower and a projector in front of SmolLM2-135M, and write what they learn from.
 
-    python scripts/pretrain_reference.py llava_onevision runs/reference/llava_onevision
-    python scripts/give_eyes.py runs/eyes --tower runs/reference/llava_onevision --pictures 8000
+    python scripts/give_eyes.py runs/eyes --pictures 8000
     narrowtune teach runs/eyes/projector.yaml
 
-The tower is a SigLIP tower of the small world at the end of its pre-training (after the first stage
-alone it has seen no overview, half of what it is shown here); the projector begins anew; the
-language model is SmolLM2 and stays as it is. The class is transformers' own
+The tower is that of the reference model that ships; the projector begins anew; the language model
+is SmolLM2 and stays as it is. The class is transformers' own
 `LlavaOnevisionForConditionalGeneration`, so that `narrowtune` teaches the projector as any other
 recipe, on questions of the split `pretrain` about the held-out tasks and what comes before them,
 several for each picture. A target skill's question is never asked.
@@ -36,25 +34,21 @@ from narrowtune.miniature.reference.batches import draw_samples
 from narrowtune.miniature.reference.eyes import SEE, covering
 from narrowtune.miniature.reference.first_sights import take_apart
 from narrowtune.miniature.reference.schedule import finishing_shares, seeing_shares
+from narrowtune.miniature.reference.shipped import reference_folder
 from narrowtune.miniature.registry import tasks_of
 from narrowtune.miniature.rows import write_rows
 
 IMAGE, VIDEO = "<image>", "<video>"
 TOWER = "llava_onevision"
-"""The blueprint that the tower is of."""
+"""The reference model that the tower is of."""
 
 NUM_KEPT, QUESTIONS, SEED = 60, 6, 11
 NUM_SHOWN = 16  # pictures whose tokens are measured
 _BATCH = 64  # questions of an optimiser step
 
 
-def build(folder: Path, tower: Path) -> None:
-    """Write the model's folder, its projector at random.
-
-    Args:
-        folder: where to.
-        tower: folder of a pre-training, whose checkpoint it is taken from.
-    """
+def build(folder: Path) -> None:
+    """Write the model's folder, its projector at random."""
     blueprint, source = get_blueprint(TOWER), smollm2_folder()
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     language_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
@@ -76,10 +70,10 @@ def build(folder: Path, tower: Path) -> None:
     torch.manual_seed(SEED)
     model: Any = LlavaOnevisionForConditionalGeneration(config)
     model.model.language_model.load_state_dict(language_model.model.state_dict())
-    state = torch.load(tower / "checkpoint.pt", weights_only=True)["model"]
-    prefix = "model.vision_tower."
-    seen = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-    model.model.vision_tower.load_state_dict(seen)
+    seeing = LlavaOnevisionForConditionalGeneration.from_pretrained(
+        reference_folder(TOWER), dtype=torch.float32
+    )
+    model.model.vision_tower.load_state_dict(seeing.model.vision_tower.state_dict())
     take_apart(model.model.multi_modal_projector)
     as_long_as_words(model)
     model.tie_weights()
@@ -170,11 +164,10 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tower", type=Path, required=True, help="folder of a pre-training")
     parser.add_argument("--pictures", type=int, default=8000)
     given = parser.parse_args()
     model = given.folder / "model"
-    build(model, given.tower)
+    build(model)
     questions = write_questions(given.folder, given.pictures)
     print(write_run(given.folder, model, questions))
 
