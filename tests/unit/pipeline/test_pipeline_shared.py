@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 import weakref
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -59,10 +59,11 @@ def encoded(monkeypatch):
 
 
 def plain(inputs: Inputs) -> dict[str, Any]:
-    """Return inputs so that they can be compared: rows by their tokens."""
+    """Return inputs so that they can be compared: rows by their tokens, items as a list."""
     made = {part.name: getattr(inputs, part.name) for part in fields(Inputs)}
     for name in ("rows", "validation"):
         made[name] = [(row.input_ids, row.labels) for row in made[name]]
+    made["tasks"] = [replace(task, examples=list(task.examples)) for task in inputs.tasks]
     return made
 
 

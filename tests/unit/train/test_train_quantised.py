@@ -331,10 +331,10 @@ def test_another_device_is_refused():
         quantise(torch.empty(4, 4, device="meta"), "int8")
 
 
-@pytest.mark.parametrize("other", ["deepspeed", "fsdp"])
+@pytest.mark.parametrize("other", [{"deepspeed": "zero.json"}, {"fsdp": True}])
 def test_sharded_training_is_refused(tmp_path, other):
     with pytest.raises(UsageError, match="quantize_frozen can't be used with"):
-        _config(tmp_path, quantize_frozen="int8", **{other: "x"})
+        _config(tmp_path, quantize_frozen="int8", **other)
 
 
 def test_a_study_is_refused():
