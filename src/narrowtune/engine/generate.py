@@ -219,7 +219,8 @@ class _Recorder(LogitsProcessor):
                 ]
             )
         if self.pictures:  # what stands for a picture is no answer: reading it asks for one
-            never = torch.tensor(self.pictures, device=scores.device)
+            known = [token for token in self.pictures if token < scores.shape[1]]
+            never = torch.tensor(known, dtype=torch.long, device=scores.device)
             scores = scores.index_fill(1, never, -math.inf)
         best = scores.topk(2, dim=-1).values
         self.margins.append(best[:, 0] - best[:, 1])

@@ -360,25 +360,30 @@ def test_a_limit_draws_by_id_and_seed(read: Callable[..., Rows]) -> None:
     assert "10 of 40 rows" in read(*table, limit=10).notes[0]
 
 
+class Held:
+    """How many rows that were parsed were in memory at once, at most."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.most = 0
+        self._parse = reading.parse_row
+        monkeypatch.setattr(reading, "parse_row", self)
+
+    def __call__(self, *args: Any) -> Any:
+        self.most = max(self.most, len(self.alive))
+        example = self._parse(*args)
+        self.alive.add(example)
+        return example
+
+
 def test_rows_that_a_limit_leaves_out_are_not_held(
     read: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive: weakref.WeakSet[Any] = weakref.WeakSet()
-    most = 0
-    real = reading.parse_row
-
-    def parse(*args: Any) -> Any:
-        nonlocal most
-        most = max(most, len(alive))
-        example = real(*args)
-        alive.add(example)
-        return example
-
-    monkeypatch.setattr(reading, "parse_row", parse)
+    held = Held(monkeypatch)
     table = [{"id": str(i), "question": f"{i}", "answer": "x"} for i in range(60)]
     table[7] = {"id": "7", "question": "no answer"}
     rows = read(*table, table[3], limit=4, max_refused=2)
-    assert most <= 6
+    assert held.most <= 6
     assert rows.num_rows == 61
     assert [row.row for row in rows.refused] == [8, 61]
     assert "4 of 59 rows" in rows.notes[0]
@@ -388,22 +393,11 @@ def test_rows_that_a_limit_leaves_out_are_not_held(
 def test_all_rows_are_read_without_holding_them(
     read: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive: weakref.WeakSet[Any] = weakref.WeakSet()
-    real = reading.parse_row
-    most = 0
-
-    def parse(*args: Any) -> Any:
-        nonlocal most
-        most = max(most, len(alive))
-        example = real(*args)
-        alive.add(example)
-        return example
-
-    monkeypatch.setattr(reading, "parse_row", parse)
+    held = Held(monkeypatch)
     rows = read(*({"id": str(i), "question": f"{i}", "answer": "x"} for i in range(60)))
-    assert most <= 3
+    assert held.most <= 3
     assert len(rows.examples) == 60
-    assert not alive
+    assert not held.alive
 
 
 def test_embedded_pictures_are_decoded_once_and_not_held(

@@ -34,18 +34,23 @@ def rows(tmp_path):
     return path
 
 
-@pytest.fixture
-def delta(tiny, tmp_path):
-    """A delta of the tiny Llama in bf16."""
-    loaded = load_model(str(tiny("llama")), dtype="bfloat16", device="cpu")
-    selection = resolve(loaded.model, "sa_o")
+def doubled(loaded, recipe, path):
+    """Write the delta of a model whose selected tensors are twice what they were."""
+    selection = resolve(loaded.model, recipe)
     base = copy_tensors(loaded.model, selection.names)
     parameters = dict(loaded.model.named_parameters())
     with torch.no_grad():
         for name in selection.names:
             parameters[name].mul_(2)
-    extract(loaded.model, selection, base).save(tmp_path / "delta.safetensors")
-    return tmp_path / "delta.safetensors"
+    extract(loaded.model, selection, base).save(path)
+    return path
+
+
+@pytest.fixture
+def delta(tiny, tmp_path):
+    """A delta of the tiny Llama in bf16."""
+    loaded = load_model(str(tiny("llama")), dtype="bfloat16", device="cpu")
+    return doubled(loaded, "sa_o", tmp_path / "delta.safetensors")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "probe"])
@@ -178,17 +183,10 @@ def test_a_probe_remembers_pictures_unless_the_eyes_changed(
     tiny, tmp_path, pictured, monkeypatch, recipe
 ):
     loaded = load_model(str(tiny("qwen2_5_vl")), device="cpu")
-    selection = resolve(loaded.model, recipe)
-    base = copy_tensors(loaded.model, selection.names)
-    parameters = dict(loaded.model.named_parameters())
-    with torch.no_grad():
-        for name in selection.names:
-            parameters[name].mul_(2)
-    extract(loaded.model, selection, base).save(tmp_path / "delta.safetensors")
+    delta = doubled(loaded, recipe, tmp_path / "delta.safetensors")
 
     def drift(remember):
         settings = ModelSettings(model=str(tiny("qwen2_5_vl")), remember_pictures=remember)
-        delta = tmp_path / "delta.safetensors"
         return single.probe(settings, delta, str(pictured), max_prompts=8, max_new_tokens=4)
 
     plain, remembered = drift(False), drift(None)
