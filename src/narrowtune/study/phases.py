@@ -236,13 +236,15 @@ class Protocol:
         seeds: Sequence[int],
         samples: int | None = None,
     ) -> StudySettings:
-        """Return a study of the one skill that rates are chosen on."""
+        """Return a study of the one skill that a model's rates are chosen on."""
         update = {
             "num_samples": samples or self.preset.sizes.samples,
             "seeds": list(seeds),
             "constrained": True,  # for C12; chains would take too long with it
         }
-        return self._settings(model, grids, [self.preset.skill]).model_copy(update=update)
+        second = model == self.preset.second_model
+        skill = self.preset.second_skill if second else self.preset.skill
+        return self._settings(model, grids, [skill]).model_copy(update=update)
 
     def _chained(
         self, grids: Mapping[str, Sequence[float]], orders: Sequence[str]

@@ -101,6 +101,7 @@ class Preset:
         chain_seeds: of the chains of skills.
         batch_size: rows of a step.
         skill: the one that rates are chosen on.
+        second_skill: the same on the second model.
         counting: the one that claims about counting's stage in a chain are read at.
         orders: of skills, by name; the first is the default.
     """
@@ -119,6 +120,7 @@ class Preset:
     chain_seeds: tuple[int, ...]
     batch_size: int = 8
     skill: str = "clock"
+    second_skill: str = "tissue"
     counting: str = "counting"
     orders: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: SKILL_ORDERS)
 

@@ -42,6 +42,7 @@ PRESET = Preset(
     chain_seeds=(0,),
     batch_size=4,
     skill="last",
+    second_skill="first",
     counting="last",
     orders={"default": ("first", "last"), "reversed": ("last", "first")},
 )
@@ -249,6 +250,12 @@ def test_a_second_model_has_a_search_of_its_own(world, tiny, tmp_path):
     made.run()
     assert seen.done == ["frontier", "chosen", "chains", "second_model", "second_model_chosen"]
     assert set(made.choices) == {"frontier", "second_model"}
+    taught = {
+        name: {result.skill for result in phase.results if result.stage}
+        for name, phase in made.phases.items()
+    }
+    assert taught["chosen"] == {"last"}
+    assert taught["second_model"] == taught["second_model_chosen"] == {"first"}
     summary = summarise_study("tiny", made.phases, made.choices, "last")
     assert list(summary.settings) == [BEST, ONE_RATE, CHAINED, SECOND]
 
