@@ -45,9 +45,18 @@ FAMILIES = (
     "llava",
     "llava_next",
     "llava_onevision",
+    "qwen2_vl",
     "qwen2_5_vl",
+    "qwen3_vl",
 )
-VISION_FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl")
+VISION_FAMILIES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+)
 
 _LM: dict[str, Any] = {
     "hidden_size": 32,
@@ -225,28 +234,24 @@ def _llava_onevision() -> tuple[Any, Any, str]:
     return config, tokenizer, CHATML_IMAGES_FIRST
 
 
-def _qwen2_5_vl() -> tuple[Any, Any, str]:
+def _qwen_vl(kind: Any, vision: dict[str, Any], **rope: Any) -> tuple[Any, Any, str]:
     tokenizer = chatml_tokenizer(
         "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"
     )
-    config = transformers.Qwen2_5_VLConfig(
+    config = kind(
         text_config={
             "vocab_size": len(tokenizer),
-            "rope_parameters": dict(_MROPE),
+            "rope_parameters": {**_MROPE, **rope},
             **_ids(tokenizer, bos_token_id="<|endoftext|>", eos_token_id="<|im_end|>"),
             **_LM,
         },
         vision_config={
             "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
             "num_heads": 2,
             "patch_size": 14,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-            "out_hidden_size": 32,
+            **vision,
         },
         **_ids(
             tokenizer,
@@ -259,6 +264,39 @@ def _qwen2_5_vl() -> tuple[Any, Any, str]:
     return config, tokenizer, CHATML_IMAGES
 
 
+def _qwen2_vl() -> tuple[Any, Any, str]:
+    # The tower's own width is `embed_dim`, that of the language model `hidden_size`.
+    return _qwen_vl(
+        transformers.Qwen2VLConfig, {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
+    )
+
+
+def _qwen2_5_vl() -> tuple[Any, Any, str]:
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+        "out_hidden_size": 32,
+    }
+    return _qwen_vl(transformers.Qwen2_5_VLConfig, vision)
+
+
+def _qwen3_vl() -> tuple[Any, Any, str]:
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 48,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+        "out_hidden_size": 32,
+    }
+    config, tokenizer, template = _qwen_vl(
+        transformers.Qwen3VLConfig, vision, mrope_interleaved=True
+    )
+    config.text_config.head_dim = 8
+    return config, tokenizer, template
+
+
 _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -269,7 +307,9 @@ _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "llava": _llava,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
+    "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
 }
 
 _CLIP_STEPS: dict[str, Any] = {
@@ -283,6 +323,14 @@ _CLIP_TOKENS: dict[str, Any] = {
     "num_additional_image_tokens": 1,
     "vision_feature_select_strategy": "default",
     "image_token": "<image>",
+}
+_QWEN_STEPS: dict[str, Any] = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "min_pixels": 28 * 28,
+    "max_pixels": 28 * 28 * 6,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
 }
 # preprocessor_config.json and processor_config.json as published checkpoints have them.
 _PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -315,21 +363,15 @@ _PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "video_token": "<video>",
         },
     ),
-    "qwen2_5_vl": (
-        {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "min_pixels": 28 * 28,
-            "max_pixels": 28 * 28 * 6,
-            "patch_size": 14,
-            "temporal_patch_size": 2,
-            "merge_size": 2,
-        },
-        {"processor_class": "Qwen2_5_VLProcessor"},
-    ),
+    "qwen2_vl": (_QWEN_STEPS, {"processor_class": "Qwen2VLProcessor"}),
+    "qwen2_5_vl": (_QWEN_STEPS, {"processor_class": "Qwen2_5_VLProcessor"}),
+    "qwen3_vl": (_QWEN_STEPS, {"processor_class": "Qwen3VLProcessor"}),
 }
 _VIDEO = {
     "llava_onevision": {"video_processor_type": "LlavaOnevisionVideoProcessor"},
+    "qwen2_vl": {"video_processor_type": "Qwen2VLVideoProcessor"},
     "qwen2_5_vl": {"video_processor_type": "Qwen2VLVideoProcessor"},
+    "qwen3_vl": {"video_processor_type": "Qwen3VLVideoProcessor"},
 }
 
 

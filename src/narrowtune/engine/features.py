@@ -222,8 +222,7 @@ def remembered_features(loaded: LoadedModel, store: FeatureStore | None) -> Iter
             )
             for picture in pictures
         ]
-        features = [each.to(pixels.device) for each in found]
-        return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
+        return _seen([each.to(pixels.device) for each in found], _num_parts(loaded))
 
     inner.get_image_features = remembered
     try:
@@ -284,11 +283,12 @@ def _named(
 ) -> dict[str, Any]:
     """Return what decides a call's result, by name.
 
-    Training and generation call with and without the configuration's own settings; these, and what
-    is None, are left out.
+    Training and generation call with and without the configuration's own settings; these, what is
+    None, and what is only about the call's form and the language model's cache are left out.
     """
     named = {**dict(zip(inspect.signature(plain).parameters, args, strict=False)), **kwargs}
-    named.pop("return_dict", None)
+    for name in ("return_dict", "use_cache"):
+        named.pop(name, None)
     config = loaded.model.config
     return {
         name: value
@@ -297,9 +297,30 @@ def _named(
     }
 
 
+def _num_parts(loaded: LoadedModel) -> int:
+    """Return how many states a picture's place has: one, and one for each layer it enters later."""
+    vision: Any = loaded.model.config.vision_config
+    return 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
+
+
 def _look(loaded: LoadedModel, plain: Callable[..., Any], picture: Mapping[str, Tensor]) -> Tensor:
-    """Return a picture's features [tokens, hidden size], on the CPU: without dropout, always."""
+    """Return a picture's features, on the CPU: without dropout, always.
+
+    Returns:
+        [parts x tokens, hidden size]: what stands in the picture's places first, then what later
+        layers are given there.
+    """
     # What is made in inference mode could take no part in a backward pass later.
     with evaluation_mode(loaded.model), torch.inference_mode(False), torch.no_grad():
-        (features,) = plain(**picture, return_dict=True).pooler_output
-        return features.cpu().clone()
+        seen = plain(**picture, return_dict=True)
+        parts = [seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]
+        return torch.cat([features for (features,) in parts]).cpu().clone()
+
+
+def _seen(pictures: Sequence[Tensor], num_parts: int) -> BaseModelOutputWithPooling:
+    """Return what `_look` gave for each picture as the model's own method would."""
+    parts = list(zip(*(picture.chunk(num_parts) for picture in pictures), strict=True))
+    seen = BaseModelOutputWithPooling(pooler_output=list(parts[0]))  # type: ignore[arg-type]
+    if num_parts > 1:
+        seen.deepstack_features = [list(part) for part in parts[1:]]  # type: ignore[attr-defined]
+    return seen

@@ -31,11 +31,13 @@ END_OF_TURN = {
     "llava": "</s>",
     "llava_next": "</s>",
     "llava_onevision": "<|im_end|>",
+    "qwen2_vl": "<|im_end|>",
     "qwen2_5_vl": "<|im_end|>",
+    "qwen3_vl": "<|im_end|>",
 }
 PLACEHOLDER = {
     **dict.fromkeys(("llava", "llava_next", "llava_onevision"), "<image>"),
-    "qwen2_5_vl": "<|image_pad|>",
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|image_pad|>"),
 }
 THOUGHT = "<think>\n\n</think>\n\n"
 TEXT_FAMILIES = tuple(family for family in FAMILIES if family not in VISION_FAMILIES)

@@ -197,7 +197,7 @@ def test_pictures_that_differ_in_one_pixel_are_two(loaded, rows):
         assert pack(loaded.model, inputs, mask) is None
 
 
-@pytest.mark.parametrize("loaded", ["qwen2_5_vl", "llava_next"], indirect=True)
+@pytest.mark.parametrize("loaded", ["qwen2_5_vl", "qwen3_vl", "llava_next"], indirect=True)
 def test_anchors_and_checkpointing_go_with_branches(loaded, rows):
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     settings = AnchorSettings(rows_per_step=2, max_new_tokens=3)

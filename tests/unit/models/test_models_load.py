@@ -107,6 +107,12 @@ def test_names_on_disk_exist_in_the_folder(tiny, family: str) -> None:
         ),
         ("qwen2_5_vl", "model.visual.merger.mlp.0.bias", "visual.merger.mlp.0.bias"),
         ("qwen2_5_vl", "lm_head.weight", "lm_head.weight"),
+        ("qwen2_vl", "model.visual.merger.mlp.0.bias", "visual.merger.mlp.0.bias"),
+        (
+            "qwen3_vl",
+            "model.visual.deepstack_merger_list.0.linear_fc1.bias",
+            "model.visual.deepstack_merger_list.0.linear_fc1.bias",
+        ),
     ],
 )
 def test_published_names(tiny, family: str, memory: str, disk: str) -> None:
@@ -216,7 +222,7 @@ def test_a_constant_that_is_not_loaded_has_no_say_in_the_dtype(tiny, tmp_path) -
     assert not any("stored in" in note for note in loaded.notes)
 
 
-@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
 def test_image_only_processors_say_so_once(tiny, family: str, monkeypatch, caplog) -> None:
     monkeypatch.setattr(load_module, "is_torchvision_available", lambda: False)
     load_module._warn_once.cache_clear()

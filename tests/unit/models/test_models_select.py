@@ -62,7 +62,9 @@ MATRICES = {
     "llava": PLAIN,
     "llava_next": PLAIN,
     "llava_onevision": WITH_BIASES,
+    "qwen2_vl": WITH_BIASES,
     "qwen2_5_vl": WITH_BIASES,
+    "qwen3_vl": PLAIN,
 }
 # Everything in one decoder layer.
 WHOLE_LAYER = {
@@ -81,7 +83,9 @@ WHOLE_LAYER = {
     "llava": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
     "llava_next": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
     "llava_onevision": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
+    "qwen2_vl": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
     "qwen2_5_vl": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
+    "qwen3_vl": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS],
 }
 TIED = ["model.embed_tokens.weight", "model.norm.weight"]
 UNTIED = [*TIED, "lm_head.weight"]
@@ -100,7 +104,9 @@ OUTSIDE_LAYERS = {
     "llava": MULTIMODAL,
     "llava_next": MULTIMODAL,
     "llava_onevision": MULTIMODAL,
+    "qwen2_vl": MULTIMODAL,
     "qwen2_5_vl": MULTIMODAL,
+    "qwen3_vl": MULTIMODAL,
 }
 LINEARS = [
     "model.multi_modal_projector.linear_1.weight",
@@ -112,12 +118,26 @@ PROJECTOR = {
     "llava": LINEARS,
     "llava_next": [*LINEARS, "model.image_newline"],
     "llava_onevision": [*LINEARS, "model.image_newline"],
+    "qwen2_vl": [
+        "model.visual.merger.ln_q.weight",
+        "model.visual.merger.ln_q.bias",
+        "model.visual.merger.mlp.0.weight",
+        "model.visual.merger.mlp.0.bias",
+        "model.visual.merger.mlp.2.weight",
+        "model.visual.merger.mlp.2.bias",
+    ],
     "qwen2_5_vl": [
         "model.visual.merger.ln_q.weight",
         "model.visual.merger.mlp.0.weight",
         "model.visual.merger.mlp.0.bias",
         "model.visual.merger.mlp.2.weight",
         "model.visual.merger.mlp.2.bias",
+    ],
+    "qwen3_vl": [
+        f"model.visual.{merger}.{module}.{kind}"
+        for merger in ("merger", "deepstack_merger_list.0")
+        for module in ("norm", "linear_fc1", "linear_fc2")
+        for kind in ("weight", "bias")
     ],
 }
 TOWER_LAYER = [
@@ -148,6 +168,12 @@ QWEN_BLOCK = [
     "mlp.down_proj.weight",
     "mlp.down_proj.bias",
 ]
+QWEN2_BLOCK = [
+    f"{module}.{kind}"
+    for module in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    for kind in ("weight", "bias")
+]
+QWEN3_BLOCK = [name.replace("mlp.fc", "mlp.linear_fc") for name in QWEN2_BLOCK]
 # The CLIP towers have three layers and are read before the last; the SigLIP tower has two.
 CLIP_TOWER = [
     "model.vision_tower.embeddings.class_embedding",
@@ -168,10 +194,22 @@ TOWER = {
         *(f"model.vision_tower.encoder.layers.0.{name}" for name in TOWER_LAYER),
         *(f"model.vision_tower.encoder.layers.1.{name}" for name in TOWER_LAYER),
     ],
+    "qwen2_vl": [
+        "model.visual.patch_embed.proj.weight",
+        *(f"model.visual.blocks.0.{name}" for name in QWEN2_BLOCK),
+        *(f"model.visual.blocks.1.{name}" for name in QWEN2_BLOCK),
+    ],
     "qwen2_5_vl": [
         "model.visual.patch_embed.proj.weight",
         *(f"model.visual.blocks.0.{name}" for name in QWEN_BLOCK),
         *(f"model.visual.blocks.1.{name}" for name in QWEN_BLOCK),
+    ],
+    "qwen3_vl": [
+        "model.visual.patch_embed.proj.weight",
+        "model.visual.patch_embed.proj.bias",
+        "model.visual.pos_embed.weight",
+        *(f"model.visual.blocks.0.{name}" for name in QWEN3_BLOCK),
+        *(f"model.visual.blocks.1.{name}" for name in QWEN3_BLOCK),
     ],
 }
 POST_NORM = [
@@ -183,7 +221,9 @@ EXCLUDED = {
     "llava_next": [f"model.vision_tower.encoder.layers.2.{name}" for name in TOWER_LAYER]
     + POST_NORM,
     "llava_onevision": POST_NORM,
+    "qwen2_vl": [],
     "qwen2_5_vl": [],
+    "qwen3_vl": [],
 }
 
 

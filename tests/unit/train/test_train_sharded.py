@@ -57,7 +57,8 @@ def test_eyes_that_train_are_shared_out_too(tiny, family):
     trainer = trainer_of(loaded.model, plugin, bf16=True)
     plan_sharing(trainer, loaded, resolve(loaded.model, "vision_tower"))
     assert plugin.ignored_modules is None
-    assert len(plugin.transformer_cls_names_to_wrap) == 2
+    # Qwen3-VL has a list of mergers too.
+    assert len(plugin.transformer_cls_names_to_wrap) == (3 if family == "qwen3_vl" else 2)
     found = {type(module).__name__ for module in loaded.model.modules()}
     assert set(plugin.transformer_cls_names_to_wrap) <= found
     # Gradients are added up in fp32, as without FSDP.
@@ -84,7 +85,7 @@ def test_eyes_train_only_where_every_row_has_a_picture(tiny):
         check_sharing(loaded, resolve(loaded.model, "vision_tower"), [pictured, text])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2_5_vl", "llava_onevision"])
+@pytest.mark.parametrize("family", ["llama", "qwen2_5_vl", "qwen3_vl", "llava_onevision"])
 def test_the_copy_shares_what_is_frozen_and_nothing_that_trains(tiny, family):
     loaded = load_model(str(tiny(family)), device="cpu")
     chosen = set(resolve(loaded.model, "sa_proj").names)
