@@ -322,5 +322,5 @@ def _seen(pictures: Sequence[Tensor], num_parts: int) -> BaseModelOutputWithPool
     parts = list(zip(*(picture.chunk(num_parts) for picture in pictures), strict=True))
     seen = BaseModelOutputWithPooling(pooler_output=list(parts[0]))  # type: ignore[arg-type]
     if num_parts > 1:
-        seen.deepstack_features = [list(part) for part in parts[1:]]  # type: ignore[attr-defined]
+        seen.deepstack_features = [list(part) for part in parts[1:]]
     return seen
