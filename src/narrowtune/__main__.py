@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from typing import Any
 
 from narrowtune.core.errors import NarrowtuneError
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""What a disk answers, and not a mistake in the code."""
 
 
 def leave(number: int, _: Any) -> None:
@@ -30,6 +34,16 @@ def main() -> None:
     except NarrowtuneError as error:
         report_error(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        told = NarrowtuneError(
+            asked=f"to use {error.filename}" if error.filename else "to write a file",
+            found=error.strerror or str(error),
+            do="see that this user may, and that the disk has room; a run goes on with --resume",
+        )
+        report_error(told)
+        sys.exit(told.exit_code)
 
 
 if __name__ == "__main__":

@@ -299,7 +299,9 @@ def report(
     ],
     gallery: Annotated[
         bool | None,
-        typer.Option(help="Of one run: the answers that changed; --no-gallery leaves them out."),
+        typer.Option(
+            help="Of one run: show the answers that changed; as the run was told to unless given."
+        ),
     ] = None,
     output: Annotated[
         Path | None, option("FOLDER", "Of a comparison; that of the runs unless given.")
@@ -320,7 +322,7 @@ def report(
                 found="one run, whose report stands in the run's own folder and is replaced",
                 do="leave that out; or name several runs, to compare them",
             )
-        path = build_report(run[0], gallery=gallery is not False)
+        path = build_report(run[0], gallery=gallery)
     else:
         if gallery is not None:
             raise UsageError(

@@ -147,6 +147,9 @@ def delta_export(
     ],
     max_new_tokens: Annotated[int, option("N", "Length of an answer.")] = 32,
     limit: Annotated[int | None, option("N", "Use only this many rows.")] = None,
+    split: Annotated[str | None, option("NAME", "Of a data set with several.")] = None,
+    image_root: Annotated[str | None, option("FOLDER", "That pictures' paths start from.")] = None,
+    max_refused: Annotated[int, option("N", "Rows that may be refused.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Write a LoRA adapter that peft loads, near the delta but not equal.
@@ -158,6 +161,7 @@ def delta_export(
     from narrowtune.report.terminal import change_table, fact_table, kept_facts
 
     fields = {"metric": metric, "mode": mode, "max_new_tokens": max_new_tokens, "limit": limit}
+    fields |= {"split": split, "image_root": image_root, "max_refused": max_refused}
     found = export_lora(
         folder,
         path,

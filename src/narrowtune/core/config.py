@@ -206,6 +206,12 @@ class RunConfig(ModelSettings):
             return values
         return {**values, "skill": {**skill, "validation": 0.0}}
 
+    @field_validator("output_dir", "ledger")
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        # No shell sees these: a folder called ~ would be made.
+        return value and os.path.expanduser(value)  # noqa: PTH111  (pathlib's may raise)
+
     @field_validator("keep", "mix", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:

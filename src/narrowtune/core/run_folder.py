@@ -83,6 +83,19 @@ class RunFolder:
         """Rows that were not used, with the reason."""
         return self.root / REFUSED
 
+    @property
+    def log(self) -> Path:
+        """What was logged of every step, a JSON line each."""
+        return self.root / "train.jsonl"
+
+    def found(self) -> list[Path]:
+        """Return what is there under names that a run writes to, or deletes by."""
+        named = (self.given, self.record, self.plan, self.drift, self.delta, self.whole_delta)
+        reports = (self.root / f"report.{kind}" for kind in ("html", "md", "json"))
+        answers = (self.root / name for name in ("before", "after", "dial"))
+        places = [*named, self.refused, self.log, *reports, *answers]
+        return [path for path in places if path.exists()] + sorted(self.root.glob("checkpoint-*"))
+
     def items(self, when: str, task: str) -> Path:
         """Item results of `task`, `before` or `after`."""
         return self.root / when / f"{task}.jsonl"

@@ -11,6 +11,9 @@ from narrowtune.delta.copying import BASE_CARD, CARD
 from narrowtune.delta.marker import MARKER, Applied
 from narrowtune.delta.store import Metadata
 
+_SENTENCE = "A base model with a narrowtune delta applied"
+"""By which `write_card`'s own work is known again."""
+
 
 def write_card(folder: Path, title: str, stack: list[Applied], metadata: Metadata) -> None:
     """Write README.md into `folder`, which holds the deltas in `stack`, the latest last."""
@@ -34,7 +37,7 @@ def write_card(folder: Path, title: str, stack: list[Applied], metadata: Metadat
         "",
         f"# {_plain(title)}",
         "",
-        "A base model with a narrowtune delta applied: the recipe's tensors hold tuned values,",
+        f"{_SENTENCE}: the recipe's tensors hold tuned values,",
         "every other tensor is the base's, bit for bit.",
         "",
         "| | |",
@@ -57,6 +60,15 @@ def write_card(folder: Path, title: str, stack: list[Applied], metadata: Metadat
         "",
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def restore_card(folder: Path) -> None:
+    """Give a folder without deltas its base's README.md again, where `write_card` wrote another."""
+    card, own = folder / CARD, folder / BASE_CARD
+    if card.exists() and _SENTENCE in card.read_text(encoding="utf-8", errors="replace"):
+        card.unlink()
+        if own.exists():
+            own.rename(card)
 
 
 def adapter_card(

@@ -117,7 +117,7 @@ def find_companions(layout: Layout, *, is_release: bool) -> Companions:
     files: dict[Path, Path] = {}
     left_out: dict[str, str] = {}
     weights = {path.name for path in (*layout.shards, layout.index) if path is not None}
-    for parent, folders, names in os.walk(layout.folder, followlinks=True):
+    for parent, folders, names in os.walk(layout.folder, onerror=_unreadable, followlinks=True):
         here = Path(parent).relative_to(layout.folder)
         for folder in list(folders):
             reason = _why_not_walked(layout.folder, here / folder)
@@ -146,6 +146,14 @@ def find_companions(layout: Layout, *, is_release: bool) -> Companions:
     return Companions(files, left_out, num_bytes)
 
 
+def _unreadable(problem: OSError) -> None:
+    raise DeltaError(
+        asked="to take a model's other files along",
+        found=f"{problem.filename}: {problem.strerror}",
+        do="see that this user may read it, or move it out of the model's folder",
+    )
+
+
 def _is_weights(name: str) -> bool:
     name = name.lower()
     return name.endswith(WEIGHT_SUFFIXES) or _ONNX_DATA.search(name) is not None
@@ -169,7 +177,10 @@ def copy_companions(companions: Companions, source: Path, out: Path) -> None:
     """Copy them, links followed, byte for byte."""
     for path, target in companions.files.items():
         (out / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / path, out / target)
+        try:
+            shutil.copyfile(source / path, out / target)
+        except PermissionError as problem:
+            _unreadable(problem)
 
 
 def copy_weights(layout: Layout, out: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from narrowtune.core.errors import DeltaError, UsageError
 from narrowtune.core.provenance import sha256_file
 from narrowtune.data.digest import tensor_sha256
-from narrowtune.delta.card import write_card
+from narrowtune.delta.card import restore_card, write_card
 from narrowtune.delta.copying import (
     check_new_folder,
     copy_companions,
@@ -150,6 +150,8 @@ def _write(
         stack = change_marker(folder, staging, applied, direction, asked)
         if max_shard_size is not None:
             write_card(staging, out.name, stack, delta.metadata)
+        elif not stack:
+            restore_card(staging)
     return FolderResult(out, len(changes), num_bytes, companions.left_out)
 
 

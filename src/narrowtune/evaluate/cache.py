@@ -51,10 +51,17 @@ class ScoreCache:
             return None
 
     def save(self, key: Mapping[str, Any], result: TaskResult) -> None:
-        """Store `result` with its items under `key`; a reader sees all of it or nothing."""
+        """Store `result` with its items under `key`; a reader sees all of it or nothing.
+
+        A folder that can't be written is a warning: the score is known, and computed again another
+        time.
+        """
         content = json.loads(result.model_dump_json())
         entry = {"key": _plain(key), "sha256": _sha256(content), "result": content}
-        write_text(self._path(key), json.dumps(entry, ensure_ascii=False))
+        try:
+            write_text(self._path(key), json.dumps(entry, ensure_ascii=False))
+        except OSError as error:
+            logger.warning("The score is not kept in %s: %s", self.folder, error)
 
     def _path(self, key: Mapping[str, Any]) -> Path:
         name = _sha256(_plain(key))

@@ -82,7 +82,8 @@ class Book:
     def start(self) -> None:
         """Write a ledger that holds nothing yet, so that a run that is killed can be added to it.
 
-        One that is there already is read; either way the folder has been seen to be writable.
+        One that is there already is read, unless it has never held a skill: then the base may be
+        another one. Either way the folder has been seen to be writable.
 
         Raises:
             UsageError: the folder can't be written.
@@ -90,8 +91,10 @@ class Book:
         """
         for place in ("", "deltas", "scores"):
             check_output(self.folder / place, (), overwrite=True)
+        new = self.ledger
         with self._changing():
-            if not self.is_in(self.folder):
+            if not self.ledger.skills and not self.ledger.undone:
+                self.ledger = new
                 self._write()
 
     def add(self, entry: Entry, run: Path) -> None:
@@ -115,6 +118,7 @@ class Book:
                     do="teach it again with --ledger, or roll back to the state that it was "
                     "taught to",
                 )
+            self._check_delta(RunFolder(run).delta, entry, entry.base_fingerprint)
             number = self.ledger.next_number
             name = f"deltas/{number:02}-{entry.name}.safetensors"
             _copy(RunFolder(run).delta, self.folder / name)
@@ -245,12 +249,18 @@ class Book:
 
     def _check(self, entry: Entry, state: str) -> Metadata:
         """Return a delta's description once its hashes lead from `state` to the next."""
-        meta = read_metadata(self.delta_path(entry))
+        return self._check_delta(self.delta_path(entry), entry, state)
+
+    def _check_delta(self, path: Path, entry: Entry, state: str) -> Metadata:
+        meta = read_metadata(path)
         if _fingerprints(meta, meta.frozen) != (state, entry.tuned_fingerprint):
+            entered = entry.number > 0
             raise LedgerError(
                 asked=f"the states before and after {entry.name} in {self.folder}",
-                found="hashes in its delta that lead to other states than those recorded",
-                do="put ledger.json and deltas/ back from one copy",
+                found=f"hashes in {path} that lead to other states than those recorded",
+                do="put ledger.json and deltas/ back from one copy"
+                if entered
+                else "put the delta back that the run wrote",
             )
         return meta
 

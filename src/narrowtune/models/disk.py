@@ -71,6 +71,12 @@ def disk_files(folder: Path) -> dict[str, Path]:
     if single.is_file():
         return dict.fromkeys(_header(single, asked), single)
     if not index.is_file():
+        if not folder.is_dir():
+            raise ModelError(
+                asked=asked,
+                found="no such folder",
+                do="give a folder; for a hub id: hf download ID --local-dir FOLDER",
+            )
         pickles = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLES)
         raise ModelError(
             asked=asked,

@@ -139,6 +139,8 @@ def run_comparison(
             do="leave it out; compare on the model that narrowtune ledger build writes, then teach "
             "the way that you choose with --ledger",
         )
+    if config.training.quantize_frozen:
+        _check_something_frozen(ways)
     root, shared = Path(config.output_dir), Shared(several=True)
     left = list(ways)
     for share in _ROUNDS if trial else ():
@@ -153,6 +155,18 @@ def run_comparison(
     return records, build_comparison([root / way.name for way in left], root)
 
 
+def _check_something_frozen(ways: Sequence[Contender]) -> None:
+    """Refuse recipes that leave nothing to quantise, before another is trained."""
+    for way in ways:
+        recipe = get_recipe(way.changes["recipe"])
+        if "language_model" in recipe.components and not recipe.matrices:
+            raise UsageError(
+                asked=f"{way.name} with training.quantize_frozen",
+                found="that it leaves no layer of the language model frozen",
+                do=f"leave {way.name} out of --recipes, or quantize_frozen",
+            )
+
+
 def _round(
     config: RunConfig,
     ways: Sequence[Contender],
@@ -163,8 +177,9 @@ def _round(
 ) -> list[RunRecord]:
     """Run every way on a share of the training, each in a folder of its own."""
     records: list[RunRecord] = []
-    for way in ways:
-        own = _config(config, way, folder / way.name, share)
+    # What settings of one contradict each other is said before another is trained.
+    configs = [_config(config, way, folder / way.name, share) for way in ways]
+    for way, own in zip(ways, configs, strict=True):
         console.rule(f"{way.name}{'' if share == 1 else f', trial on {share:.0%}'}")
         first = folder / ways[0].name if records else None
         record = _known(own) or teach_alike(own, first, console, shared)

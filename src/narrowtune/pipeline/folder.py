@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import yaml
+from filelock import FileLock, Timeout
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
 from narrowtune.core.run_folder import RunFolder, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+_LOCK = ".run.lock"
+
+
+@contextmanager
+def alone(folder: RunFolder) -> Iterator[None]:
+    """Keep other runs out of this folder inside the block, and after a kill no longer.
+
+    Raises:
+        UsageError: a run goes on there, or the folder can't be written.
+    """
+    lock = FileLock(folder.root / _LOCK)
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            asked=f"a run in {folder.root}",
+            found="another process whose run goes on there",
+            do="wait for it or stop it, or choose another --output-dir",
+        ) from None
+    except NotImplementedError:  # a file system that knows no locks
+        logger.warning("%s can't be locked: start no second run there.", folder.root)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> None:
@@ -21,11 +56,15 @@ def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume:
     try:
         _open(folder, config, given, resume)
     except OSError as error:
-        raise UsageError(
-            asked=f"a run in {folder.root}",
-            found=f"{error.strerror or error}: {error.filename or folder.root}",
-            do="choose another --output-dir: a folder that can be written, or a new one",
-        ) from None
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: RunFolder, error: OSError) -> UsageError:
+    return UsageError(
+        asked=f"a run in {folder.root}",
+        found=f"{error.strerror or error}: {error.filename or folder.root}",
+        do="choose another --output-dir: a folder that can be written, or a new one",
+    )
 
 
 def _open(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> None:
@@ -46,6 +85,8 @@ def _open(folder: RunFolder, config: RunConfig, given: str | None, resume: bool)
             found="no run that had begun there",
             do="give the folder of a run that was started, or start one without --resume",
         )
+    if not folder.resolved.exists():
+        _check_free(folder, given)
     if there:
         before = folder.resolved.read_text(encoding="utf-8")
         if before != resolved:
@@ -61,8 +102,30 @@ def _open(folder: RunFolder, config: RunConfig, given: str | None, resume: bool)
                 do="look at its report.html; to train again choose another --output-dir"
                 + "; narrowtune ledger add enters it" * (config.ledger is not None),
             )
+    folder.refused.unlink(missing_ok=True)  # of a start before this one
     write_text(folder.given, given if given is not None else resolved)
     write_text(folder.resolved, resolved)
+
+
+def _check_free(folder: RunFolder, given: str | None) -> None:
+    """See that a first run would overwrite nothing: a file of the user's may have a run's name.
+
+    Settings that stand where a run keeps a copy of them are that copy.
+    """
+    there = folder.found()
+    if folder.given in there and given is not None:
+        try:
+            if folder.given.read_text(encoding="utf-8") == given:
+                there.remove(folder.given)
+        except UnicodeDecodeError:
+            pass
+    if there:
+        raise UsageError(
+            asked=f"a run in {folder.root}",
+            found=f"{', '.join(path.name for path in there)}, which no run wrote there and this "
+            "one would overwrite",
+            do="choose another --output-dir, or move that away",
+        )
 
 
 def check_started(folder: RunFolder, base: str, data: dict[str, str], resume: bool) -> None:

@@ -155,6 +155,7 @@ def read_anchor_prompts(config: RunConfig, encoder: ChatEncoder, inputs: Inputs)
     if num_same:
         inputs.notes.append(f"{num_same} anchor prompts stand in a keep set and were left out.")
     inputs.anchor_prompts = source.encode_prompts(allowed[: settings.max_prompts], encoder)
+    inputs.summaries.append(source.summary("anchor", len(inputs.anchor_prompts)))
 
 
 def write_refused_rows(inputs: Inputs, path: Path | None) -> None:
@@ -317,6 +318,7 @@ class _Reader:
         sizes = [len(source.examples), *map(len, kept.values())]
         num_free, *shares = equal_shares(settings.max_prompts, sizes)
         free = source.encode_prompts(source.examples[:num_free], self.encoder)
+        self.inputs.summaries.append(source.summary("drift", len(free)))
         found = [("free prompts", prompt) for prompt in free]
         for (name, examples), share in zip(kept.items(), shares, strict=True):
             found += [(name, example.prompt) for example in examples[:share]]
@@ -368,7 +370,7 @@ def _nothing_left(split: str, path: str, number: int) -> DataError:
     return DataError(
         asked=f"{split} rows from {path}",
         found=f"{number} rows, none of which can be used (rows_refused.jsonl)",
-        do="correct these rows, give more, or raise --max-length",
+        do="correct these rows, give more, or raise max_length",
     )
 
 

@@ -74,12 +74,23 @@ def taught_before(book: Book | None) -> list[Taught]:
     return [Taught(entry.skill, entry.seed) for entry in entries]
 
 
-def check_rows(book: Book, summaries: Sequence[DataSummary]) -> None:
-    """See that earlier skills are tested on the rows that they were tested on.
+def check_state(book: Book, state: str, summaries: Sequence[DataSummary]) -> None:
+    """See that a model has the latest state, and that earlier skills are tested on the same rows.
+
+    Args:
+        book: the ledger.
+        state: fingerprint of the model with the ledger's deltas on it.
+        summaries: of the rows that were read.
 
     Raises:
-        LedgerError: they changed.
+        LedgerError: it has not, or rows changed.
     """
+    if state != book.ledger.fingerprint:
+        raise LedgerError(
+            asked=f"the latest state of {book.folder}",
+            found="deltas that lead to another state than the one recorded",
+            do="put ledger.json and deltas/ back from one copy",
+        )
     now = {part.name: part.sha256 for part in summaries if part.role == "held_out"}
     for entry in book.ledger.skills:
         if now[entry.name] != entry.rows_sha256:
@@ -123,11 +134,17 @@ def add_run(folder: Path, run: Path) -> Entry:
     """
     record, book = read_record(run), Book.open(folder)
     config = load_config(RunFolder(run).resolved)
-    for path in filter(None, (config.skill.path, config.skill.test_path)):
-        if not Path(path).exists() and Path(path).suffix:
+    skill = config.skill
+    # Seen from elsewhere, a folder of rows can't be told from a hub id.
+    elsewhere = Path(config.output_dir).resolve() != run.resolve()
+    on_disk = [
+        path for path in (skill.path, skill.test_path) if elsewhere or Path(path or "").suffix
+    ]
+    for path in filter(None, (*on_disk, skill.image_root)):
+        if not Path(path).exists():
             raise LedgerError(
                 asked=f"the skill of {run} in {folder}",
-                found=f"its rows are not at {path}, seen from {Path.cwd()}",
+                found=f"its rows or pictures are not at {path}, seen from {Path.cwd()}",
                 do="call this where the run was started",
             )
     book.add(_entry(config.skill, config.seed, record, run), run)

@@ -118,7 +118,7 @@ class Source:
     def _remedy(self, num_refused: int, num_rows: int) -> str:
         """Say what can be done, in what the command at hand accepts."""
         if self._prompts_only:
-            return f"correct these prompts, or give {self._key} another file, or raise --max-length"
+            return f"correct these prompts, or give {self._key} another file, or raise max_length"
         ways = ["correct these rows"]
         if self._has_misfits:
             ways.append(f"choose a metric that fits ({self._option('metric', 'NAME')})")

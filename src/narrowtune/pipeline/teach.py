@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -37,9 +37,9 @@ from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_launch, check_run
 from narrowtune.pipeline.dial import Halves, restrict, turn
-from narrowtune.pipeline.folder import check_started, open_folder
+from narrowtune.pipeline.folder import alone, check_started, open_folder
 from narrowtune.pipeline.inputs import Inputs, load
-from narrowtune.pipeline.ledger import check_rows, enter, open_book, taught_before
+from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
@@ -114,19 +114,23 @@ def teach(
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     # The other processes wait while the main one evaluates.
     state = PartialState(cpu=on_cpu, timeout=timedelta(hours=24))
-    run = _prepare(config, given, resume, console, state, shared or Shared())
-    with apply_arithmetic(run.arithmetic):
-        if state.is_main_process:
-            _look_before(run, state.num_processes)
-        with frozen_part(run.loaded, config, run.watch):
-            _train(run, state, console, resume)
-        if not state.is_main_process:
-            return None
-        _look_after(run)
-    record = _record(run)
-    write_json(run.folder.record, record)
-    with run.watch.stage("report"):
-        build_report(run.folder.root, gallery=config.gallery)
+    check_run(config, num_processes=state.num_processes)
+    check_launch(config.training, state.num_processes)
+    folder = RunFolder(Path(config.output_dir))
+    with alone(folder) if state.is_main_process else nullcontext():
+        run = _prepare(config, folder, given, resume, console, state, shared or Shared())
+        with apply_arithmetic(run.arithmetic):
+            if state.is_main_process:
+                _look_before(run, state.num_processes)
+            with frozen_part(run.loaded, config, run.watch):
+                _train(run, state, console, resume)
+            if not state.is_main_process:
+                return None
+            _look_after(run)
+        record = _record(run)
+        write_json(run.folder.record, record)
+        with run.watch.stage("report"):
+            build_report(run.folder.root, gallery=config.gallery)
     if run.book is not None:
         enter(run.book, config, record)
     return record
@@ -134,6 +138,7 @@ def teach(
 
 def _prepare(
     config: RunConfig,
+    folder: RunFolder,
     given: str | None,
     resume: bool,
     console: Console,
@@ -141,9 +146,6 @@ def _prepare(
     shared: Shared,
 ) -> Run:
     watch = Stopwatch(console, loud=state.is_main_process)
-    folder = RunFolder(Path(config.output_dir))
-    check_run(config, num_processes=state.num_processes)
-    check_launch(config.training, state.num_processes)
     if state.is_main_process:
         open_folder(folder, config, given, resume)
     with watch.stage("load the model"):
@@ -158,9 +160,11 @@ def _prepare(
         refused_path = folder.refused if state.is_main_process else None
         encoder, inputs = shared.read(loaded, config, refused_path, taught_before(book))
         if book is not None and book.ledger.skills:
-            check_rows(book, inputs.summaries)
+            check_state(book, base, inputs.summaries)
             names = ", ".join(entry.name for entry in book.ledger.skills)
             inputs.notes.append(f"Taught before, and kept (the ledger {config.ledger}): {names}.")
+        elif book is not None:
+            watch.warn(f"The ledger {config.ledger} holds no skill yet: this one is its first.")
     if config.training.fsdp:
         check_sharing(loaded, selection, Joined([inputs.rows, inputs.validation]))
     halves = None

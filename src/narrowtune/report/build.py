@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from narrowtune.core.config import load_config
 from narrowtune.core.run_folder import RunFolder, write_text
 from narrowtune.report import charts, plots, sections
 from narrowtune.report.folder import RunFiles, read_run
@@ -39,14 +40,15 @@ REPORT_SCHEMA = 1
 def build_report(
     run_folder: Path,
     *,
-    gallery: bool = True,
+    gallery: bool | None = None,
     image_roots: Mapping[str, Path] | None = None,
 ) -> Path:
     """Write the report of `run_folder` into it.
 
     Args:
         run_folder: the folder of one run (docs/architecture.md, "The run folder").
-        gallery: False leaves every item's text out of all files.
+        gallery: False leaves every item's text out of all files; as the run's resolved.yaml has
+            it unless given.
         image_roots: by task name, the folder that its items' pictures lie under; those of the
             run's resolved.yaml unless given. A picture that is not there is named, not shown.
 
@@ -56,11 +58,14 @@ def build_report(
     Raises:
         ReportError: a file of the folder is missing, damaged or newer than this version.
     """
+    resolved = RunFolder(run_folder).resolved
+    if gallery is None:
+        gallery = load_config(resolved).gallery if resolved.exists() else True
     run = read_run(run_folder, items=gallery)
     found = None
     if run.pairs is not None:
         if image_roots is None:
-            image_roots = picture_roots(RunFolder(run_folder).resolved)
+            image_roots = picture_roots(resolved)
         found = build_gallery(run.pairs, image_roots)
     values = _values(run, found)
     html = run_folder / "report.html"

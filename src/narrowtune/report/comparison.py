@@ -193,7 +193,11 @@ def _differences(records: Sequence[RunRecord]) -> list[str]:
         "compute dtype": [record.training and record.training.compute_dtype for record in records],
         "budget": [record.verdict and record.verdict.budget for record in records],
         "versions": [record.versions for record in records],
-        "data": [sorted((data.name, data.sha256) for data in record.data) for record in records],
+        # An anchor is a way to teach, and its prompts are a part of it.
+        "data": [
+            sorted((data.name, data.sha256) for data in record.data if data.role != "anchor")
+            for record in records
+        ],
         "base scores": [
             sorted((task.name, task.before.mean) for task in record.tasks) for record in records
         ],

@@ -91,7 +91,7 @@ def read_run(path: Path, *, items: bool = True) -> RunFiles:
         drift = _read_value(folder.drift, DriftResult, "run `narrowtune probe`")
     steps: list[LoggedStep] = []
     if record.training is not None and record.training.num_steps > 0:
-        steps = list(_read_lines(path / "train.jsonl", LoggedStep, TEACH))
+        steps = list(_read_lines(RunFolder(path).log, LoggedStep, TEACH))
     pairs = None
     if items:
         pairs = [pair for task in record.tasks for pair in _pairs(path, task)]

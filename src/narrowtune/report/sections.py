@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from narrowtune.core.delta_results import DeltaInfo
@@ -17,6 +20,8 @@ from narrowtune.core.results import (
     TrainingSummary,
 )
 from narrowtune.report.text import count, duration, percent, plural, size, small, tick
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 SHOWN_TENSORS = 10
 """Rows of the proof that are open at once; the others fold out."""
@@ -89,7 +94,11 @@ def proof_view(proof: Proof) -> ProofView:
 
 def delta_commands(record: RunRecord, delta: DeltaInfo) -> list[tuple[str, str]]:
     """The commands that apply and undo the delta, with what each does."""
-    model = shlex.quote(str(record.model.get("source") or "MODEL"))
+    source = os.path.expanduser(str(record.model.get("source") or "MODEL"))  # noqa: PTH111
+    model, first = shlex.quote(source), []
+    if _HUB_ID.fullmatch(source) and not Path(source).exists():
+        first = [("Fetch the base as a folder", f"hf download {model} --local-dir base_model")]
+        model = "base_model"
     file = shlex.quote(delta.path)
     if ledger := record.model.get("ledger"):
         # Its base has the earlier skills on it, and is no folder.
@@ -100,6 +109,7 @@ def delta_commands(record: RunRecord, delta: DeltaInfo) -> list[tuple[str, str]]
             ("Look inside", f"narrowtune delta info {file}"),
         ]
     return [
+        *first,
         ("Write the tuned model", f"narrowtune delta apply {model} {file} --output tuned"),
         ("Get the base back from it", f"narrowtune delta undo tuned {file} --output base"),
         ("Look inside", f"narrowtune delta info {file}"),

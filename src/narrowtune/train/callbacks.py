@@ -40,7 +40,8 @@ class LogFile(TrainerCallback):
         self._num_written = len(state.log_history)
         if not state.is_world_process_zero:
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        goes_on = state.global_step > 0 and self.path.exists()
+        lines = self.path.read_text(encoding="utf-8").splitlines() if goes_on else []
         rows = [json.loads(line) for line in lines if line.endswith("}")]
         kept = [row for row in rows if row["step"] <= state.global_step]
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import TrainingError
 from narrowtune.core.results import Proof, TrainingSummary
+from narrowtune.core.run_folder import RunFolder
 from narrowtune.core.study_settings import DistillationSettings
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
@@ -146,7 +147,7 @@ def fit(
         else None,
         sampler=sampler,
         callbacks=[
-            LogFile(Path(config.output_dir) / "train.jsonl"),
+            LogFile(RunFolder(Path(config.output_dir)).log),
             *callbacks,
             *order,
             *([PartsWitness(witness, selection.names)] if config.training.fsdp else []),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from narrowtune.core.cache import cache_folder
+from narrowtune.core.errors import UsageError
 
 
 def test_the_folder_is_the_environments_or_the_users(monkeypatch, tmp_path: Path):
@@ -15,3 +18,13 @@ def test_the_folder_is_the_environments_or_the_users(monkeypatch, tmp_path: Path
     assert cache_folder() == tmp_path / "there"
     monkeypatch.delenv("NARROWTUNE_CACHE")
     assert cache_folder() == tmp_path / ".cache" / "narrowtune"
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("NARROWTUNE_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UsageError, match="set NARROWTUNE_CACHE"):
+        cache_folder()

@@ -465,3 +465,36 @@ def test_sizes_are_read_as_people_write_them():
     for wrong in ("0", "-1", "five", "1.5GB", "", 0):
         with pytest.raises(UsageError):
             parse_size(wrong)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_base_that_comes_back_has_its_own_card_again(make_case, tmp_path, own):
+    case, base = make_case(), tmp_path / "base"
+    shutil.copytree(case.folder, base)
+    if own:
+        (base / "README.md").write_text("the base's own card")
+    merge(base, case.path, tmp_path / "out")
+    undo_folder(tmp_path / "out", case.path, tmp_path / "again")
+    found = {path.name: path.read_text() for path in (tmp_path / "again").glob("README*")}
+    assert found == ({"README.md": "the base's own card"} if own else {})
+
+
+def test_a_folder_that_is_not_there_is_said(make_case, tmp_path):
+    with pytest.raises(ModelError, match="no such folder"):
+        merge(tmp_path / "nowhere", make_case().path, tmp_path / "out")
+
+
+def test_a_folder_of_the_base_that_can_not_be_read_is_said(make_case, tmp_path, monkeypatch):
+    base, scandir = tmp_path / "base", os.scandir
+    shutil.copytree(make_case().folder, base)
+    (base / "closed").mkdir()
+
+    def look(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", look)
+    with pytest.raises(DeltaError, match="closed: Permission denied"):
+        merge(base, make_case().path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

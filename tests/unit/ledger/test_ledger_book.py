@@ -346,3 +346,15 @@ def test_an_entry_leads_nowhere_else(taught, change, said):
     values = book.ledger.skills[0].model_dump(mode="json")
     with pytest.raises(ValidationError, match=said):
         Entry.model_validate({**values, **change})
+
+
+def test_a_delta_that_the_run_did_not_write_is_not_entered(taught, tmp_path):
+    folder, book, states = taught(RECIPES[:1])
+    model = load(folder)
+    book.put_on(model)
+    entry, run = lesson(model, tmp_path / "late", "late", "mlp", 7)
+    other = lesson(load(folder), tmp_path / "other", "other", "mlp", 8)[1]
+    (run / "delta.safetensors").write_bytes((other / "delta.safetensors").read_bytes())
+    with pytest.raises(LedgerError, match="put the delta back that the run wrote"):
+        book.add(entry, run)
+    assert Book.open(book.folder).ledger.fingerprint == states[1]

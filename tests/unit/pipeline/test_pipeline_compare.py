@@ -159,3 +159,16 @@ def test_a_trial_of_steps_has_a_share_of_them(tmp_path, taught):
     ways = contenders(settings, ["sa_proj", "sa_o"], [])
     run_comparison(settings, ways, trial=True, console=say())
     assert [run.training.max_steps for _, run, _, _ in taught] == [2, 2, 5, 5, 10, 10]
+
+
+def test_settings_that_one_way_can_not_have_are_said_before_another_is_trained(tmp_path, taught):
+    settings = config(tmp_path, training={"quantize_frozen": "int8"})
+    ways = contenders(settings, ["sa_proj", "language_model"], [])
+    with pytest.raises(UsageError, match=r"language_model with training\.quantize_frozen"):
+        run_comparison(settings, ways, trial=False, console=say())
+    drift = {"every": 5, "budget": 1.0, "action": "raise_anchor"}
+    settings = config(tmp_path, anchor=True, drift=drift)
+    ways = contenders(settings, ["sa_proj+anchor", "sa_proj"], [])
+    with pytest.raises(UsageError, match="raise_anchor needs an anchor"):
+        run_comparison(settings, ways, trial=False, console=say())
+    assert not taught

@@ -118,7 +118,8 @@ def test_rows_mixed_in_are_refused_under_their_own_path(read, config, tmp_path):
     with pytest.raises(RowsRefusedError):
         read(config(mix=[{"path": path, "share": 0.5}], skill={"max_refused": 40}))
     inputs = read(config(mix=[{"path": path, "share": 0.5, "max_refused": 40}]))
-    assert (inputs.summaries[-1].num_used, inputs.summaries[-1].num_refused) == (0, 8)
+    [mixed] = [part for part in inputs.summaries if part.role == "mix"]
+    assert (mixed.num_used, mixed.num_refused) == (0, 8)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_the_skill_s_answers_are_those_of_its_own_rows(read, config, tmp_path):
     assert len(inputs.rows) == 16 + 8
     assert all(answer.startswith("dog") for answer in inputs.skill_answers)
     assert len(inputs.skill_answers) == 16
-    assert (inputs.summaries[-1].role, inputs.summaries[-1].num_used) == ("mix", 8)
+    assert [part.num_used for part in inputs.summaries if part.role == "mix"] == [8]
 
 
 def test_overlap_with_a_test_file_is_an_error_or_noted(read, config, tmp_path):
@@ -286,3 +287,12 @@ def test_rows_that_generation_would_begin_otherwise_are_noted(read, config, load
 def test_rows_to_mix_in_from_a_path_without_a_name_are_refused(read, config):
     with pytest.raises(UsageError, match=r"mix\.0"):
         read(config(mix=["..:0.1"]))
+
+
+def test_prompts_are_in_what_a_run_is_held_to(read, config, tmp_path):
+    prompts = write(tmp_path / "mine.jsonl", rows_about("pen", 4))
+    anchored = {"anchor": {"prompts": prompts}, "drift": {"prompts": prompts}}
+    found = {part.role: part for part in read(config(**anchored)).summaries}
+    assert found["anchor"].sha256 == found["drift"].sha256
+    assert found["anchor"].path == found["drift"].path == prompts
+    assert "anchor" not in {part.role for part in read(config()).summaries}

@@ -21,7 +21,7 @@ from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.select import select
 from narrowtune.pipeline import ledger as ledgers
-from narrowtune.pipeline.ledger import build, enter, open_book
+from narrowtune.pipeline.ledger import add_run, build, check_state, enter, open_book
 
 
 def add(book, model, run, name, recipe):
@@ -116,6 +116,7 @@ def test_a_run_that_can_not_be_entered_keeps_its_verdict(skills, monkeypatch, ou
     latest = skills.ledger.fingerprint
     late = stage("late", {"late": 0.1}, {"late": 0.6}, latest)
     monkeypatch.setattr(ledgers, "_entry", lambda *_: late)
+    monkeypatch.setattr(Book, "_check_delta", lambda *_: None)
     monkeypatch.setattr(books, "_copy", full)
     record = SimpleNamespace(verdict=SimpleNamespace(outcome=outcome))
     said = rf"(?s)No space left.*verdict is {outcome}.*narrowtune ledger add {skills.folder} run"
@@ -123,3 +124,50 @@ def test_a_run_that_can_not_be_entered_keeps_its_verdict(skills, monkeypatch, ou
         enter(skills, config("m", skills.folder), record)
     assert caught.value.exit_code == code
     assert LedgerError.exit_code == 1
+
+
+def test_a_ledger_that_never_held_a_skill_takes_another_base(loaded, tmp_path):
+    folder = tmp_path / "ledger"
+    stale = Ledger(model="other", loading={}, family="llama", base_fingerprint="0" * 64)
+    Book(folder, stale).start()
+    book = open_book(config(str(loaded.folder), folder), loaded)
+    assert book.ledger.base_fingerprint == fingerprint(loaded.model)
+    assert Book.open(folder).ledger == book.ledger
+
+
+def test_folders_below_the_home_folder_are_meant_as_such(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    values = {"model": "m", "skill": {"path": "a.jsonl"}}
+    run = RunConfig.model_validate({**values, "ledger": "~/skills", "output_dir": "~/runs/x"})
+    assert (run.ledger, run.output_dir) == ("/home/me/skills", "/home/me/runs/x")
+
+
+def test_a_state_that_is_not_the_recorded_one_is_refused(skills):
+    check_state(skills, skills.ledger.fingerprint, [_rows(e) for e in skills.ledger.skills])
+    with pytest.raises(LedgerError, match="another state"):
+        check_state(skills, "0" * 64, [])
+
+
+def _rows(entry):
+    return SimpleNamespace(name=entry.name, sha256=entry.rows_sha256, role="held_out")
+
+
+@pytest.mark.parametrize("name", ["path", "image_root"])
+def test_a_run_is_entered_only_from_where_its_rows_are_seen(skills, tmp_path, monkeypatch, name):
+    run, here, there = tmp_path / "w" / "run", tmp_path / "w", tmp_path / "elsewhere"
+    for folder in (run, there):
+        folder.mkdir(parents=True)
+    values = {"path": str(tmp_path), name: "rows"}
+    settings = RunConfig.model_validate({"model": "m", "skill": values, "output_dir": "run"})
+    (run / "resolved.yaml").write_text(settings.model_dump_json(), encoding="utf-8")
+    entered = []
+    monkeypatch.setattr(ledgers, "read_record", lambda _: None)
+    monkeypatch.setattr(ledgers, "_entry", lambda *_: None)
+    monkeypatch.setattr(Book, "add", lambda _, entry, run: entered.append(run))
+    monkeypatch.chdir(there)
+    with pytest.raises(LedgerError, match="where the run was started"):
+        add_run(skills.folder, run)
+    (here / "rows").mkdir()
+    monkeypatch.chdir(here)
+    add_run(skills.folder, run)
+    assert entered == [run]

@@ -371,3 +371,36 @@ def test_one_epoch_is_one(tmp_path, epochs, words):
     training = record.training.model_copy(update={"num_epochs": epochs})
     facts = training_facts(record.model_copy(update={"training": training}))
     assert next(fact.value for fact in facts if fact.name == "samples").endswith(words)
+
+
+def test_what_the_run_was_told_about_its_answers_holds_for_its_reports(tmp_path, no_plots):
+    folder = tmp_path / "run"
+    write_run(folder, items=4, steps=1)
+    settings = {"model": "m", "skill": "counting.jsonl", "keep": [], "gallery": False}
+    (folder / "resolved.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    build_report(folder)
+    assert json.loads(read(folder, "report.json"))["gallery"] is None
+    build_report(folder, gallery=True)
+    assert json.loads(read(folder, "report.json"))["gallery"] is not None
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("some/model", ["hf download some/model --local-dir base_model", "apply base_model "]),
+        ("~/a model", ["apply '{home}/a model' "]),
+        ("/folder", ["apply /folder "]),
+    ],
+)
+def test_commands_work_as_they_stand(tmp_path, no_plots, monkeypatch, source, lines):
+    monkeypatch.setenv("HOME", "/home/me")
+    folder = tmp_path / "run"
+    write_run(folder, items=4, steps=1)
+    record = json.loads(read(folder, "record.json"))
+    record["model"]["source"] = source
+    (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    build_report(folder)
+    page = read(folder, "report.md")
+    for line in lines:
+        assert line.format(home="/home/me") in page
+    assert ("hf download" in page) == (source == "some/model")
