@@ -51,8 +51,9 @@ class TrainingSettings(Settings):
         logging_steps: steps between lines of train.jsonl.
         report_to: trackers, as transformers names them.
         deepspeed: a DeepSpeed file, passed through.
-        fsdp: share the model out over several GPUs, with PyTorch's FSDP; what it made comes back
-            whole. Each process still loads the model, and needs room for it in its host's memory.
+        fsdp: share out over several GPUs, with PyTorch's FSDP, what training adds to the weights;
+            what it made comes back whole. Each process loads the model, so the weights have to fit
+            one device, and its host's memory.
         fsdp_config: options of `fsdp` as TrainingArguments takes them, or a JSON file of them.
     """
 

@@ -112,16 +112,26 @@ def measure_arithmetic(
         the GPU has it.
 
     Raises:
-        UsageError: bf16 was requested for a GPU that has none, or the model has no linear layer.
+        UsageError: bf16 was requested for a GPU that has none, or on a CPU for a model in fp16; or
+            the model has no linear layer.
     """
     device = torch.device(device) if device is not None else next(model.parameters()).device
     if device.type != "cpu":
         return _for_accelerator(device, requested)
+    # A CPU's autocast can't join fp16 weights with what it computed in bf16 (CLIP's towers do).
+    half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    if half and requested == "bfloat16":
+        raise UsageError(
+            asked="training.compute_dtype bfloat16",
+            found="a base in float16, which a CPU can't compute with in bf16",
+            do="set training.compute_dtype to float32, or load the base in bf16: dtype: bfloat16",
+        )
+    modes = [mode for mode in _MODES if not (half and mode.dtype == "bfloat16")]
     shapes = _linear_shapes(model)
     products = [_Product(shape, count, num_tokens, shapes) for shape, count in shapes.items()]
     errors: dict[Mode, float] = {}
     notes = []
-    for mode in _MODES:
+    for mode in modes:
         with _settings(mode.precision, 1):
             error = max(product.error(mode.dtype) for product in products)
         if mode.precision == "medium" and error > MAX_FLOAT32_ERROR:

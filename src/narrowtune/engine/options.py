@@ -85,11 +85,13 @@ def option_logprobs(
         tolerance = TIE_FACTOR * max(noise, rounding(max(map(abs, alone))))
         results = []
         for item, scores in zip(options, sums, strict=True):
+            lengths = tuple(_num_labels(encoded) for encoded in item)
             tie = _gap(scores) <= tolerance
-            if tie and batch_size > 1:
+            # Means per token decide too, for the lenient score.
+            means = [total / number for total, number in zip(scores, lengths, strict=True)]
+            if (tie or _gap(means) <= tolerance / min(lengths, default=1)) and batch_size > 1:
                 scores = [_answer_logprobs(loaded, [encoded])[0] for encoded in item]
                 tie = _gap(scores) <= tolerance
-            lengths = tuple(_num_labels(encoded) for encoded in item)
             results.append(OptionScores(tuple(scores), lengths, tie))
     return results
 

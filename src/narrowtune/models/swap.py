@@ -25,14 +25,18 @@ class WeightSwap:
 
     Args:
         model: a model with tuned weights.
-        base: name in memory → the base's tensor, in the base's dtype. It is copied.
+        base: name in memory → the base's tensor, in the base's dtype.
+        copied: hold a copy of it where the model is; False takes `base` itself, which must not
+            change, from where it is at every exchange.
 
     Raises:
         SelectionError: a name or a shape that the model does not have.
         ModelError: the model's dtype cannot hold the base's values exactly.
     """
 
-    def __init__(self, model: nn.Module, base: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, base: Mapping[str, Tensor], *, copied: bool = True
+    ) -> None:
         self._parameters = dict(model.named_parameters())
         for name, tensor in base.items():
             live = self._parameters.get(name)
@@ -55,6 +59,8 @@ class WeightSwap:
                 live.data = live.data.clone()
         self._base = {
             name: tensor.detach().to(self._parameters[name].device, copy=True)
+            if copied
+            else tensor.detach()
             for name, tensor in base.items()
         }
         self._busy = False

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from narrowtune.core.cache import cache_folder
 from narrowtune.core.config import RunConfig
+from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DriftResult, Plan, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_text
 from narrowtune.data.chat import ChatEncoder
@@ -115,6 +116,7 @@ def choose_arithmetic(
         found = Arithmetic.from_json(folder.arithmetic.read_text(encoding="utf-8"))
         if found.measured_for == asked:
             return found
+    _check_eyes_learn(config, loaded)
     measured = check_packing(
         measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
         loaded,
@@ -124,6 +126,19 @@ def choose_arithmetic(
     arithmetic = measured.model_copy(update={"measured_for": asked})
     write_text(folder.arithmetic, arithmetic.to_json())
     return arithmetic
+
+
+def _check_eyes_learn(config: RunConfig, loaded: LoadedModel) -> None:
+    """Refuse to train eyes through an fp16 base on a GPU: small gradients would vanish in it."""
+    wide = config.training.compute_dtype == "float32"
+    if loaded.dtype != torch.float16 or loaded.model.device.type == "cpu" or wide:
+        return
+    if changes_eyes(loaded, resolve(loaded.model, config.recipe).names):
+        raise UsageError(
+            asked=f"{config.recipe} on {config.model}",
+            found="a base in float16, through which small gradients don't reach what sees",
+            do="load it in bf16 (dtype: bfloat16), or set training.compute_dtype to float32",
+        )
 
 
 def packable_batches(inputs: Inputs, encoder: ChatEncoder) -> list[list[Encoded]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from narrowtune.core.config import DriftAction
@@ -181,7 +181,9 @@ class DriftCallback(TrainerCallback):
         started = time.perf_counter()
         swap = self.swap if self._answers.logits is None else None
         with _one_dtype(self._loaded):
-            drift = drift_against(self._loaded, self._answers, swap).kl_base_tuned
+            measured = drift_against(self._loaded, self._answers, swap).kl_base_tuned
+        # Devices may differ in the last digits, and have to stop or go on together.
+        [drift] = broadcast_object_list([measured])
         took = time.perf_counter() - started
         self.seconds += took
         self.history.append((state.global_step, drift))

@@ -157,7 +157,8 @@ def fit(
     if config.training.fsdp:
         plan_sharing(trainer, loaded, selection)
     if drift is not None:
-        drift.swap = WeightSwap(model, base)
+        # Seldom needed, and a GPU's memory is: the plan counts no second copy there.
+        drift.swap = WeightSwap(model, base, copied=False)
     # For callbacks only (DriftCallback): the Trainer itself would change the model's settings.
     trainer.callback_handler.processing_class = loaded.processor or loaded.tokenizer
     # It prints a dictionary per step where there is no tqdm bar.

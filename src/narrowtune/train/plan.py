@@ -1,6 +1,7 @@
 """The plan: what would train and what it costs, from this model, these rows and this machine.
 
-Parameters are exact. FLOPs are counted on one row, what autograd keeps on two and on four; seconds
+Parameters are exact. FLOPs are counted on one row, what autograd keeps on two and on these two
+twice (on one where that is a batch; of long texts on their ends); seconds
 are measured on a quarter and on half of a batch, and on a whole one where that is quick and there
 is memory for two. The rest is carried on in a straight line, so that a plan never runs into the
 limit that it is asked about. Nothing is changed.
@@ -13,6 +14,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,7 +64,7 @@ from narrowtune.train.trial import (
 from narrowtune.train.workload import EXAMPLE_LABELS, EXAMPLE_TOKENS, Batches, TaskLoad, Workload
 
 _HEADER_BYTES = 330  # of a delta's header per tensor, beside its name twice: hashes, shape, place
-_TRACED = (2, 4)  # rows; more than one, so that what a larger batch packs is packed here
+_TRACED_ROWS, _TRACED_TOKENS = 2, 512  # what is kept goes by positions, however long rows are
 _EVALUATIONS = 2  # before and after
 _ENOUGH_SECONDS = 10.0  # of measuring evaluation
 _QUICK_SECONDS = 5.0  # of a pass over half a batch, for a whole one to be measured as well
@@ -273,11 +275,13 @@ class _Planner:
         )
 
     def _activations(self, vocabulary: int) -> Activations:
-        draw = random.Random(self.config.seed)
+        number = min(_TRACED_ROWS, self.batches.batch_size)
+        drawn = self.batches.draw_task(random.Random(self.config.seed), number)
+        short = [row if row.features else _end_of(row, _TRACED_TOKENS) for row in drawn]
         traces = []
-        # Row by row: what a layout saves would differ from draw to draw, and hide the slope.
+        # Row by row: a layout saves more of a larger batch, which would hide the slope.
         with packing("never"):
-            for rows in (self.batches.draw_task(draw, size) for size in _TRACED):
+            for rows in (short, short + short):
                 batch = self._batch(rows)
                 num_labels = label_positions(batch["labels"])[1].numel()
                 num_bytes = kept_bytes(self.model, batch, self.arithmetic)
@@ -395,3 +399,8 @@ class _Planner:
 
     def _batch(self, rows: Sequence[Encoded]) -> dict[str, Any]:
         return to_device(collate(rows, padding_id(self.loaded.tokenizer)), self.model.device)
+
+
+def _end_of(row: Encoded, num_tokens: int) -> Encoded:
+    """Return the last tokens of a row of text, where its labels are as a rule."""
+    return replace(row, input_ids=row.input_ids[-num_tokens:], labels=row.labels[-num_tokens:])

@@ -189,3 +189,12 @@ def test_onednn_is_taken_where_it_is_faster_by_a_margin(monkeypatch, gain, chose
     monkeypatch.setattr(module._Product, "error", lambda *_: 1e-7)
     found = measure_arithmetic(nn.Sequential(nn.Linear(32, 32)))
     assert (found.compute_dtype, found.float32_matmul_precision) == ("float32", chosen)
+
+
+def test_a_cpu_computes_an_fp16_base_in_fp32():
+    half = torch.nn.Sequential(torch.nn.Linear(16, 16)).half()
+    found = measure_arithmetic(half, num_tokens=16)
+    assert found.compute_dtype == "float32"
+    assert not any("bfloat16" in name for name in found.seconds)
+    with pytest.raises(UsageError, match="dtype: bfloat16"):
+        measure_arithmetic(half, num_tokens=16, requested="bfloat16")

@@ -116,3 +116,27 @@ def test_many_long_options_are_computed_a_few_at_a_time(llama: LoadedModel, monk
     sizes.clear()
     option_logprobs(llama, encoded, batch_size=8)
     assert sizes[:4] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("gap", [0.01, 1.0])
+def test_means_per_token_that_are_close_are_computed_alone_too(
+    llama: LoadedModel, monkeypatch, gap
+):
+    encoded = encode(llama, ITEMS[1:2])  # the first and the last option differ in length
+    lengths = [options._num_labels(row) for row in encoded[0]]
+    assert len(set(lengths)) > 1
+    alone = []
+
+    def scored(_, rows):
+        if len(rows) == 1:
+            alone.append(rows[0])
+        # Sums lie far apart, means by `gap`, and batches add noise.
+        means = {id(row): -1.0 - gap * number for number, row in enumerate(encoded[0])}
+        noise = 0.02 * (len(rows) > 1)
+        return [means[id(row)] * options._num_labels(row) + noise for row in rows]
+
+    monkeypatch.setattr(options, "_answer_logprobs", scored)
+    [found] = option_logprobs(llama, encoded, batch_size=4)
+    again = alone[2:]  # after the two that noise is measured on
+    assert (len(again) == 3) == (gap == 0.01)
+    assert not found.tie

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from narrowtune.core.config import parse_config
+from narrowtune.core.errors import UsageError
 from narrowtune.core.run_folder import RunFolder
 from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Image, Message, Text
@@ -174,3 +175,27 @@ def test_training_keeps_what_it_saw_where_it_looks_again(
     config = settings(tmp_path, training={"num_train_epochs": epochs}, **changes)
     found = looked_at_once(llava, config, [*pictures, *rows()], processes)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dtype", "compute", "refused"),
+    [
+        ("projector", torch.float16, "auto", True),
+        ("full", torch.float16, "bfloat16", True),
+        ("projector", torch.float16, "float32", False),
+        ("projector", torch.bfloat16, "auto", False),
+        ("sa_proj", torch.float16, "auto", False),
+    ],
+)
+def test_eyes_do_not_learn_through_fp16_on_a_gpu(
+    tiny, tmp_path, monkeypatch, recipe, dtype, compute, refused
+):
+    loaded = load_model(str(tiny("llava", dtype)), device="cpu")
+    monkeypatch.setattr(type(loaded.model), "device", torch.device("cuda"))
+    values = {"model": "m", "skill": "s.json", "recipe": recipe}
+    config = parse_config({**values, "training": {"compute_dtype": compute}}, "test")
+    folder, reached = RunFolder(tmp_path), pytest.raises(ZeroDivisionError)
+    monkeypatch.setattr("narrowtune.pipeline.stages.measure_arithmetic", lambda *_, **__: 1 / 0)
+    said = pytest.raises(UsageError, match="dtype: bfloat16") if refused else reached
+    with said:
+        choose_arithmetic(config, loaded, Inputs(), None, folder, base="x")

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 import narrowtune as nt
 from narrowtune.core.errors import UsageError
+from narrowtune.train import drift_callback
 
 PROMPTS = ["Tell me about the sea.", "What is bread?"]
 
@@ -137,3 +138,15 @@ def test_within_the_budget_nothing_is_done(tiny, tmp_path):
 def test_an_anchor_that_is_not_there_can_not_be_raised():
     with pytest.raises(UsageError, match="no anchor"):
         nt.DriftCallback(PROMPTS, action="raise_anchor")
+
+
+def test_all_devices_go_by_the_first_ones_measurement(tiny, tmp_path, monkeypatch):
+    def first(values):
+        assert len(values) == 1
+        return [7.0]
+
+    monkeypatch.setattr(drift_callback, "broadcast_object_list", first)
+    callback = nt.DriftCallback(PROMPTS, every=2, budget=5.0, max_new_tokens=4)
+    _train(tmp_path, tiny("llama"), callback)
+    assert callback.history == [(2, 7.0)]
+    assert callback.stopped == 2

@@ -368,3 +368,38 @@ def test_a_whole_batch_is_timed_where_it_is_quick_and_fits_twice(
     )
     make_plan(base, settings(tmp_path), Workload(rows=text_rows()), arithmetic=BF16)
     assert clocked == sizes
+
+
+def _mixed_rows(short, long, seed):
+    """Return 60 rows of two lengths, a fifth of them long: draws of them are often alike."""
+    ids = [[5 + place % 50 for place in range(n)] for n in [short] * 48 + [long] * 12]
+    random.Random(seed).shuffle(ids)
+    return [Encoded(each, [-100] * (len(each) - 4) + each[-4:]) for each in ids]
+
+
+def test_rows_of_two_lengths_are_planned_whatever_is_drawn(base, tmp_path):
+    found = [
+        memory(base, tmp_path, workload=Workload(rows=_mixed_rows(20, 40, seed))).activations
+        for seed in range(12)
+    ]
+    assert max(found) < 1.2 * min(found)
+
+
+def test_a_plan_for_long_texts_keeps_little_itself(base, tmp_path, monkeypatch):
+    seen = []
+    kept = module.kept_bytes
+
+    def watched(model, batch, arithmetic):
+        seen.append(tuple(batch["input_ids"].shape))
+        return kept(model, batch, arithmetic)
+
+    monkeypatch.setattr(module, "kept_bytes", watched)
+    one = {"global_batch_size": 1, "per_device_train_batch_size": 1}
+    long = memory(
+        base, tmp_path, workload=Workload(rows=text_rows(length=900)), training=one
+    ).activations
+    assert seen == [(1, 512), (2, 512)]
+    short = memory(
+        base, tmp_path, workload=Workload(rows=text_rows(length=300)), training=one
+    ).activations
+    assert long / short == pytest.approx(900 / 300, rel=0.1)
