@@ -126,6 +126,10 @@ class ChatEncoder:
         """
         return self._encode(example.messages, every_turn=False).features
 
+    def num_tokens(self, text: str) -> int:
+        """Return how many tokens a text is by itself."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def encode_prompt(self, messages: Sequence[Message]) -> Encoded:
         """Encode messages up to where generation starts; no label.
 

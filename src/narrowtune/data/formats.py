@@ -6,6 +6,7 @@ Owns: which keys make which layout, and what makes a row ambiguous. docs/data.md
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,17 @@ _LLAVA_ROLES = {
 }
 
 _UNSUPPORTED = ("history", "tools", "functions", "videos", "video", "audio")
+_PICTURE_LIKE = re.compile(
+    r"(imgs?|images?|pics?|pictures?|photos?)(_?(path|file|filename|url|uri|bytes|base64|b64)s?)?",
+    re.IGNORECASE,
+)
+"""Columns of other tools that hold pictures: unread, they would leave a row blind."""
+
+COLUMNS = frozenset(
+    {"messages", "conversations", *PAIRS, *PAIRS.values(), "input", "system", "image", "images"}
+    | {"answers", "options", "group", "id"}
+)
+"""What a row is read from."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,10 @@ def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
     for key in _UNSUPPORTED:
         if row.get(key):
             raise RowError(f"column {key!r} is not supported")
+    for key in row.keys() - COLUMNS:
+        shows = row[key] and _PICTURE_LIKE.fullmatch(key) and not {"image", "images"} & row.keys()
+        if shows:
+            raise RowError(f"column {key!r} may hold the row's pictures: call it image or images")
     images = _images(row, reading.root)
     turns, tags = _turns(row, reading)
     messages = build_messages(turns, images, tags=tags, root=reading.root)
@@ -88,7 +104,7 @@ def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]],
     found = [key for key in ("messages", "conversations", *PAIRS) if key in row]
     if not found:
         known = ", ".join(["messages", "conversations", *(f"{a}/{b}" for a, b in PAIRS.items())])
-        raise RowError(f"no known columns; a row has one of {known}")
+        raise RowError(f"no known columns; a row has one of {known}; this one has {_listed(row)}")
     if len(found) > 1:
         raise RowError(f"ambiguous: columns {' and '.join(found)} both say what the row is")
     kind = found[0]
@@ -99,7 +115,7 @@ def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]],
         raise RowError(f"{kind} is not a list of turns")
     if not all(isinstance(turn, dict) for turn in turns):
         raise RowError(f"{kind} has a turn that is not keys and values")
-    if kind == "conversations" and "from" in turns[0]:
+    if "from" in turns[0] and "role" not in turns[0]:
         turns = [_llava_turn(turn) for turn in turns]
     # Arrow fills keys that other turns have with nulls.
     turns = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
@@ -128,9 +144,13 @@ def _pair_turns(
     if answer is None and row.get("answers"):
         answer = next(iter(_texts(row["answers"], "answers")), None)
     if answer is None and not reading.prompts_only:
-        raise RowError(f"{PAIRS[asked]} is missing")
+        raise RowError(f"{PAIRS[asked]} is missing; the row has {_listed(row)}")
     turns = [{"role": "user", "content": text}, *_assistant(answer)]
     return _with_system(row, turns), False
+
+
+def _listed(row: dict[str, Any]) -> str:
+    return ", ".join(map(str, row)) or "none"
 
 
 def _assistant(answer: Any) -> list[dict[str, Any]]:

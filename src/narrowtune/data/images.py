@@ -123,7 +123,9 @@ def _read(image: Image, root: Path | None) -> tuple[bytes, Path | None]:
     except (OSError, RuntimeError):
         raise RowError(f"{_label(image)} does not exist") from None
     if not path.is_relative_to(folder):
-        raise RowError(f"{_label(image)} lies outside the folder for pictures")
+        raise RowError(
+            f"{_label(image)} lies outside the folder for pictures, {folder} (set image_root)"
+        )
     try:
         # Non-blocking, so that a pipe put in place of a picture can't hold the run.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))

@@ -24,7 +24,7 @@ from narrowtune.data.examples import (
     RowsRefusedError,
     Text,
 )
-from narrowtune.data.formats import Reading, parse_row
+from narrowtune.data.formats import COLUMNS, Reading, parse_row
 from narrowtune.data.images import check_image
 from narrowtune.data.sources import read_source
 from narrowtune.data.spilled import Spilled
@@ -42,6 +42,9 @@ __all__ = [
     "read_rows",
     "write_refused",
 ]
+
+
+_LISTED = 12  # columns that are named
 
 
 def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int = 42) -> Rows:
@@ -63,10 +66,11 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         prompts_only=prompts_only,
         needs_options=settings.mode == "options" and not prompts_only,
     )
+    unread: set[str] = set()
     unreadable: list[RefusedRow] = []
     unusable: list[RefusedRow] = []
     seen: dict[str, int] = {}
-    readable = _readable(settings, reading, unreadable, seen)
+    readable = _readable(settings, reading, unreadable, seen, unread)
     # Taken as they are read: many rows, or the pictures in them, would fill the memory.
     parsed: Iterable[Example] = readable
     notes = []
@@ -88,13 +92,27 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         )
     if refused:
         notes.append(f"{len(refused)} of {num_rows} rows could not be used (rows_refused.jsonl).")
+    if unread:
+        more = f" and {len(unread) - _LISTED} more" if len(unread) > _LISTED else ""
+        named = ", ".join(sorted(unread)[:_LISTED])
+        notes.append(f"Columns that are not read: {named}{more}.")
     return Rows(examples, refused, digest.hexdigest(), notes, num_rows)
 
 
 def _readable(
-    settings: DataSettings, reading: Reading, refused: list[RefusedRow], seen: dict[str, int]
+    settings: DataSettings,
+    reading: Reading,
+    refused: list[RefusedRow],
+    seen: dict[str, int],
+    unread: set[str],
 ) -> Iterator[Example]:
-    """Yield the rows that can be used, noting each one's number by its id; refuse the others."""
+    """Yield the rows that can be used; refuse the others.
+
+    Args:
+        refused: gets those that can't.
+        seen: gets each one's number by its id.
+        unread: gets the columns that nothing is read from.
+    """
     for raw in read_source(settings.path, settings.split):
         try:
             if raw.values is None:
@@ -106,6 +124,7 @@ def _readable(
             refused.append(error.refused(settings.path, raw.number))
             continue
         seen[example.id] = raw.number
+        unread.update(map(str, raw.values.keys() - COLUMNS))
         yield example
 
 

@@ -70,7 +70,7 @@ def decide(
     Ships if the one-sided 95 % upper bound of the mean held-out loss is at most `budget`, the
     lower bound of learning is above `min_learning` and, where `budget_task` is given, the upper
     bound of the worst single task's loss is at most that. Over budget if a lower bound of loss is
-    above its budget.
+    above its budget. Items of which the base has no more right than the budget can't ship anything.
 
     Args:
         before: the base's results, items included; roles say what is skill and what is kept.
@@ -95,6 +95,9 @@ def decide(
     over = any(loss is not None and loss.lower_bound > limit for loss, limit in limits)
     kept = all(loss is not None and loss.upper_bound <= limit for loss, limit in limits)
     learned = learning is not None and learning.lower_bound > min_learning
+    # Where the base is wrong anyway, nothing is lost that the items could show.
+    losable = 100 * float(np.mean([float(np.mean(pair.before)) for pair in held_out] or [0.0]))
+    kept = kept and losable > budget
     outcome: Outcome = "not_enough_evidence"
     if over:
         outcome = "over_budget"
@@ -104,6 +107,11 @@ def decide(
     needed = None if over or kept or not held_out else _needed(held_out, budget, budget_task)
     reasons = [_learning_reason(targets, learning, min_learning)]
     reasons.append(_loss_reason("The held-out tasks on average", forgetting, budget, held_out))
+    if held_out and losable <= budget:
+        reasons.append(
+            f"The base is right on {losable:.2g} % of the held-out items, so that these can't show "
+            f"a loss of more than the budget of {budget:g}: see what it answers to them."
+        )
     if budget_task is not None and worst is not None:
         what = f"The worst held-out task ({worst_task})"
         reasons.append(_loss_reason(what, worst, budget_task, held_out))

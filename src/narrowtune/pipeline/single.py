@@ -32,6 +32,7 @@ from narrowtune.pipeline.inputs import (
     read_inputs,
     shipped_prompts,
 )
+from narrowtune.pipeline.pitfalls import limits_too_short, pitfalls
 from narrowtune.pipeline.sources import read_prompts, read_task
 from narrowtune.pipeline.stages import (
     check_packing,
@@ -79,6 +80,7 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
     loaded = load(config)
     encoder = make_encoder(loaded, config)
     inputs = read_inputs(config, encoder, with_skill=with_skill)
+    told = pitfalls(loaded, inputs, encoder)
     arithmetic = check_packing(
         measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
         loaded,
@@ -86,7 +88,9 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
         allowed=config.training.packing,
     )
     with apply_arithmetic(arithmetic):
-        return plan_run(loaded, config, inputs, encoder, arithmetic, measure_time=measure_time)
+        return plan_run(
+            loaded, config, inputs, encoder, arithmetic, measure_time=measure_time, notes=told
+        )
 
 
 def evaluate(
@@ -136,6 +140,8 @@ def evaluate(
         if found.refused:
             output.mkdir(parents=True, exist_ok=True)
             write_refused(output / REFUSED, found.refused)
+    for text in limits_too_short(made, encoder):
+        logger.warning(text)
     prompts = (example.prompt for task in made for example in task.examples)
     arithmetic = _choose(loaded, prompts_as_batches(prompts, encoder))
     with apply_arithmetic(arithmetic):

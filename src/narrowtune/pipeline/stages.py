@@ -242,8 +242,12 @@ def plan_run(
     *,
     measure_time: bool = True,
     num_processes: int = 1,
+    notes: Sequence[str] = (),
 ) -> Plan:
-    """Plan a run on its own rows; without rows, on a made-up one. The model stays as it is."""
+    """Plan a run on its own rows; without rows, on a made-up one. The model stays as it is.
+
+    Its notes end with those that are given.
+    """
     measured = min(_MEASURED, config.eval_batch_size)
     kept = [task.groups for task in inputs.tasks if task.role == "held_out"]
     worth = iter(effective_items_together(kept))
@@ -266,6 +270,7 @@ def plan_run(
         measure_time=measure_time,
         num_processes=num_processes,
     )
+    plan = plan.model_copy(update={"notes": [*plan.notes, *notes]})
     if config.dial is None:
         return plan
     # Only a part of the keep items decides, and the other one has to confirm it.

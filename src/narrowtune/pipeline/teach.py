@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -14,7 +14,6 @@ import transformers
 from accelerate import PartialState
 from rich.console import Console
 
-from narrowtune.core import provenance
 from narrowtune.core.config import RunConfig
 from narrowtune.core.delta_results import DialResult
 from narrowtune.core.numbers import rounded_up
@@ -23,13 +22,11 @@ from narrowtune.core.run_folder import RunFolder, write_json
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.spilled import Joined
 from narrowtune.delta.extract import OtherDtypeWarning, check_room, extract
-from narrowtune.delta.store import Delta, info
+from narrowtune.delta.store import Delta
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
-from narrowtune.engine.cost import estimate_cost
 from narrowtune.engine.features import FeatureStore, changes_eyes
 from narrowtune.evaluate.evaluate import write_items
 from narrowtune.evaluate.tasks import Task
-from narrowtune.evaluate.verdict import compare_results, decide
 from narrowtune.ledger.book import Book
 from narrowtune.models.blended import set_between
 from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
@@ -40,6 +37,8 @@ from narrowtune.pipeline.dial import Halves, restrict, turn
 from narrowtune.pipeline.folder import alone, check_started, open_folder
 from narrowtune.pipeline.inputs import Inputs, load
 from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
+from narrowtune.pipeline.pitfalls import nothing_to_lose, pitfalls
+from narrowtune.pipeline.record import make_record
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
@@ -127,7 +126,7 @@ def teach(
             if not state.is_main_process:
                 return None
             _look_after(run)
-        record = _record(run)
+        record = make_record(run)
         write_json(run.folder.record, record)
         with run.watch.stage("report"):
             build_report(run.folder.root, gallery=config.gallery)
@@ -197,6 +196,7 @@ def _prepare(
 
 def _look_before(run: Run, num_processes: int) -> None:
     with run.watch.stage("plan"):
+        told = pitfalls(run.loaded, run.inputs, run.encoder)
         run.plan = plan_run(
             run.loaded,
             run.config,
@@ -206,8 +206,11 @@ def _look_before(run: Run, num_processes: int) -> None:
             # The run's own times will be in the record; measuring first would only delay it.
             measure_time=False,
             num_processes=num_processes,
+            notes=told,
         )
         write_json(run.folder.plan, run.plan)
+    for text in told:
+        run.watch.warn(text)
     provable = run.plan.smallest_budget
     if provable is not None and provable > run.config.budget:
         run.watch.warn(
@@ -217,6 +220,9 @@ def _look_before(run: Run, num_processes: int) -> None:
         )
     with run.watch.stage("evaluate the base"):
         run.before = _score(run, run.inputs.tasks, "before", combine_hashes(run.base_hashes))
+    for text in nothing_to_lose(run.before):
+        run.watch.warn(text)
+        run.inputs.notes.append(text)
 
 
 def _train(run: Run, state: PartialState, console: Console, resume: bool) -> None:
@@ -356,45 +362,3 @@ def _dial(run: Run, halves: Halves) -> None:
         run.inputs.notes.append(
             "The dial stayed at the base: its first step already puts the budget at stake."
         )
-
-
-def _record(run: Run) -> RunRecord:
-    assert run.fitted is not None
-    assert run.before is not None
-    assert run.after is not None
-    config = run.config
-    seen = run.features.notes if run.features is not None else []
-    return RunRecord(
-        name=run.folder.root.name,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        versions=provenance.versions(),
-        hardware={**provenance.hardware(), "arithmetic": run.arithmetic.model_dump()},
-        git=provenance.git_state(Path.cwd()),
-        seed=config.seed,
-        model={
-            "source": config.model,
-            "family": run.loaded.family.name,
-            "dtype": str(run.loaded.dtype).removeprefix("torch."),
-            "fingerprint": combine_hashes(run.base_hashes),
-            **({"ledger": config.ledger} if config.ledger is not None else {}),
-        },
-        recipe=config.recipe,
-        plan=run.plan,
-        data=run.inputs.summaries,
-        training=run.fitted.summary,
-        proof=run.fitted.proof,
-        delta=info(run.folder.delta),
-        tasks=compare_results(run.before, run.after),
-        drift=run.drift,
-        verdict=decide(
-            run.before,
-            run.after,
-            budget=config.budget,
-            budget_task=config.budget_task,
-            min_learning=config.min_learning,
-        ),
-        dial=run.dial,
-        cost=estimate_cost(config.cost, sum(run.watch.seconds.values())),
-        seconds={name: round(value, 2) for name, value in run.watch.seconds.items()},
-        notes=[*run.loaded.notes, *run.inputs.notes, *run.encoder.notes, *seen],
-    )

@@ -14,7 +14,6 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -403,4 +402,4 @@ class _Planner:
 
 def _end_of(row: Encoded, num_tokens: int) -> Encoded:
     """Return the last tokens of a row of text, where its labels are as a rule."""
-    return replace(row, input_ids=row.input_ids[-num_tokens:], labels=row.labels[-num_tokens:])
+    return Encoded(row.input_ids[-num_tokens:], row.labels[-num_tokens:])

@@ -335,7 +335,7 @@ def test_refused_rows_go_to_a_file(tmp_path: Path, read: Callable[..., Rows]) ->
     assert json.loads(line) == {
         "path": str(tmp_path / "rows.jsonl"),
         "row": 2,
-        "reason": "answer is missing",
+        "reason": "answer is missing; the row has question",
     }
 
 
@@ -477,3 +477,32 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "dict.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match="instead of a list"):
         read_rows(DataSettings(path=str(tmp_path / "dict.json")))
+
+
+@pytest.mark.parametrize(
+    "column", ["image_path", "image_url", "img", "picture", "pictures", "imagePath", "image_file"]
+)
+def test_a_column_that_may_hold_pictures_is_never_left_unread(read, column) -> None:
+    row = {**LAYOUTS["messages"], column: "a.png"}
+    with pytest.raises(RowsRefusedError, match="call it image or images"):
+        read(row)
+    assert not read({**LAYOUTS["messages"], column: ""}).examples[0].images
+
+
+def test_columns_that_nothing_is_read_from_are_said(read) -> None:
+    rows = read({**LAYOUTS["messages"], "source": "web", "image_id": 7, "id": "x"})
+    assert rows.notes == ["Columns that are not read: image_id, source."]
+    many = read({**LAYOUTS["messages"], **{f"c{i:02}": 1 for i in range(14)}})
+    assert many.notes[0].endswith("c11 and 2 more.")
+
+
+def test_what_is_missing_is_said_beside_what_is_there(read) -> None:
+    with pytest.raises(RowsRefusedError, match="answer is missing; the row has question, label"):
+        read({"question": "a", "label": "b"})
+    with pytest.raises(RowsRefusedError, match="this one has text"):
+        read({"text": "a"})
+
+
+def test_turns_by_from_and_value_may_be_called_messages(read) -> None:
+    (example,) = read({"messages": LAYOUTS["conversations"]["conversations"]}).examples
+    assert [m.content for m in example.messages] == [(Text(QUESTION),), (Text(ANSWER),)]

@@ -235,3 +235,11 @@ def test_the_power_line_names_a_loss_that_is_seen_in_four_runs_of_five():
     assert 2 < unseen < 6
     seen = [mean_loss(run(unseen / 100), num_resamples=500).lower_bound > 0 for _ in range(200)]
     assert 0.7 < np.mean(seen) < 0.9
+
+
+@pytest.mark.parametrize(("right", "outcome"), [(0, "not_enough_evidence"), (40, "ship")])
+def test_items_at_which_the_base_fails_ship_nothing(right, outcome):
+    kept = [result(name, right, 400) for name in ("capitals", "continents")]
+    verdict = decide([skill(0), *kept], [skill(120), *kept], budget=1.0)
+    assert verdict.outcome == outcome
+    assert ("can't show a loss" in reasons(verdict)) == (right == 0)

@@ -99,7 +99,7 @@ def test_a_delta_made_in_another_dtype_is_probed_in_that_dtype(tiny, rows, delta
 def test_rows_that_are_left_out_are_counted_and_named(tiny, tmp_path, rows):
     output = tmp_path / "answers"
     command = ["evaluate", str(tiny("llama")), "--tasks", str(rows), "--output", str(output)]
-    command += ["--max-length", "150", "--max-new-tokens", "1"]
+    command += ["--max-length", "150", "--max-new-tokens", "3"]
     done = CliRunner().invoke(app, [*command, "--max-refused", "1"])
     assert done.exit_code == 0, done.output
     assert f"1 row was not used: {output}/rows_refused.jsonl" in done.output.replace("\n", "")
@@ -125,7 +125,7 @@ def test_answers_and_drift_are_measured_on_the_plain_path_where_packing_is_not_e
     monkeypatch.setattr("narrowtune.pipeline.stages.packing_error", differ)
     found = single.evaluate(
         settings,
-        [{"path": str(rows), "max_new_tokens": 1}],
+        [{"path": str(rows), "max_new_tokens": 3}],
         None,
         batch_size=2,
         output=tmp_path / "answers",

@@ -1,0 +1,90 @@
+"""What makes a run's numbers say less than they seem to, told before anything is trained.
+
+Owns: answers that are longer than what is decoded, pictures that nobody gave, an anchor that never
+sees one, and kept tasks at which the base fails already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from narrowtune.core.errors import DataError
+from narrowtune.core.results import TaskResult
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.evaluate.tasks import Task
+from narrowtune.models.load import LoadedModel
+from narrowtune.pipeline.inputs import Inputs
+
+_SAID_WHOLE = ("exact_match",)
+"""Metrics by which an answer that is cut short can't be right."""
+
+_BLIND = 0.05
+"""Share of right answers below which hardly anything can be lost."""
+
+
+def pitfalls(loaded: LoadedModel, inputs: Inputs, encoder: ChatEncoder) -> list[str]:
+    """Return what a user should know about a run's rows, a sentence each.
+
+    Raises:
+        DataError: no answer of a task can be given in its `max_new_tokens`.
+    """
+    found = limits_too_short(inputs.tasks, encoder)
+    if not loaded.family.is_multimodal:
+        return found
+    pictured = any(example.images for task in inputs.tasks for example in task.examples)
+    if inputs.rows and not any(row.picture_digest for row in inputs.rows):
+        found.append(
+            "No row to learn from has a picture, and this model reads them; their columns are "
+            "image and images (docs/data.md)."
+        )
+    shown = any(message.images for prompt in inputs.anchor_prompts for message in prompt)
+    if inputs.anchor_prompts and pictured and not shown:
+        found.append(
+            f"The anchor's {len(inputs.anchor_prompts)} prompts have no picture, and what is "
+            "measured has: give anchor.prompts some with pictures (docs/anchor.md)."
+        )
+    return found
+
+
+def limits_too_short(tasks: Sequence[Task], encoder: ChatEncoder) -> list[str]:
+    """Name tasks of which answers are longer than what is decoded of them.
+
+    Raises:
+        DataError: all of one are, by a metric that takes whole answers.
+    """
+    found = []
+    for task in tasks:
+        if task.mode != "generate":
+            continue
+        lengths = [
+            min(encoder.num_tokens(answer) for answer in example.answers)
+            for example in task.examples
+        ]
+        over = [length for length in lengths if length > task.max_new_tokens]
+        if not over:
+            continue
+        said = (
+            f"{len(over)} of {len(lengths)} accepted answers of {task.name} are longer than its "
+            f"max_new_tokens, {task.max_new_tokens}: up to {max(over)} tokens"
+        )
+        if len(over) == len(lengths) and task.metric in _SAID_WHOLE:
+            raise DataError(
+                asked=f"{task.name} scored by {task.metric}",
+                found=said,
+                do=f"raise its max_new_tokens to {max(over) + 1}, or choose a metric that needs no "
+                "whole answer",
+            )
+        found.append(f"{said}. Answers are cut there, and scored as they are.")
+    return found
+
+
+def nothing_to_lose(results: Sequence[TaskResult]) -> list[str]:
+    """Name kept tasks at which the base fails: forgetting would not show there."""
+    return [
+        f"{result.name}: the base is right on {100 * result.strict.mean:.1f} % of "
+        f"{result.num_items} items, so that hardly a loss can show. See what it answers "
+        f"(before/{result.name}.jsonl), then correct its metric, max_new_tokens or answers, or "
+        "leave it out."
+        for result in results
+        if result.role == "held_out" and result.strict.mean < _BLIND
+    ]

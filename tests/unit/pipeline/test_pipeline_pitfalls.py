@@ -1,0 +1,113 @@
+"""What makes a run's numbers say less than they seem to is told before it is trained."""
+
+from __future__ import annotations
+
+import io
+
+import PIL.Image
+import pytest
+
+from narrowtune.core.errors import DataError
+from narrowtune.core.results import Score, TaskResult
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.examples import Example, Image, Message, Text
+from narrowtune.evaluate.tasks import Task
+from narrowtune.models.load import load_model
+from narrowtune.pipeline.inputs import Inputs
+from narrowtune.pipeline.pitfalls import limits_too_short, nothing_to_lose, pitfalls
+
+LONG = "a house with three red windows and a very small blue door"
+
+
+@pytest.fixture(scope="module")
+def picture():
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (40, 30), "red").save(file, "PNG")
+    return Image(data=file.getvalue())
+
+
+@pytest.fixture(scope="module")
+def vision(tiny):
+    loaded = load_model(str(tiny("qwen2_5_vl")), device="cpu")
+    return loaded, ChatEncoder(loaded.tokenizer, loaded.processor)
+
+
+def task(*answers, metric="exact_match", max_new_tokens=8, mode="generate", before=()):
+    examples = [
+        Example(str(i), (Message("user", (*before, Text("what?"))),), (answer,), ("a", answer))
+        for i, answer in enumerate(answers)
+    ]
+    return Task("rows", "held_out", metric, mode, max_new_tokens, examples)
+
+
+def test_answers_that_can_not_be_given_whole_are_counted(vision):
+    _, encoder = vision
+    [said] = limits_too_short([task("yes", LONG), task("no")], encoder)
+    assert said.startswith("1 of 2 accepted answers of rows are longer than its max_new_tokens, 8")
+    assert f"up to {encoder.num_tokens(LONG)} tokens" in said
+    assert limits_too_short([task(LONG, max_new_tokens=99)], encoder) == []
+    assert limits_too_short([task(LONG, mode="options")], encoder) == []
+
+
+def test_a_task_at_which_nothing_can_be_right_is_an_error(vision):
+    _, encoder = vision
+    with pytest.raises(DataError, match=rf"max_new_tokens to {encoder.num_tokens(LONG) + 1}"):
+        limits_too_short([task(LONG, LONG)], encoder)
+    assert len(limits_too_short([task(LONG, LONG, metric="contains")], encoder)) == 1
+
+
+def test_one_accepted_answer_that_fits_is_enough(vision):
+    _, encoder = vision
+    example = Example("0", (Message("user", (Text("what?"),)),), (LONG, "yes"))
+    fits = Task("rows", "held_out", "exact_match", "generate", 8, [example])
+    assert limits_too_short([fits], encoder) == []
+
+
+def rows(encoder, *before):
+    return [encoder.encode_answer([Message("user", (*before, Text("what?")))], "yes")]
+
+
+def test_a_model_with_eyes_and_rows_without_pictures(vision, tiny, picture):
+    loaded, encoder = vision
+    blind = Inputs(rows=rows(encoder))
+    [said] = pitfalls(loaded, blind, encoder)
+    assert said.startswith("No row to learn from has a picture")
+    assert pitfalls(loaded, Inputs(rows=rows(encoder, picture)), encoder) == []
+    text = load_model(str(tiny("llama")), device="cpu")
+    own = ChatEncoder(text.tokenizer)
+    assert pitfalls(text, Inputs(rows=rows(own)), own) == []
+
+
+def test_an_anchor_without_pictures_where_pictures_are_measured(vision, picture):
+    loaded, encoder = vision
+    asked, shown = [(Message("user", (Text("hi"),)),)], [(Message("user", (picture, Text("hi"))),)]
+    seen = {"rows": rows(encoder, picture), "tasks": [task("yes", before=(picture,))]}
+    [said] = pitfalls(loaded, Inputs(**seen, anchor_prompts=asked), encoder)
+    assert "The anchor's 1 prompts have no picture" in said
+    assert pitfalls(loaded, Inputs(**seen, anchor_prompts=asked + shown), encoder) == []
+    assert pitfalls(loaded, Inputs(**seen), encoder) == []
+    seen["tasks"] = [task("yes")]
+    assert pitfalls(loaded, Inputs(**seen, anchor_prompts=asked), encoder) == []
+
+
+@pytest.mark.parametrize(
+    ("role", "mean", "told"),
+    [("held_out", 0.0, 1), ("held_out", 0.04, 1), ("held_out", 0.3, 0), ("target", 0.0, 0)],
+)
+def test_kept_tasks_at_which_the_base_fails_are_named(role, mean, told):
+    score = Score(mean=mean, stderr=0.0)
+    result = TaskResult(
+        name="charts",
+        role=role,
+        metric="exact_match",
+        num_items=50,
+        num_groups=50,
+        num_ties=0,
+        strict=score,
+        lenient=score,
+        valid_format=1.0,
+        seconds=0.0,
+    )
+    found = nothing_to_lose([result])
+    assert len(found) == told
+    assert all("charts" in said and "before/charts.jsonl" in said for said in found)
