@@ -16,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from narrowtune.core.aliases import ALIASES
+
 _TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 _SECTION = "a section of keys"
 _SHOWN = 60  # characters of a value
@@ -29,8 +31,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def describe_mistakes(error: ValidationError, kind: type[BaseModel]) -> list[str]:
-    """Return a line for each thing that pydantic found wrong with the values of a `kind`."""
-    return [_line(item, kind) for item in error.errors()]
+    """Return what pydantic found wrong with the values of a `kind`.
+
+    A line each; then one for each section in which keys were not known, with those that are.
+    """
+    mistakes = error.errors()
+    sections = dict.fromkeys(
+        item["loc"][:-1] for item in mistakes if item["type"] == "extra_forbidden"
+    )
+    known = [(section, _known(kind, section)) for section in sections]
+    return [
+        *(_line(item, kind) for item in mistakes),
+        *(f"{_named(section)} {', '.join(names)}" for section, names in known if names),
+    ]
 
 
 def allowed_values(field: FieldInfo) -> str:
@@ -68,13 +81,23 @@ def _key_is_no_text(item: ErrorDetails, section: tuple[int | str, ...]) -> str:
 
 def _unknown(item: ErrorDetails, kind: type[BaseModel]) -> str:
     name = str(item["loc"][-1])
-    _, annotation = _find(kind, item["loc"][:-1])
-    section = _section(annotation)
-    known = list(section.model_fields) if section is not None else []
     # A key in the wrong section is as common as one that is misspelt.
     places = [".".join((*path, name)) for path, each in _sections(kind) if name in each]
-    hint = f" (did you mean {' or '.join(places)}?)" if places else did_you_mean(name, known)
-    return f"no such key{hint}; known are {', '.join(known)}"
+    if places:
+        return f"no such key (did you mean {' or '.join(places)}?)"
+    if name in ALIASES:
+        return f"no such key; here that is {ALIASES[name]}"
+    return f"no such key{did_you_mean(name, _known(kind, item['loc'][:-1]))}"
+
+
+def _known(kind: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
+    _, annotation = _find(kind, loc)
+    section = _section(annotation)
+    return list(section.model_fields) if section is not None else []
+
+
+def _named(section: tuple[int | str, ...]) -> str:
+    return f"keys of {'.'.join(map(str, section))} are" if section else "keys are"
 
 
 def _find(kind: type[BaseModel], loc: Iterable[int | str]) -> tuple[FieldInfo | None, Any]:

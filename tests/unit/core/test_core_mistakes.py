@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
+from narrowtune.core.aliases import ALIASES
 from narrowtune.core.config import AnchorSettings, RunConfig, TrainingSettings, parse_config
+from narrowtune.core.data_settings import SkillSettings
 from narrowtune.core.errors import UsageError
 from narrowtune.core.mistakes import allowed_values, did_you_mean
 
@@ -53,10 +57,47 @@ def test_a_wrong_value_is_named_with_what_is_allowed(key, values, words):
         ("keep.0.pth", {"keep": [{"pth": "a"}]}, "path"),
     ],
 )
-def test_an_unknown_key_says_which_was_meant_and_which_there_are(key, values, meant):
-    found = line(key, **values)
-    assert f"no such key (did you mean {meant}?); known are " in found
-    assert found.endswith(("allow_overlap, seed", "fsdp, fsdp_config", "limit, max_refused"))
+def test_an_unknown_key_says_which_was_meant(key, values, meant):
+    assert line(key, **values).endswith(f"no such key (did you mean {meant}?)")
+
+
+def test_the_keys_that_there_are_are_listed_once_for_each_section():
+    values = {"a": 1, "b": 1, "training": {"c": 1, "d": 1}, "keep": [{"path": "x", "e": 1}]}
+    with pytest.raises(UsageError) as caught:
+        parse_config({"model": "m", "skill": "s.jsonl", **values}, "test")
+    found = caught.value.found.split("\n")
+    assert sum("no such key" in each for each in found) == 5
+    listed = [each.strip() for each in found if " are " in each]
+    assert [each.partition(" are ")[0] for each in sorted(listed)] == [
+        "keys",
+        "keys of keep.0",
+        "keys of training",
+    ]
+    assert all(each.endswith(("seed", "max_refused", "fsdp_config")) for each in listed)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("model_name_or_path", {"model_name_or_path": "x"}),
+        ("cutoff_len", {"cutoff_len": 1}),
+        ("training.gradient_accumulation_steps", {"training": {"gradient_accumulation_steps": 2}}),
+        ("training.bf16", {"training": {"bf16": True}}),
+    ],
+)
+def test_what_other_tools_call_a_setting_is_known(key, values):
+    said = line(key, **values).partition("no such key; here that is ")[2]
+    assert said == ALIASES[key.rpartition(".")[2]]
+
+
+def test_every_alias_leads_to_something_that_is_there():
+    named = set(re.findall(r"(?:training|skill)\.\w+", " ".join(ALIASES.values())))
+    sections = {"training": TrainingSettings, "skill": SkillSettings}
+    for name in named:
+        section, _, key = name.partition(".")
+        assert key in sections[section].model_fields, name
+    taken = set(RunConfig.model_fields) | set(TrainingSettings.model_fields)
+    assert not taken & set(ALIASES)
 
 
 @pytest.mark.parametrize(

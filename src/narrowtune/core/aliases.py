@@ -1,0 +1,43 @@
+"""What other tools call a setting, and what stands for it here.
+
+Names are those of LLaMA-Factory, ms-swift, Axolotl, TRL and transformers in 2026.
+"""
+
+from __future__ import annotations
+
+_MODEL = "model"
+_ROWS = "skill.path, and keep for what must not get worse"
+_LENGTH = "max_length, beyond which a row is an error and never cut"
+_RECIPE = "recipe, which says what trains"
+_LORA = (
+    f"{_RECIPE}; LoRA is there to compare with (narrowtune study) and to export to (delta export)"
+)
+_STEP = "training.global_batch_size, the rows of a step on all devices; the passes follow from it"
+_DTYPE = "training.compute_dtype"
+_BITS = "training.quantize_frozen"
+_TEMPLATE = "the model's own chat template; chat_template_kwargs are passed to it"
+
+ALIASES: dict[str, str] = {
+    **dict.fromkeys(("model_name_or_path", "base_model", "model_id_or_path", "model_path"), _MODEL),
+    **dict.fromkeys(("dataset", "datasets", "dataset_dir", "dataset_name", "train_file"), _ROWS),
+    **dict.fromkeys(("eval_dataset", "val_dataset", "test_datasets"), "keep, or skill.test_path"),
+    **dict.fromkeys(("cutoff_len", "sequence_len", "max_seq_length", "max_seq_len"), _LENGTH),
+    **dict.fromkeys(("finetuning_type", "train_type", "tuner_type", "adapter"), _LORA),
+    **dict.fromkeys(("lora_rank", "lora_r", "lora_alpha", "lora_target", "target_modules"), _LORA),
+    **dict.fromkeys(("freeze_vision_tower", "freeze_multi_modal_projector"), _RECIPE),
+    **dict.fromkeys(("freeze_vit", "freeze_aligner", "freeze_llm", "unfrozen_parameters"), _RECIPE),
+    **dict.fromkeys(("gradient_accumulation_steps", "train_batch_size", "batch_size"), _STEP),
+    "micro_batch_size": "training.per_device_train_batch_size",
+    **dict.fromkeys(("bf16", "fp16", "pure_bf16", "tf32", "mixed_precision"), _DTYPE),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit", "quant_bits"), _BITS),
+    "torch_dtype": "dtype",
+    "num_epochs": "training.num_train_epochs",
+    "lr": "training.learning_rate",
+    "warmup_steps": "training.warmup_ratio, a share of the steps",
+    "optimizer": "training.optim",
+    **dict.fromkeys(("template", "chat_template", "system"), _TEMPLATE),
+    **dict.fromkeys(("val_size", "val_set_size", "split_dataset_ratio"), "skill.validation"),
+    **dict.fromkeys(("image_dir", "media_dir", "image_folder"), "image_root of a data set"),
+    "replay": "mix",
+}
+"""By a key of another tool."""
