@@ -36,7 +36,8 @@ SetModel = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="device or chat_template_kwargs.NAME; may be repeated.",
+        help="device, remember_pictures, chat_template_kwargs.NAME or processor_kwargs.NAME (such "
+        "as processor_kwargs.max_pixels=1000000); may be repeated.",
         show_default=False,
     ),
 ]

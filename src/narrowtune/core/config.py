@@ -119,6 +119,8 @@ class ModelSettings(Settings):
         device: a torch device; `auto` is the first GPU, else the CPU.
         max_length: most tokens per row; a row that is longer is an error, never cut.
         chat_template_kwargs: passed to the chat template, in training and in evaluation.
+        processor_kwargs: settings of a multimodal model's processor that replace those of its
+            files, such as `max_pixels`; whoever serves the model has to set them too.
         remember_pictures: keep what a frozen tower makes of a picture, in the cache folder (about
             8 GiB at most), so that it is computed once; unless given, where the model is on a CPU.
     """
@@ -129,6 +131,7 @@ class ModelSettings(Settings):
     device: str = "auto"
     max_length: int | None = Field(None, ge=1)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    processor_kwargs: dict[str, Any] = Field(default_factory=dict)
     remember_pictures: bool | None = None
 
 

@@ -30,6 +30,7 @@ from narrowtune.evaluate.metrics import right_options, score
 from narrowtune.evaluate.statistics import mean_score
 from narrowtune.evaluate.tasks import Task, picture_of, question_of
 from narrowtune.models.load import LoadedModel
+from narrowtune.models.processors import picture_settings
 from narrowtune.version import __version__
 
 _SCORING = ("data", "engine", "evaluate")  # rooms whose code decides a score
@@ -148,6 +149,7 @@ def score_key(
         "model": model_fingerprint,
         "config": _config_hash(loaded),
         "task": task.sha256,
+        "pictures": picture_settings(loaded.processor),
         "chat": _chat_hash(loaded, task, encoder),
         "stop": list(stop_tokens(loaded, encoder.stop_tokens)),
         "arithmetic": arithmetic,

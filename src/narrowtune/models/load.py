@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,7 @@ from narrowtune.core.errors import ModelError
 from narrowtune.models.alignment import align_weights
 from narrowtune.models.disk import LEGACY_CONSTANTS, check_folder, stored_dtypes
 from narrowtune.models.families import Family, find_family
-from narrowtune.models.processors import IMAGE_ONLY
+from narrowtune.models.processors import IMAGE_ONLY, check_kwargs
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,12 @@ class LoadedModel:
 
 
 def load_model(
-    source: str, *, dtype: str = "auto", device: str = "auto", revision: str | None = None
+    source: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Load the model in a folder or under a hub id.
 
@@ -90,8 +96,11 @@ def load_model(
         dtype: "bfloat16", "float16", "float32", or "auto" for the dtype of the stored weights.
         device: a torch device, or "auto" for the first accelerator, else the CPU.
         revision: commit, tag or branch of a hub id.
+        processor_kwargs: settings of the processor that replace those of its files, such as
+            `max_pixels`.
 
     Raises:
+        UsageError: the processor takes no such setting, or there is none.
         ModelError: the source is not there, not safe, incomplete or quantised.
         UnknownFamilyError: no table says where this model's parts are.
     """
@@ -101,7 +110,7 @@ def load_model(
     notes: list[str] = []
     torch_dtype = _choose_dtype(folder, dtype, notes)
     model = _load_weights(folder, family, torch_dtype, notes)
-    tokenizer, processor = _load_processor(folder, family, notes)
+    tokenizer, processor = _load_processor(folder, family, notes, processor_kwargs or {})
     # transformers' wrapper of `to` hides whose method it is.
     model.to(_choose_device(device)).eval()  # type: ignore[arg-type]
     align_weights(model)
@@ -264,7 +273,7 @@ def _load_weights(
 
 
 def _load_processor(
-    folder: Path, family: Family, notes: list[str]
+    folder: Path, family: Family, notes: list[str], given: Mapping[str, Any]
 ) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | None]:
     settings: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     kind: Any = AutoProcessor if family.is_multimodal else AutoTokenizer
@@ -276,6 +285,10 @@ def _load_processor(
         )
     try:
         loaded = kind.from_pretrained(folder, **settings)
+        if given:
+            check_kwargs(loaded, given, lambda key: kind.from_pretrained(folder, **settings, **key))
+            loaded = kind.from_pretrained(folder, **settings, **given)
+            notes.append(f"The processor's own settings are replaced by {dict(given)}.")
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         raise ModelError(
             f"load the {'processor' if family.is_multimodal else 'tokenizer'} in {str(folder)!r}",

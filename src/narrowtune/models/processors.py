@@ -1,4 +1,6 @@
-"""Processors that work with pictures alone, where transformers insists on a video processor.
+"""Processors: their settings, and classes that work with pictures alone.
+
+Owns: what `processor_kwargs` may change, and what stands in where transformers insists on video.
 
 transformers' video processors need torchvision. The processors of Qwen's families and of
 LLaVA-OneVision name one in their constructor, so they cannot be built without it even where no
@@ -8,6 +10,8 @@ class below has to spell out its parent's arguments, without the video processor
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import (
@@ -16,6 +20,8 @@ from transformers import (
     Qwen2VLProcessor,
     Qwen3VLProcessor,
 )
+
+from narrowtune.core.errors import UsageError
 
 
 class ImageOnlyQwen2VLProcessor(Qwen2VLProcessor):
@@ -83,6 +89,49 @@ class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
             vision_aspect_ratio=vision_aspect_ratio,
             **kwargs,
         )
+
+
+_IN_SIZE = {"min_pixels", "max_pixels"}
+"""Older names of what image processors keep in `size`."""
+
+
+def check_kwargs(
+    plain: Any, given: Mapping[str, Any], load: Callable[[Mapping[str, Any]], Any]
+) -> None:
+    """See that a processor takes settings: transformers passes over those that it does not know.
+
+    Args:
+        plain: the processor without them; a tokenizer where there is none.
+        given: values by name.
+        load: makes the processor with some of them.
+
+    Raises:
+        UsageError: one of them changes nothing.
+    """
+    before = _state(plain)
+    for key, value in given.items():
+        same = key in _IN_SIZE and value in dict(before.get("size") or {}).values()
+        if key not in before and not same and _state(load({key: value})) == before:
+            raise UsageError(
+                asked=f"processor_kwargs.{key}: {value}",
+                found=f"{type(plain).__name__}, which has {', '.join(sorted(before)) or 'none'}",
+                do="correct the name, or leave it out",
+            )
+
+
+def _state(processor: Any) -> dict[str, Any]:
+    """Return a processor's settings by name; nothing for a tokenizer."""
+    pictures = getattr(processor, "image_processor", None)
+    if pictures is None:
+        return {}
+    plain = (bool, int, float, str, list, dict)
+    own = {key: value for key, value in vars(processor).items() if isinstance(value, plain)}
+    return {**own, **pictures.to_dict()}
+
+
+def picture_settings(processor: Any) -> str:
+    """Return what decides how a processor prepares pictures, as text; empty for a tokenizer."""
+    return json.dumps(_state(processor), sort_keys=True, default=str)
 
 
 IMAGE_ONLY: dict[str, type] = {

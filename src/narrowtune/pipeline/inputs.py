@@ -80,7 +80,11 @@ def shipped_prompts(name: str) -> Path:
 def load(settings: ModelSettings) -> LoadedModel:
     """Load the model that a run or a command is about."""
     return load_model(
-        settings.model, dtype=settings.dtype, device=settings.device, revision=settings.revision
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        revision=settings.revision,
+        processor_kwargs=settings.processor_kwargs,
     )
 
 

@@ -65,6 +65,7 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
         "weights": weights,
         "max_length": settings.max_length,
         "chat_template_kwargs": settings.chat_template_kwargs,
+        "processor_kwargs": settings.processor_kwargs,
         "num_samples": settings.num_samples,
         **{f"training.{name}": value for name, value in training.items()},
         "drift.prompts": _file(DataSettings(path=free)),

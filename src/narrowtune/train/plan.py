@@ -60,11 +60,17 @@ from narrowtune.train.trial import (
     time_pass,
     time_update,
 )
-from narrowtune.train.workload import EXAMPLE_LABELS, EXAMPLE_TOKENS, Batches, TaskLoad, Workload
+from narrowtune.train.workload import (
+    EXAMPLE_LABELS,
+    EXAMPLE_TOKENS,
+    Batches,
+    TaskLoad,
+    Workload,
+    shortened,
+)
 
 _HEADER_BYTES = 330  # of a delta's header per tensor, beside its name twice: hashes, shape, place
 _TRACED_ROWS, _TRACED_TOKENS = 2, 512  # what is kept goes by positions, however long rows are
-_EVALUATIONS = 2  # before and after
 _ENOUGH_SECONDS = 10.0  # of measuring evaluation
 _QUICK_SECONDS = 5.0  # of a pass over half a batch, for a whole one to be measured as well
 
@@ -275,8 +281,8 @@ class _Planner:
 
     def _activations(self, vocabulary: int) -> Activations:
         number = min(_TRACED_ROWS, self.batches.batch_size)
-        drawn = self.batches.draw_task(random.Random(self.config.seed), number)
-        short = [row if row.features else _end_of(row, _TRACED_TOKENS) for row in drawn]
+        draw = random.Random(self.config.seed)
+        short = shortened(self.batches.draw_task(draw, number), _TRACED_TOKENS)
         traces = []
         # Row by row: a layout saves more of a larger batch, which would hide the slope.
         with packing("never"):
@@ -354,17 +360,8 @@ class _Planner:
                 if time.perf_counter() - started > _ENOUGH_SECONDS:
                     break
         per_item += [statistics.fmean(per_item)] * (len(self.tasks) - len(per_item))
-        items = [task.num_items * self._passes(task) for task in self.tasks]
+        items = [task.num_items * task.passes(self.config.dial) for task in self.tasks]
         return sum(s * n for s, n in zip(per_item, items, strict=True))
-
-    def _passes(self, task: TaskLoad) -> float:
-        """Return how often an item of a task is answered; with a dial, at most."""
-        dial = self.config.dial
-        if dial is None:
-            return _EVALUATIONS
-        share = 1.0 if task.role == "target" else dial.share
-        last = 1.0 if task.role == "target" else 1 - dial.share
-        return 1 + dial.num_steps * share + last
 
     def _seconds_per_item(self, task: TaskLoad) -> float:
         size = self.config.eval_batch_size
@@ -398,8 +395,3 @@ class _Planner:
 
     def _batch(self, rows: Sequence[Encoded]) -> dict[str, Any]:
         return to_device(collate(rows, padding_id(self.loaded.tokenizer)), self.model.device)
-
-
-def _end_of(row: Encoded, num_tokens: int) -> Encoded:
-    """Return the last tokens of a row of text, where its labels are as a rule."""
-    return Encoded(row.input_ids[-num_tokens:], row.labels[-num_tokens:])

@@ -12,7 +12,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from narrowtune.core.config import RunConfig
+from narrowtune.core.config import DialSettings, RunConfig
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import Role
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
@@ -25,6 +25,7 @@ from narrowtune.train.order import PictureSampler
 EXAMPLE_ROWS, EXAMPLE_TOKENS, EXAMPLE_LABELS = 16, 128, 16
 """Number and length of made-up rows where none are given."""
 
+_EVALUATIONS = 2  # before and after
 _DRAWS = 50  # batches drawn to see how much of them is padding
 _DRAWS_OF_LONGEST = 10
 _FEWEST_DRAWS, _PICTURED_ROWS = 4, 64  # rows drawn in all, where they have pictures
@@ -50,6 +51,14 @@ class TaskLoad:
     prompts: Sequence[Encoded] = ()
     options: Sequence[Sequence[Encoded]] = ()
     max_new_tokens: int = 0
+
+    def passes(self, dial: DialSettings | None) -> float:
+        """Return how often an item is answered; with a dial, at most."""
+        if dial is None:
+            return _EVALUATIONS
+        target = self.role == "target"
+        searched, last = (1.0, 1.0) if target else (dial.share, 1 - dial.share)
+        return 1 + dial.num_steps * searched + last
 
 
 @dataclass(frozen=True)
@@ -227,3 +236,13 @@ def _lengths(rows: Sequence[Encoded]) -> list[int]:
 
 def _num_labels(row: Encoded) -> int:
     return sum(label != IGNORE_INDEX for label in row.labels[1:])
+
+
+def shortened(rows: Iterable[Encoded], num_tokens: int) -> list[Encoded]:
+    """Return rows with the last tokens of those of text, where labels are as a rule."""
+    return [
+        row
+        if row.picture_digest
+        else Encoded(row.input_ids[-num_tokens:], row.labels[-num_tokens:])
+        for row in rows
+    ]

@@ -9,17 +9,19 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from narrowtune.core.errors import ModelError, UnknownFamilyError
+from narrowtune.core.errors import ModelError, UnknownFamilyError, UsageError
 from narrowtune.core.recipes import RECIPES
 from narrowtune.models import load as load_module
 from narrowtune.models.disk import disk_files, locate
 from narrowtune.models.families import find_family, known_families
 from narrowtune.models.fingerprint import fingerprint, tensor_hashes
 from narrowtune.models.load import load_model, save_pretrained
+from narrowtune.models.processors import picture_settings
 from narrowtune.models.select import resolve
 from narrowtune.models.structure import find_ties
 from tiny_models import FAMILIES, VISION_FAMILIES
@@ -384,3 +386,32 @@ def test_revision_and_device_mistakes(tiny) -> None:
         load_model(str(tiny("llama")), revision="main")
     with pytest.raises(ModelError, match="use the device"):
         load_model(str(tiny("llama")), device="toaster")
+
+
+def _num_patches(loaded) -> int:
+    picture = PIL.Image.new("RGB", (112, 112), "red")
+    return len(loaded.processor.image_processor(images=[picture])["pixel_values"])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_processor_s_settings_may_be_given(tiny, family):
+    small, plain = 28 * 28 * 2, load_model(str(tiny(family)), device="cpu")
+    given = load_model(str(tiny(family)), device="cpu", processor_kwargs={"max_pixels": small})
+    assert _num_patches(given) < _num_patches(plain)
+    assert any("max_pixels" in note for note in given.notes)
+    assert picture_settings(given.processor) != picture_settings(plain.processor)
+    # What it has already is a setting that it knows.
+    load_model(str(tiny(family)), device="cpu", processor_kwargs={"max_pixels": 28 * 28 * 6})
+
+
+@pytest.mark.parametrize(
+    ("family", "given"),
+    [
+        ("qwen2_5_vl", {"max_pixel": 784}),
+        ("llava", {"max_pixels": 784}),
+        ("llama", {"max_pixels": 784}),
+    ],
+)
+def test_a_setting_that_no_processor_takes_is_refused(tiny, family, given):
+    with pytest.raises(UsageError, match=f"processor_kwargs.{next(iter(given))}"):
+        load_model(str(tiny(family)), device="cpu", processor_kwargs=given)
