@@ -153,7 +153,7 @@ def summarise_study(
         },
         matched={
             name: _matched(results[name])
-            for name in ("chosen", "frontier", "quarter", "second_model")
+            for name in ("chosen", "frontier", "quarter", "second_model", "second_model_chosen")
             if name in results
         },
         correlations=correlations,
