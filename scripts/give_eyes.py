@@ -42,7 +42,7 @@ IMAGE, VIDEO = "<image>", "<video>"
 TOWER = "llava_onevision"
 """The reference model that the tower is of."""
 
-NUM_KEPT, QUESTIONS, SEED = 60, 6, 11
+NUM_KEPT, NUM_TESTED, QUESTIONS, SEED = 60, 200, 6, 11
 NUM_SHOWN = 16  # pictures whose tokens are measured
 _BATCH = 64  # questions of an optimiser step
 
@@ -142,10 +142,11 @@ def write_run(folder: Path, model: Path, questions: Path) -> Path:
     keep = [
         write_rows(folder, task.name, "validation", NUM_KEPT, SEED) for task in tasks_of("held_out")
     ]
+    share = round(NUM_TESTED / len(questions.read_text("utf-8").splitlines()), 6)
     run = {
         "model": str(model),
         "recipe": "projector",
-        "skill": {"path": str(questions), "validation": 0, "test": 200, "max_new_tokens": 24},
+        "skill": {"path": str(questions), "validation": 0, "test": share, "max_new_tokens": 24},
         "keep": [task.model_dump(mode="json", exclude_defaults=True) for task in keep],
         "training": {
             "learning_rate": 1e-3,
