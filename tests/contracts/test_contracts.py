@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import narrowtune
+from narrowtune.core.config import load_config
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "narrowtune"
@@ -133,3 +134,12 @@ def test_the_trl_example_runs_and_its_delta_is_exact(tiny, tmp_path):
     drifts = [float(x) for x in re.findall(r"KL\(base‖tuned\) ([\d.]+)", done.stdout)]
     assert len(drifts) == 4
     assert drifts[-1] > 0
+
+
+def test_examples_are_runs():
+    found = sorted((ROOT / "examples").glob("*.yaml"))
+    assert len(found) >= 2
+    for path in found:
+        config = load_config(path)
+        # What the demos write, by the names that they give it.
+        assert Path(config.skill.path).parts[:2] in {("runs", "demo"), ("runs", "demo-text")}
