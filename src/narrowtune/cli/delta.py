@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from narrowtune.cli.flags import METRIC_HELP, MODES, AsJson, Overwrite, option
+from narrowtune.cli.flags import METRIC_HELP, MODES, AsJson, Overwrite, SetModel, option
 from narrowtune.cli.printing import open_console, say_written
+from narrowtune.cli.settings import model_settings
 
 app = typer.Typer(
     help="Look at a delta; apply, undo, merge, pack, blend or export it.",
@@ -150,6 +151,7 @@ def delta_export(
     split: Annotated[str | None, option("NAME", "Of a data set with several.")] = None,
     image_root: Annotated[str | None, option("FOLDER", "That pictures' paths start from.")] = None,
     max_refused: Annotated[int, option("N", "Rows that may be refused.")] = 0,
+    more: SetModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a LoRA adapter that peft loads, near the delta but not equal.
@@ -169,6 +171,7 @@ def delta_export(
         rank=rank,
         base_name=base_name,
         tasks=[{"path": each, **fields} for each in tasks or []],
+        model=model_settings({"model": str(folder)}, more),
     )
     if as_json:
         typer.echo(found.model_dump_json(indent=2))

@@ -116,6 +116,8 @@ class Verdict(Value):
         worst_task: held-out task that lost most.
         worst_task_forgetting: its loss, with bounds adjusted for the number of tasks.
         items_needed: held-out items per task that would decide, if more would; None if decided.
+        nothing_to_lose: whether the base is wrong on nearly all held-out items, so that these can't
+            show a loss, however many there are.
         reasons: the sentences that led to the outcome.
     """
 
@@ -128,6 +130,7 @@ class Verdict(Value):
     worst_task: str | None
     worst_task_forgetting: Estimate | None
     items_needed: int | None
+    nothing_to_lose: bool = False
     reasons: list[str]
 
 

@@ -90,10 +90,11 @@ class RunFolder:
 
     def found(self) -> list[Path]:
         """Return what is there under names that a run writes to, or deletes by."""
-        named = (self.given, self.record, self.plan, self.drift, self.delta, self.whole_delta)
+        settings = (self.given, self.resolved, self.root / "started.json")
+        results = (self.record, self.plan, self.drift, self.delta, self.whole_delta)
         reports = (self.root / f"report.{kind}" for kind in ("html", "md", "json"))
-        answers = (self.root / name for name in ("before", "after", "dial"))
-        places = [*named, self.refused, self.log, *reports, *answers]
+        folders = (self.root / name for name in ("before", "after", "dial", "plots"))
+        places = [*settings, *results, self.refused, self.log, *reports, *folders]
         return [path for path in places if path.exists()] + sorted(self.root.glob("checkpoint-*"))
 
     def items(self, when: str, task: str) -> Path:

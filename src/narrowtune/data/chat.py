@@ -126,6 +126,11 @@ class ChatEncoder:
         """
         return self._encode(example.messages, every_turn=False).features
 
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the model does."""
+        return self._processor is not None
+
     def num_tokens(self, text: str) -> int:
         """Return how many tokens a text is by itself."""
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])

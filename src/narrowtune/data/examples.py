@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -148,6 +148,7 @@ class Rows:
         sha256: of the usable rows' content as read, pictures included.
         notes: what a reader of the report should know.
         num_rows: rows in the source, blank lines not counted.
+        picture_columns: columns that were not read and may hold pictures, of rows without any.
     """
 
     examples: Sequence[Example]
@@ -155,6 +156,7 @@ class Rows:
     sha256: str
     notes: list[str]
     num_rows: int
+    picture_columns: list[str] = field(default_factory=list)
 
 
 class RowError(DataError):

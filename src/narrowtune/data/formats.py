@@ -73,10 +73,6 @@ def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
     for key in _UNSUPPORTED:
         if row.get(key):
             raise RowError(f"column {key!r} is not supported")
-    for key in row.keys() - COLUMNS:
-        shows = row[key] and _PICTURE_LIKE.fullmatch(key) and not {"image", "images"} & row.keys()
-        if shows:
-            raise RowError(f"column {key!r} may hold the row's pictures: call it image or images")
     images = _images(row, reading.root)
     turns, tags = _turns(row, reading)
     messages = build_messages(turns, images, tags=tags, root=reading.root)
@@ -99,6 +95,18 @@ def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
     )
 
 
+def picture_columns(row: dict[str, Any], example: Example) -> set[str]:
+    """Return the columns that may hold pictures of a row that was read without any."""
+    if example.images:
+        return set()
+    return {
+        key
+        for key in row.keys() - COLUMNS
+        if row[key] and isinstance(row[key], (str, bytes, dict, list))
+        if _PICTURE_LIKE.fullmatch(key)
+    }
+
+
 def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]], bool]:
     """The row's turns, and whether its layout is one that defines `<image>` tags."""
     found = [key for key in ("messages", "conversations", *PAIRS) if key in row]
@@ -115,7 +123,7 @@ def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]],
         raise RowError(f"{kind} is not a list of turns")
     if not all(isinstance(turn, dict) for turn in turns):
         raise RowError(f"{kind} has a turn that is not keys and values")
-    if "from" in turns[0] and "role" not in turns[0]:
+    if "from" in turns[0] and (kind == "conversations" or turns[0].get("role") is None):
         turns = [_llava_turn(turn) for turn in turns]
     # Arrow fills keys that other turns have with nulls.
     turns = [{key: value for key, value in turn.items() if value is not None} for turn in turns]

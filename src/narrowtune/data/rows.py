@@ -24,7 +24,7 @@ from narrowtune.data.examples import (
     RowsRefusedError,
     Text,
 )
-from narrowtune.data.formats import COLUMNS, Reading, parse_row
+from narrowtune.data.formats import COLUMNS, Reading, parse_row, picture_columns
 from narrowtune.data.images import check_image
 from narrowtune.data.sources import read_source
 from narrowtune.data.spilled import Spilled
@@ -67,10 +67,11 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         needs_options=settings.mode == "options" and not prompts_only,
     )
     unread: set[str] = set()
+    pictures: set[str] = set()
     unreadable: list[RefusedRow] = []
     unusable: list[RefusedRow] = []
     seen: dict[str, int] = {}
-    readable = _readable(settings, reading, unreadable, seen, unread)
+    readable = _readable(settings, reading, unreadable, seen, unread, pictures)
     # Taken as they are read: many rows, or the pictures in them, would fill the memory.
     parsed: Iterable[Example] = readable
     notes = []
@@ -96,7 +97,7 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         more = f" and {len(unread) - _LISTED} more" if len(unread) > _LISTED else ""
         named = ", ".join(sorted(unread)[:_LISTED])
         notes.append(f"Columns that are not read: {named}{more}.")
-    return Rows(examples, refused, digest.hexdigest(), notes, num_rows)
+    return Rows(examples, refused, digest.hexdigest(), notes, num_rows, sorted(pictures))
 
 
 def _readable(
@@ -105,6 +106,7 @@ def _readable(
     refused: list[RefusedRow],
     seen: dict[str, int],
     unread: set[str],
+    pictures: set[str],
 ) -> Iterator[Example]:
     """Yield the rows that can be used; refuse the others.
 
@@ -112,6 +114,7 @@ def _readable(
         refused: gets those that can't.
         seen: gets each one's number by its id.
         unread: gets the columns that nothing is read from.
+        pictures: gets those of them that may hold pictures.
     """
     for raw in read_source(settings.path, settings.split):
         try:
@@ -125,6 +128,7 @@ def _readable(
             continue
         seen[example.id] = raw.number
         unread.update(map(str, raw.values.keys() - COLUMNS))
+        pictures |= picture_columns(raw.values, example)
         yield example
 
 

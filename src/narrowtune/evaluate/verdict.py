@@ -35,6 +35,9 @@ _SEEN = 1 + 0.8416 / 1.6449
 """How many times as far as its one-sided 95 % bound a loss lies from none where its lower bound is
 above none in four runs of five (quantiles of the normal distribution)."""
 
+BLIND = 5.0
+"""Points of a hundred below which a base's held-out score can hardly fall."""
+
 SHOWN_IDS = 5
 """How many item ids an error names."""
 
@@ -70,7 +73,8 @@ def decide(
     Ships if the one-sided 95 % upper bound of the mean held-out loss is at most `budget`, the
     lower bound of learning is above `min_learning` and, where `budget_task` is given, the upper
     bound of the worst single task's loss is at most that. Over budget if a lower bound of loss is
-    above its budget. Items of which the base has no more right than the budget can't ship anything.
+    above its budget. Held-out items of which the base has at most `BLIND` points right, and no more
+    than the budget, show nothing and ship nothing.
 
     Args:
         before: the base's results, items included; roles say what is skill and what is kept.
@@ -97,27 +101,29 @@ def decide(
     learned = learning is not None and learning.lower_bound > min_learning
     # Where the base is wrong anyway, nothing is lost that the items could show.
     losable = 100 * float(np.mean([float(np.mean(pair.before)) for pair in held_out] or [0.0]))
-    kept = kept and losable > budget
+    blind = bool(held_out) and not over and losable <= min(budget, BLIND)
+    kept = kept and not blind
     outcome: Outcome = "not_enough_evidence"
     if over:
         outcome = "over_budget"
     elif kept and learned:
         outcome = "ship"
 
-    needed = None if over or kept or not held_out else _needed(held_out, budget, budget_task)
+    decided = over or kept or blind or not held_out
+    needed = None if decided else _needed(held_out, budget, budget_task)
     reasons = [_learning_reason(targets, learning, min_learning)]
     reasons.append(_loss_reason("The held-out tasks on average", forgetting, budget, held_out))
-    if held_out and losable <= budget:
+    if blind:
         reasons.append(
-            f"The base is right on {losable:.2g} % of the held-out items, so that these can't show "
+            f"The base is right on {losable:.1f} % of the held-out items, so that these can't show "
             f"a loss of more than the budget of {budget:g}: see what it answers to them."
         )
     if budget_task is not None and worst is not None:
         what = f"The worst held-out task ({worst_task})"
         reasons.append(_loss_reason(what, worst, budget_task, held_out))
-    if held_out and not over and not kept:
+    if not decided:
         reasons.append(_needed_reason(needed))
-    if forgetting is not None:
+    if forgetting is not None and not blind:
         reasons.append(_power_line(forgetting, held_out))
     return Verdict(
         outcome=outcome,
@@ -129,6 +135,7 @@ def decide(
         worst_task=worst_task,
         worst_task_forgetting=worst,
         items_needed=needed,
+        nothing_to_lose=blind,
         reasons=reasons,
     )
 

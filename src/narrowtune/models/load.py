@@ -6,6 +6,7 @@ an error. No code but transformers' own runs.
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from collections.abc import Mapping
@@ -287,7 +288,7 @@ def _load_processor(
         loaded = kind.from_pretrained(folder, **settings)
         if given:
             check_kwargs(loaded, given, lambda key: kind.from_pretrained(folder, **settings, **key))
-            loaded = kind.from_pretrained(folder, **settings, **given)
+            loaded = kind.from_pretrained(folder, **settings, **copy.deepcopy(dict(given)))
             notes.append(f"The processor's own settings are replaced by {dict(given)}.")
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         raise ModelError(

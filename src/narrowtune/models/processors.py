@@ -10,10 +10,12 @@ class below has to spell out its parent's arguments, without the video processor
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import PIL.Image
 from transformers import (
     LlavaOnevisionProcessor,
     Qwen2_5_VLProcessor,
@@ -91,6 +93,9 @@ class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
         )
 
 
+_TRIED = (64, 48)
+"""Of a picture on which settings are tried, in pixels."""
+
 _IN_SIZE = {"min_pixels", "max_pixels"}
 """Older names of what image processors keep in `size`."""
 
@@ -106,17 +111,33 @@ def check_kwargs(
         load: makes the processor with some of them.
 
     Raises:
-        UsageError: one of them changes nothing.
+        UsageError: one of them changes nothing, or is not what the processor takes.
     """
     before = _state(plain)
     for key, value in given.items():
-        same = key in _IN_SIZE and value in dict(before.get("size") or {}).values()
-        if key not in before and not same and _state(load({key: value})) == before:
+        asked = f"processor_kwargs.{key}: {value}"
+        try:
+            # A copy: some processors write into what they are given.
+            changed = load({key: copy.deepcopy(value)})
+            same = before.get(key) == value
+            same |= key in _IN_SIZE and value in dict(before.get("size") or {}).values()
+            if _state(changed) == before and not same:
+                raise UsageError(
+                    asked=asked,
+                    found=f"that nothing in {type(plain).__name__} changes by it; it has "
+                    f"{', '.join(sorted(before)) or 'none'}",
+                    do="correct the name, or leave it out",
+                )
+            if before:
+                changed.image_processor(images=[PIL.Image.new("RGB", _TRIED)])
+        except UsageError:
+            raise
+        except Exception as error:  # validators of transformers and processors raise what they like
             raise UsageError(
-                asked=f"processor_kwargs.{key}: {value}",
-                found=f"{type(plain).__name__}, which has {', '.join(sorted(before)) or 'none'}",
-                do="correct the name, or leave it out",
-            )
+                asked=asked,
+                found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+                do="give a value that the model's image processor takes",
+            ) from None
 
 
 def _state(processor: Any) -> dict[str, Any]:

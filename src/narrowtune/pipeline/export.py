@@ -44,6 +44,7 @@ def export_lora(
     rank: int,
     tasks: Sequence[dict[str, Any]],
     base_name: str | None = None,
+    model: ModelSettings | None = None,
 ) -> Exported:
     """Write the adapter of this rank that is nearest to a delta.
 
@@ -55,10 +56,12 @@ def export_lora(
         tasks: fields of `DataSettings`; the model is scored on them with the delta and with the
             adapter, merged and rounded to the base's dtype.
         base_name: what the adapter says its base is; the folder unless given.
+        model: how the folder is loaded and spoken to while it is scored.
 
     Raises:
         NarrowtuneError: as `LowRank` and `evaluate` do; a refused row is an error.
     """
+    model = model or ModelSettings(model=str(folder))
     for task in tasks:
         parse_data_settings(task, f"to evaluate {task['path']}")
     files = [("DELTA", delta_path)]
@@ -67,7 +70,7 @@ def export_lora(
     check_output(out.parent, (), overwrite=True)
     delta = Delta.load(delta_path)
     cut = LowRank(folder, delta, rank)
-    changes = _compare(folder, delta_path, cut, tasks, out.parent) if tasks else []
+    changes = _compare(model, delta_path, cut, tasks, out.parent) if tasks else []
     kept = cut.kept()
     scores = [
         f"{change.name}: {100 * change.before.mean:.1f} % with the delta, "
@@ -80,14 +83,17 @@ def export_lora(
 
 
 def _compare(
-    folder: Path, delta_path: Path, cut: LowRank, tasks: Sequence[dict[str, Any]], beside: Path
+    model: ModelSettings,
+    delta_path: Path,
+    cut: LowRank,
+    tasks: Sequence[dict[str, Any]],
+    beside: Path,
 ) -> list[TaskChange]:
     """Score the delta and the adapter; what that needs stands beside the output meanwhile."""
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".narrowtune-export-") as own:
         near = Path(own) / "near.safetensors"
         cut.as_delta().save(near, packed=True)
-        model = ModelSettings(model=str(folder))
         exact, approximate = (
             evaluate(model, tasks, path, batch_size=EVAL_BATCH_SIZE, output=Path(own) / name)
             for name, path in (("delta", delta_path), ("adapter", near))

@@ -1,11 +1,12 @@
-"""Opening a run's folder: a new one, or the one that a stopped run left."""
+"""Opening a run's folder: a new one, or the one that a stopped run left; one run at a time."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import yaml
 from filelock import FileLock, Timeout
@@ -18,17 +19,53 @@ logger = logging.getLogger(__name__)
 
 _LOCK = ".run.lock"
 
+_ALWAYS = {"model", "recipe", "skill", "training", "output_dir"}
+"""Keys that every run's resolved settings have."""
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+"""What file systems answer that know no locks."""
+
 
 @contextmanager
-def alone(folder: RunFolder) -> Iterator[None]:
-    """Keep other runs out of this folder inside the block, and after a kill no longer.
+def opened(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> Iterator[None]:
+    """Write the settings into the run's folder, and keep other runs out of it inside the block.
+
+    After a kill it is free again. A refusal leaves the folder as it was.
+
+    Args:
+        folder: the run's.
+        config: its settings.
+        given: them as the user wrote them; the resolved ones unless given.
+        resume: whether the run goes on.
 
     Raises:
-        UsageError: a run goes on there, or the folder can't be written.
+        UsageError: the folder can't be written, or holds files of the user's or a run and none is
+            to be resumed, or that run goes on, is finished or has other settings, or there is none
+            to resume.
     """
     lock = FileLock(folder.root / _LOCK)
     try:
+        _check(folder, config, given, resume)
         folder.root.mkdir(parents=True, exist_ok=True)
+        _acquire(lock, folder)
+        _check(folder, config, given, resume)  # another process may have been quicker
+        folder.refused.unlink(missing_ok=True)  # of a start before this one
+        write_text(folder.given, given if given is not None else _resolved(config))
+        write_text(folder.resolved, _resolved(config))
+    except OSError as error:
+        raise UsageError(
+            asked=f"a run in {folder.root}",
+            found=f"{error.strerror or error}: {error.filename or folder.root}",
+            do="choose another --output-dir: a folder that can be written, or a new one",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, folder: RunFolder) -> None:
+    try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(
@@ -36,41 +73,20 @@ def alone(folder: RunFolder) -> Iterator[None]:
             found="another process whose run goes on there",
             do="wait for it or stop it, or choose another --output-dir",
         ) from None
-    except NotImplementedError:  # a file system that knows no locks
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
         logger.warning("%s can't be locked: start no second run there.", folder.root)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
-def open_folder(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> None:
-    """Write the settings into the run's folder.
-
-    Raises:
-        UsageError: the folder can't be written, or holds a run and none is to be resumed, or that
-            run is finished or has other settings, or there is none to resume.
-    """
-    try:
-        _open(folder, config, given, resume)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
+def _resolved(config: RunConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _unwritable(folder: RunFolder, error: OSError) -> UsageError:
-    return UsageError(
-        asked=f"a run in {folder.root}",
-        found=f"{error.strerror or error}: {error.filename or folder.root}",
-        do="choose another --output-dir: a folder that can be written, or a new one",
-    )
-
-
-def _open(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> None:
-    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+def _check(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> None:
     # A run that failed before its plan was written has done nothing yet: it may be corrected.
-    there = folder.resolved.exists() and folder.plan.exists()
+    begun = _is_a_run(folder)
+    there = begun and folder.plan.exists()
     if there and not resume:
         raise UsageError(
             asked=f"a new run in {folder.root}",
@@ -85,14 +101,15 @@ def _open(folder: RunFolder, config: RunConfig, given: str | None, resume: bool)
             found="no run that had begun there",
             do="give the folder of a run that was started, or start one without --resume",
         )
-    if not folder.resolved.exists():
+    if not begun:
         _check_free(folder, given)
     if there:
         before = folder.resolved.read_text(encoding="utf-8")
-        if before != resolved:
+        if before != _resolved(config):
             raise UsageError(
                 asked=f"to resume the run in {folder.root}",
-                found=f"other settings than it was started with:\n{_difference(before, resolved)}",
+                found="other settings than it was started with:\n"
+                + _difference(before, _resolved(config)),
                 do="resume with the settings in its resolved.yaml, or start a new run",
             )
         if folder.record.exists():
@@ -102,9 +119,17 @@ def _open(folder: RunFolder, config: RunConfig, given: str | None, resume: bool)
                 do="look at its report.html; to train again choose another --output-dir"
                 + "; narrowtune ledger add enters it" * (config.ledger is not None),
             )
-    folder.refused.unlink(missing_ok=True)  # of a start before this one
-    write_text(folder.given, given if given is not None else resolved)
-    write_text(folder.resolved, resolved)
+
+
+def _is_a_run(folder: RunFolder) -> bool:
+    """Whether the settings there are those of a run, and no file of the user's by that name."""
+    if not folder.resolved.exists():
+        return False
+    try:
+        values = yaml.safe_load(folder.resolved.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(values, dict) and values.keys() >= _ALWAYS
 
 
 def _check_free(folder: RunFolder, given: str | None) -> None:
@@ -114,11 +139,9 @@ def _check_free(folder: RunFolder, given: str | None) -> None:
     """
     there = folder.found()
     if folder.given in there and given is not None:
-        try:
+        with suppress(UnicodeDecodeError):
             if folder.given.read_text(encoding="utf-8") == given:
                 there.remove(folder.given)
-        except UnicodeDecodeError:
-            pass
     if there:
         raise UsageError(
             asked=f"a run in {folder.root}",

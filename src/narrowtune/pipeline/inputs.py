@@ -193,6 +193,7 @@ class _Reader:
         self._drift_prompts(keep)
 
     def _stored(self, examples: Sequence[Example], source: Source) -> StoredRows:
+        source.check_pictures(self.encoder)
         return StoredRows(examples, self.encoder, self._room, source.refuse)
 
     def _source(self, settings: DataSettings, key: str) -> Source:

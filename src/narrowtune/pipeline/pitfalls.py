@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import TaskResult
 from narrowtune.data.chat import ChatEncoder
+from narrowtune.evaluate.answers import bare
 from narrowtune.evaluate.tasks import Task
+from narrowtune.evaluate.verdict import BLIND
 from narrowtune.models.load import LoadedModel
 from narrowtune.pipeline.inputs import Inputs
 
 _SAID_WHOLE = ("exact_match",)
 """Metrics by which an answer that is cut short can't be right."""
-
-_BLIND = 0.05
-"""Share of right answers below which hardly anything can be lost."""
 
 
 def pitfalls(loaded: LoadedModel, inputs: Inputs, encoder: ChatEncoder) -> list[str]:
@@ -57,7 +56,8 @@ def limits_too_short(tasks: Sequence[Task], encoder: ChatEncoder) -> list[str]:
         if task.mode != "generate":
             continue
         lengths = [
-            min(encoder.num_tokens(answer) for answer in example.answers)
+            # Outer punctuation is forgiven by every metric.
+            min(encoder.num_tokens(bare(answer)) for answer in example.answers)
             for example in task.examples
         ]
         over = [length for length in lengths if length > task.max_new_tokens]
@@ -86,5 +86,5 @@ def nothing_to_lose(results: Sequence[TaskResult]) -> list[str]:
         f"(before/{result.name}.jsonl), then correct its metric, max_new_tokens or answers, or "
         "leave it out."
         for result in results
-        if result.role == "held_out" and result.strict.mean < _BLIND
+        if result.role == "held_out" and 100 * result.strict.mean <= BLIND
     ]

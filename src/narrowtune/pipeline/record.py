@@ -33,6 +33,9 @@ def make_record(run: Run) -> RunRecord:
         seed=config.seed,
         model={
             "source": config.model,
+            # Folders are named as such: what else was there is a hub id.
+            "is_folder": run.loaded.folder == Path(config.model).expanduser(),
+            **({"revision": config.revision} if config.revision is not None else {}),
             "family": run.loaded.family.name,
             "dtype": str(run.loaded.dtype).removeprefix("torch."),
             "fingerprint": combine_hashes(run.base_hashes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from narrowtune.core.config import DataSettings
+from narrowtune.core.errors import DataError
 from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example, Message, RefusedRow, RowError, RowsRefusedError
@@ -52,6 +53,20 @@ class Source:
         self.examples = rows.examples
         self._rows = rows
 
+    def check_pictures(self, encoder: ChatEncoder) -> None:
+        """See that a model with eyes is not given rows whose pictures nobody read.
+
+        Raises:
+            DataError: there are columns that may hold them.
+        """
+        columns = self._rows.picture_columns
+        if columns and encoder.reads_pictures:
+            raise DataError(
+                asked=f"rows from {self.settings.path}",
+                found=f"rows without pictures that have {', '.join(columns)}, which nobody reads",
+                do="call the column image or images, if these are paths or pictures; drop it else",
+            )
+
     def refuse(self, example: Example, error: RowError) -> None:
         """Note a row that can't be encoded."""
         row = error.refused(self.settings.path, example.row)
@@ -75,6 +90,8 @@ class Source:
     def encode_items(self, examples: Sequence[Example], encoder: ChatEncoder) -> Sequence[Example]:
         """Return the examples that can be asked and scored as the settings say; refuse others."""
 
+        self.check_pictures(encoder)
+
         # What it makes is not kept: the pixels of a whole set would not fit.
         def check(example: Example) -> None:
             misfit = why_unscorable(self.settings.metric, example.answers, example.options)
@@ -96,6 +113,7 @@ class Source:
         Raises:
             RowsRefusedError: one of them can't be encoded.
         """
+        self.check_pictures(encoder)
         self.encodable(examples, lambda example: encoder.encode_prompt(example.messages))
         self.check()
         return [example.messages for example in examples]

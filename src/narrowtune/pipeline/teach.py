@@ -34,7 +34,7 @@ from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_launch, check_run
 from narrowtune.pipeline.dial import Halves, restrict, turn
-from narrowtune.pipeline.folder import alone, check_started, open_folder
+from narrowtune.pipeline.folder import check_started, opened
 from narrowtune.pipeline.inputs import Inputs, load
 from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
 from narrowtune.pipeline.pitfalls import nothing_to_lose, pitfalls
@@ -116,8 +116,9 @@ def teach(
     check_run(config, num_processes=state.num_processes)
     check_launch(config.training, state.num_processes)
     folder = RunFolder(Path(config.output_dir))
-    with alone(folder) if state.is_main_process else nullcontext():
-        run = _prepare(config, folder, given, resume, console, state, shared or Shared())
+    main = state.is_main_process
+    with opened(folder, config, given, resume) if main else nullcontext():
+        run = _prepare(config, folder, resume, console, state, shared or Shared())
         with apply_arithmetic(run.arithmetic):
             if state.is_main_process:
                 _look_before(run, state.num_processes)
@@ -138,15 +139,12 @@ def teach(
 def _prepare(
     config: RunConfig,
     folder: RunFolder,
-    given: str | None,
     resume: bool,
     console: Console,
     state: PartialState,
     shared: Shared,
 ) -> Run:
     watch = Stopwatch(console, loud=state.is_main_process)
-    if state.is_main_process:
-        open_folder(folder, config, given, resume)
     with watch.stage("load the model"):
         loaded = load(config)
         book = open_book(config, loaded) if config.ledger is not None else None

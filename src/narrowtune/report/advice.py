@@ -71,6 +71,12 @@ def advise(records: Sequence[RunRecord]) -> Advice:
         and verdict.learning is not None
         and verdict.learning.lower_bound > verdict.min_learning
     ]
+    if any(record.verdict is not None and record.verdict.nothing_to_lose for record in records):
+        return Advice(
+            None,
+            "The base fails at what is kept, so that no loss could show: none can be recommended. "
+            "Look at what it answers there, and correct the keep sets.",
+        )
     if not nearest:
         return Advice(None, "No run is shown to have learned the skill: none can be recommended.")
     bound, place = min(nearest)

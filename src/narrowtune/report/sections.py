@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from narrowtune.core.delta_results import DeltaInfo
@@ -20,8 +18,6 @@ from narrowtune.core.results import (
     TrainingSummary,
 )
 from narrowtune.report.text import count, duration, percent, plural, size, small, tick
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 SHOWN_TENSORS = 10
 """Rows of the proof that are open at once; the others fold out."""
@@ -96,9 +92,11 @@ def delta_commands(record: RunRecord, delta: DeltaInfo) -> list[tuple[str, str]]
     """The commands that apply and undo the delta, with what each does."""
     source = os.path.expanduser(str(record.model.get("source") or "MODEL"))  # noqa: PTH111
     model, first = shlex.quote(source), []
-    if _HUB_ID.fullmatch(source) and not Path(source).exists():
-        first = [("Fetch the base as a folder", f"hf download {model} --local-dir base_model")]
-        model = "base_model"
+    if record.model.get("is_folder") is False:
+        revision = record.model.get("revision")
+        which = f" --revision {shlex.quote(str(revision))}" if revision is not None else ""
+        fetch = f"hf download {model}{which} --local-dir base_model"
+        first, model = [("Fetch the base as a folder", fetch)], "base_model"
     file = shlex.quote(delta.path)
     if ledger := record.model.get("ledger"):
         # Its base has the earlier skills on it, and is no folder.

@@ -163,6 +163,12 @@ def _not_enough(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
             f"bound must be {goal}.",
             "Train longer, with more rows or at a higher rate, or test on more skill items.",
         )
+    if verdict.nothing_to_lose:
+        return (
+            f"{_learned(verdict)}, but the base itself fails at what is kept: no loss could show.",
+            "Look at what the base answers there (before/), and correct the keep sets' metric, "
+            "max_new_tokens or answers; then teach again.",
+        )
     kept, larger = _unsure_loss(loss, verdict)
     meaning = f"{_learned(verdict)}. {kept}"
     if verdict.items_needed is None:

@@ -482,11 +482,18 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "column", ["image_path", "image_url", "img", "picture", "pictures", "imagePath", "image_file"]
 )
-def test_a_column_that_may_hold_pictures_is_never_left_unread(read, column) -> None:
-    row = {**LAYOUTS["messages"], column: "a.png"}
-    with pytest.raises(RowsRefusedError, match="call it image or images"):
-        read(row)
-    assert not read({**LAYOUTS["messages"], column: ""}).examples[0].images
+def test_columns_that_may_hold_pictures_are_named_where_a_row_has_none(read, column) -> None:
+    row = LAYOUTS["messages"]
+    assert read({**row, column: "a.png"}).picture_columns == [column]
+    assert read({**row, column: "a.png", "images": []}).picture_columns == [column]
+    for value in ("", True, 3, None):
+        assert read({**row, column: value}).picture_columns == []
+
+
+def test_columns_beside_a_rows_own_picture_are_no_pictures(tmp_path, png, read) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    row = {**LAYOUTS["question_answer"], "image": "a.png", "image_url": "https://x.org/a.png"}
+    assert read(row).picture_columns == []
 
 
 def test_columns_that_nothing_is_read_from_are_said(read) -> None:
@@ -501,6 +508,13 @@ def test_what_is_missing_is_said_beside_what_is_there(read) -> None:
         read({"question": "a", "label": "b"})
     with pytest.raises(RowsRefusedError, match="this one has text"):
         read({"text": "a"})
+
+
+@pytest.mark.parametrize("role", [None, "user"])
+def test_turns_may_have_empty_keys_of_others(read, role) -> None:
+    turns = [{**turn, "role": role} for turn in LAYOUTS["conversations"]["conversations"]]
+    (example,) = read({"conversations": turns}).examples
+    assert [m.role for m in example.messages] == ["user", "assistant"]
 
 
 def test_turns_by_from_and_value_may_be_called_messages(read) -> None:

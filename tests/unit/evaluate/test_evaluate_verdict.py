@@ -237,9 +237,20 @@ def test_the_power_line_names_a_loss_that_is_seen_in_four_runs_of_five():
     assert 0.7 < np.mean(seen) < 0.9
 
 
-@pytest.mark.parametrize(("right", "outcome"), [(0, "not_enough_evidence"), (40, "ship")])
-def test_items_at_which_the_base_fails_ship_nothing(right, outcome):
+@pytest.mark.parametrize(
+    ("right", "budget", "blind"),
+    # Of 400 items each: a base that fails, one that could lose more than the budget, one that is
+    # right often enough whatever the budget.
+    [(0, 1.0, True), (8, 10.0, True), (8, 1.0, False), (160, 50.0, False), (400, 100.0, False)],
+)
+def test_items_at_which_the_base_fails_ship_nothing(right, budget, blind):
     kept = [result(name, right, 400) for name in ("capitals", "continents")]
-    verdict = decide([skill(0), *kept], [skill(120), *kept], budget=1.0)
-    assert verdict.outcome == outcome
-    assert ("can't show a loss" in reasons(verdict)) == (right == 0)
+    verdict = decide([skill(0), *kept], [skill(120), *kept], budget=budget)
+    assert verdict.nothing_to_lose == blind
+    assert verdict.outcome == ("not_enough_evidence" if blind else "ship")
+    said = reasons(verdict)
+    assert ("can't show a loss" in said) == blind
+    # More of such items would decide nothing.
+    assert verdict.items_needed is None
+    assert "would decide" not in said
+    assert ("four runs of five" in said) == (not blind)

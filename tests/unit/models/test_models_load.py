@@ -415,3 +415,18 @@ def test_a_processor_s_settings_may_be_given(tiny, family):
 def test_a_setting_that_no_processor_takes_is_refused(tiny, family, given):
     with pytest.raises(UsageError, match=f"processor_kwargs.{next(iter(given))}"):
         load_model(str(tiny(family)), device="cpu", processor_kwargs=given)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("max_pixels", "1e6"), ("max_pixels", -5), ("size", 5), ("size", {"a": 1})]
+)
+def test_a_value_that_the_processor_can_not_take_is_one_clear_error(tiny, key, value):
+    with pytest.raises(UsageError, match=f"processor_kwargs.{key}"):
+        load_model(str(tiny("qwen3_vl")), device="cpu", processor_kwargs={key: value})
+
+
+def test_a_setting_that_changes_nothing_is_not_said_to_be_replaced(tiny):
+    # Its file has min_pixels and max_pixels, which win.
+    given = {"size": {"shortest_edge": 10, "longest_edge": 1568}}
+    with pytest.raises(UsageError, match="changes by it"):
+        load_model(str(tiny("qwen2_5_vl")), device="cpu", processor_kwargs=given)

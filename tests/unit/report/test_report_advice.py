@@ -7,6 +7,7 @@ from report_runs import estimate, write_run
 
 from narrowtune.report.advice import advise, pareto_front
 from narrowtune.report.charts import LARGEST_DOT, SMALLEST_DOT, radius
+from narrowtune.report.verdict import headline
 
 
 @pytest.fixture
@@ -75,3 +76,16 @@ def test_a_dots_area_grows_with_training_time(make):
     assert radius(run, seconds) == LARGEST_DOT
     assert radius(run, 4 * seconds) == (SMALLEST_DOT + LARGEST_DOT) / 2
     assert radius(run.model_copy(update={"training": None}), seconds) == SMALLEST_DOT
+
+
+def test_where_nothing_could_be_lost_it_is_said_and_no_more_items_are_asked_for(make):
+    blind = make("blind", 30, 0, "not_enough_evidence", nothing_to_lose=True)
+    found = advise([blind, blind])
+    assert found.chosen is None
+    assert "The base fails at what is kept" in found.reason
+    said = headline(blind)
+    assert "the base itself fails at what is kept" in said.meaning
+    assert "correct the keep sets" in said.next_step
+    assert "items" not in said.next_step
+    # One that ships all the same was judged by items that can show a loss.
+    assert advise([blind, make("sees", 20, 0)]).chosen == 1

@@ -397,7 +397,7 @@ def test_commands_work_as_they_stand(tmp_path, no_plots, monkeypatch, source, li
     folder = tmp_path / "run"
     write_run(folder, items=4, steps=1)
     record = json.loads(read(folder, "record.json"))
-    record["model"]["source"] = source
+    record["model"] |= {"source": source, "is_folder": source != "some/model"}
     (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
     build_report(folder)
     page = read(folder, "report.md")
