@@ -39,5 +39,8 @@ ALIASES: dict[str, str] = {
     **dict.fromkeys(("val_size", "val_set_size", "split_dataset_ratio"), "skill.validation"),
     **dict.fromkeys(("image_dir", "media_dir", "image_folder"), "image_root of a data set"),
     "replay": "mix",
+    **dict.fromkeys(("max_pixels", "min_pixels"), "processor_kwargs, such as max_pixels"),
+    "image_max_pixels": "processor_kwargs.max_pixels",
+    "image_min_pixels": "processor_kwargs.min_pixels",
 }
 """By a key of another tool."""
