@@ -35,20 +35,6 @@ from tiny_tokenizers import (
     metaspace,
 )
 
-FAMILIES = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma3_text",
-    "phi3",
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-)
 VISION_FAMILIES = (
     "llava",
     "llava_next",
@@ -57,6 +43,7 @@ VISION_FAMILIES = (
     "qwen2_5_vl",
     "qwen3_vl",
 )
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", *VISION_FAMILIES)
 
 _LM: dict[str, Any] = {
     "hidden_size": 32,

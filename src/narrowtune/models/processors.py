@@ -4,8 +4,8 @@ Owns: what `processor_kwargs` may change, and what stands in where transformers 
 
 transformers' video processors need torchvision. The processors of Qwen's families and of
 LLaVA-OneVision name one in their constructor, so they cannot be built without it even where no
-video is ever seen. transformers reads a constructor's code to find a processor's parts, so each
-class below has to spell out its parent's arguments, without the video processor.
+video is ever seen. transformers reads a constructor's arguments to find a processor's parts, so what
+stands in has to spell them out, without the video processor.
 """
 
 from __future__ import annotations
@@ -26,43 +26,30 @@ from transformers import (
 from narrowtune.core.errors import UsageError
 
 
-class ImageOnlyQwen2VLProcessor(Qwen2VLProcessor):
+class _WithoutVideo:
+    """The constructor of Qwen's processors without their video processor."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        parent: Any = super()
+        parent.__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+
+class ImageOnlyQwen2VLProcessor(_WithoutVideo, Qwen2VLProcessor):
     """Qwen2-VL's processor for text and pictures."""
 
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        chat_template: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
-
-class ImageOnlyQwen2_5_VLProcessor(Qwen2_5_VLProcessor):
+class ImageOnlyQwen2_5_VLProcessor(_WithoutVideo, Qwen2_5_VLProcessor):
     """Qwen2.5-VL's processor for text and pictures."""
 
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        chat_template: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
-
-class ImageOnlyQwen3VLProcessor(Qwen3VLProcessor):
+class ImageOnlyQwen3VLProcessor(_WithoutVideo, Qwen3VLProcessor):
     """Qwen3-VL's processor for text and pictures."""
-
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        chat_template: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
 
 class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):

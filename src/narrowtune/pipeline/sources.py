@@ -89,7 +89,6 @@ class Source:
 
     def encode_items(self, examples: Sequence[Example], encoder: ChatEncoder) -> Sequence[Example]:
         """Return the examples that can be asked and scored as the settings say; refuse others."""
-
         self.check_pictures(encoder)
 
         # What it makes is not kept: the pixels of a whole set would not fit.
