@@ -4,8 +4,8 @@ Owns: what `processor_kwargs` may change, and what stands in where transformers 
 
 transformers' video processors need torchvision. The processors of Qwen's families and of
 LLaVA-OneVision name one in their constructor, so they cannot be built without it even where no
-video is ever seen. transformers reads a constructor's arguments to find a processor's parts, so what
-stands in has to spell them out, without the video processor.
+video is ever seen. transformers reads a constructor's arguments to find a processor's parts, so
+what stands in has to spell them out, without the video processor.
 """
 
 from __future__ import annotations
