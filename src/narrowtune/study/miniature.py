@@ -49,9 +49,10 @@ def run_miniature(
     if LORA in preset.arms and not only_read:
         require("lora", "peft", asked=f"the study {preset.name}, which has an arm with LoRA")
     models = {preset.model: reference_folder(preset.model)}
-    if preset.second_model is not None:
-        with suppress(UsageError):  # the protocol says which phases are left out
-            models[preset.second_model] = reference_folder(preset.second_model)
+    for other in (preset.second_model, preset.smaller_model):
+        if other is not None:
+            with suppress(UsageError):  # the protocol says which phases are left out
+                models[other] = reference_folder(other)
     watch.say(f"Rows of the small world: {folder / 'world'}")
     world = write_world(folder / "world", preset)
 

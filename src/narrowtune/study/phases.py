@@ -115,24 +115,26 @@ class Protocol:
             turned = {arm: rates[arm] for arm in preset.turned}
             others = [name for name in preset.orders if name != "default"]
             self._run("orders", self._chained(turned, others))
-        if preset.second_model is None:
+        self._other("second_model", preset.second_model, preset.main)
+        self._other("smaller_model", preset.smaller_model, preset.turned)
+
+    def _other(self, name: str, model: str | None, arms: Sequence[str]) -> None:
+        """Search and run the chosen rates on another model, where there is one."""
+        if model is None:
             return
-        if preset.second_model not in self.models:
-            self.watch.say(
-                f"The phases on a second model are left out: {preset.second_model} does not ship "
-                "with this installation."
-            )
+        if model not in self.models:
+            self.watch.say(f"{name} is left out: {model} does not ship with this installation.")
             return
-        if self.only_read and not (self.folder / "second_model" / RESULTS).exists():
+        if self.only_read and not (self.folder / name / RESULTS).exists():
             return
         try:
-            self._search("second_model", preset.second_model, preset.main)
+            self._search(name, model, arms)
         except UsageError as error:
             if not self.only_read:
                 raise
-            self.watch.say(f"second_model is left out so far: {error.found}")
+            self.watch.say(f"{name} is left out so far: {error.found}")
             return
-        self._chosen("second_model_chosen", "second_model", preset.second_model)
+        self._chosen(f"{name}_chosen", name, model)
 
     def best_rates(self, search: str) -> dict[str, list[float]]:
         """Return each arm's best rate, as a grid of one."""

@@ -89,11 +89,13 @@ class Preset:
 
     Attributes:
         name: what is typed in place of a file.
-        model, second_model: names of reference models; the second's phases are left out if None.
+        model, second_model, smaller_model: names of reference models: the one that all is run on,
+            one of another family, one of the same family and another size. Phases on the latter two
+            are left out if None.
         sizes: numbers of rows.
         arms: labels of those that are compared everywhere.
         main: those with a second sample budget and on the second model.
-        turned: those that other orders are run with.
+        turned: those that other orders, and the smaller model, are run with.
         rates: the grid before it is extended; adapters have it `LORA_FACTOR` times higher.
         most_extensions: rounds of one further rate per arm.
         quarter: whether the grid is run with a quarter of the samples too.
@@ -109,6 +111,7 @@ class Preset:
     name: str
     model: str
     second_model: str | None
+    smaller_model: str | None
     sizes: Sizes
     arms: tuple[str, ...]
     main: tuple[str, ...]
@@ -132,6 +135,7 @@ PRESETS: dict[str, Preset] = {
             name="miniature",
             model="qwen2_5_vl",
             second_model="llava_onevision",
+            smaller_model="qwen2_5_vl_small",
             sizes=Sizes(1600, 4800, 200, 200, 128, 64, 256, 500),
             arms=(*_RECIPES, LORA, LWF, WISE_FT, MOE, *_ANCHORED, "language_model + replay"),
             main=("language_model", "mlp", "mlp_gate_up", "sa_proj", LORA, "mlp_gate_up + anchor"),
@@ -146,6 +150,7 @@ PRESETS: dict[str, Preset] = {
             name="miniature-quick",
             model="qwen2_5_vl",
             second_model=None,
+            smaller_model=None,
             sizes=Sizes(1600, 1600, 100, 100, 48, 32, 128, 0),
             arms=("language_model", "mlp_gate_up", "sa_proj", "mlp_gate_up + anchor", LORA),
             main=(),

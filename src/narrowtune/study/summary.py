@@ -24,6 +24,9 @@ BEST = "one skill, each at its best rate"
 ONE_RATE = "one skill, one rate for all"
 CHAINED = "all skills in a row"
 SECOND = "one skill on the second model, each at its best rate"
+SMALLER = "one skill on the smaller model, each at its best rate"
+OTHERS = {SECOND: "second_model", SMALLER: "smaller_model"}
+"""Settings on other models → the phase in which their rates were searched."""
 
 
 class ArmFigures(Value):
@@ -132,8 +135,9 @@ def summarise_study(
         for search, made in choices.items()
     }
     seeds = _num_seeds(phases)
+    singles = ("chosen", "frontier", "quarter", *OTHERS.values(), *map(chosen_at, OTHERS.values()))
     read = {
-        name: found.readable(seeds[name], idle["second_model" if name == SECOND else "frontier"])
+        name: found.readable(seeds[name], idle[OTHERS.get(name, "frontier")])
         for name, found in settings.items()
     }
     # That tower and projector alone learn little is a claim about arms that learn nothing.
@@ -151,11 +155,7 @@ def summarise_study(
             name: tuple(_figures(setting, arm, rates[name][arm]) for arm in setting.runs)
             for name, setting in settings.items()
         },
-        matched={
-            name: _matched(results[name])
-            for name in ("chosen", "frontier", "quarter", "second_model", "second_model_chosen")
-            if name in results
-        },
+        matched={name: _matched(results[name]) for name in singles if name in results},
         correlations=correlations,
         claims=tuple(_claims(read, at_one_rate, phases, results, correlations, orders, counting)),
     )
@@ -180,10 +180,16 @@ def make_settings(
             for order, skills in phases[phase].settings.all_orders.items():
                 name = chained_name(order)
                 found[name] = setting_of(name, results[phase], order, len(skills), rates)
-    if "second_model_chosen" in phases:
-        best = _best(choices["second_model"])
-        found[SECOND] = setting_of(SECOND, results["second_model_chosen"], "default", 1, best)
+    for name, search in OTHERS.items():
+        if (phase := chosen_at(search)) in phases:
+            best = _best(choices[search])
+            found[name] = setting_of(name, results[phase], "default", 1, best)
     return found
+
+
+def chosen_at(search: str) -> str:
+    """Return the phase in which the rates that a search on another model chose are run."""
+    return f"{search}_chosen"
 
 
 def chained_name(order: str) -> str:
@@ -201,7 +207,8 @@ def _best(choices: Choices) -> dict[str, float]:
 
 def _num_seeds(phases: Mapping[str, Phase]) -> dict[str, int]:
     """Return how many seeds every arm of a setting is to have."""
-    phase_of = {BEST: "chosen", ONE_RATE: "chosen", SECOND: "second_model_chosen"}
+    phase_of = {BEST: "chosen", ONE_RATE: "chosen"}
+    phase_of |= {name: chosen_at(search) for name, search in OTHERS.items()}
     for name in ("chains", "orders"):
         if name in phases:
             phase_of |= {chained_name(o): name for o in phases[name].settings.all_orders}

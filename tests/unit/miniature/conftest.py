@@ -8,8 +8,10 @@ from narrowtune.miniature.reference.batches import (
 )
 from narrowtune.models.load import load_model
 
+FAMILIES = sorted(name for name, blueprint in BLUEPRINTS.items() if blueprint.origin is None)
 
-@pytest.fixture(scope="module", params=sorted(BLUEPRINTS))
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def loaded(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     blueprint = BLUEPRINTS[request.param]

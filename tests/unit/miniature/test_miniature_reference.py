@@ -25,7 +25,9 @@ from narrowtune.miniature.reference.forward import (
 from narrowtune.miniature.reference.schedule import (
     TOLD,
 )
+from narrowtune.miniature.reference.shipped import reference_folder
 from narrowtune.miniature.registry import TASKS
+from narrowtune.models.load import load_model
 
 
 def samples_of_all(split="pretrain"):
@@ -241,3 +243,23 @@ def test_a_batch_holds_what_its_samples_show(writer):
 def test_an_unknown_architecture():
     with pytest.raises(UsageError, match="choose one of"):
         get_blueprint("alexnet")
+
+
+def test_the_smaller_one_is_a_part_of_the_one_that_ships():
+    blueprint = get_blueprint("qwen2_5_vl_small")
+    whole = load_model(str(reference_folder(blueprint.origin.name)), dtype="float32").model
+    part = blueprint.build(blueprint.tokenizer(), seed=0)
+    kept = blueprint.origin.layers
+    layers = part.model.language_model.layers
+    assert len(layers) == len(kept) < len(whole.model.language_model.layers)
+    for own, layer in zip(layers, kept, strict=True):
+        other = whole.model.language_model.layers[layer].state_dict()
+        assert all(torch.equal(value, other[name]) for name, value in own.state_dict().items())
+    elsewhere = {n: p for n, p in whole.named_parameters() if "language_model.layers." not in n}
+    named = dict(part.named_parameters())
+    assert len(named) == len(elsewhere) + sum(len(list(own.parameters())) for own in layers)
+    assert all(torch.equal(named[name], value) for name, value in elsewhere.items())
+    ids = torch.arange(5, 25)[None]
+    # What is left is a model of its own, not the whole one.
+    with torch.no_grad():
+        assert not torch.allclose(part(input_ids=ids).logits, whole(input_ids=ids).logits)

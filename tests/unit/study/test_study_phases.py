@@ -16,10 +16,18 @@ from narrowtune.core.errors import UsageError
 from narrowtune.study import phases as module
 from narrowtune.study.chains import all_chains, open_chains
 from narrowtune.study.phases import Protocol, Watch, take_over
-from narrowtune.study.presets import LORA, PRESETS, SKILL_ORDERS, Preset, Sizes, make_arms
+from narrowtune.study.presets import (
+    LORA,
+    PRESETS,
+    REFERENCE,
+    SKILL_ORDERS,
+    Preset,
+    Sizes,
+    make_arms,
+)
 from narrowtune.study.results import BASE, append_result, by_chain, read_results
 from narrowtune.study.run import Study, known_arithmetic, remember_arithmetic
-from narrowtune.study.summary import BEST, CHAINED, ONE_RATE, SECOND, summarise_study
+from narrowtune.study.summary import BEST, CHAINED, SECOND, SMALLER, summarise_study
 from narrowtune.study.summary_page import summary_page
 from narrowtune.study.workers import results_path
 from narrowtune.study.world import World
@@ -31,6 +39,7 @@ PRESET = Preset(
     name="tiny",
     model="one",
     second_model="two",
+    smaller_model="three",
     sizes=Sizes(8, 0, 0, 0, 0, 4, 0, 0),
     arms=ARMS,
     main=("language_model", "sa_proj"),
@@ -243,21 +252,26 @@ def test_a_stopped_study_goes_on_and_ends_alike(finished, world, tiny, tmp_path,
     assert third.done == again.done
 
 
-def test_a_second_model_has_a_search_of_its_own(world, tiny, tmp_path):
-    preset = replace(PRESET, arms=PRESET.main, quarter=False, turned=(), most_extensions=0)
+def test_other_models_have_searches_of_their_own(world, tiny, tmp_path):
+    main = PRESET.main
+    preset = replace(PRESET, arms=main, turned=main, quarter=False, most_extensions=0)
     seen = Seen()
-    made = protocol(world, tmp_path, seen, tiny, ("one", "two"), preset)
+    made = protocol(world, tmp_path, seen, tiny, ("one", "two", "three"), preset)
     made.run()
-    assert seen.done == ["frontier", "chosen", "chains", "second_model", "second_model_chosen"]
-    assert set(made.choices) == {"frontier", "second_model"}
+    others = ["second_model", "second_model_chosen", "smaller_model", "smaller_model_chosen"]
+    assert seen.done == ["frontier", "chosen", "chains", "orders", *others]
+    assert set(made.choices) == {"frontier", "second_model", "smaller_model"}
     taught = {
         name: {result.skill for result in phase.results if result.stage}
         for name, phase in made.phases.items()
     }
-    assert taught["chosen"] == {"last"}
+    assert taught["chosen"] == taught["smaller_model"] == {"last"}
     assert taught["second_model"] == taught["second_model_chosen"] == {"first"}
+    arms = {result.chain.arm for result in made.phases["smaller_model"].results if result.stage}
+    assert arms == set(main)
     summary = summarise_study("tiny", made.phases, made.choices, "last")
-    assert list(summary.settings) == [BEST, ONE_RATE, CHAINED, SECOND]
+    assert list(summary.settings)[-2:] == [SECOND, SMALLER]
+    assert {"second_model", "smaller_model_chosen"} <= set(summary.matched)
 
 
 def test_the_summary_has_every_claim_setting_and_seed(finished):
@@ -296,6 +310,8 @@ def test_presets_name_arms_that_there_are():
     arms = make_arms("prompts.jsonl", "replay.jsonl")
     for preset in PRESETS.values():
         assert set(preset.main) | set(preset.turned) <= set(preset.arms) <= set(arms)
+        assert preset.second_model is None or REFERENCE in preset.main
+        assert preset.smaller_model is None or REFERENCE in preset.turned
         assert sorted(preset.orders["alternative"]) == sorted(SKILL_ORDERS["default"])
         assert preset.orders["reversed"] == preset.orders["default"][::-1]
         assert preset.sizes.samples <= preset.sizes.pool
@@ -324,7 +340,7 @@ def test_the_command_runs_a_preset(world, tiny, tmp_path, monkeypatch):
     from narrowtune.study import miniature, presets
 
     def folder(name):
-        if name == "two":
+        if name != "one":
             raise UsageError(asked=name, found="nothing", do="nothing")
         return tiny("llama", torch.bfloat16)
 
@@ -335,7 +351,9 @@ def test_the_command_runs_a_preset(world, tiny, tmp_path, monkeypatch):
     run = partial(CliRunner().invoke, app)
     found = run(["study", "tiny", "--output-dir", str(tmp_path)])
     assert found.exit_code == 0, found.output
-    assert "two does not ship" in found.output.replace("\n", " ")
+    said = found.output.replace("\n", " ")
+    assert "two does not ship" in said
+    assert "three does not ship" in said
     assert (tmp_path / "summary.md").read_text().startswith("# tiny")
     assert (tmp_path / "chains" / "figures" / "stages.png").exists()
     assert "C12" in found.output
@@ -406,7 +424,13 @@ def test_a_summary_is_there_after_each_phase(world, tiny, tmp_path, monkeypatch)
 
     folder = tiny("llama", torch.bfloat16)
     preset = replace(
-        PRESET, arms=PRESET.main, quarter=False, turned=(), most_extensions=0, second_model=None
+        PRESET,
+        arms=PRESET.main,
+        quarter=False,
+        turned=(),
+        most_extensions=0,
+        second_model=None,
+        smaller_model=None,
     )
     monkeypatch.setattr(miniature, "reference_folder", lambda _: folder)
     monkeypatch.setattr(miniature, "write_world", lambda *_: world)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from narrowtune.core.errors import UsageError
 from narrowtune.miniature.canvas import SIZE
 from narrowtune.miniature.reference.first_sights import look_around, take_apart
 from narrowtune.miniature.reference.first_weights import look_up, widen
+from narrowtune.miniature.reference.origins import Origin, take_over
 from narrowtune.miniature.reference.tokenizer import train_tokenizer
 
 _TILE = SIZE // 2  # of LLaVA-OneVision: a picture is four, and an overview
@@ -40,10 +42,12 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+_NUM_LAYERS = 6
+
 _LANGUAGE_MODEL = {
     "hidden_size": 192,
     "intermediate_size": 448,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": _NUM_LAYERS,
     # Few and wide: in 32 numbers, half of which turn quickly, 250 words can't be told apart.
     "num_attention_heads": 3,
     "num_key_value_heads": 3,
@@ -59,6 +63,7 @@ class Blueprint:
 
     Attributes:
         name: of the reference model and its folder.
+        family: of its architecture; models of several sizes have the same.
         placeholders: special tokens beside those of the chat.
         picture: what stands for a picture in the chat template.
         placeholder: the token in it that visual tokens replace.
@@ -67,9 +72,11 @@ class Blueprint:
         patch: side in pixels of the area behind one visual token of the language model.
         make_config: from the tokenizer to the model's settings.
         processor_files: further files of the folder, by name.
+        origin: the reference model that it begins as a part of; None to begin from nothing.
     """
 
     name: str
+    family: str
     placeholders: tuple[str, ...]
     picture: str
     placeholder: str
@@ -78,6 +85,7 @@ class Blueprint:
     patch: int
     make_config: Callable[[Qwen2Tokenizer], PreTrainedConfig]
     processor_files: dict[str, dict[str, Any]]
+    origin: Origin | None = None
 
     @property
     def side(self) -> int:
@@ -96,7 +104,8 @@ class Blueprint:
         return tokenizer
 
     def build(self, tokenizer: Qwen2Tokenizer, *, seed: int) -> PreTrainedModel:
-        """Return the model with random weights, in fp32."""
+        """Return the model as it is before it is trained, in fp32: random, or with its origin's
+        weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForImageTextToText.from_config(self.make_config(tokenizer))
@@ -106,7 +115,9 @@ class Blueprint:
             if hasattr(model.model, "vision_tower"):
                 look_around(model.model.vision_tower)
                 take_apart(model.model.multi_modal_projector)
-            return model
+        if self.origin is not None:
+            take_over(model, self.origin)
+        return model
 
     def write(self, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
         """Write a complete folder, as `narrowtune` loads any other."""
@@ -156,8 +167,8 @@ def _llava_onevision(tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
     )
 
 
-def _qwen2_5_vl(tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
-    language_model = _language_model(tokenizer)
+def _qwen2_5_vl(tokenizer: Qwen2Tokenizer, num_layers: int = _NUM_LAYERS) -> PreTrainedConfig:
+    language_model = {**_language_model(tokenizer), "num_hidden_layers": num_layers}
     width = language_model["hidden_size"] // language_model["num_attention_heads"] // 2
     return Qwen2_5_VLConfig(
         vision_config={
@@ -206,6 +217,7 @@ _PIXELS = {
 BLUEPRINTS: dict[str, Blueprint] = {
     "llava_onevision": Blueprint(
         name="llava_onevision",
+        family="llava_onevision",
         placeholders=("<image>", "<video>"),
         picture="<image>",
         placeholder="<image>",
@@ -237,6 +249,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
     ),
     "qwen2_5_vl": Blueprint(
         name="qwen2_5_vl",
+        family="qwen2_5_vl",
         placeholders=(
             "<|vision_start|>",
             "<|vision_end|>",
@@ -266,6 +279,17 @@ BLUEPRINTS: dict[str, Blueprint] = {
         },
     ),
 }
+
+
+_KEPT_LAYERS = (0, 1, 2, 5)
+"""Of the whole language model's six. Of all pairs, it answers most without the two others."""
+
+BLUEPRINTS["qwen2_5_vl_small"] = replace(
+    BLUEPRINTS["qwen2_5_vl"],
+    name="qwen2_5_vl_small",
+    make_config=partial(_qwen2_5_vl, num_layers=len(_KEPT_LAYERS)),
+    origin=Origin("qwen2_5_vl", layers=_KEPT_LAYERS),
+)
 
 
 def get_blueprint(name: str) -> Blueprint:

@@ -136,7 +136,7 @@ class Pretraining:
             per_side = blueprint.patch // blueprint.labelled_patch
             self.head = PatchHead(width, side, per_side, _KINDS)
         self.visual_words = VisualWords(self.tokenizer, width=width, side=side, seed=schedule.seed)
-        see = SEE[blueprint.name]
+        see = SEE[blueprint.family]
         self._see: See = see
         self._hidden: Callable[[PreTrainedModel, Batch, Tensor], States] = hidden_states
         if compiled:
@@ -313,7 +313,7 @@ class Pretraining:
             with self._autocast():
                 looked = self._no_tokens(batch)
                 if stage != "reading":
-                    looked = SEE[self.blueprint.name](self.model, batch.pixels, stage != "seeing")
+                    looked = SEE[self.blueprint.family](self.model, batch.pixels, stage != "seeing")
                 if stage == "seeing":
                     seen = self.head(covering(self.model, looked))
                     found |= patch_accuracy(name, seen, batch)
