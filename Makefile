@@ -2,7 +2,7 @@
 #   make demo    teach a small multimodal model to read clocks in four ways, and print the reports' paths
 #   make test    the tests (no network needed once set up)
 #   make lint    ruff, types, import contracts
-#   make bench   narrowtune beside other tools: training, pictures, evaluation, the machine's limit
+#   make bench   narrowtune beside other tools: training, pictures, evaluation, the machine's limit, start-up
 #   make recipes the recipes on SmolLM2 behind docs/LOG.md (hours; resumable)
 
 PYTHON ?= python3
@@ -58,6 +58,7 @@ bench: $(PEERS) $(SMOLLM2)
 	$(BIN)/python benchmarks/shared_pictures.py --output runs/bench/shared_pictures.json
 	$(BIN)/python benchmarks/evaluation_speed.py --output runs/bench/evaluation_speed.json
 	$(BIN)/python benchmarks/roofline.py --output runs/bench/roofline.json
+	$(BIN)/python benchmarks/cold_start.py --output runs/bench/cold_start.json
 
 recipes: $(SETUP) $(SMOLLM2)
 	$(BIN)/python benchmarks/recipes.py
