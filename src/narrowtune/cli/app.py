@@ -271,6 +271,10 @@ def probe(
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Length of an answer.")
     ] = 32,
+    image_root: Annotated[
+        str | None,
+        option("FOLDER", "That pictures' paths stay under; the prompts' own unless given."),
+    ] = None,
     max_length: MaxLength = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -284,7 +288,12 @@ def probe(
     from narrowtune.report.terminal import drift_table
 
     result = measure(
-        settings, delta, prompts, max_prompts=max_prompts, max_new_tokens=max_new_tokens
+        settings,
+        delta,
+        prompts,
+        max_prompts=max_prompts,
+        max_new_tokens=max_new_tokens,
+        image_root=image_root,
     )
     if as_json:
         typer.echo(result.model_dump_json(indent=2))

@@ -16,6 +16,7 @@ from narrowtune.core.data_settings import (
     EVAL_BATCH_SIZE,
     DataSettings,
     MixSettings,
+    PromptSettings,
     Settings,
     SkillSettings,
 )
@@ -28,7 +29,7 @@ from narrowtune.core.training_settings import TrainingSettings
 Kind = TypeVar("Kind", bound=Settings)
 
 
-class AnchorSettings(Settings):
+class AnchorSettings(PromptSettings):
     """A KL pull towards the base on the base's own answers to general, unlabelled prompts.
 
     Attributes:
@@ -41,7 +42,6 @@ class AnchorSettings(Settings):
             tokens, and the pull is a mean over tokens, so short answers hold more.
     """
 
-    prompts: str | None = Field(None, min_length=1)
     max_prompts: int | None = Field(None, ge=1)
     weight: float = Field(1.0, gt=0)
     rows_per_step: int = Field(4, ge=1)
@@ -52,7 +52,7 @@ DriftAction = Literal["stop", "lower_rate", "raise_anchor"]
 """What may be done where drift is over its budget while a model is trained."""
 
 
-class DriftSettings(Settings):
+class DriftSettings(PromptSettings):
     """The drift probe.
 
     Attributes:
@@ -68,7 +68,6 @@ class DriftSettings(Settings):
             weight; the two last at every measurement over the budget.
     """
 
-    prompts: str | None = Field(None, min_length=1)
     max_prompts: int = Field(200, ge=1)
     max_new_tokens: int = Field(32, ge=1)
     every: int = Field(0, ge=0)

@@ -102,18 +102,53 @@ class SkillSettings(DataSettings):
         return self
 
 
+class PromptSettings(Settings):
+    """Prompts without answers.
+
+    Attributes:
+        prompts: file of prompts.
+        image_root: folder that the pictures' paths in `prompts` must stay under; the file's own
+            folder unless given.
+    """
+
+    prompts: str | None = Field(None, min_length=1)
+    image_root: str | None = None
+
+    @model_validator(mode="after")
+    def _pictures_of_prompts(self) -> PromptSettings:
+        if self.image_root is not None and self.prompts is None:
+            raise ValueError("image_root is of the pictures in prompts: give these too")
+        return self
+
+    def rows(self, shipped: Path, name: str) -> DataSettings:
+        """Return where the prompts are.
+
+        Args:
+            shipped: taken where no prompts are given.
+            name: what records call them.
+        """
+        path = self.prompts or str(shipped)
+        return DataSettings(path=path, name=name, image_root=self.image_root)
+
+
 class MixSettings(Settings):
     """General rows mixed into training: `path:share`.
 
     Attributes:
         path: of the rows.
         share: of the number of the skill's rows.
+        image_root: folder that picture paths must stay under; the file's own folder unless given.
         max_refused: how many unusable rows are tolerated, in reading and in encoding together.
     """
 
     path: str = Field(min_length=1)
     share: float = Field(gt=0)
+    image_root: str | None = None
     max_refused: int = Field(0, ge=0)
+
+    def rows(self) -> DataSettings:
+        """Return where the rows are."""
+        return DataSettings.model_validate(self.model_dump(exclude={"share"}))
 
     @model_validator(mode="before")
     @classmethod

@@ -30,7 +30,7 @@ def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int 
         UsageError: a tracker, a quantiser or a device that can't be used, or batch sizes that don't
             fit each other.
     """
-    skill, anchor = config.skill, config.anchor
+    skill = config.skill
     rows: list[Named] = []
     files: list[Named] = [("training.deepspeed", config.training.deepspeed)]
     if with_skill:
@@ -39,9 +39,13 @@ def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int 
     for number, keep in enumerate(config.keep):
         rows.append((f"keep.{number}.path", keep.path))
         files.append((f"keep.{number}.image_root", keep.image_root))
-    rows += [(f"mix.{number}.path", mix.path) for number, mix in enumerate(config.mix)]
-    rows.append(("anchor.prompts", anchor.prompts if anchor is not None else None))
-    rows.append(("drift.prompts", config.drift.prompts))
+    for number, mix in enumerate(config.mix):
+        rows.append((f"mix.{number}.path", mix.path))
+        files.append((f"mix.{number}.image_root", mix.image_root))
+    for name, prompts in (("anchor", config.anchor), ("drift", config.drift)):
+        if prompts is not None:
+            rows.append((f"{name}.prompts", prompts.prompts))
+            files.append((f"{name}.image_root", prompts.image_root))
     check_paths(config.model, rows, files)
     check_trackers(config.training.report_to)
     if with_skill:

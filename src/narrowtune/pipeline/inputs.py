@@ -151,11 +151,10 @@ def read_anchor_prompts(config: RunConfig, encoder: ChatEncoder, inputs: Inputs)
     settings = config.anchor
     if settings is None:
         return
-    path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
-    named = DataSettings(path=path, name="anchor.prompts")
+    named = settings.rows(shipped_prompts(SHIPPED_ANCHOR_PROMPTS), "anchor.prompts")
     source = Source(named, inputs.refused, key="anchor.prompts", prompts_only=True)
     kept = Joined(task.examples for task in inputs.tasks if task.role == "held_out")
-    allowed, num_same = unmeasured(path, source.examples, kept)
+    allowed, num_same = unmeasured(named.path, source.examples, kept)
     if num_same:
         inputs.notes.append(f"{num_same} anchor prompts stand in a keep set and were left out.")
     inputs.anchor_prompts = source.encode_prompts(allowed[: settings.max_prompts], encoder)
@@ -288,7 +287,7 @@ class _Reader:
         """Draw general rows and put them behind the skill's."""
         mixed: list[StoredRows] = []
         for number, mix in enumerate(self.config.mix):
-            values = {"path": mix.path, "max_refused": mix.max_refused}
+            values = mix.model_dump(exclude={"share"})
             settings = parse_data_settings(values, f"the rows of mix.{number}")
             source = self._source(settings, f"mix.{number}")
             drawn = draw_general(source.examples, num_skill, mix.share, self.config.seed)
@@ -315,8 +314,7 @@ class _Reader:
     def _drift_prompts(self, keep: dict[str, Sequence[Example]]) -> None:
         """Take as many prompts from the free ones as from each keep set, as far as they go."""
         settings = self.config.drift
-        path = settings.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
-        named = DataSettings(path=path, name="drift.prompts")
+        named = settings.rows(shipped_prompts(SHIPPED_FREE_PROMPTS), "drift.prompts")
         source = Source(named, self.inputs.refused, key="drift.prompts", prompts_only=True)
         # The keep sets' prompts have been encoded as their items.
         kept = {} if settings.prompts else keep

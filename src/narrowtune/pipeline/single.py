@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from narrowtune.core.config import ModelSettings, RunConfig, parse_data_settings
-from narrowtune.core.data_settings import EVAL_BATCH_SIZE
+from narrowtune.core.data_settings import EVAL_BATCH_SIZE, PromptSettings
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DriftResult, Plan, TaskResult
 from narrowtune.core.run_folder import REFUSED, check_output
@@ -24,7 +24,7 @@ from narrowtune.engine.features import changes_eyes
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
-from narrowtune.pipeline.checks import check_paths, check_run
+from narrowtune.pipeline.checks import Named, check_paths, check_run
 from narrowtune.pipeline.inputs import (
     SHIPPED_FREE_PROMPTS,
     load,
@@ -185,16 +185,25 @@ def probe(
     *,
     max_prompts: int,
     max_new_tokens: int,
+    image_root: str | None = None,
 ) -> DriftResult:
     """Measure the drift that a delta causes, on prompts from a file or on those of the package."""
-    check_paths(model.model, [("--prompts", prompts)], [("--delta", delta_path)])
+    if image_root is not None and prompts is None:
+        raise UsageError(
+            asked="--image-root",
+            found="the package's own prompts, which have no pictures",
+            do="give --prompts too, or leave it out",
+        )
+    files: list[Named] = [("--delta", delta_path), ("--image-root", image_root)]
+    check_paths(model.model, [("--prompts", prompts)], files)
     loaded = load(model)
     delta = Delta.load(delta_path)
     base = copy_tensors(loaded.model, delta.metadata.tensors)
     apply(loaded.model, delta)
     encoder = make_encoder(loaded, model)
-    path = prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
-    found = read_prompts(path, encoder, max_prompts, "--prompts")
+    given = PromptSettings(prompts=prompts, image_root=image_root)
+    rows = given.rows(shipped_prompts(SHIPPED_FREE_PROMPTS), "--prompts")
+    found = read_prompts(rows, encoder, max_prompts, "--prompts")
     arithmetic = _choose(loaded, prompts_as_batches(found, encoder))
     # Base and tuned would look through other eyes, and be given what one of them saw.
     same_eyes = not changes_eyes(loaded, base)
@@ -203,7 +212,7 @@ def probe(
         return measure_drift(
             loaded,
             WeightSwap(loaded.model, base),
-            [(Path(path).stem, messages) for messages in found],
+            [(Path(rows.path).stem, messages) for messages in found],
             encoder,
             max_new_tokens=max_new_tokens,
             batch_size=EVAL_BATCH_SIZE,

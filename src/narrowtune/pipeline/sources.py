@@ -194,12 +194,12 @@ def read_task(settings: DataSettings, encoder: ChatEncoder, refused: list[Refuse
 
 
 def read_prompts(
-    path: str, encoder: ChatEncoder, max_prompts: int, key: str
+    settings: DataSettings, encoder: ChatEncoder, max_prompts: int, key: str
 ) -> list[tuple[Message, ...]]:
     """Read the first `max_prompts` of a file, and see that each can be turned into tokens.
 
     Args:
-        path: of the file.
+        settings: where the file is.
         encoder: the chat template.
         max_prompts: how many are wanted.
         key: the setting that names the file, for errors.
@@ -207,6 +207,5 @@ def read_prompts(
     Raises:
         DataError: the file can't be read, or one of these prompts can't be used.
     """
-    settings = DataSettings(path=path, name="prompts")
     source = Source(settings, [], key=key, prompts_only=True)
     return source.encode_prompts(source.examples[:max_prompts], encoder)

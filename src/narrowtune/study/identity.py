@@ -59,7 +59,7 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
     """Return everything that results depend on, by the setting's key."""
     training = settings.training.model_dump(mode="json", exclude={"learning_rate", *_DEVICES})
     drift = settings.drift
-    free = drift.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
+    free = drift.rows(shipped_prompts(SHIPPED_FREE_PROMPTS), "drift.prompts")
     return {
         "version": __version__,
         "weights": weights,
@@ -68,7 +68,7 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
         "processor_kwargs": settings.processor_kwargs,
         "num_samples": settings.num_samples,
         **{f"training.{name}": value for name, value in training.items()},
-        "drift.prompts": _file(DataSettings(path=free)),
+        "drift.prompts": _file(free),
         "drift.max_prompts": drift.max_prompts,
         "drift.max_new_tokens": drift.max_new_tokens,
         "keep": [keep.label for keep in settings.keep],
@@ -90,10 +90,12 @@ def _rows(settings: DataSettings) -> dict[str, Any]:
 def _arm(arm: ArmSettings) -> dict[str, Any]:
     made = arm.model_dump(mode="json", exclude={"learning_rates", "name"})
     if arm.anchor is not None:
-        path = arm.anchor.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
-        made["anchor"]["prompts"] = _file(DataSettings(path=path))
+        prompts = arm.anchor.rows(shipped_prompts(SHIPPED_ANCHOR_PROMPTS), "anchor.prompts")
+        made["anchor"]["prompts"] = _file(prompts)
+        del made["anchor"]["image_root"]
     for mix, values in zip(arm.mix, made["mix"], strict=True):
-        values["path"] = _file(DataSettings(path=mix.path))
+        values["path"] = _file(mix.rows())
+        del values["image_root"]
     return made
 
 

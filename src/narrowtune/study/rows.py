@@ -68,7 +68,7 @@ def read_study(settings: StudySettings, encoder: ChatEncoder) -> StudyRows:
         _check(f"to teach {name} and choose its rate", Joined([pool, kept_back]), measured)
     for arm in settings.arms:
         for mix in arm.mix:
-            general = read_rows(DataSettings(path=mix.path, max_refused=mix.max_refused))
+            general = read_rows(mix.rows())
             _check(f"to replay {mix.path}", general.examples, measured)
         if arm.anchor is not None:
             key = arm.anchor.model_dump_json()
@@ -97,7 +97,7 @@ def _check(what: str, used: Sequence[Example], measured: Sequence[Example]) -> N
 def _anchor_prompts(
     settings: AnchorSettings, measured: Sequence[Example], encoder: ChatEncoder
 ) -> list[tuple[Message, ...]]:
-    path = settings.prompts or str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
-    source = Source(DataSettings(path=path), [], key="anchor.prompts", prompts_only=True)
-    allowed, _ = unmeasured(path, source.examples, measured)
+    named = settings.rows(shipped_prompts(SHIPPED_ANCHOR_PROMPTS), "anchor.prompts")
+    source = Source(named, [], key="anchor.prompts", prompts_only=True)
+    allowed, _ = unmeasured(named.path, source.examples, measured)
     return source.encode_prompts(allowed[: settings.max_prompts], encoder)

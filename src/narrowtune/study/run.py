@@ -21,7 +21,6 @@ import torch
 from transformers import set_seed
 
 from narrowtune.core.config import RunConfig
-from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import TaskResult
 from narrowtune.core.run_folder import write_json, write_text
@@ -115,8 +114,8 @@ class Study:
         rows = read_study(settings, self.encoder)
         self.pools, self.validation, self.tasks = rows.pools, rows.validation, rows.tasks
         self._anchor_prompts = rows.anchors
-        path = settings.drift.prompts or str(shipped_prompts(SHIPPED_FREE_PROMPTS))
-        prompts = read_prompts(path, self.encoder, settings.drift.max_prompts, "drift.prompts")
+        free = settings.drift.rows(shipped_prompts(SHIPPED_FREE_PROMPTS), "drift.prompts")
+        prompts = read_prompts(free, self.encoder, settings.drift.max_prompts, "drift.prompts")
         self.drift_prompts = [("free prompts", prompt) for prompt in prompts]
         self.arithmetic = arithmetic or self._choose_arithmetic()
         self._shown = keep_shown(prompts, self.folder)
@@ -300,8 +299,7 @@ class Study:
         own = self._drawn(skill, seed) if arm.mix else ()
         found = []
         for number, mix in enumerate(arm.mix):
-            settings = DataSettings(path=mix.path, max_refused=mix.max_refused)
-            source = Source(settings, [], key=f"mix.{number}", seed=seed)
+            source = Source(mix.rows(), [], key=f"mix.{number}", seed=seed)
             drawn = draw_general(source.examples, len(own), mix.share, seed)
             found.append(StoredRows(drawn, self.encoder, Room(_REMEMBERED), source.refuse))
             source.check()

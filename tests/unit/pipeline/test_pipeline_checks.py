@@ -89,6 +89,10 @@ def test_paths_of_evaluate_and_probe(tmp_path, rows):
     with pytest.raises(DataError, match=r"--prompts no\.jsonl") as error:
         single.probe(settings, tmp_path / "no-delta", "no.jsonl", max_prompts=1, max_new_tokens=1)
     assert "--delta" in error.value.found
+    with pytest.raises(UsageError, match="--image-root"):
+        single.probe(
+            settings, tmp_path, None, max_prompts=1, max_new_tokens=1, image_root=str(tmp_path)
+        )
 
 
 @pytest.mark.parametrize("names", ["wandb", ["wandb", "no-such-tracker"]])

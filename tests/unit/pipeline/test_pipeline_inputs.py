@@ -12,7 +12,14 @@ import pytest
 from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.core.errors import DataError, UsageError
 from narrowtune.data.examples import RowsRefusedError
-from narrowtune.pipeline.inputs import Inputs, equal_shares, make_encoder, read_inputs
+from narrowtune.models.load import load_model
+from narrowtune.pipeline.inputs import (
+    Inputs,
+    equal_shares,
+    make_encoder,
+    read_anchor_prompts,
+    read_inputs,
+)
 from study_rows import write
 
 LONG = "a word and " * 300
@@ -296,3 +303,40 @@ def test_prompts_are_in_what_a_run_is_held_to(read, config, tmp_path):
     assert found["anchor"].sha256 == found["drift"].sha256
     assert found["anchor"].path == found["drift"].path == prompts
     assert "anchor" not in {part.role for part in read(config()).summaries}
+
+
+def test_prompts_and_mixed_rows_have_their_pictures_where_they_are_said_to_be(
+    tiny, config, tmp_path
+):
+    pictures = tmp_path / "elsewhere"
+    pictures.mkdir()
+    PIL.Image.new("RGB", (40, 30), "red").save(pictures / "one.png")
+    rows = [{"question": f"What is {i}?", "answer": "a", "image": "one.png"} for i in range(10)]
+    mixed = write(tmp_path / "mixed.jsonl", rows)
+    prompts = [{"prompt": f"Name it, {i}.", "image": "one.png"} for i in range(3)]
+    free = write(tmp_path / "free.jsonl", prompts)
+    root = {"image_root": str(pictures)}
+    seeing = load_model(str(tiny("qwen2_5_vl")), device="cpu")
+
+    def read(mix, anchor, drift):
+        made = config(
+            mix=[{"path": mixed, "share": 0.5, **mix}],
+            anchor={"prompts": free, **anchor},
+            drift={"prompts": free, **drift},
+        )
+        inputs = read_inputs(made, make_encoder(seeing, made), None)
+        read_anchor_prompts(made, make_encoder(seeing, made), inputs)
+        return inputs
+
+    found = read(root, root, root)
+    assert len(found.anchor_prompts) == len(found.drift_prompts) == 3
+    assert [part.num_used for part in found.summaries if part.role == "mix"] == [8]
+    for missing in range(3):
+        with pytest.raises(DataError, match=r"one\.png"):
+            read(*({} if place == missing else root for place in range(3)))
+
+
+@pytest.mark.parametrize("part", ["anchor", "drift"])
+def test_a_folder_of_pictures_without_prompts_is_no_setting(config, part):
+    with pytest.raises(UsageError, match="image_root is of the pictures in prompts"):
+        config(**{part: {"image_root": "."}})
