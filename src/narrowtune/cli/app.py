@@ -26,6 +26,7 @@ from narrowtune.cli.flags import (
     SetModel,
     option,
 )
+from narrowtune.cli.judge import judge
 from narrowtune.cli.plan import plan
 from narrowtune.cli.printing import finish, open_console
 from narrowtune.cli.settings import model_settings, run_settings
@@ -46,6 +47,7 @@ app.add_typer(delta_commands.app, name="delta")
 app.add_typer(ledger_commands.app, name="ledger")
 app.command(short_help="Show what would train and what it costs.")(plan)
 app.command(short_help="Compare recipes over skills taught in a row.")(study)
+app.command(short_help="A verdict as an exit code: of a run, or of scored items.")(judge)
 
 
 def _version(value: bool) -> None:

@@ -112,12 +112,14 @@ class Verdict(Value):
         budget_task: accepted loss of the worst single task, points; None if not asked for.
         min_learning: what the lower bound of learning must exceed, points.
         learning: target after − before, points.
-        forgetting: mean over held-out tasks of before − after, points.
+        forgetting: mean over held-out tasks of before − after, points; over those at which the base
+            has something to lose, if there are any.
         worst_task: held-out task that lost most.
         worst_task_forgetting: its loss, with bounds adjusted for the number of tasks.
         items_needed: held-out items per task that would decide, if more would; None if decided.
-        nothing_to_lose: whether the base is wrong on nearly all held-out items, so that these can't
-            show a loss, however many there are.
+        nothing_to_lose: whether the base is wrong on nearly all items of every held-out task, so
+            that these can't show a loss, however many there are.
+        left_out: held-out tasks of which that is true.
         reasons: the sentences that led to the outcome.
     """
 
@@ -131,6 +133,7 @@ class Verdict(Value):
     worst_task_forgetting: Estimate | None
     items_needed: int | None
     nothing_to_lose: bool = False
+    left_out: tuple[str, ...] = ()
     reasons: list[str]
 
 

@@ -60,6 +60,16 @@ def pair_results(before: Sequence[TaskResult], after: Sequence[TaskResult]) -> l
     return [_pair(first, second, "strict") for first, second in _matched(before, after)]
 
 
+def that_can_lose(held_out: Sequence[PairedTask], budget: float) -> list[PairedTask]:
+    """Return the held-out tasks at which the base has something to lose.
+
+    A task of which the base has at most `BLIND` points right, and no more than the budget, can't
+    break the budget whatever happens to it: in a mean, it would only hide what others lose.
+    """
+    least = min(budget, BLIND)
+    return [pair for pair in held_out if 100 * float(np.mean(pair.before)) > least]
+
+
 def decide(
     before: Sequence[TaskResult],
     after: Sequence[TaskResult],
@@ -67,14 +77,15 @@ def decide(
     budget: float,
     budget_task: float | None = None,
     min_learning: float = 0.0,
+    learning_asked: bool = True,
 ) -> Verdict:
     """Hold a change against a budget, by strict scores.
 
     Ships if the one-sided 95 % upper bound of the mean held-out loss is at most `budget`, the
     lower bound of learning is above `min_learning` and, where `budget_task` is given, the upper
     bound of the worst single task's loss is at most that. Over budget if a lower bound of loss is
-    above its budget. Held-out items of which the base has at most `BLIND` points right, and no more
-    than the budget, show nothing and ship nothing.
+    above its budget. Tasks at which the base has nothing to lose (`that_can_lose`) are not part of
+    the mean, and where all are such, nothing ships.
 
     Args:
         before: the base's results, items included; roles say what is skill and what is kept.
@@ -82,6 +93,8 @@ def decide(
         budget: accepted mean held-out loss, percentage points.
         budget_task: accepted loss of the worst task, percentage points.
         min_learning: percentage points.
+        learning_asked: False where nothing was taught that could be tested: what is kept decides
+            alone then.
 
     Raises:
         EvaluationError: the two evaluations do not pair up.
@@ -90,7 +103,10 @@ def decide(
     targets = [pair for pair in pairs if pair.role == "target"]
     held_out = [pair for pair in pairs if pair.role == "held_out"]
     learning = mean_change(targets) if targets else None
-    forgetting = mean_loss(held_out) if held_out else None
+    losing = that_can_lose(held_out, budget)
+    blind = bool(held_out) and not losing
+    counted = losing or held_out
+    forgetting = mean_loss(counted) if counted else None
     worst_task, worst = worst_loss(held_out) if held_out else (None, None)
 
     limits = [(forgetting, budget)]
@@ -98,10 +114,8 @@ def decide(
         limits.append((worst, budget_task))
     over = any(loss is not None and loss.lower_bound > limit for loss, limit in limits)
     kept = all(loss is not None and loss.upper_bound <= limit for loss, limit in limits)
-    learned = learning is not None and learning.lower_bound > min_learning
-    # Where the base is wrong anyway, nothing is lost that the items could show.
-    losable = 100 * float(np.mean([float(np.mean(pair.before)) for pair in held_out] or [0.0]))
-    blind = bool(held_out) and not over and losable <= min(budget, BLIND)
+    learned = not learning_asked or (learning is not None and learning.lower_bound > min_learning)
+    blind = blind and not over
     kept = kept and not blind
     outcome: Outcome = "not_enough_evidence"
     if over:
@@ -110,21 +124,20 @@ def decide(
         outcome = "ship"
 
     decided = over or kept or blind or not held_out
-    needed = None if decided else _needed(held_out, budget, budget_task)
-    reasons = [_learning_reason(targets, learning, min_learning)]
-    reasons.append(_loss_reason("The held-out tasks on average", forgetting, budget, held_out))
-    if blind:
-        reasons.append(
-            f"The base is right on {losable:.1f} % of the held-out items, so that these can't show "
-            f"a loss of more than the budget of {budget:g}: see what it answers to them."
-        )
+    needed = None if decided else _needed(counted, held_out, budget, budget_task)
+    reasons = [_learning_reason(targets, learning, min_learning)] if learning_asked else []
+    reasons.append(_loss_reason("The held-out tasks on average", forgetting, budget, counted))
+    names = {pair.name for pair in losing}
+    idle = [pair for pair in held_out if pair.name not in names]
+    if idle:
+        reasons.append(_idle_reason(idle, budget, alone=not losing))
     if budget_task is not None and worst is not None:
         what = f"The worst held-out task ({worst_task})"
         reasons.append(_loss_reason(what, worst, budget_task, held_out))
     if not decided:
         reasons.append(_needed_reason(needed))
     if forgetting is not None and not blind:
-        reasons.append(_power_line(forgetting, held_out))
+        reasons.append(_power_line(forgetting, counted))
     return Verdict(
         outcome=outcome,
         budget=budget,
@@ -136,15 +149,21 @@ def decide(
         worst_task_forgetting=worst,
         items_needed=needed,
         nothing_to_lose=blind,
+        left_out=tuple(pair.name for pair in idle),
         reasons=reasons,
     )
 
 
-def _needed(held_out: Sequence[PairedTask], budget: float, budget_task: float | None) -> int | None:
+def _needed(
+    counted: Sequence[PairedTask],
+    held_out: Sequence[PairedTask],
+    budget: float,
+    budget_task: float | None,
+) -> int | None:
     """Held-out items per task that would show every budget kept, or one of them broken."""
     present = min(len(pair.before) for pair in held_out)
     # What is asked, as a threshold of the change, and how many tasks are picked from.
-    asked = [(list(held_out), -budget, 1)]
+    asked = [(list(counted), -budget, 1)]
     if budget_task is not None:
         asked += [([pair], -budget_task, len(held_out)) for pair in held_out]
     to_break: list[int | None] = []
@@ -200,6 +219,15 @@ def _loss_reason(
         f"{loss_range(loss.value, loss.lower_bound, loss.upper_bound, 2)}: "
         f"the budget of {budget:g} is neither kept nor broken for certain."
     )
+
+
+def _idle_reason(idle: Sequence[PairedTask], budget: float, *, alone: bool) -> str:
+    """Name the tasks at which the base has nothing to lose."""
+    named = ", ".join(f"{pair.name} ({100 * float(np.mean(pair.before)):.1f} %)" for pair in idle)
+    found = f"The base is hardly right on {named}, so that no loss over the budget of {budget:g}"
+    if alone:
+        return f"{found} can show: see what it answers there."
+    return f"{found} can show there: left out of the mean. See what it answers there."
 
 
 def _needed_reason(needed: int | None) -> str:

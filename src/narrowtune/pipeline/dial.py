@@ -31,7 +31,7 @@ from narrowtune.evaluate.statistics import (
     worst_loss,
 )
 from narrowtune.evaluate.tasks import Task
-from narrowtune.evaluate.verdict import pair_results
+from narrowtune.evaluate.verdict import pair_results, that_can_lose
 
 CHANCE = 0.8
 """Chance of being confirmed that a step must have, as far as the searched items tell."""
@@ -202,7 +202,7 @@ def _step(alpha: float, pairs: Sequence[PairedTask], halves: Halves, config: Run
         wide = loss.upper_bound - loss.value
         return _expected(loss.value, wide, ratio * wide)
 
-    loss = mean_loss(kept)
+    loss = mean_loss(that_can_lose(kept, config.budget) or kept)
     stopped_by = "" if expected(loss) <= config.budget else "the mean of the held-out tasks"
     if config.budget_task is not None and not stopped_by:
         name, worst = worst_loss(kept)

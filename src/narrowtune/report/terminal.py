@@ -14,12 +14,20 @@ from rich.text import Text
 
 from narrowtune.core.delta_results import DeltaInfo, Kept
 from narrowtune.core.numbers import interval, loss_range, moved, number, signed
-from narrowtune.core.results import DriftResult, RunRecord, TaskChange, TaskResult
+from narrowtune.core.results import DriftResult, RunRecord, TaskChange, TaskResult, Verdict
 from narrowtune.report.advice import pareto_front
 from narrowtune.report.charts import drift_bars, token_groups, training_seconds
 from narrowtune.report.sections import Fact, delta_facts
 from narrowtune.report.text import count, duration, percent, small, visible
-from narrowtune.report.verdict import Tone, dial_sentence, headline, points
+from narrowtune.report.verdict import (
+    MARKS,
+    TITLES,
+    TONES,
+    Tone,
+    dial_sentence,
+    headline,
+    points,
+)
 
 STYLES: dict[Tone, str] = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow"}
 
@@ -47,6 +55,13 @@ def summary_lines(record: RunRecord) -> list[RenderableType]:
     lines.append(Text.assemble(("Next: ", "bold"), visible(head.next_step)))
     lines.extend(Text(f"Note: {visible(note)}", style="dim") for note in record.notes)
     return lines
+
+
+def judgement_lines(verdict: Verdict, tasks: Sequence[TaskChange]) -> list[RenderableType]:
+    """Return a verdict and what it was read from, for `rich.console.Console.print`."""
+    tone = TONES[verdict.outcome]
+    head = Text(f"{MARKS[tone]} {TITLES[verdict.outcome]}", style=STYLES[tone])
+    return [head, change_table(tasks), *(Text(visible(reason)) for reason in verdict.reasons)]
 
 
 def table(*names: str, texts: int = 1) -> Table:

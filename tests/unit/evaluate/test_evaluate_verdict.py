@@ -249,8 +249,29 @@ def test_items_at_which_the_base_fails_ship_nothing(right, budget, blind):
     assert verdict.nothing_to_lose == blind
     assert verdict.outcome == ("not_enough_evidence" if blind else "ship")
     said = reasons(verdict)
-    assert ("can't show a loss" in said) == blind
+    assert ("no loss over the budget" in said) == blind
     # More of such items would decide nothing.
     assert verdict.items_needed is None
     assert "would decide" not in said
     assert ("four runs of five" in said) == (not blind)
+
+
+@pytest.mark.parametrize("num_idle", [0, 1, 3, 20])
+def test_tasks_at_which_the_base_fails_hide_no_loss_of_others(num_idle):
+    idle = [result(f"idle-{number}", 0, 1000) for number in range(num_idle)]
+    before = [skill(0), result("capitals", 900, 1000), *idle]
+    after = [skill(120), result("capitals", 850, 1000), *idle]
+    verdict = decide(before, after, budget=2.0)
+    assert verdict.outcome == "over_budget"
+    assert verdict.forgetting.value == pytest.approx(5.0)
+    assert verdict.left_out == tuple(task.name for task in idle)
+    assert ("left out of the mean" in reasons(verdict)) == bool(idle)
+    assert not verdict.nothing_to_lose
+
+
+def test_what_is_gained_where_the_base_fails_pays_for_nothing():
+    before = [skill(0), result("capitals", 900, 1000), result("idle", 10, 1000)]
+    after = [skill(120), result("capitals", 800, 1000), result("idle", 990, 1000)]
+    verdict = decide(before, after, budget=2.0)
+    assert verdict.outcome == "over_budget"
+    assert verdict.worst_task == "capitals"
