@@ -15,6 +15,7 @@ MetricName = Literal[
     "option_letter",
     "anls",
     "edit_distance",
+    "json",
 ]
 
 

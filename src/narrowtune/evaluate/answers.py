@@ -16,6 +16,7 @@ from narrowtune.core.errors import EvaluationError
 
 _TYPOGRAPHY = str.maketrans("‘’“”–−", "''\"\"--")
 _OPENING = "\"'`*_([{¿¡«»「『（【 "
+_BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 _SENTENCE_END = ".,;:!?…。、，；：！？।॥ "
 _CLOSING = "\"'`*_)]}«»」』）】" + _SENTENCE_END
 
@@ -62,7 +63,9 @@ _NUMBER = re.compile(f"{_DIGITS_APART}|{_WORDS_APART}", re.IGNORECASE)
 # As in 12,500 and 12 500; and as in 1.5 and .5, but neither a date (05.01.2020) nor "No.5".
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}([,' \u00a0\u2009\u202f])\d{3}(?:\1\d{3})*(?![\d])")
 _DECIMAL = re.compile(r"(?<![\w.])\d*\.\d+(?!\.?\d)")
-_UNIT_SIGN = re.compile(r"\s*[%$€£¥₹]$")
+_CURRENCIES = "AUD|BRL|CAD|CHF|CNY|CZK|DKK|EUR|GBP|HKD|INR|JPY|KRW|MXN|NOK|NZD|PLN|SEK|SGD|USD|ZAR"
+_UNIT_BEFORE = re.compile(rf"^([-+−]?)\s*(?:[$€£¥₹]\s*|(?:{_CURRENCIES})\s+)", re.IGNORECASE)
+_UNIT_AFTER = re.compile(rf"(?:\s*[%$€£¥₹]|\s+(?:{_CURRENCIES}))$", re.IGNORECASE)
 _SETTLES_NUMBER = re.compile(
     r"(?:=|\b(?:answer|total|result|sum|count)\b\s*(?:is|are|of|:)?)[\s:*]*$", re.IGNORECASE
 )
@@ -100,9 +103,16 @@ def normalised(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """Return `text` normalised and without the punctuation around it, if anything is left."""
+    """Return `text` normalised and without the punctuation around it, if anything is left.
+
+    Brackets and quotes that belong to something inside stay: JSON without its last brace is another
+    text than JSON.
+    """
     whole = normalised(text)
-    return whole.lstrip(_OPENING).rstrip(_CLOSING) or whole
+    inside = whole.lstrip(_OPENING).rstrip(_CLOSING)
+    if not _is_balanced(inside):
+        return _unpunctuated(text)
+    return inside or whole
 
 
 def as_written(text: str) -> str:
@@ -124,6 +134,12 @@ def which_option(text: str, options: Sequence[str]) -> int | None:
         if same:
             return None
     return None
+
+
+def _is_balanced(text: str) -> bool:
+    """Whether as many brackets of each kind open as close, and quotes come in pairs."""
+    pairs = all(text.count(opening) == text.count(closing) for opening, closing in _BRACKETS)
+    return pairs and text.count('"') % 2 == 0
 
 
 def _unpunctuated(text: str) -> str:
@@ -168,11 +184,12 @@ def without_words(text: str, words: str) -> str:
 def read_number(answer: str) -> Decimal | None:
     """Return the number that the whole answer is, or None.
 
-    Digits or English words, a sign, thousands separators, a decimal point, a currency or per-cent
-    sign (a unit: "45 %" is 45) and punctuation around it are understood.
+    Digits or English words, a sign, thousands separators, a decimal point, a per-cent sign, a
+    currency's sign or code before or behind (units: "45 %" is 45, "EUR 100" is 100) and
+    punctuation around it are understood.
     """
     text = " ".join(answer.split()).lstrip(_OPENING).rstrip(_CLOSING)
-    match = _NUMBER.fullmatch(_UNIT_SIGN.sub("", text))
+    match = _NUMBER.fullmatch(_UNIT_BEFORE.sub(r"\1", _UNIT_AFTER.sub("", text)))
     return _value(match) if match else None
 
 

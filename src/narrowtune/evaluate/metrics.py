@@ -1,4 +1,4 @@
-"""How one answer is scored: seven metrics, each read strictly and leniently.
+"""How one answer is scored: eight metrics, each read strictly and leniently.
 
 Owns the definitions. `strict` asks for the form that was asked for, `lenient` looks for the right
 answer inside a longer one, `valid_format` says whether the form was kept at all, right or wrong.
@@ -7,7 +7,7 @@ score, so that a change of form is not mistaken for forgetting. `lenient` is nev
 
 Every score is a share from 0 to 1 and higher is better; several references give the best of them.
 Comparison ignores runs of whitespace throughout, and case except where letters are symbols
-(`edit_distance`).
+(`edit_distance`, `json`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.core.mistakes import did_you_mean
@@ -33,6 +34,7 @@ from narrowtune.evaluate.answers import (
     which_option,
     without_words,
 )
+from narrowtune.evaluate.json_answers import find_json, read_json, same_fields
 
 RELAXED_TOLERANCE = Decimal("0.05")
 """Relative tolerance of ChartQA's relaxed accuracy (Masry et al. 2022)."""
@@ -126,6 +128,9 @@ def why_unscorable(
     if reason is None:
         return None
     fitting = [name for name in METRICS if _misfit(name, references, options) is None]
+    if metric == "number" and any(c.isdigit() for reference in references for c in reference):
+        # Where they are no numbers it would ask for their very text, and forgive nothing.
+        fitting = [name for name in fitting if name != "relaxed_number"]
     fits = f"; {', '.join(fitting)} would fit" if fitting else ""
     return f"the metric {metric} found {reason}{fits}"
 
@@ -244,6 +249,20 @@ def _edit_distance(answer: str, references: Sequence[str], options: Sequence[str
     return Scored(strict, lenient, valid)
 
 
+def _json(answer: str, references: Sequence[str], options: Sequence[str]) -> Scored:
+    """Strict: the whole answer is JSON of the same values as a reference, however it is written.
+
+    Lenient: the share of fields that JSON in a longer answer has in common with a reference
+    (`same_fields`). Valid: the whole answer is a JSON object or list, as the references are.
+    """
+    wanted = [_reference_json(reference) for reference in references]
+    said = read_json(answer)
+    found = said if said is not None else find_json(answer)
+    shares = [0.0 if found is None else same_fields(found, value) for value in wanted]
+    valid = said is not None and any(isinstance(said, type(value)) for value in wanted)
+    return Scored(float(said is not None and 1.0 in shares), max(shares), valid)
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -254,6 +273,7 @@ METRICS: dict[str, Metric] = {
         Metric("option_letter", "the answer names the right option", _option_letter),
         Metric("anls", "character similarity to an accepted answer, 0 below 0.5", _anls),
         Metric("edit_distance", "1 − token error rate against an accepted answer", _edit_distance),
+        Metric("json", "the answer is JSON of the right values", _json),
     )
 }
 
@@ -310,6 +330,17 @@ def _reference_number(reference: str) -> Decimal:
             do="use the metric exact_match, contains or relaxed_number for such rows",
         )
     return number
+
+
+def _reference_json(reference: str) -> Any:
+    value = read_json(reference)
+    if value is None:
+        raise EvaluationError(
+            asked="a score by json",
+            found=f"the reference {reference[:80]!r}, which is no JSON object or list",
+            do="use the metric exact_match for such rows",
+        )
+    return value
 
 
 def _is_close(said: Decimal, wanted: Decimal) -> bool:

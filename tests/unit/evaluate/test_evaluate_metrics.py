@@ -10,7 +10,7 @@ import pytest
 from narrowtune.core.data_settings import MetricName
 from narrowtune.core.errors import EvaluationError
 from narrowtune.evaluate.answers import find_number, read_number
-from narrowtune.evaluate.metrics import METRICS, error_rate, right_options, score
+from narrowtune.evaluate.metrics import METRICS, error_rate, right_options, score, why_unscorable
 
 ANIMALS = ("a bird", "a cat", "a dog", "a cow", "a horse")
 
@@ -376,8 +376,11 @@ def test_lenient_is_never_below_strict_and_a_strict_hit_is_valid(metric):
         "B) a cat",
         "(5)",
         "5 b",
+        '{"a": 5}',
+        'it is {"a": 5, "b": 1}',
     ]
-    references = {"number": ["5"], "option_letter": ["B", "a cat"]}.get(metric, ["5", "a cat", "B"])
+    own = {"number": ["5"], "option_letter": ["B", "a cat"], "json": ['{"a": 5.0}', "[5]"]}
+    references = own.get(metric, ["5", "a cat", "B"])
     options = ANIMALS if metric == "option_letter" else ()
     hits = 0
     for answer in answers:
@@ -396,8 +399,76 @@ def test_lenient_is_never_below_strict_and_a_strict_hit_is_valid(metric):
         ("exact_match", ["x", " "], "empty reference"),
         ("number", ["many"], "'many'"),
         ("option_letter", ["F"], "'F'"),
+        ("json", ["5"], "'5'"),
+        ("json", ['{"a": 1, "a": 2}'], "no JSON object or list"),
     ],
 )
 def test_what_cannot_be_scored_is_an_error(metric, references, part):
     with pytest.raises(EvaluationError, match=part):
         score(metric, "x", references, ANIMALS if metric == "option_letter" else ())
+
+
+INVOICE = '{"no": "A-1", "total": 5, "lines": [{"item": "pen", "net": 4.2}], "paid": true}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "strict", "lenient", "valid"),
+    [
+        (INVOICE, 1, 1, True),
+        # However it is written.
+        (INVOICE.replace(" ", "\n  "), 1, 1, True),
+        (
+            '{"paid": true, "lines": [{"net": 4.20, "item": "pen"}], "total": 5.0, "no": "A-1"}',
+            1,
+            1,
+            True,
+        ),
+        # Case is content, true is no 1, and a key that is given twice says two things.
+        (INVOICE.replace("A-1", "a-1"), 0, 3 / 4 + 0.05, True),
+        (INVOICE.replace("true", "1"), 0, 0.8, True),
+        (INVOICE.replace('"total": 5', '"total": 5, "total": 6'), 0, 0, False),
+        # What is cut off is none, whatever is left of it.
+        (INVOICE[:-1], 0, 0, False),
+        (INVOICE[1:-1], 0, 1 / 3 + 1 / 3 - 2 / 3, False),
+        # Words around it, a fence, a field too many, a list for an object.
+        (f"Here it is: {INVOICE}.", 0, 1, False),
+        (f"```json\n{INVOICE}\n```", 0, 1, False),
+        (INVOICE.replace('"paid"', '"note": null, "paid"'), 0, 10 / 11, True),
+        (f"[{INVOICE}]", 0, 0, False),
+        ("", 0, 0, False),
+        ('{"total": NaN}', 0, 0, False),
+    ],
+)
+def test_json_is_compared_by_its_values(answer, strict, lenient, valid):
+    found = score("json", answer, [INVOICE])
+    assert (found.strict, found.valid_format) == (strict, valid)
+    assert found.lenient == pytest.approx(lenient)
+
+
+def test_json_without_a_brace_is_another_text_than_json():
+    assert outcome("exact_match", INVOICE, [INVOICE])[0] == 1
+    for cut in (INVOICE[:-1], INVOICE[1:], INVOICE[1:-1]):
+        assert outcome("exact_match", cut, [INVOICE])[0] == 0
+    # Brackets and quotes around a whole answer are punctuation, as before.
+    for said in ("(pen)", '"pen"', "[pen].", "pen)", "«pen»"):
+        assert outcome("exact_match", said, ["pen"])[0] == 1
+    assert outcome("exact_match", 'say "pen".', ['say "pen"'])[0] == 1
+
+
+@pytest.mark.parametrize(
+    "said", ["100", "100 EUR", "EUR 100", "€ 100", "€100", "100 €", "usd 100.00", "100.0 chf."]
+)
+def test_a_currency_is_a_unit(said):
+    assert outcome("number", said, ["100 EUR"]) == (1, 1, True)
+    assert outcome("number", f"The total is {said}", ["100"])[1] == 1
+    assert outcome("relaxed_number", said, ["104 USD"])[0] == 1
+    assert outcome("number", f"-{said}", ["100"])[0] == 0
+    # No code is read out of a word.
+    assert outcome("number", "100 euros", ["100"])[0] == 0
+
+
+def test_what_would_fit_is_no_metric_that_reads_digits_as_text():
+    said = why_unscorable("number", ["1.234,50"])
+    assert "exact_match" in said
+    assert "relaxed_number" not in said
+    assert "relaxed_number" in why_unscorable("number", ["many"])
