@@ -15,6 +15,7 @@ _LORA = (
 _STEP = "training.global_batch_size, the rows of a step on all devices; the passes follow from it"
 _DTYPE = "training.compute_dtype"
 _BITS = "training.quantize_frozen"
+_KERNELS = "nothing: attention is chosen by what was measured"
 _TEMPLATE = "the model's own chat template; chat_template_kwargs are passed to it"
 
 ALIASES: dict[str, str] = {
@@ -36,7 +37,17 @@ ALIASES: dict[str, str] = {
     "warmup_steps": "training.warmup_ratio, a share of the steps",
     "optimizer": "training.optim",
     **dict.fromkeys(("template", "chat_template", "system"), _TEMPLATE),
-    **dict.fromkeys(("val_size", "val_set_size", "split_dataset_ratio"), "skill.validation"),
+    **dict.fromkeys(
+        ("val_size", "val_set_size", "split_dataset_ratio"),
+        "skill.validation, with training.eval_steps",
+    ),
+    **dict.fromkeys(("max_samples", "max_train_samples", "num_samples"), "limit of a data set"),
+    **dict.fromkeys(("eval_strategy", "evaluation_strategy"), "training.eval_steps"),
+    **dict.fromkeys(("save_strategy",), "training.save_steps"),
+    **dict.fromkeys(("flash_attn", "attn_implementation", "use_liger_kernel"), _KERNELS),
+    **dict.fromkeys(("do_train", "do_eval", "stage"), "the command: teach, evaluate, plan"),
+    "overwrite_output_dir": "nothing: choose another output_dir, or go on with --resume",
+    "early_stopping_patience": "training.load_best_model_at_end, or drift.budget",
     **dict.fromkeys(("image_dir", "media_dir", "image_folder"), "image_root of a data set"),
     "replay": "mix",
     **dict.fromkeys(("max_pixels", "min_pixels"), "processor_kwargs, such as max_pixels"),

@@ -241,17 +241,28 @@ class RunConfig(ModelSettings):
             mistakes.append("training.load_best_model_at_end needs training.eval_steps")
         if self.training.eval_steps and not self.skill.validation:
             mistakes.append("training.eval_steps needs rows to validate on: skill.validation is 0")
+        mistakes += self._shared_out()
+        if mistakes:
+            raise ValueError("\n  ".join(mistakes))
+        return self
+
+    def _shared_out(self) -> list[str]:
+        """Name what can't be where several devices, or fewer bits, have the model."""
+        mistakes: list[str] = []
         if self.training.quantize_frozen and (self.training.deepspeed or self.training.fsdp):
             mistakes.append("training.quantize_frozen can't be used with deepspeed or fsdp")
+        if self.training.deepspeed and (self.training.save_steps or self.training.eval_steps):
+            mistakes.append(
+                "training.deepspeed writes checkpoints that can't be gone on from: leave out "
+                "save_steps and eval_steps"
+            )
         if self.training.fsdp and self.training.deepspeed:
             mistakes.append("training.fsdp and training.deepspeed both share the model out")
         if self.training.fsdp_config is not None and not self.training.fsdp:
             mistakes.append("training.fsdp_config needs training.fsdp")
         if self.training.fsdp and self.drift.every:
             mistakes.append("drift.every can't be used with training.fsdp: no device has the model")
-        if mistakes:
-            raise ValueError("\n  ".join(mistakes))
-        return self
+        return mistakes
 
     def _taught_and_measured(self) -> list[str]:
         """Name what is sure to overlap with the skill, whatever its rows turn out to be."""
@@ -315,6 +326,28 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
     return parse_config(override(values, overrides or {}), str(path))
 
 
+class _OnceEach(yaml.SafeLoader):
+    """YAML in which a key is given once: of two lists to keep, the first must not vanish."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping.
+
+        Raises:
+            ConstructorError: a key is given twice.
+        """
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"the key {key.value} is given twice, in lines {seen[key.value]} and {line}",
+                    key.start_mark,
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, asked: str) -> dict[str, Any]:
     """Read a YAML file of keys and values.
 
@@ -327,7 +360,7 @@ def read_yaml(path: Path, asked: str) -> dict[str, Any]:
     """
     do = "give a YAML file; examples/ has some to start from"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceEach)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         found = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise UsageError(asked=asked, found=found, do=do) from None

@@ -140,6 +140,8 @@ def _allowed(annotation: Any, bounds: str = "") -> str:
         return " / ".join(str(value) for value in inner)
     if origin in (typing.Union, types.UnionType):
         kinds = [_allowed(each, bounds) for each in inner if each is not type(None)]
+        if kinds == [_SECTION]:  # what is off unless given, with a default for every key
+            kinds = ["true", _SECTION]
         return " or ".join([*kinds, "nothing"])
     if origin is list:
         return f"a list, each {_allowed(inner[0])}"

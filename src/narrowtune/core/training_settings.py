@@ -26,6 +26,8 @@ class TrainingSettings(Settings):
             from it, so that every recipe and every machine takes the same steps.
         per_device_train_batch_size: samples of one forward pass; a step's share is the most.
         lr_scheduler_type: as transformers names schedules.
+        lr_scheduler_kwargs: what some schedules have to be told, such as `num_decay_steps` of
+            `warmup_stable_decay` or `min_lr_rate` of `cosine_with_min_lr`.
         warmup_ratio: share of the steps; none where it is less than one step, since the first step
             of a warm-up has the rate 0.
         weight_decay: of AdamW.
@@ -63,6 +65,7 @@ class TrainingSettings(Settings):
     global_batch_size: int = Field(16, ge=1)
     per_device_train_batch_size: int = Field(16, ge=1)
     lr_scheduler_type: str = "cosine"
+    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict)
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)

@@ -96,6 +96,11 @@ class ChatEncoder:
         """What was decided about the template, for the record."""
         return self._template.notes
 
+    @property
+    def writes_the_date(self) -> bool:
+        """Whether the template writes today's date into prompts."""
+        return self._template.writes_the_date
+
     @cached_property
     def stop_tokens(self) -> tuple[int, ...]:
         """Ids of the token that the template ends an assistant's turn with, if it is one token.

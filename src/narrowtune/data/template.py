@@ -101,6 +101,12 @@ class ChatTemplate:
         self.notes: list[str] = []
         self.uses_blocks = self._find_content_kind(prefer_blocks=processor is not None)
 
+    @property
+    def writes_the_date(self) -> bool:
+        """Whether prompts depend on the day: the template asks for it, and was given none."""
+        asks = "strftime_now" in str(self._source.chat_template)
+        return asks and "date_string" not in self._kwargs
+
     def render(self, turns: Sequence[Turn], *, generation: bool) -> str:
         """Return `turns` as text, with the generation prompt if asked for.
 

@@ -59,6 +59,8 @@ class ScoreCache:
         content = json.loads(result.model_dump_json())
         entry = {"key": _plain(key), "sha256": _sha256(content), "result": content}
         try:
+            # Answers to a user's own questions are nobody else's.
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_text(self._path(key), json.dumps(entry, ensure_ascii=False))
         except OSError as error:
             logger.warning("The score is not kept in %s: %s", self.folder, error)

@@ -33,7 +33,7 @@ from narrowtune.core.errors import ModelError
 from narrowtune.models.alignment import align_weights
 from narrowtune.models.disk import LEGACY_CONSTANTS, check_folder, stored_dtypes
 from narrowtune.models.families import Family, find_family
-from narrowtune.models.processors import IMAGE_ONLY, check_kwargs
+from narrowtune.models.processors import IMAGE_ONLY, check_kwargs, leave_to_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -288,7 +288,11 @@ def _load_processor(
         loaded = kind.from_pretrained(folder, **settings)
         if given:
             check_kwargs(loaded, given, lambda key: kind.from_pretrained(folder, **settings, **key))
-            loaded = kind.from_pretrained(folder, **settings, **copy.deepcopy(dict(given)))
+            plain, loaded = (
+                loaded,
+                kind.from_pretrained(folder, **settings, **copy.deepcopy(dict(given))),
+            )
+            leave_to_pictures(plain, loaded, given)
             notes.append(f"The processor's own settings are replaced by {dict(given)}.")
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         raise ModelError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import PIL.Image
@@ -125,6 +125,19 @@ def check_kwargs(
                 found=f"{type(error).__name__}: {' '.join(str(error).split())}",
                 do="give a value that the model's image processor takes",
             ) from None
+
+
+def leave_to_pictures(plain: Any, processor: Any, given: Iterable[str]) -> None:
+    """Take from the tokenizer what was meant for pictures alone.
+
+    transformers gives a processor's settings to all of its parts, and asks the tokenizer for
+    pictures' settings at every call, which warns of limits of pixels each time.
+    """
+    before = getattr(getattr(plain, "tokenizer", plain), "init_kwargs", {})
+    after = getattr(getattr(processor, "tokenizer", processor), "init_kwargs", {})
+    for key in given:
+        if key not in before:
+            after.pop(key, None)
 
 
 def _state(processor: Any) -> dict[str, Any]:

@@ -82,6 +82,15 @@ def check_launch(training: TrainingSettings, num_processes: int) -> None:
             found="options of the launcher, which would stand beside the run's own",
             do="launch without (accelerate launch --multi_gpu …), and set training.fsdp: true",
         )
+    check_stage(training)
+
+
+def check_stage(training: TrainingSettings) -> None:
+    """Refuse stage 3 of DeepSpeed's ZeRO.
+
+    Raises:
+        UsageError: it is asked for.
+    """
     if training.deepspeed is not None and _zero_stage(Path(training.deepspeed)) == 3:
         raise UsageError(
             asked=f"ZeRO stage 3 ({training.deepspeed})",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import DataError
-from narrowtune.core.results import TaskResult
+from narrowtune.core.numbers import rounded_up
+from narrowtune.core.results import Plan, TaskResult
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.evaluate.answers import bare
 from narrowtune.evaluate.tasks import Task
@@ -28,6 +30,12 @@ def pitfalls(loaded: LoadedModel, inputs: Inputs, encoder: ChatEncoder) -> list[
         DataError: no answer of a task can be given in its `max_new_tokens`.
     """
     found = limits_too_short(inputs.tasks, encoder)
+    if encoder.writes_the_date:
+        found.append(
+            "The chat template writes today's date into every prompt, so that a run over midnight, "
+            "or one that is resumed tomorrow, asks other prompts. If the template takes a date "
+            "(chat_template_kwargs.date_string), give one."
+        )
     if not loaded.family.is_multimodal:
         return found
     pictured = any(example.images for task in inputs.tasks for example in task.examples)
@@ -43,6 +51,32 @@ def pitfalls(loaded: LoadedModel, inputs: Inputs, encoder: ChatEncoder) -> list[
             "measured has: give anchor.prompts some with pictures (docs/anchor.md)."
         )
     return found
+
+
+def cannot_ship(config: RunConfig, plan: Plan) -> list[str]:
+    """Say why no training can end with a run that may ship, a sentence each."""
+    if not config.keep:
+        return [
+            "There are no keep sets: nothing can be shown to be kept, so that nothing may ship."
+        ]
+    provable = plan.smallest_budget
+    if provable is None or provable <= config.budget:
+        return []
+    return [
+        f"These keep items can't prove a loss within {config.budget:g} points, even if nothing is "
+        f"lost: {rounded_up(provable):g} at best. Add keep items, or raise the budget."
+    ]
+
+
+def unused_rows(config: RunConfig) -> list[str]:
+    """Say that rows were kept back for nothing, where they were asked for."""
+    asked = "validation" in config.skill.model_fields_set and config.skill.validation > 0
+    if not asked or config.training.eval_steps:
+        return []
+    return [
+        f"A share of {config.skill.validation:g} of the skill's rows is kept back for validation, "
+        "and nothing uses it: set training.eval_steps, or skill.validation to 0."
+    ]
 
 
 def limits_too_short(tasks: Sequence[Task], encoder: ChatEncoder) -> list[str]:

@@ -24,7 +24,7 @@ from narrowtune.engine.features import changes_eyes
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
-from narrowtune.pipeline.checks import Named, check_paths, check_run
+from narrowtune.pipeline.checks import Named, check_paths, check_run, check_stage
 from narrowtune.pipeline.inputs import (
     SHIPPED_FREE_PROMPTS,
     load,
@@ -32,7 +32,7 @@ from narrowtune.pipeline.inputs import (
     read_inputs,
     shipped_prompts,
 )
-from narrowtune.pipeline.pitfalls import limits_too_short, pitfalls
+from narrowtune.pipeline.pitfalls import cannot_ship, limits_too_short, pitfalls, unused_rows
 from narrowtune.pipeline.sources import read_prompts, read_task
 from narrowtune.pipeline.stages import (
     check_packing,
@@ -77,6 +77,7 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
             do="give --skill too, or leave mix out",
         )
     check_run(config, with_skill=with_skill)
+    check_stage(config.training)
     loaded = load(config)
     encoder = make_encoder(loaded, config)
     inputs = read_inputs(config, encoder, with_skill=with_skill)
@@ -88,9 +89,13 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
         allowed=config.training.packing,
     )
     with apply_arithmetic(arithmetic):
-        return plan_run(
+        made = plan_run(
             loaded, config, inputs, encoder, arithmetic, measure_time=measure_time, notes=told
         )
+    if not with_skill:
+        return made
+    more = [*cannot_ship(config, made), *unused_rows(config)]
+    return made.model_copy(update={"notes": [*made.notes, *more]})
 
 
 def evaluate(

@@ -108,15 +108,16 @@ def choose_arithmetic(
         base: fingerprint of the model. What was measured for another one, or for other settings,
             as before a run that failed was corrected, is measured again.
     """
+    _check_eyes_learn(config, loaded)
     asked = (
-        f"{base} on {loaded.model.device}, compute_dtype {config.training.compute_dtype}, "
+        # By kind: every process of several has a device of its own.
+        f"{base} on {loaded.model.device.type}, compute_dtype {config.training.compute_dtype}, "
         f"packing {config.training.packing}"
     )
     if folder.arithmetic.exists():
         found = Arithmetic.from_json(folder.arithmetic.read_text(encoding="utf-8"))
         if found.measured_for == asked:
             return found
-    _check_eyes_learn(config, loaded)
     measured = check_packing(
         measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
         loaded,

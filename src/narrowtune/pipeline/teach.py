@@ -16,7 +16,6 @@ from rich.console import Console
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.delta_results import DialResult
-from narrowtune.core.numbers import rounded_up
 from narrowtune.core.results import DriftResult, Plan, RunRecord, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_json
 from narrowtune.data.chat import ChatEncoder
@@ -37,7 +36,7 @@ from narrowtune.pipeline.dial import Halves, restrict, turn
 from narrowtune.pipeline.folder import check_started, opened
 from narrowtune.pipeline.inputs import Inputs, load
 from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
-from narrowtune.pipeline.pitfalls import nothing_to_lose, pitfalls
+from narrowtune.pipeline.pitfalls import cannot_ship, nothing_to_lose, pitfalls, unused_rows
 from narrowtune.pipeline.record import make_record
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stages import (
@@ -206,16 +205,10 @@ def _look_before(run: Run, num_processes: int) -> None:
             num_processes=num_processes,
             notes=told,
         )
+        told += [*cannot_ship(run.config, run.plan), *unused_rows(run.config)]
         write_json(run.folder.plan, run.plan)
     for text in told:
         run.watch.warn(text)
-    provable = run.plan.smallest_budget
-    if provable is not None and provable > run.config.budget:
-        run.watch.warn(
-            f"These keep items can't prove a loss within {run.config.budget:g} points, even if "
-            f"nothing is lost: {rounded_up(provable):g} at best. Add keep items, or raise the "
-            "budget."
-        )
     with run.watch.stage("evaluate the base"):
         run.before = _score(run, run.inputs.tasks, "before", combine_hashes(run.base_hashes))
     for text in nothing_to_lose(run.before):
@@ -308,6 +301,11 @@ def _look_after(run: Run) -> None:
 def _extract(run: Run) -> Delta:
     assert run.fitted is not None
     notes = list(run.loaded.notes)
+    if run.config.chat_template_kwargs:
+        notes.append(
+            f"Taught with chat_template_kwargs {run.config.chat_template_kwargs}: whoever serves "
+            "the model has to set them too."
+        )
     if run.dial is not None:
         notes.append(f"The dial went to {run.dial.alpha:g} of what was trained.")
     with warnings.catch_warnings():

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from narrowtune.core.config import RunConfig, TrainingSettings
@@ -147,6 +148,7 @@ def training_arguments(
         num_train_epochs=max(training.num_train_epochs, 1e-9),
         max_steps=steps,
         lr_scheduler_type=training.lr_scheduler_type,
+        lr_scheduler_kwargs=dict(training.lr_scheduler_kwargs),
         warmup_steps=warmup_steps(training.warmup_ratio, steps),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -180,11 +182,15 @@ def training_arguments(
     )
     try:
         args = TrainingArguments(**fields)
-    except ValueError as error:
+        _check_schedule(args, training.lr_scheduler_kwargs, max(1, steps))
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    # transformers raises what it likes where a name, an option or a package is missing.
+    except (ValueError, TypeError, KeyError, ImportError) as error:
         raise UsageError(
             asked="these training settings",
-            found=str(error),
-            do="correct the key under `training`; names and values are those of TrainingArguments",
+            found=" ".join(str(error).split()) or type(error).__name__,
+            do="correct optim, lr_scheduler_type, lr_scheduler_kwargs or what else is named, under "
+            "`training`; names and values are those of TrainingArguments",
         ) from None
     if not training.deepspeed:
         # `accelerate launch` sets it from the user's own configuration; what is computed in is
@@ -194,6 +200,17 @@ def training_arguments(
         # One process is one device here; the Trainer would wrap the model in DataParallel.
         args._n_gpu = 1
     return args
+
+
+def _check_schedule(args: TrainingArguments, options: dict[str, Any], steps: int) -> None:
+    """Make the schedule once, for nothing: a run makes it after the base was scored."""
+    get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate),
+        num_warmup_steps=int(args.warmup_steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=dict(options),
+    )
 
 
 def _fsdp_config(training: TrainingSettings) -> dict[str, Any] | None:

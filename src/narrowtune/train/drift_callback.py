@@ -148,7 +148,7 @@ class DriftCallback(TrainerCallback):
             folder=Path(),
             dtype=next(model.parameters()).dtype,
         )
-        self._take_up(state)
+        self.take_up(state)
         if self._answers is None:
             started = time.perf_counter()
             most = len(self.prompts) * self.max_new_tokens
@@ -222,8 +222,10 @@ class DriftCallback(TrainerCallback):
             schedule.base_lrs = [rate * LOWERED for rate in schedule.base_lrs]
         return {"rate_lowered": LOWERED}
 
-    def _take_up(self, state: TrainerState) -> None:
-        """Give the anchor the weight that it had where a run is resumed."""
+    def take_up(self, state: TrainerState) -> None:
+        """Go on where a run is resumed: with what was measured, and the anchor's weight."""
+        if not self.history:
+            self.history = [(int(e["step"]), e["drift"]) for e in state.log_history if "drift" in e]
         weights = [
             entry["anchor_weight"] for entry in state.log_history if "anchor_weight" in entry
         ]

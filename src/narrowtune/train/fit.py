@@ -247,6 +247,8 @@ def _train(
     """Train what a checkpoint has left to do."""
     if checkpoint is not None and _is_last(checkpoint, steps, drift):
         trainer.load_finished(checkpoint)
+        if drift is not None:
+            drift.take_up(trainer.state)
     elif steps > 0:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 

@@ -144,6 +144,8 @@ def test_overrides_win_over_the_file(tmp_path):
         (b"\xff\xfe\x00m", "utf-8"),
         (b"- a\n- b\n", "list instead of keys and values"),
         (b"", "NoneType instead of keys and values"),
+        (b"model: m\nkeep: [a]\nbudget: 1\nkeep: [b]\n", "keep is given twice, in lines 2 and 4"),
+        (b"model: m\ntraining:\n  optim: sgd\n  optim: adam\n", "optim is given twice"),
     ],
 )
 def test_a_file_that_is_no_run(tmp_path, content, words):

@@ -32,6 +32,7 @@ def line(key: str, **values) -> str:
         ("skill.test", {"skill": {"path": "s", "test": 1}}, "a number from 0 and below 1"),
         ("budget", {"budget": float("nan")}, "nan is given; it takes a number from 0"),
         ("training", {"training": 5}, "5 is given; it takes a section of keys"),
+        ("anchor", {"anchor": 0.3}, "0.3 is given; it takes true or a section of keys or nothing"),
         ("keep", {"keep": 5}, "it takes a list, each a path or a section of keys"),
         ("keep.1", {"keep": ["a.jsonl", 5]}, "5 is given; it takes a path or a section of keys"),
         ("model", {"model": None}, "nothing is given; it takes text"),

@@ -430,3 +430,13 @@ def test_a_setting_that_changes_nothing_is_not_said_to_be_replaced(tiny):
     given = {"size": {"shortest_edge": 10, "longest_edge": 1568}}
     with pytest.raises(UsageError, match="changes by it"):
         load_model(str(tiny("qwen2_5_vl")), device="cpu", processor_kwargs=given)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_limits_of_pixels_are_told_to_nobody_but_the_pictures(tiny):
+    loaded = load_model(
+        str(tiny("qwen2_5_vl")), device="cpu", processor_kwargs={"max_pixels": 28 * 28 * 2}
+    )
+    picture = PIL.Image.new("RGB", (112, 112), "red")
+    made = loaded.processor(images=[picture], text=["<|image_pad|>"])
+    assert len(made["pixel_values"]) == _num_patches(loaded)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
+from types import SimpleNamespace
 
 import PIL.Image
 import pytest
 
+from narrowtune.core.config import parse_config
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import Score, TaskResult
 from narrowtune.data.chat import ChatEncoder
@@ -14,7 +17,13 @@ from narrowtune.data.examples import Example, Image, Message, Text
 from narrowtune.evaluate.tasks import Task
 from narrowtune.models.load import load_model
 from narrowtune.pipeline.inputs import Inputs
-from narrowtune.pipeline.pitfalls import limits_too_short, nothing_to_lose, pitfalls
+from narrowtune.pipeline.pitfalls import (
+    cannot_ship,
+    limits_too_short,
+    nothing_to_lose,
+    pitfalls,
+    unused_rows,
+)
 
 LONG = "a house with three red windows and a very small blue door"
 
@@ -111,3 +120,44 @@ def test_kept_tasks_at_which_the_base_fails_are_named(role, mean, told):
     found = nothing_to_lose([result])
     assert len(found) == told
     assert all("charts" in said and "before/charts.jsonl" in said for said in found)
+
+
+def run_with(**values):
+    return parse_config({"model": "m", "skill": "s.jsonl", **values}, "test")
+
+
+@pytest.mark.parametrize(
+    ("values", "smallest", "words"),
+    [
+        ({}, None, "no keep sets"),
+        ({"keep": ["k.jsonl"], "budget": 1.0}, 7.2, "at best"),
+        ({"keep": ["k.jsonl"], "budget": 8.0}, 7.2, None),
+        ({"keep": ["k.jsonl"]}, None, None),
+    ],
+)
+def test_a_run_that_can_not_ship_is_told_before_it_is_trained(values, smallest, words):
+    found = cannot_ship(run_with(**values), SimpleNamespace(smallest_budget=smallest))
+    assert len(found) == (words is not None)
+    assert not words or words in found[0]
+
+
+def test_rows_that_are_kept_back_for_nothing_are_told():
+    skill = {"path": "s.jsonl", "validation": 0.2}
+    [said] = unused_rows(run_with(skill=skill))
+    assert "training.eval_steps" in said
+    assert unused_rows(run_with(skill=skill, training={"eval_steps": 5})) == []
+    assert unused_rows(run_with()) == []
+    assert unused_rows(run_with(skill={**skill, "validation": 0})) == []
+
+
+def test_a_template_that_writes_the_date_is_told(tiny):
+    loaded = copy.copy(load_model(str(tiny("llama")), device="cpu"))
+    plain = ChatEncoder(loaded.tokenizer)
+    assert pitfalls(loaded, Inputs(), plain) == []
+    dated = copy.deepcopy(loaded.tokenizer)
+    today = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
+    dated.chat_template = today + dated.chat_template
+    [said] = pitfalls(loaded, Inputs(), ChatEncoder(dated))
+    assert "date_string" in said
+    given = ChatEncoder(dated, chat_template_kwargs={"date_string": "1 May 2026"})
+    assert pitfalls(loaded, Inputs(), given) == []

@@ -199,3 +199,26 @@ def test_eyes_do_not_learn_through_fp16_on_a_gpu(
     said = pytest.raises(UsageError, match="dtype: bfloat16") if refused else reached
     with said:
         choose_arithmetic(config, loaded, Inputs(), None, folder, base="x")
+    # Nor where another way of a comparison has measured before.
+    asked = f"x on cuda, compute_dtype {compute}, packing True"
+    known = FP32.model_copy(update={"measured_for": asked})
+    folder.arithmetic.write_text(known.to_json())
+    if refused:
+        with pytest.raises(UsageError, match="dtype: bfloat16"):
+            choose_arithmetic(config, loaded, Inputs(), None, folder, base="x")
+    else:
+        assert choose_arithmetic(config, loaded, Inputs(), None, folder, base="x") == known
+
+
+def test_devices_of_one_kind_share_what_one_of_them_measured(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("narrowtune.pipeline.stages.measure_arithmetic", lambda *_, **__: FP32)
+    config = parse_config({"model": "m", "skill": "s.jsonl"}, "test")
+    found = []
+    for number in range(2):
+        monkeypatch.setattr(type(llama.model), "device", torch.device("cuda", number))
+        encoder = make_encoder(llama, config)
+        monkeypatch.setattr("narrowtune.pipeline.stages.check_packing", lambda made, *_, **__: made)
+        folder = RunFolder(tmp_path)
+        found.append(choose_arithmetic(config, llama, Inputs(), encoder, folder, base="x"))
+        monkeypatch.setattr("narrowtune.pipeline.stages.measure_arithmetic", lambda *_, **__: 1 / 0)
+    assert found[0] == found[1]

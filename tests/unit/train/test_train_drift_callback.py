@@ -124,8 +124,9 @@ def test_over_the_budget_the_anchor_pulls_harder(tiny, tmp_path):
     assert 0 < sum(entry["drift_seconds"] for entry in logged) < callback.seconds
     # A resumed run's state has what was logged; the anchor is built anew.
     again = nt.DriftCallback(PROMPTS, anchor=SimpleNamespace(weight=4.0), **options)
-    again._take_up(trainer.state)
+    again.take_up(trainer.state)
     assert again.anchor.weight == 16.0
+    assert again.history == callback.history
 
 
 def test_within_the_budget_nothing_is_done(tiny, tmp_path):

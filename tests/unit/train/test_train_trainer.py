@@ -525,3 +525,34 @@ def test_only_the_process_that_is_to_save_writes_what_trains(tiny, tmp_path, mon
         _fit(folder, tiny("llama"), num_rows=8, max_steps=1, warmup_ratio=0, save_steps=1)
         written[saves] = sorted(path.name for path in folder.rglob("trainable.*"))
     assert written == {True: ["trainable.json", "trainable.safetensors"], False: []}
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_circles": 2}}, "num_circles"),
+        ({"lr_scheduler_type": "no_such_schedule"}, "no_such_schedule"),
+        ({"optim": "lomo"}, "lomo"),
+        ({"optim": "no_such_optimiser"}, "no_such_optimiser"),
+    ],
+)
+def test_schedules_and_optimisers_that_can_not_be_made_are_told_at_once(tmp_path, training, words):
+    config = _config(tmp_path)
+    changed = config.model_copy(update={"training": config.training.model_copy(update=training)})
+    with pytest.raises(UsageError) as error:
+        training_arguments(changed, num_samples=8, bf16=False, on_cpu=True, num_processes=1)
+    assert words in error.value.found
+
+
+def test_a_schedule_is_told_what_it_has_to_be(tmp_path):
+    config = _config(tmp_path)
+    given = {
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+        "max_steps": 40,
+    }
+    changed = config.model_copy(update={"training": config.training.model_copy(update=given)})
+    args = training_arguments(changed, num_samples=8, bf16=False, on_cpu=True, num_processes=1)
+    assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
