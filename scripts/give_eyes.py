@@ -1,26 +1,28 @@
-"""Put a small tower and a projector in front of SmolLM2-135M, and write what they learn from.
+"""Put a small tower and a projector in front of SmolLM2-135M, and teach them to see for it.
 
-    python scripts/give_eyes.py runs/eyes --pictures 8000
-    narrowtune teach runs/eyes/projector.yaml
+    python scripts/give_eyes.py runs/eyes --seeing-steps 900 --answering-steps 120
 
 The tower is that of the reference model that ships; the projector begins anew; the language model
-is SmolLM2 and stays as it is. The class is transformers' own
-`LlavaOnevisionForConditionalGeneration`, so that `narrowtune` teaches the projector as any other
-recipe, on questions of the split `pretrain` about the held-out tasks and what comes before them,
-several for each picture. A target skill's question is never asked.
+is SmolLM2 and stays as it is. First tower and projector learn to say what each patch shows in
+SmolLM2's own words, which needs no layer of it; then they learn through it, from questions of the
+split `pretrain` about the held-out tasks and what comes before them, several for each picture. A
+target skill's question is never asked. The class is transformers' own
+`LlavaOnevisionForConditionalGeneration`. Stopped, it goes on from its last checkpoint. At its end
+`runs/eyes/taught` is a model folder, and what it answers to the held-out tasks is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,30 +30,48 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
 )
 
+from narrowtune.core.config import ModelSettings
 from narrowtune.demo.weights import smollm2_folder
+from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
+from narrowtune.miniature.marks import HUES, WHAT, WRITTEN
 from narrowtune.miniature.reference.architectures import get_blueprint
-from narrowtune.miniature.reference.batches import draw_samples
+from narrowtune.miniature.reference.batches import Batch, Steps, Writer, draw_samples, load_steps
 from narrowtune.miniature.reference.eyes import SEE, covering
 from narrowtune.miniature.reference.first_sights import take_apart
-from narrowtune.miniature.reference.schedule import finishing_shares, seeing_shares
+from narrowtune.miniature.reference.forward import (
+    PatchHead,
+    answer_lengths,
+    answer_logits,
+    hidden_states,
+)
+from narrowtune.miniature.reference.losses import answer_loss, patch_loss, size_loss
+from narrowtune.miniature.reference.optimizers import make_optimizers, rate_factor
+from narrowtune.miniature.reference.schedule import Schedule, finishing_shares, seeing_shares
 from narrowtune.miniature.reference.shipped import reference_folder
+from narrowtune.miniature.reference.visual_words import VisualWords
 from narrowtune.miniature.registry import tasks_of
 from narrowtune.miniature.rows import write_rows
+from narrowtune.pipeline.single import evaluate
 
 IMAGE, VIDEO = "<image>", "<video>"
 TOWER = "llava_onevision"
 """The reference model that the tower is of."""
 
-NUM_KEPT, NUM_TESTED, QUESTIONS, SEED = 60, 200, 6, 11
+NUM_KEPT, QUESTIONS, SEED = 60, 6, 11
 NUM_SHOWN = 16  # pictures whose tokens are measured
-_BATCH = 64  # questions of an optimiser step
+BATCH, MICRO_BATCHES = {"seeing": 64, "answering": 32}, {"seeing": 2, "answering": 4}
+RATES = {"seeing": 2e-3, "answering": 1e-3}
+TOWER_FACTOR = 0.3  # of the tower's rate: it sees already
+DECAY = 0.4  # share of a stage's steps over which its rate falls
+WORD_WEIGHT = 0.3  # of words among what patches show
+EVERY = 30  # steps between checkpoints and lines of the log
 
 
-def build(folder: Path) -> None:
-    """Write the model's folder, its projector at random."""
+def build() -> tuple[Any, Any]:
+    """Return the model, its projector at random, in fp32, and its tokenizer."""
     blueprint, source = get_blueprint(TOWER), smollm2_folder()
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    language_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    language_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, VIDEO]})
     language_model.resize_token_embeddings(len(tokenizer))
     own: Any = blueprint.make_config(blueprint.tokenizer())
@@ -77,8 +97,8 @@ def build(folder: Path) -> None:
     take_apart(model.model.multi_modal_projector)
     as_long_as_words(model)
     model.tie_weights()
-    model.to(torch.bfloat16).save_pretrained(folder)
-    write_processor(folder, tokenizer)
+    teach_template(tokenizer)
+    return model, tokenizer
 
 
 @torch.no_grad()
@@ -96,8 +116,8 @@ def as_long_as_words(model: Any) -> None:
     newline.mul_(words / newline.norm())
 
 
-def write_processor(folder: Path, tokenizer: Any) -> None:
-    """Write what turns pictures and conversations into the model's inputs."""
+def teach_template(tokenizer: Any) -> None:
+    """Let SmolLM2's chat template take pictures."""
     content = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
@@ -109,68 +129,151 @@ def write_processor(folder: Path, tokenizer: Any) -> None:
     if spoken not in own:
         raise SystemExit("SmolLM2's chat template is not the one that this script knows")
     tokenizer.chat_template = own.replace(spoken, f"{head}}}}}{content}{{{{{tail}")
+
+
+def write(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the model's folder in bf16, with what turns pictures and words into its inputs."""
     tokenizer.save_pretrained(folder)
     for name, values in get_blueprint(TOWER).processor_files.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    model.to(torch.bfloat16).save_pretrained(folder)
 
 
-def write_questions(folder: Path, pictures: int) -> Path:
-    """Write rows of the split `pretrain`, up to `QUESTIONS` about each picture; return the file."""
-    ((_, shares),) = finishing_shares()
-    shown = folder / "pictures"
-    shown.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for sample in draw_samples(shares, pictures, SEED, 0):
-        picture = shown / f"{sample.id}.png"
-        picture.write_bytes(sample.scene.png())
-        for number, item in enumerate(sample.questions(QUESTIONS)):
-            row = {
-                "id": f"{sample.id}-{number}",
-                "image": picture.relative_to(folder).as_posix(),
-                "question": item.question,
-                "answer": item.answers[0],
-            }
-            lines.append(json.dumps(row) + "\n")
-    Random(SEED).shuffle(lines)
-    path = folder / "questions.jsonl"
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
+class SystemWriter(Writer):
+    """Writes as SmolLM2's template does: its system turn stands before the picture."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        blueprint = get_blueprint(TOWER)
+        super().__init__(tokenizer, blueprint.picture, blueprint.placeholder)
+        turns = [{"role": "user", "content": IMAGE}]
+        front, _, _ = tokenizer.apply_chat_template(turns, tokenize=False).partition(IMAGE)
+        self._before = self._encode(front)
 
 
-def write_run(folder: Path, model: Path, questions: Path) -> Path:
-    """Write the run that teaches the projector; what is kept shows what it sees."""
-    keep = [
-        write_rows(folder, task.name, "validation", NUM_KEPT, SEED) for task in tasks_of("held_out")
-    ]
-    share = round(NUM_TESTED / len(questions.read_text("utf-8").splitlines()), 6)
-    run = {
-        "model": str(model),
-        "recipe": "projector",
-        "skill": {"path": str(questions), "validation": 0, "test": share, "max_new_tokens": 24},
-        "keep": [task.model_dump(mode="json", exclude_defaults=True) for task in keep],
-        "training": {
-            "learning_rate": 1e-3,
-            "global_batch_size": _BATCH,
-            "per_device_train_batch_size": _BATCH,
-            "group_by_picture": True,
-        },
-        "output_dir": str(folder / "projector"),
-    }
-    path = folder / "projector.yaml"
-    path.write_text(yaml.safe_dump(run, sort_keys=False), encoding="utf-8")
-    return path
+Shares = list[tuple[int, Mapping[str, float]]]
+
+
+class Eyes:
+    """The tower and the projector on their way."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model, self.tokenizer = build()
+        self.model.train()
+        blueprint = get_blueprint(TOWER)
+        sees = (f"{blueprint.tower}.", f"{blueprint.projector}.", "model.image_newline")
+        tower, projector = [], []
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(sees))
+            if name.startswith(sees):
+                (tower if name.startswith(sees[0]) else projector).append((name, parameter))
+        width, side = self.model.config.get_text_config().hidden_size, blueprint.side
+        per_side = blueprint.patch // blueprint.labelled_patch
+        self.head = PatchHead(width, side, per_side, (len(WHAT), len(HUES), len(WRITTEN)))
+        self.words = VisualWords(self.tokenizer, width=width, side=side, seed=SEED)
+        self.writer = SystemWriter(self.tokenizer)
+        self.see = torch.compile(SEE[TOWER], dynamic=False)
+        own = [*projector, *self.head.named_parameters()]
+        self.groups = [{"params": own, "factor": 1.0}, {"params": tower, "factor": TOWER_FACTOR}]
+        self.trained = nn.ParameterList(p for group in self.groups for _, p in group["params"])
+
+    def run(
+        self, stage: str, num_steps: int, shares: list[tuple[int, Mapping[str, float]]]
+    ) -> None:
+        """Do what is missing of a stage."""
+        path = self.folder / f"{stage}.pt"
+        optimizers = make_optimizers(self.groups, Schedule().factors)
+        first = 0
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            self.trained.load_state_dict(state["trained"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            first = state["step"]
+        blueprint = get_blueprint(TOWER)
+        steps = Steps(
+            self.writer,
+            self.tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+            shares,
+            batch_size=BATCH[stage],
+            micro_batches=MICRO_BATCHES[stage],
+            questions=1 if stage == "seeing" else QUESTIONS,
+            told=False,
+            labelled_patch=blueprint.labelled_patch,
+            seed=SEED + (stage == "answering"),
+            first=first,
+            last=num_steps,
+        )
+        started, seen = time.monotonic(), []
+        for step, parts in enumerate(load_steps(steps, in_background=True), first):
+            factor = rate_factor(step, num_steps, decay_share=DECAY)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = RATES[stage] * factor * group["factor"]
+            seen.append(self.learn(stage, parts))
+            nn.utils.clip_grad_norm_(self.trained, 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if (step + 1) % EVERY == 0 or step + 1 == num_steps:
+                named, told = (sum(values) / len(values) for values in zip(*seen, strict=True))
+                seconds = time.monotonic() - started
+                print(f"{stage} {step + 1} {seconds:.0f} s {named:.3f} {told:.3f}", flush=True)
+                seen = []
+                state = {"step": step + 1, "trained": self.trained.state_dict()}
+                state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+                torch.save(state, path)
+
+    def learn(self, stage: str, parts: list[Batch]) -> tuple[float, float]:
+        """Put a step's gradients into what trains; return its losses of words and of answers."""
+        named = told = 0.0
+        num_answers = sum(len(answer_lengths(part.labels)) for part in parts)
+        for part in parts:
+            looked = self.see(self.model, part.pixels, True)
+            grid = covering(self.model, looked)
+            shown = self.words.shown(self.model, grid, part) / len(parts)
+            loss = shown + patch_loss(self.head(grid), part, WORD_WEIGHT) / len(parts)
+            loss = loss + size_loss(self.model, looked) / len(parts)
+            if stage == "answering":
+                states = hidden_states(self.model, part, looked)
+                logits, labels = answer_logits(self.model, states.last, part.labels)
+                answered = answer_loss(logits, labels, part.labels) / num_answers
+                loss = Schedule().patch_weight * loss + answered
+                told += answered.item()
+            loss.backward()
+            named += shown.item()
+        return named, told
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Parse the command line, train, write and score."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, default=8000)
+    parser.add_argument("--seeing-steps", type=int, default=900)
+    parser.add_argument("--answering-steps", type=int, default=120)
     given = parser.parse_args()
-    model = given.folder / "model"
-    build(model)
-    questions = write_questions(given.folder, given.pictures)
-    print(write_run(given.folder, model, questions))
+    given.folder.mkdir(parents=True, exist_ok=True)
+    eyes = Eyes(given.folder)
+    arithmetic = measure_arithmetic(eyes.model.model.language_model, requested="float32")
+    with apply_arithmetic(arithmetic):
+        eyes.run("seeing", given.seeing_steps, seeing_shares())
+        eyes.run("answering", given.answering_steps, finishing_shares())
+    taught = given.folder / "taught"
+    write(eyes.model.eval(), eyes.tokenizer, taught)
+    rows = [
+        write_rows(given.folder, task.name, "validation", NUM_KEPT, SEED).model_dump()
+        for task in tasks_of("held_out")
+    ]
+    found = evaluate(
+        ModelSettings(model=str(taught)),
+        rows,
+        None,
+        batch_size=32,
+        output=given.folder / "answers",
+        overwrite=True,
+    )
+    for result in found.tasks:
+        print(f"{result.name} {result.strict.mean:.1%} strict, {result.lenient.mean:.1%} lenient")
 
 
 if __name__ == "__main__":
