@@ -33,18 +33,16 @@ from transformers import (
 from narrowtune.core.config import ModelSettings
 from narrowtune.demo.weights import smollm2_folder
 from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
-from narrowtune.miniature.marks import HUES, WHAT, WRITTEN
 from narrowtune.miniature.reference.architectures import get_blueprint
 from narrowtune.miniature.reference.batches import Batch, Steps, Writer, draw_samples, load_steps
 from narrowtune.miniature.reference.eyes import SEE, covering
 from narrowtune.miniature.reference.first_sights import take_apart
 from narrowtune.miniature.reference.forward import (
-    PatchHead,
     answer_lengths,
     answer_logits,
     hidden_states,
 )
-from narrowtune.miniature.reference.losses import answer_loss, patch_loss, size_loss
+from narrowtune.miniature.reference.losses import answer_loss, size_loss
 from narrowtune.miniature.reference.optimizers import make_optimizers, rate_factor
 from narrowtune.miniature.reference.schedule import Schedule, finishing_shares, seeing_shares
 from narrowtune.miniature.reference.shipped import reference_folder
@@ -59,11 +57,10 @@ TOWER = "llava_onevision"
 
 NUM_KEPT, QUESTIONS, SEED = 60, 6, 11
 NUM_SHOWN = 16  # pictures whose tokens are measured
-BATCH, MICRO_BATCHES = {"seeing": 64, "answering": 32}, {"seeing": 2, "answering": 4}
+BATCH, MICRO_BATCHES = {"seeing": 64, "answering": 16}, {"seeing": 2, "answering": 2}
 RATES = {"seeing": 2e-3, "answering": 1e-3}
 TOWER_FACTOR = 0.3  # of the tower's rate: it sees already
 DECAY = 0.4  # share of a stage's steps over which its rate falls
-WORD_WEIGHT = 0.3  # of words among what patches show
 EVERY = 30  # steps between checkpoints and lines of the log
 
 
@@ -157,7 +154,7 @@ class Eyes:
     """The tower and the projector on their way."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.dtype = folder, torch.float32
         self.model, self.tokenizer = build()
         self.model.train()
         blueprint = get_blueprint(TOWER)
@@ -168,13 +165,13 @@ class Eyes:
             if name.startswith(sees):
                 (tower if name.startswith(sees[0]) else projector).append((name, parameter))
         width, side = self.model.config.get_text_config().hidden_size, blueprint.side
-        per_side = blueprint.patch // blueprint.labelled_patch
-        self.head = PatchHead(width, side, per_side, (len(WHAT), len(HUES), len(WRITTEN)))
         self.words = VisualWords(self.tokenizer, width=width, side=side, seed=SEED)
         self.writer = SystemWriter(self.tokenizer)
         self.see = torch.compile(SEE[TOWER], dynamic=False)
-        own = [*projector, *self.head.named_parameters()]
-        self.groups = [{"params": own, "factor": 1.0}, {"params": tower, "factor": TOWER_FACTOR}]
+        self.groups = [
+            {"params": projector, "factor": 1.0},
+            {"params": tower, "factor": TOWER_FACTOR},
+        ]
         self.trained = nn.ParameterList(p for group in self.groups for _, p in group["params"])
 
     def run(
@@ -229,17 +226,18 @@ class Eyes:
         named = told = 0.0
         num_answers = sum(len(answer_lengths(part.labels)) for part in parts)
         for part in parts:
-            looked = self.see(self.model, part.pixels, True)
-            grid = covering(self.model, looked)
-            shown = self.words.shown(self.model, grid, part) / len(parts)
-            loss = shown + patch_loss(self.head(grid), part, WORD_WEIGHT) / len(parts)
-            loss = loss + size_loss(self.model, looked) / len(parts)
-            if stage == "answering":
-                states = hidden_states(self.model, part, looked)
-                logits, labels = answer_logits(self.model, states.last, part.labels)
-                answered = answer_loss(logits, labels, part.labels) / num_answers
-                loss = Schedule().patch_weight * loss + answered
-                told += answered.item()
+            with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+                # What says what patches show has no use for an overview.
+                looked = self.see(self.model, part.pixels, stage != "seeing")
+                grid = covering(self.model, looked)
+                shown = self.words.shown(self.model, grid, part) / len(parts)
+                loss = shown + size_loss(self.model, looked) / len(parts)
+                if stage == "answering":
+                    states = hidden_states(self.model, part, looked)
+                    logits, labels = answer_logits(self.model, states.last, part.labels)
+                    answered = answer_loss(logits, labels, part.labels) / num_answers
+                    loss = Schedule().patch_weight * loss + answered
+                    told += answered.item()
             loss.backward()
             named += shown.item()
         return named, told
@@ -254,7 +252,8 @@ def main() -> None:
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     eyes = Eyes(given.folder)
-    arithmetic = measure_arithmetic(eyes.model.model.language_model, requested="float32")
+    arithmetic = measure_arithmetic(eyes.model.model.language_model)
+    eyes.dtype = arithmetic.torch_dtype
     with apply_arithmetic(arithmetic):
         eyes.run("seeing", given.seeing_steps, seeing_shares())
         eyes.run("answering", given.answering_steps, finishing_shares())

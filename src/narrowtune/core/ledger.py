@@ -23,8 +23,9 @@ SCHEMA_VERSION = 1
 class TaskScore(Value):
     """A task's score in one state.
 
-    `items` is a hash of what was asked and what is accepted: scores with another one are of other
-    items, and are not subtracted from each other.
+    `items` is a hash of what was asked and what is accepted, `scoring` the metric, mode and length
+    of answers: scores with others of these are not subtracted from each other. Ledgers of before
+    2026-11-28 have no `scoring`.
     """
 
     role: Role
@@ -32,6 +33,7 @@ class TaskScore(Value):
     stderr: float
     num_items: int
     items: str
+    scoring: str = ""
 
 
 class Entry(Value):
@@ -192,7 +194,11 @@ def _states(ledger: Ledger) -> list[State]:
 
 
 def _same(first: State, second: State, name: str) -> bool:
-    return name in first and name in second and first[name].items == second[name].items
+    if name not in first or name not in second:
+        return False
+    one, other = first[name], second[name]
+    alike = not one.scoring or not other.scoring or one.scoring == other.scoring
+    return one.items == other.items and alike
 
 
 def _mean_loss(before: State, after: State, names: Sequence[str]) -> float | None:

@@ -116,6 +116,14 @@ class Example:
         parts = [" ".join(text.split()), *self.image_hashes]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
+    @property
+    def cluster(self) -> str:
+        """What the row shares with others, by name: its group, else its prompt.
+
+        A question that is asked twice, in one set or in two, is one piece of evidence.
+        """
+        return self.group if self.group is not None else f"prompt {self.text_hash[:16]}"
+
     @cached_property
     def image_hashes(self) -> tuple[str, ...]:
         """SHA-256 of each picture's encoded bytes, in order."""

@@ -269,7 +269,7 @@ def _item(task: Task, example: Example, answer: str, *, tie: bool) -> ItemResult
         strict=scored.strict,
         lenient=scored.lenient,
         valid_format=scored.valid_format,
-        group=example.group,
+        group=example.cluster,
         image=picture_of(example),
         tie=tie,
     )

@@ -66,7 +66,7 @@ class Task:
     @property
     def groups(self) -> list[str | None]:
         """What each item shares with others."""
-        return [example.group for example in self.examples]
+        return [example.cluster for example in self.examples]
 
     @cached_property
     def sha256(self) -> str:

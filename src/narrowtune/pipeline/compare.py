@@ -16,13 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 from rich.console import Console
 
 from narrowtune.core.config import RunConfig, parse_config
-from narrowtune.core.errors import UsageError
+from narrowtune.core.errors import DeltaError, NarrowtuneError, TrainingError, UsageError
 from narrowtune.core.recipes import get_recipe
 from narrowtune.core.results import RunRecord
 from narrowtune.core.run_folder import RunFolder
+from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
+from narrowtune.models.load import LoadedModel
+from narrowtune.pipeline.folder import check_started, row_hashes
+from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.teach import teach
 from narrowtune.report.comparison import build_comparison
@@ -127,10 +132,12 @@ def run_comparison(
         console: where to say what happens.
 
     Returns:
-        The records of the last round in the order of `ways`, and the comparison's page.
+        The records of the last round in the order of `ways`, without those that failed, and the
+        comparison's page.
 
     Raises:
-        NarrowtuneError: of the first run that fails; finished ones stay.
+        NarrowtuneError: of rows, settings or a base that can't be; finished runs stay. Of trainings
+            that fail, such as one whose loss is no number any more, only where all do.
     """
     if config.ledger is not None:
         raise UsageError(
@@ -139,19 +146,26 @@ def run_comparison(
             do="leave it out; compare on the model that narrowtune ledger build writes, then teach "
             "the way that you choose with --ledger",
         )
+    if PartialState().num_processes > 1:
+        raise UsageError(
+            asked="a comparison under several processes",
+            found="runs that each would have to be started by the launcher",
+            do="run narrowtune compare without accelerate launch; each run may use several GPUs "
+            "through narrowtune teach",
+        )
     if config.training.quantize_frozen:
         _check_something_frozen(ways)
     root, shared = Path(config.output_dir), Shared(several=True)
     left = list(ways)
     for share in _ROUNDS if trial else ():
         folder = root / f"trial {share:g}"
-        records = _round(config, left, folder, share, console, shared)
+        left, records = _round(config, left, folder, share, console, shared)
         best = sorted(range(len(left)), key=lambda place: _rank(records[place]))
         kept = set(best[: max(2, math.ceil(len(left) / 2))])
         for place in best[len(kept) :]:
             console.print(f"Left out after {share:.0%}: {left[place].name}", markup=False)
         left = [way for place, way in enumerate(left) if place in kept]
-    records = _round(config, left, root, 1.0, console, shared)
+    left, records = _round(config, left, root, 1.0, console, shared)
     return records, build_comparison([root / way.name for way in left], root)
 
 
@@ -174,17 +188,66 @@ def _round(
     share: float,
     console: Console,
     shared: Shared,
-) -> list[RunRecord]:
-    """Run every way on a share of the training, each in a folder of its own."""
+) -> tuple[list[Contender], list[RunRecord]]:
+    """Run every way on a share of the training, each in a folder of its own.
+
+    Returns:
+        The ways that could be trained, and their records.
+    """
+    done: list[Contender] = []
     records: list[RunRecord] = []
+    failed: dict[str, NarrowtuneError] = {}
+    now = _Now(shared)
     # What settings of one contradict each other is said before another is trained.
     configs = [_config(config, way, folder / way.name, share) for way in ways]
     for way, own in zip(ways, configs, strict=True):
         console.rule(f"{way.name}{'' if share == 1 else f', trial on {share:.0%}'}")
-        first = folder / ways[0].name if records else None
-        record = _known(own) or teach_alike(own, first, console, shared)
+        first = folder / done[0].name if done else None
+        record = _known(own)
+        if record is not None:
+            now.check(own)
+            console.print("Finished before, and taken as it is.", markup=False)
+        else:
+            try:
+                record = teach_alike(own, first, console, shared)
+            except (TrainingError, DeltaError) as error:
+                failed[way.name] = error
+                console.print(f"{way.name} failed: {error.found}", markup=False, style="bold red")
+                continue
+        done.append(way)
         records.append(record)
-    return records
+    if not done:
+        raise next(iter(failed.values()))
+    if failed:
+        names = ", ".join(failed)
+        console.print(f"Left out, since they could not be trained: {names}", markup=False)
+    return done, records
+
+
+class _Now:
+    """What finished runs are held to: the base and the rows as they are now.
+
+    Args:
+        shared: has the rows, or reads them.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._base: tuple[LoadedModel, str] | None = None
+
+    def check(self, config: RunConfig) -> None:
+        """See that a finished run was of this base and these rows.
+
+        Raises:
+            UsageError: it was of others; they are named.
+        """
+        if self._base is None:
+            loaded = load(config)
+            self._base = loaded, combine_hashes(tensor_hashes(loaded.model))
+        loaded, fingerprint = self._base
+        _, inputs = self._shared.read(loaded, config, None)
+        folder = RunFolder(Path(config.output_dir))
+        check_started(folder, fingerprint, row_hashes(inputs.summaries), resume=True)
 
 
 def _config(config: RunConfig, way: Contender, folder: Path, share: float) -> RunConfig:
@@ -235,20 +298,20 @@ def teach_alike(
         folder.root.mkdir(parents=True, exist_ok=True)
         shutil.copy(RunFolder(first).arithmetic, folder.arithmetic)
     record = teach(config, resume=begun, console=console, shared=shared)
-    if record is None:
-        raise UsageError(
-            asked="a comparison under several processes",
-            found="a process that is not the main one",
-            do="run narrowtune compare without accelerate launch; each run may use several GPUs "
-            "through narrowtune teach",
-        )
+    assert record is not None, "one process is the main one"
     return record
 
 
 def _rank(record: RunRecord) -> tuple[float, float]:
-    """Sort runs within the budget first, by what they learned; then by how far they are over it."""
+    """Sort runs within both budgets first, by what they learned; then by how far one is broken."""
     verdict = record.verdict
     assert verdict is not None
-    lost = verdict.forgetting.value if verdict.forgetting is not None else 0.0
     learned = verdict.learning.value if verdict.learning is not None else 0.0
-    return max(0.0, lost - verdict.budget), -learned
+    over = 0.0
+    for loss, budget in (
+        (verdict.forgetting, verdict.budget),
+        (verdict.worst_task_forgetting, verdict.budget_task),
+    ):
+        if loss is not None and budget is not None:
+            over = max(over, loss.value - budget)
+    return over, -learned

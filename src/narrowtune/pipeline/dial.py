@@ -117,10 +117,8 @@ class Halves:
 
 
 def _keys(task: Task) -> list[str]:
-    """Return what each item must stay together with; what stands alone is a group of its own."""
-    return [
-        f"item {task.name} {e.id}" if e.group is None else f"group {e.group}" for e in task.examples
-    ]
+    """Return what each item must stay together with."""
+    return [example.cluster for example in task.examples]
 
 
 def _draw(tasks: Sequence[Task], share: float, seed: int) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import yaml
@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
+from narrowtune.core.results import DataSummary
 from narrowtune.core.run_folder import RunFolder, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,11 @@ def _check_free(folder: RunFolder, given: str | None) -> None:
             "one would overwrite",
             do="choose another --output-dir, or move that away",
         )
+
+
+def row_hashes(summaries: Sequence[DataSummary]) -> dict[str, str]:
+    """Return the SHA-256 of every set of rows that was read, by name and path."""
+    return {f"{part.name} ({part.path})": part.sha256 for part in summaries}
 
 
 def check_started(folder: RunFolder, base: str, data: dict[str, str], resume: bool) -> None:

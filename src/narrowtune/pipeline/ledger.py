@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from narrowtune.core.config import RunConfig, load_config
-from narrowtune.core.data_settings import SkillSettings
+from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import LedgerError
 from narrowtune.core.ledger import Entry, Ledger, TaskScore
 from narrowtune.core.provenance import sha256_file
@@ -110,7 +110,7 @@ def enter(book: Book, config: RunConfig, record: RunRecord) -> None:
     """
     run = Path(config.output_dir)
     try:
-        book.add(_entry(config.skill, config.seed, record, run), run)
+        book.add(_entry(config, book, record, run), run)
     except LedgerError as error:
         if record.verdict is None:
             raise
@@ -147,7 +147,7 @@ def add_run(folder: Path, run: Path) -> Entry:
                 found=f"its rows or pictures are not at {path}, seen from {Path.cwd()}",
                 do="call this where the run was started",
             )
-    book.add(_entry(config.skill, config.seed, record, run), run)
+    book.add(_entry(config, book, record, run), run)
     return book.ledger.skills[-1]
 
 
@@ -201,7 +201,10 @@ def build(
     return replace(result, left_out=left_out)
 
 
-def _entry(skill: SkillSettings, seed: int, record: RunRecord, run: Path) -> Entry:
+def _entry(config: RunConfig, book: Book, record: RunRecord, run: Path) -> Entry:
+    skill = config.skill
+    scored: dict[str, DataSettings] = {entry.name: entry.skill for entry in book.ledger.skills}
+    scored |= {each.label: each for each in (*config.keep, skill)}
     if record.delta is None:
         raise LedgerError(
             asked=f"the skill of {run}", found="a run without a delta", do="name a run of teach"
@@ -217,6 +220,7 @@ def _entry(skill: SkillSettings, seed: int, record: RunRecord, run: Path) -> Ent
                 stderr=score.stderr,
                 num_items=task.num_items,
                 items=items,
+                scoring=_scoring(scored.get(task.name)),
             )
     own = skill.label if skill.test_path is None else f"{skill.label} (test)"
     rows = {part.name: part.sha256 for part in record.data if part.role == "target"}
@@ -237,11 +241,18 @@ def _entry(skill: SkillSettings, seed: int, record: RunRecord, run: Path) -> Ent
         tuned_fingerprint=record.delta.tuned_fingerprint,
         # Its name may have been that of a file.
         skill=skill.model_copy(update={"name": skill.label, **places}),
-        seed=seed,
+        seed=config.seed,
         rows_sha256=rows[own],
         before=before,
         after=after,
     )
+
+
+def _scoring(settings: DataSettings | None) -> str:
+    """Return what a score depends on beside its items; nothing where that is not known."""
+    if settings is None:
+        return ""
+    return f"{settings.metric} {settings.mode} {settings.max_new_tokens}"
 
 
 def _items_hash(path: Path) -> str:

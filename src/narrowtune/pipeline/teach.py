@@ -33,7 +33,7 @@ from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_launch, check_run
 from narrowtune.pipeline.dial import Halves, restrict, turn
-from narrowtune.pipeline.folder import check_started, opened
+from narrowtune.pipeline.folder import check_started, opened, row_hashes
 from narrowtune.pipeline.inputs import Inputs, load
 from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
 from narrowtune.pipeline.pitfalls import cannot_ship, nothing_to_lose, pitfalls, unused_rows
@@ -169,8 +169,7 @@ def _prepare(
         halves.check(config)
     if state.is_main_process:
         check_room(folder.root, loaded.model, selection, number=1 + (halves is not None))
-        rows_read = {f"{part.name} ({part.path})": part.sha256 for part in inputs.summaries}
-        check_started(folder, base, rows_read, resume)
+        check_started(folder, base, row_hashes(inputs.summaries), resume)
     with watch.stage("measure the arithmetic"), state.main_process_first():
         arithmetic = choose_arithmetic(config, loaded, inputs, encoder, folder, base=base)
     if config.training.packing and not arithmetic.packing:

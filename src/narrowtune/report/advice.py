@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from narrowtune.core.numbers import moved, signed, worst_case
-from narrowtune.core.results import RunRecord
+from narrowtune.core.results import RunRecord, Verdict
 from narrowtune.report.text import tick
 
 
@@ -64,7 +64,7 @@ def advise(records: Sequence[RunRecord]) -> Advice:
         place = min(shipping)[2]
         return Advice(place, _why(records[place], len(shipping), len(records)))
     nearest = [
-        (verdict.forgetting.upper_bound, place)
+        (max(excess for excess, _ in _excesses(verdict)), place)
         for place, record in enumerate(records)
         if (verdict := record.verdict) is not None
         and verdict.forgetting is not None
@@ -79,17 +79,31 @@ def advise(records: Sequence[RunRecord]) -> Advice:
         )
     if not nearest:
         return Advice(None, "No run is shown to have learned the skill: none can be recommended.")
-    bound, place = min(nearest)
+    _, place = min(nearest)
     record = records[place]
     assert record.verdict is not None
+    _, where = max(_excesses(record.verdict))
     needed = record.verdict.items_needed
     more = f" About {needed:,} keep items a task would decide." if needed else ""
     return Advice(
         None,
-        f"No run is shown to keep its budget. {record.name} is nearest: {worst_case(bound)} where "
-        f"{tick(record.verdict.budget)} may be. Lower learning rates, the anchor or the dial lose "
-        f"less.{more}",
+        f"No run is shown to keep its budget. {record.name} is nearest: {where}. Lower learning "
+        f"rates, the anchor or the dial lose less.{more}",
     )
+
+
+def _excesses(verdict: Verdict) -> list[tuple[float, str]]:
+    """Return by how much each loss may be over its budget, in points and in words."""
+    found = []
+    if verdict.forgetting is not None:
+        bound, budget = verdict.forgetting.upper_bound, verdict.budget
+        found.append((bound - budget, f"{worst_case(bound)} where {tick(budget)} may be"))
+    worst, limit = verdict.worst_task_forgetting, verdict.budget_task
+    if worst is not None and limit is not None:
+        bound = worst.upper_bound
+        words = f"{verdict.worst_task} {worst_case(bound)} where {tick(limit)} of a task may be"
+        found.append((bound - limit, words))
+    return found
 
 
 def _why(record: RunRecord, num_shipping: int, num_runs: int) -> str:

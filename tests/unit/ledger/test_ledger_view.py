@@ -87,3 +87,15 @@ def test_names_are_shown_as_they_are_and_states_fit_a_terminal():
     text = console.export_text()
     assert all(name in text for name in (*names, "kept [/x]"))
     assert "…" not in text
+
+
+def test_scores_by_another_metric_are_not_subtracted():
+    strict = score(0.06).model_copy(update={"scoring": "exact_match generate 32"})
+    contains = {"scoring": "contains generate 32"}
+    before, after = (score(mean).model_copy(update=contains) for mean in (0.94, 0.8))
+    first = stage("a", {"a": 0.0, "k": strict}, {"a": 0.5, "k": strict}, "b0")
+    second = stage("b", {"b": 0.0, "k": before}, {"b": 0.5, "k": after})
+    assert view(ledger_of(first, second)).held_out == [0.0, None]
+    # Those of before it was noted are, as they were.
+    second = stage("b", {"b": 0.0, "k": score(0.06)}, {"b": 0.5, "k": score(0.05)})
+    assert view(ledger_of(first, second)).held_out == [0.0, pytest.approx(1.0)]

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from narrowtune.core.config import RunConfig
-from narrowtune.core.errors import UsageError
+from narrowtune.core.errors import DeltaError, ProofError, TrainingError, UsageError
 from narrowtune.core.run_folder import RunFolder
 from narrowtune.pipeline import compare
 from narrowtune.pipeline.compare import contenders, parse_rates, run_comparison
@@ -64,6 +64,7 @@ def test_rates():
             parse_rates(text)
 
 
+WORST = {"mlp_gate_up": 20.0}
 LEARNED = {"sa_proj": 20, "mlp": 40, "mlp_gate_up": 30, "sa_qkv": 5, "sa_o": 10}
 
 
@@ -88,17 +89,20 @@ def taught(monkeypatch):
             budget=5.0,
             learning=SimpleNamespace(value=LEARNED[settings.recipe]),
             forgetting=SimpleNamespace(value=lost),
+            worst_task_forgetting=SimpleNamespace(value=WORST.get(settings.recipe, 0.0)),
+            budget_task=settings.budget_task,
         )
         return SimpleNamespace(verdict=verdict, name=compare.Path(settings.output_dir).name)
 
     def read(folder):
         name = json.loads(json.dumps(folder.name))
-        settings = SimpleNamespace(recipe=name, output_dir=str(folder))
+        settings = SimpleNamespace(recipe=name, output_dir=str(folder), budget_task=None)
         return record(settings)
 
     monkeypatch.setattr(compare, "teach", teach)
     monkeypatch.setattr(compare, "read_record", read)
     monkeypatch.setattr(compare, "build_comparison", lambda folders, out: (list(folders), out))
+    monkeypatch.setattr(compare._Now, "check", lambda *_: None)
     return done
 
 
@@ -170,5 +174,93 @@ def test_settings_that_one_way_can_not_have_are_said_before_another_is_trained(t
     settings = config(tmp_path, anchor=True, drift=drift)
     ways = contenders(settings, ["sa_proj+anchor", "sa_proj"], [])
     with pytest.raises(UsageError, match="raise_anchor needs an anchor"):
+        run_comparison(settings, ways, trial=False, console=say())
+    assert not taught
+
+
+def test_a_trial_minds_the_budget_of_single_tasks(tmp_path, taught):
+    settings = config(tmp_path, budget_task=3.0)
+    ways = contenders(settings, ["sa_proj", "mlp_gate_up", "sa_o", "sa_qkv"], [])
+    records, _ = run_comparison(settings, ways, trial=True, console=say())
+    # mlp_gate_up learned most, and one of its tasks lost twenty points.
+    assert [each.name for each in records] == ["sa_proj", "sa_o"]
+
+
+@pytest.mark.parametrize("error", [TrainingError, ProofError, DeltaError])
+def test_a_way_that_can_not_be_trained_leaves_the_others(tmp_path, taught, monkeypatch, error):
+    teach, asked = compare.teach, []
+
+    def fails(settings, **given):
+        asked.append(settings.recipe)
+        if settings.recipe == "sa_proj":
+            raise error("to train", "a loss that is not finite", "lower the rate")
+        return teach(settings, **given)
+
+    monkeypatch.setattr(compare, "teach", fails)
+    settings, console = config(tmp_path), say()
+    ways = contenders(settings, ["sa_proj", "mlp", "sa_o"], [])
+    records, (folders, _) = run_comparison(settings, ways, trial=False, console=console)
+    assert [each.name for each in records] == ["mlp", "sa_o"]
+    assert [folder.name for folder in folders] == ["mlp", "sa_o"]
+    assert "sa_proj failed: a loss that is not finite" in console.file.getvalue()
+    # Tried again the next time; the others are known.
+    run_comparison(settings, ways, trial=False, console=say())
+    assert asked == ["sa_proj", "mlp", "sa_o", "sa_proj"]
+    only = contenders(settings, ["sa_proj"], [1e-4, 1e-3])
+    with pytest.raises(error, match="not finite"):
+        run_comparison(settings, only, trial=False, console=say())
+
+
+def test_mistakes_stop_all_of_them(tmp_path, taught, monkeypatch):
+    def fails(*_, **__):
+        raise UsageError("a run", "no such rows", "give some")
+
+    monkeypatch.setattr(compare, "teach", fails)
+    settings = config(tmp_path)
+    ways = contenders(settings, ["sa_proj", "mlp"], [])
+    with pytest.raises(UsageError, match="no such rows"):
+        run_comparison(settings, ways, trial=False, console=say())
+
+
+@pytest.mark.parametrize("changed", ["", "rows", "base"])
+def test_finished_runs_are_held_to_the_base_and_the_rows(tmp_path, taught, monkeypatch, changed):
+    monkeypatch.undo()
+    loads = []
+
+    def load(settings):
+        loads.append(settings)
+        return SimpleNamespace(model=None)
+
+    def read(self, loaded, settings, refused, taught=()):
+        digest = "other" if changed == "rows" else "same"
+        part = SimpleNamespace(name="keep", path="b.jsonl", sha256=digest)
+        return None, SimpleNamespace(summaries=[part])
+
+    monkeypatch.setattr(compare, "load", load)
+    monkeypatch.setattr(compare, "tensor_hashes", lambda _: {})
+    base = "another" if changed == "base" else "base"
+    monkeypatch.setattr(compare, "combine_hashes", lambda _: base)
+    monkeypatch.setattr(compare.Shared, "read", read)
+    now = compare._Now(compare.Shared())
+    for name in ("one", "two"):
+        folder = RunFolder(tmp_path / name)
+        folder.root.mkdir()
+        started = {"base": "base", "rows of keep (b.jsonl)": "same"}
+        (folder.root / "started.json").write_text(json.dumps(started))
+        own = config(tmp_path, output_dir=str(folder.root))
+        if changed:
+            with pytest.raises(UsageError, match="changed since it was started"):
+                now.check(own)
+        else:
+            now.check(own)
+    assert len(loads) == 1
+
+
+def test_a_comparison_under_a_launcher_is_refused_at_once(tmp_path, taught, monkeypatch):
+    state = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(compare, "PartialState", lambda: state)
+    settings = config(tmp_path)
+    ways = contenders(settings, ["sa_proj", "mlp"], [])
+    with pytest.raises(UsageError, match="several processes"):
         run_comparison(settings, ways, trial=False, console=say())
     assert not taught

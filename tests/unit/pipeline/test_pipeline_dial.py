@@ -10,6 +10,7 @@ from narrowtune.core.config import DialSettings, RunConfig
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import ItemResult
 from narrowtune.data.examples import Example, Message, Text
+from narrowtune.evaluate.clusters import effective_items_together
 from narrowtune.evaluate.evaluate import summarise
 from narrowtune.evaluate.tasks import Task
 from narrowtune.models.blended import between, set_between
@@ -20,7 +21,7 @@ def task(name, role, number, per_group=1):
     examples = [
         Example(
             id=f"{name} {k}",
-            messages=(Message("user", (Text("?"),)),),
+            messages=(Message("user", (Text(f"{name} {k}?"),)),),
             answers=("yes",),
             group=None if per_group == 1 else f"picture {k // per_group}",
         )
@@ -213,3 +214,16 @@ def test_a_models_named_parameters_are_set_and_no_others():
     set_between(model, {"bias": torch.zeros(3)}, {"bias": torch.ones(3)}, 0.25)
     assert model.bias.equal(torch.full((3,), 0.25))
     assert model.weight.equal(weight)
+
+
+def test_a_question_that_is_asked_twice_is_in_one_part_and_counts_once():
+    first, second = task("charts", "held_out", 40), task("more", "held_out", 40)
+    twice = Task("more", "held_out", "contains", "generate", 4, first.examples)
+    halves = Halves([first, twice], DialSettings(), seed=3)
+    searched, confirming = (
+        {example.prompt for part in parts for example in part.examples}
+        for parts in (halves.searched, halves.confirming)
+    )
+    assert not searched & confirming
+    assert effective_items_together([first.groups, twice.groups]) == pytest.approx([20, 20])
+    assert effective_items_together([first.groups, second.groups]) == pytest.approx([40, 40])

@@ -70,6 +70,35 @@ def test_where_none_ships_none_is_recommended_and_the_nearest_named(make):
     assert advise(runs[2:]).reason.startswith("No run is shown to have learned")
 
 
+def test_the_nearest_is_the_nearest_to_both_budgets(make):
+    runs = [
+        make(
+            "task",
+            30,
+            2,
+            "over_budget",
+            budget=5.0,
+            budget_task=3.0,
+            worst_task="charts",
+            worst_task_forgetting=estimate(15, 3),
+        ),
+        make(
+            "mean",
+            20,
+            6,
+            "over_budget",
+            budget=5.0,
+            budget_task=3.0,
+            worst_task="charts",
+            worst_task_forgetting=estimate(2, 3),
+        ),
+    ]
+    assert "mean is nearest: at most 8.5 lost where 5 may be" in advise(runs).reason
+    assert "task is nearest: charts at most 17.5 lost where 3 of a task may be" in (
+        advise(runs[:1]).reason
+    )
+
+
 def test_a_dots_area_grows_with_training_time(make):
     run = make("a", 1, 1)
     seconds = run.training.seconds
