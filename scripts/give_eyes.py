@@ -1,6 +1,6 @@
 """Put a small tower and a projector in front of SmolLM2-135M, and teach them to see for it.
 
-    python scripts/give_eyes.py runs/eyes --seeing-steps 900 --answering-steps 120
+    python scripts/give_eyes.py runs/eyes --seeing-steps 360 --answering-steps 70
 
 The tower is that of the reference model that ships; the projector begins anew; the language model
 is SmolLM2 and stays as it is. First tower and projector learn to say what each patch shows in

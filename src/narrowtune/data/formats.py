@@ -32,12 +32,18 @@ _LLAVA_ROLES = {
     "system": "system",
 }
 
+_ASKED_TOO = ("context", "passage", "document", "choices", "hint", "premise", "hypothesis", "input")
+"""Columns of known data sets that belong to the question, and that no layout of pairs reads, but
+for `input` beside `instruction`: a question without them is another one."""
+
 _UNSUPPORTED = ("history", "tools", "functions", "videos", "video", "audio")
 _PICTURE_LIKE = re.compile(
     r"(imgs?|images?|pics?|pictures?|photos?)(_?(path|file|filename|url|uri|bytes|base64|b64)s?)?",
     re.IGNORECASE,
 )
 """Columns of other tools that hold pictures: unread, they would leave a row blind."""
+
+_PICTURE_FILE = re.compile(r"\S.*\.(png|jpe?g|webp|bmp|gif|tiff?)", re.IGNORECASE)
 
 COLUMNS = frozenset(
     {"messages", "conversations", *PAIRS, *PAIRS.values(), "input", "system", "image", "images"}
@@ -96,7 +102,10 @@ def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
 
 
 def picture_columns(row: dict[str, Any], example: Example) -> set[str]:
-    """Return the columns that may hold pictures of a row that was read without any."""
+    """Return the columns that may hold pictures of a row that was read without any.
+
+    By their names, or because they name files of pictures.
+    """
     if example.images:
         return set()
     return {
@@ -104,6 +113,7 @@ def picture_columns(row: dict[str, Any], example: Example) -> set[str]:
         for key in row.keys() - COLUMNS
         if row[key] and isinstance(row[key], (str, bytes, dict, list))
         if _PICTURE_LIKE.fullmatch(key)
+        or (isinstance(row[key], str) and _PICTURE_FILE.fullmatch(row[key]))
     }
 
 
@@ -112,7 +122,10 @@ def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]],
     found = [key for key in ("messages", "conversations", *PAIRS) if key in row]
     if not found:
         known = ", ".join(["messages", "conversations", *(f"{a}/{b}" for a, b in PAIRS.items())])
-        raise RowError(f"no known columns; a row has one of {known}; this one has {_listed(row)}")
+        cut = " (is the file separated by ;?)" if any(";" in str(key) for key in row) else ""
+        raise RowError(
+            f"no known columns; a row has one of {known}; this one has {_listed(row)}{cut}"
+        )
     if len(found) > 1:
         raise RowError(f"ambiguous: columns {' and '.join(found)} both say what the row is")
     kind = found[0]
@@ -142,17 +155,29 @@ def _pair_turns(
     row: dict[str, Any], asked: str, reading: Reading
 ) -> tuple[list[dict[str, Any]], bool]:
     prompt, answer = row[asked], row.get(PAIRS[asked])
+    for key in _ASKED_TOO:
+        if row.get(key) and (key, asked) != ("input", "instruction"):
+            raise RowError(
+                f"column {key!r} is not read, and seems to belong to the question: write it into "
+                f"{asked}, or drop it"
+            )
     # TRL's conversational layout: both sides are lists of messages.
     if isinstance(prompt, list):
         rest = answer if isinstance(answer, list) else _assistant(answer)
         return _with_system(row, [*prompt, *rest]), True
+    if isinstance(answer, list):
+        raise RowError(f"{PAIRS[asked]} is a list: accepted answers go into the column answers")
+    if isinstance(answer, float):
+        raise RowError(f"{PAIRS[asked]} is float, not text: write {answer!r} in quotes")
     text = need_text(prompt, asked)
     if asked == "instruction" and row.get("input"):
         text = f"{text}\n\n{need_text(row['input'], 'input')}"
     if answer is None and row.get("answers"):
         answer = next(iter(_texts(row["answers"], "answers")), None)
     if answer is None and not reading.prompts_only:
-        raise RowError(f"{PAIRS[asked]} is missing; the row has {_listed(row)}")
+        others = [name for name in PAIRS.values() if name in row]
+        named = f"; call {others[0]} {PAIRS[asked]}" if others else ""
+        raise RowError(f"{PAIRS[asked]} is missing; the row has {_listed(row)}{named}")
     turns = [{"role": "user", "content": text}, *_assistant(answer)]
     return _with_system(row, turns), False
 
@@ -201,6 +226,8 @@ def _texts(value: Any, what: str) -> list[str]:
     value = _json_cell(value, what)
     if value is None:
         return []
+    if isinstance(value, dict) and "text" in value:
+        raise RowError(f"{what} has keys, as in SQuAD: give the list under its text")
     if not isinstance(value, (list, tuple)):
         raise RowError(f"{what} is {type(value).__name__}, not a list of texts")
     return [need_text(_answer_text(item), f"one of {what}") for item in value]

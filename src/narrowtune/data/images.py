@@ -121,7 +121,7 @@ def _read(image: Image, root: Path | None) -> tuple[bytes, Path | None]:
         folder = root.resolve(strict=True)
         path = (folder / image.path).resolve(strict=True)
     except (OSError, RuntimeError):
-        raise RowError(f"{_label(image)} does not exist") from None
+        raise RowError(f"{_label(image)} does not exist in {root} (image_root)") from None
     if not path.is_relative_to(folder):
         raise RowError(
             f"{_label(image)} lies outside the folder for pictures, {folder} (set image_root)"

@@ -84,8 +84,8 @@ def split_examples(
     if empty:
         raise DataError(
             asked=f"{len(examples)} rows split with validation {validation} and test {test}",
-            found=f"{len(clusters)} groups of rows that belong together, none left for "
-            + " and ".join(empty),
+            found=f"{len(clusters)} groups of rows that belong together (by their prompt with its "
+            f"pictures, or by their group), none left for {' and '.join(empty)}",
             do="give more rows (or finer groups), or change the shares",
         )
     return {name: pick(examples, rows) for name, rows in numbers.items()}

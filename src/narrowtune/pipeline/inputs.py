@@ -202,6 +202,7 @@ class _Reader:
         """Read and split the skill's rows; returns those of `skill.path` by split."""
         settings, inputs = self.config.skill, self.inputs
         source = self._source(settings, "skill")
+        source.check_pictures(self.encoder)
         share = 0.0 if settings.test_path else settings.test
         splits = split_examples(source.examples, settings.validation, share, self.config.seed)
         train = self._stored(splits["train"], source)

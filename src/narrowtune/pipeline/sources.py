@@ -139,6 +139,8 @@ class Source:
         ways = ["correct these rows"]
         if self._has_misfits:
             ways.append(f"choose a metric that fits ({self._option('metric', 'NAME')})")
+        if any("max_length" in row.reason for row in self._seen):
+            ways.append("raise max_length, or make pictures smaller (processor_kwargs)")
         if self.settings.mode == "options":
             ways.append(f"ask without options ({self._option('mode', 'generate')})")
         if num_refused < num_rows:

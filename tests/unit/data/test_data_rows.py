@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import json
+import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from narrowtune.core.config import DataSettings
 from narrowtune.core.errors import DataError
 from narrowtune.data import rows as reading
 from narrowtune.data import sources
+from narrowtune.data.examples import RowError
+from narrowtune.data.formats import Reading, parse_row, picture_columns
 from narrowtune.data.rows import Image, Rows, RowsRefusedError, Text, read_rows, write_refused
 
 QUESTION, ANSWER = "What is the capital of Kenya?", "Nairobi"
@@ -520,3 +523,33 @@ def test_turns_may_have_empty_keys_of_others(read, role) -> None:
 def test_turns_by_from_and_value_may_be_called_messages(read) -> None:
     (example,) = read({"messages": LAYOUTS["conversations"]["conversations"]}).examples
     assert [m.content for m in example.messages] == [(Text(QUESTION),), (Text(ANSWER),)]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"question": "Who?", "context": "Ann came.", "answer": "Ann"}, "'context' is not read"),
+        ({"question": "Who?", "choices": ["a", "b"], "answer": 0}, "'choices' is not read"),
+        ({"question": "Who?", "input": "Ann came.", "answer": "Ann"}, "'input' is not read"),
+        ({"prompt": "So?", "premise": "A dog.", "completion": "no"}, "write it into prompt"),
+        ({"question": "Who?", "answer": ["a", "b"]}, "into the column answers"),
+        ({"question": "Who?", "answers": {"text": ["a"], "answer_start": [1]}}, "under its text"),
+        ({"question": "How much?", "answer": 3.5}, "is float, not text: write 3.5 in quotes"),
+        ({"instruction": "Say.", "response": "a"}, "call response output"),
+        ({"question;answer": "a;b"}, "separated by ;"),
+    ],
+)
+def test_a_row_of_another_shape_is_told_what_to_change(row, words):
+    with pytest.raises(RowError, match=re.escape(words)):
+        parse_row(row, 1, Reading("rows"))
+
+
+def test_empty_columns_and_an_instructions_own_input_are_read():
+    parse_row({"question": "Who?", "context": "", "answer": "a"}, 1, Reading("rows"))
+    made = parse_row({"instruction": "Say.", "input": "it", "output": "a"}, 1, Reading("rows"))
+    assert made.prompt[-1].text == "Say.\n\nit"
+
+
+def test_a_column_that_names_pictures_is_seen_by_what_is_in_it():
+    row = {"question": "Total?", "answer": "5", "scan": "a/b 1.JPG", "note": "see b.png today"}
+    assert picture_columns(row, parse_row(row, 1, Reading("rows"))) == {"scan"}
