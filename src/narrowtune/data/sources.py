@@ -9,7 +9,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -173,12 +173,38 @@ def _parquet(file: Path) -> Iterator[RawRow]:
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
-        yield from _arrow_rows(table.iter_batches(batch_size=_BATCH_ROWS))
+        names = _names_in(table.schema_arrow.metadata or {})
+        yield from _arrow_rows(table.iter_batches(batch_size=_BATCH_ROWS), names)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(str(file), str(error), "check that the file is complete") from None
 
 
-def _arrow_rows(batches: Iterator[Any]) -> Iterator[RawRow]:
+def _names_in(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Return the names of labels that `datasets` noted in a Parquet file, by column."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        kinds = {key: kind for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
+        return {key: list(kind["names"]) for key, kind in kinds.items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}  # a table that something else wrote
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Return a label's name in place of its number; −1 stands for none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    return names[value] if 0 <= value < len(names) else None
+
+
+def _arrow_rows(
+    batches: Iterator[Any], names: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[RawRow]:
+    """Yield the rows of a table.
+
+    Args:
+        batches: of it.
+        names: of labels that are stored as numbers, by column: "billing" is an answer, 0 is none.
+    """
     number = 0
     for batch in batches:
         for index in range(batch.num_rows):
@@ -188,6 +214,9 @@ def _arrow_rows(batches: Iterator[Any]) -> Iterator[RawRow]:
             except UnicodeDecodeError:
                 yield RawRow(number, reason="the row is not UTF-8")
                 continue
+            for key, own in (names or {}).items():
+                if key in values:
+                    values[key] = _named(values[key], own)
             yield _raw_row(number, values)
 
 
@@ -211,10 +240,17 @@ def _hub(path: str, split: str | None) -> Iterator[RawRow]:
     except Exception as error:
         raise _unreadable(
             path,
-            f"neither a file nor a folder here; as a hub id: {_first_line(error)}",
-            "check the path; for a hub id, check its name and the network, or download it first",
+            f"neither a file nor a folder here; as a hub id: {_words(error)}",
+            "check the path; for a hub id, check its name and the network, or load what you want "
+            "of it with datasets (one configuration, one split) and give the folder of "
+            "save_to_disk",
         ) from None
     yield from _dataset_rows(path, loaded, split)
+
+
+def _words(error: Exception) -> str:
+    """Return an error in one line: the names of a set's configurations stand behind its first."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def _first_line(error: Exception) -> str:
@@ -239,4 +275,6 @@ def _dataset_rows(path: str, loaded: Any, split: str | None) -> Iterator[RawRow]
         raise _unreadable(path, f"one set without splits, not {split!r}", "leave the split out")
     # The arrow format hands pictures over undecoded, so that our own limits see them first.
     tables = loaded.with_format("arrow").iter(batch_size=_BATCH_ROWS)
-    yield from _arrow_rows(tables)
+    features = loaded.features or {}
+    labels = {key: kind.names for key, kind in features.items() if hasattr(kind, "str2int")}
+    yield from _arrow_rows(tables, labels)

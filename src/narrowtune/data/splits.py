@@ -1,7 +1,8 @@
 """Which row goes where: seeded splits, overlap between sets, general rows mixed in.
 
-Owns: the rule that rows sharing a group, a prompt or a picture stay together, and draws that
-depend on the seed and the rows' content, never on their order.
+Owns: the rule that rows sharing a group, a prompt or a picture stay together. Splits depend on the
+seed and the rows' content, never on their order; draws of a number of rows on the seed and their
+ids, which without a column of that name are the file's name and the row's number.
 """
 
 from __future__ import annotations

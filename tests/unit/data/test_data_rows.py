@@ -553,3 +553,37 @@ def test_empty_columns_and_an_instructions_own_input_are_read():
 def test_a_column_that_names_pictures_is_seen_by_what_is_in_it():
     row = {"question": "Total?", "answer": "5", "scan": "a/b 1.JPG", "note": "see b.png today"}
     assert picture_columns(row, parse_row(row, 1, Reading("rows"))) == {"scan"}
+
+
+LABELS = ["billing", "tech", "other"]
+
+
+@pytest.fixture
+def labelled() -> datasets.Dataset:
+    features = datasets.Features(
+        {"question": datasets.Value("string"), "answer": datasets.ClassLabel(names=LABELS)}
+    )
+    rows = {"question": ["a", "b", "c"], "answer": [2, 0, 1]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_labels_that_are_stored_as_numbers_are_taught_by_their_names(labelled, tmp_path, kind):
+    path = tmp_path / "rows"
+    if kind == "folder":
+        labelled.save_to_disk(path)
+    else:
+        path = path.with_suffix(".parquet")
+        labelled.to_parquet(path)
+    found = read_rows(DataSettings(path=str(path))).examples
+    assert [example.answers for example in found] == [("other",), ("billing",), ("tech",)]
+
+
+def test_a_set_with_configurations_names_them(monkeypatch):
+    def load(_):
+        raise ValueError("Config name is missing.\nPlease pick one among: ['all', 'algebra']")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"\['all', 'algebra'\]") as error:
+        read_rows(DataSettings(path="cais/mmlu"))
+    assert "save_to_disk" in error.value.do
