@@ -161,7 +161,10 @@ def view(ledger: Ledger) -> LedgerView:
     recovery: list[float | None] = []
     for first, second in pairwise(states[1:]):
         common = [name for name in kept if _same(states[0], first, name)]
-        common = [name for name in common if _same(states[0], second, name)]
+        # Where one has no `scoring`, both may match the base and not each other.
+        common = [
+            name for name in common if _same(states[0], second, name) and _same(first, second, name)
+        ]
         before, after = (_mean_loss(states[0], state, common) for state in (first, second))
         recovery.append(None if before is None or after is None else before - after)
     return LedgerView(

@@ -44,6 +44,7 @@ _PICTURE_LIKE = re.compile(
 """Columns of other tools that hold pictures: unread, they would leave a row blind."""
 
 _PICTURE_FILE = re.compile(r"\S.*\.(png|jpe?g|webp|bmp|gif|tiff?)", re.IGNORECASE)
+"""What a text that names a picture looks like, whatever its column is called."""
 
 COLUMNS = frozenset(
     {"messages", "conversations", *PAIRS, *PAIRS.values(), "input", "system", "image", "images"}
@@ -104,7 +105,7 @@ def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
 def picture_columns(row: dict[str, Any], example: Example) -> set[str]:
     """Return the columns that may hold pictures of a row that was read without any.
 
-    By their names, or because they name files of pictures.
+    By their names, or because they hold pictures' bytes or name files of pictures.
     """
     if example.images:
         return set()
@@ -112,9 +113,21 @@ def picture_columns(row: dict[str, Any], example: Example) -> set[str]:
         key
         for key in row.keys() - COLUMNS
         if row[key] and isinstance(row[key], (str, bytes, dict, list))
-        if _PICTURE_LIKE.fullmatch(key)
-        or (isinstance(row[key], str) and _PICTURE_FILE.fullmatch(row[key]))
+        if _PICTURE_LIKE.fullmatch(key) or _looks_like_picture(row[key])
     }
+
+
+def _looks_like_picture(value: Any) -> bool:
+    """Whether a value, or one in a list of them, names a picture or holds it as `datasets` does."""
+    for item in value if isinstance(value, list) else [value]:
+        name = item
+        if isinstance(item, dict):
+            name = item.get("path")
+            if name is None and isinstance(item.get("bytes"), bytes):
+                return True
+        if isinstance(name, str) and _PICTURE_FILE.fullmatch(name.strip()):
+            return True
+    return False
 
 
 def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]], bool]:
@@ -155,20 +168,12 @@ def _pair_turns(
     row: dict[str, Any], asked: str, reading: Reading
 ) -> tuple[list[dict[str, Any]], bool]:
     prompt, answer = row[asked], row.get(PAIRS[asked])
-    for key in _ASKED_TOO:
-        if row.get(key) and (key, asked) != ("input", "instruction"):
-            raise RowError(
-                f"column {key!r} is not read, and seems to belong to the question: write it into "
-                f"{asked}, or drop it"
-            )
+    _check_asked(row, asked)
+    _check_answer(answer, PAIRS[asked])
     # TRL's conversational layout: both sides are lists of messages.
     if isinstance(prompt, list):
         rest = answer if isinstance(answer, list) else _assistant(answer)
         return _with_system(row, [*prompt, *rest]), True
-    if isinstance(answer, list):
-        raise RowError(f"{PAIRS[asked]} is a list: accepted answers go into the column answers")
-    if isinstance(answer, float):
-        raise RowError(f"{PAIRS[asked]} is float, not text: write {answer!r} in quotes")
     text = need_text(prompt, asked)
     if asked == "instruction" and row.get("input"):
         text = f"{text}\n\n{need_text(row['input'], 'input')}"
@@ -180,6 +185,35 @@ def _pair_turns(
         raise RowError(f"{PAIRS[asked]} is missing; the row has {_listed(row)}{named}")
     turns = [{"role": "user", "content": text}, *_assistant(answer)]
     return _with_system(row, turns), False
+
+
+def _check_asked(row: dict[str, Any], asked: str) -> None:
+    """Refuse a question whose other part stands in a column that nothing is read from."""
+    for key in _ASKED_TOO:
+        value = row.get(key)
+        is_empty = not value or (isinstance(value, str) and not value.strip())
+        if is_empty or (key, asked) == ("input", "instruction"):
+            continue
+        ways = f"write it into {asked}"
+        if asked == "instruction" and "input" not in row:
+            ways = f"call it input, write it into {asked}"
+        raise RowError(
+            f"column {key!r} is not read, and seems to belong to the question: {ways}, or drop or "
+            "rename the column"
+        )
+
+
+def _check_answer(answer: Any, column: str) -> None:
+    """Refuse an answer that can't be read, by its column's name: turns have none."""
+    if isinstance(answer, list):
+        # Content blocks, or TRL's messages, are lists of dictionaries.
+        if answer and not any(isinstance(item, dict) for item in answer):
+            raise RowError(f"{column} is a list: accepted answers go into the column answers")
+    elif isinstance(answer, float):
+        whole = f", or {answer:.0f}" if answer.is_integer() else ""
+        raise RowError(f"{column} is float, not text: write {answer!r} in quotes{whole}")
+    elif answer is not None:
+        need_text(_answer_text(answer), column)
 
 
 def _listed(row: dict[str, Any]) -> str:

@@ -116,7 +116,7 @@ def _read(image: Image, root: Path | None) -> tuple[bytes, Path | None]:
         return image.data, None
     assert image.path is not None
     if root is None:
-        raise RowError(f"{_label(image)} is a path, and no folder is set that it may lie in")
+        raise RowError(f"{_label(image)} is a path, and no folder is set for it (image_root)")
     try:
         folder = root.resolve(strict=True)
         path = (folder / image.path).resolve(strict=True)

@@ -24,6 +24,9 @@ MAX_JSON_BYTES = 2 * 2**30
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _BATCH_ROWS = 256
+_MAX_HEADER_BYTES = 2**16
+_MAX_ERROR = 400  # characters of an error of the hub's client
+_RENAME = "rename it to .jsonl"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 
 
@@ -137,15 +140,24 @@ def _json(file: Path) -> Iterator[RawRow]:
         rows = json.loads(file.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if _has_row_per_line(file):
+            raise _unreadable(str(file), f"a row per line: {detail}", _RENAME) from None
         raise _unreadable(str(file), detail, "give a JSON list of rows, or JSONL") from None
     if not isinstance(rows, list):
         found = f"{type(rows).__name__} instead of a list of rows"
-        raise _unreadable(str(file), found, "give a JSON list of rows, or JSONL as .jsonl")
+        do = f"give a JSON list of rows; if the file has a row per line, {_RENAME}"
+        raise _unreadable(str(file), found, do)
     for number, values in enumerate(rows, start=1):
         yield _raw_row(number, values)
 
 
+def _has_row_per_line(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return _json_row(1, stream.readline(MAX_LINE_BYTES)).values is not None
+
+
 def _csv(file: Path) -> Iterator[RawRow]:
+    _check_separator(file)
     before = csv.field_size_limit(MAX_LINE_BYTES)
     try:
         # Bytes that are not UTF-8 survive as surrogates, so that they cost their row only.
@@ -158,6 +170,25 @@ def _csv(file: Path) -> Iterator[RawRow]:
         raise _unreadable(str(file), found, "correct the quoting, or save it as .jsonl") from None
     finally:
         csv.field_size_limit(before)
+
+
+def _check_separator(file: Path) -> None:
+    """Refuse a file that spreadsheets of other languages wrote: quoted, it is broken CSV besides.
+
+    Raises:
+        DataError: a header without a comma that has another mark between its columns.
+    """
+    with file.open("rb") as stream:
+        header = stream.readline(_MAX_HEADER_BYTES)
+    if b"," in header or header.count(b'"') % 2:
+        return
+    for mark, name in ((b";", ";"), (b"\t", "tabs")):
+        if mark in header:
+            raise _unreadable(
+                str(file),
+                f"a header without commas: is the file separated by {name}?",
+                "save it separated by commas, or as .jsonl",
+            )
 
 
 def _csv_row(number: int, row: dict[Any, Any]) -> RawRow:
@@ -173,24 +204,45 @@ def _parquet(file: Path) -> Iterator[RawRow]:
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
-        names = _names_in(table.schema_arrow.metadata or {})
+        names = _label_names(_noted_features(table.schema_arrow.metadata or {}))
         yield from _arrow_rows(table.iter_batches(batch_size=_BATCH_ROWS), names)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(str(file), str(error), "check that the file is complete") from None
 
 
-def _names_in(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Return the names of labels that `datasets` noted in a Parquet file, by column."""
+def _noted_features(metadata: Mapping[bytes, bytes]) -> Any:
+    """Return the features that `datasets` noted in a Parquet file."""
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        kinds = {key: kind for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
-        return {key: list(kind["names"]) for key, kind in kinds.items()}
-    except (KeyError, ValueError, TypeError, AttributeError):
+        return json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError, RecursionError):
         return {}  # a table that something else wrote
 
 
+def _label_names(features: Any) -> dict[str, list[str]]:
+    """Return the names of labels by column, of columns of labels or of lists of these.
+
+    Args:
+        features: by column, as `datasets.Features.to_dict` gives them.
+    """
+    found = {}
+    for key, kind in features.items() if isinstance(features, dict) else ():
+        # These are not taught, and have to stay what they were in runs before.
+        if key in ("id", "group"):
+            continue
+        inner = kind[0] if isinstance(kind, list) and kind else kind
+        if isinstance(inner, dict) and "_type" in inner and "feature" in inner:
+            inner = inner["feature"]
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
+            names = inner.get("names")
+            if isinstance(names, list):
+                found[key] = names
+    return found
+
+
 def _named(value: Any, names: Sequence[str]) -> Any:
-    """Return a label's name in place of its number; −1 stands for none."""
+    """Return a label's name in place of its number, or those of a list; −1 stands for none."""
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
     if not isinstance(value, int) or isinstance(value, bool):
         return value
     return names[value] if 0 <= value < len(names) else None
@@ -238,19 +290,24 @@ def _hub(path: str, split: str | None) -> Iterator[RawRow]:
         loaded = datasets.load_dataset(path)
     # The hub's client answers a wrong name or a missing network with many kinds of exception.
     except Exception as error:
+        words = " ".join(str(error).split())
+        if "Config name is missing" in words:
+            # All of the list: the one that is wanted may be its last.
+            raise _unreadable(
+                path,
+                f"a hub id with several configurations: {words.partition(' Example of usage')[0]}",
+                "load one of them with datasets (load_dataset(path, name)), save it with "
+                "save_to_disk, and give that folder",
+            ) from None
         raise _unreadable(
             path,
-            f"neither a file nor a folder here; as a hub id: {_words(error)}",
+            "neither a file nor a folder here; as a hub id: "
+            f"{type(error).__name__}: {words[:_MAX_ERROR]}",
             "check the path; for a hub id, check its name and the network, or load what you want "
             "of it with datasets (one configuration, one split) and give the folder of "
             "save_to_disk",
         ) from None
     yield from _dataset_rows(path, loaded, split)
-
-
-def _words(error: Exception) -> str:
-    """Return an error in one line: the names of a set's configurations stand behind its first."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def _first_line(error: Exception) -> str:
@@ -275,6 +332,5 @@ def _dataset_rows(path: str, loaded: Any, split: str | None) -> Iterator[RawRow]
         raise _unreadable(path, f"one set without splits, not {split!r}", "leave the split out")
     # The arrow format hands pictures over undecoded, so that our own limits see them first.
     tables = loaded.with_format("arrow").iter(batch_size=_BATCH_ROWS)
-    features = loaded.features or {}
-    labels = {key: kind.names for key, kind in features.items() if hasattr(kind, "str2int")}
-    yield from _arrow_rows(tables, labels)
+    features = loaded.features.to_dict() if loaded.features else {}
+    yield from _arrow_rows(tables, _label_names(features))

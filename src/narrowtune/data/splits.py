@@ -85,8 +85,9 @@ def split_examples(
     if empty:
         raise DataError(
             asked=f"{len(examples)} rows split with validation {validation} and test {test}",
-            found=f"{len(clusters)} groups of rows that belong together (by their prompt with its "
-            f"pictures, or by their group), none left for {' and '.join(empty)}",
+            found=f"{len(clusters)} groups of rows that belong together (the same prompt, its "
+            "pictures counted in, or a picture or a group in common), none left for "
+            + " and ".join(empty),
             do="give more rows (or finer groups), or change the shares",
         )
     return {name: pick(examples, rows) for name, rows in numbers.items()}
@@ -176,7 +177,7 @@ def draw_examples(examples: Iterable[Example], count: int, seed: int) -> list[Ex
 def draw_general(
     general: Sequence[Example], num_skill: int, share: float, seed: int
 ) -> Sequence[Example]:
-    """Return `share` times as many general rows as a skill has, drawn by `seed`.
+    """Return `share` times as many general rows as a skill has, drawn by `seed` and their ids.
 
     Raises:
         UsageError: `share` is not above 0.

@@ -1,9 +1,9 @@
 """Several ways to teach one skill, each a run of its own, side by side.
 
-Owns: which runs a comparison has, that they do the same work, and the trial that leaves some out.
-Rows are read and encoded once for all; the base's scores come from the cache after the first run,
-what a frozen tower sees from the feature store; all compute in the arithmetic that was measured
-for the first.
+Owns: which runs a comparison has, that they do the same work, which of them are finished, what
+becomes of one that fails, and the trial that leaves some out. Rows are read and encoded once for
+all; the base's scores come from the cache after the first run, what a frozen tower sees from the
+feature store; all compute in the arithmetic that was measured for the first.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from narrowtune.core.errors import DeltaError, NarrowtuneError, TrainingError, U
 from narrowtune.core.recipes import get_recipe
 from narrowtune.core.results import RunRecord
 from narrowtune.core.run_folder import RunFolder
-from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
-from narrowtune.models.load import LoadedModel
+from narrowtune.models.fingerprint import fingerprint
+from narrowtune.models.select import resolve
+from narrowtune.pipeline.checks import check_run
 from narrowtune.pipeline.folder import check_started, row_hashes
 from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.shared import Shared
+from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.pipeline.teach import teach
 from narrowtune.report.comparison import build_comparison
 from narrowtune.report.folder import read_record
@@ -121,7 +123,8 @@ def run_comparison(
 ) -> tuple[list[RunRecord], Path]:
     """Run what is missing of a comparison.
 
-    Started again with the same settings it goes on where it was stopped.
+    Started again with the same settings it goes on where it was stopped: finished runs are taken
+    as they are, those that failed are tried again.
 
     Args:
         config: the run that all are variants of; `output_dir` gets a folder for each.
@@ -136,8 +139,9 @@ def run_comparison(
         comparison's page.
 
     Raises:
-        NarrowtuneError: of rows, settings or a base that can't be; finished runs stay. Of trainings
-            that fail, such as one whose loss is no number any more, only where all do.
+        NarrowtuneError: of rows, settings, a recipe or a base that can't be, or that are others
+            than those of a finished run; these stay. Of trainings that fail, such as one whose loss
+            is no number any more, only where all do: then it is the first's.
     """
     if config.ledger is not None:
         raise UsageError(
@@ -156,17 +160,21 @@ def run_comparison(
     if config.training.quantize_frozen:
         _check_something_frozen(ways)
     root, shared = Path(config.output_dir), Shared(several=True)
-    left = list(ways)
-    for share in _ROUNDS if trial else ():
-        folder = root / f"trial {share:g}"
-        left, records = _round(config, left, folder, share, console, shared)
+    trials = [(share, root / f"trial {share:g}") for share in _ROUNDS if trial]
+    with Stopwatch(console, loud=True).stage("check the ways"):
+        _check_ways(config, ways, [*trials, (1.0, root)], shared)
+    left, failed = list(ways), dict[str, str]()
+    for share, folder in trials:
+        left, records = _round(config, left, folder, share, console, shared, failed)
         best = sorted(range(len(left)), key=lambda place: _rank(records[place]))
         kept = set(best[: max(2, math.ceil(len(left) / 2))])
         for place in best[len(kept) :]:
             console.print(f"Left out after {share:.0%}: {left[place].name}", markup=False)
         left = [way for place, way in enumerate(left) if place in kept]
-    left, records = _round(config, left, root, 1.0, console, shared)
-    return records, build_comparison([root / way.name for way in left], root)
+    left, records = _round(config, left, root, 1.0, console, shared, failed)
+    if failed:
+        console.print(f"Could not be trained: {'; '.join(failed)}", markup=False, style="bold red")
+    return records, build_comparison([root / way.name for way in left], root, failed=failed)
 
 
 def _check_something_frozen(ways: Sequence[Contender]) -> None:
@@ -181,6 +189,58 @@ def _check_something_frozen(ways: Sequence[Contender]) -> None:
             )
 
 
+def _check_ways(
+    config: RunConfig,
+    ways: Sequence[Contender],
+    rounds: Sequence[tuple[float, Path]],
+    shared: Shared,
+) -> None:
+    """See, before anything trains, that each way can be taught and what is finished still holds.
+
+    The model is let go at the end: runs load one of their own, and are to have its memory.
+
+    Args:
+        config: the run that all are variants of.
+        ways: what is compared.
+        rounds: share of the training and folder of each.
+        shared: has the rows after this where a run is finished.
+
+    Raises:
+        UsageError: settings that contradict each other, a finished run with others, or one of
+            another base or other rows.
+        DataError: paths that lead nowhere, or rows that can't be used.
+        ModelError, SelectionError: the base can't be loaded, or lacks what a recipe trains.
+    """
+    configs = [_config(config, way, at / way.name, share) for share, at in rounds for way in ways]
+    finished = [own for own in configs if _known(own) is not None]
+    for own in configs:
+        check_run(own)
+    loaded = load(config)
+    for way in ways:
+        resolve(loaded.model, way.changes["recipe"])
+    base = fingerprint(loaded.model) if finished else ""
+    for own in finished:
+        _, inputs = shared.read(loaded, own, None)
+        _hold(RunFolder(Path(own.output_dir)), base, row_hashes(inputs.summaries))
+
+
+def _hold(folder: RunFolder, base: str, data: dict[str, str]) -> None:
+    """See that a finished run was of this base and these rows."""
+    found = "no started.json, which says what it began with"
+    if (folder.root / "started.json").exists():
+        try:
+            check_started(folder, base, data, resume=True)
+        except UsageError as error:
+            found = error.found
+        else:
+            return
+    raise UsageError(
+        asked=f"a comparison with the finished run in {folder.root}",
+        found=found,
+        do="put back what it was started with, or choose another --output-dir",
+    )
+
+
 def _round(
     config: RunConfig,
     ways: Sequence[Contender],
@@ -188,66 +248,60 @@ def _round(
     share: float,
     console: Console,
     shared: Shared,
+    failed: dict[str, str],
 ) -> tuple[list[Contender], list[RunRecord]]:
     """Run every way on a share of the training, each in a folder of its own.
 
+    Args:
+        failed: gets the ways that could not be trained, and why.
+
     Returns:
-        The ways that could be trained, and their records.
+        The other ways, and their records.
     """
     done: list[Contender] = []
     records: list[RunRecord] = []
-    failed: dict[str, NarrowtuneError] = {}
-    now = _Now(shared)
-    # What settings of one contradict each other is said before another is trained.
-    configs = [_config(config, way, folder / way.name, share) for way in ways]
-    for way, own in zip(ways, configs, strict=True):
-        console.rule(f"{way.name}{'' if share == 1 else f', trial on {share:.0%}'}")
-        first = folder / done[0].name if done else None
+    errors: list[NarrowtuneError] = []
+    on = "" if share == 1 else f", trial on {share:.0%}"
+    for way in ways:
+        console.rule(f"{way.name}{on}")
+        own = _config(config, way, folder / way.name, share)
         record = _known(own)
         if record is not None:
-            now.check(own)
-            console.print("Finished before, and taken as it is.", markup=False)
+            console.print(f"{way.name}: finished before, taken as it is", markup=False)
         else:
-            try:
-                record = teach_alike(own, first, console, shared)
-            except (TrainingError, DeltaError) as error:
-                failed[way.name] = error
-                console.print(f"{way.name} failed: {error.found}", markup=False, style="bold red")
+            found = _try(own, _measured(ways, folder), console, shared)
+            if isinstance(found, NarrowtuneError):
+                errors.append(found)
+                why = failed[f"{way.name}{on}"] = f"{found.found} ({found.asked})"
+                console.print(f"{way.name} failed: {why}", markup=False, style="bold red")
+                console.print(f"Do: {found.do}", markup=False)
                 continue
+            record = found
         done.append(way)
         records.append(record)
     if not done:
-        raise next(iter(failed.values()))
-    if failed:
-        names = ", ".join(failed)
-        console.print(f"Left out, since they could not be trained: {names}", markup=False)
+        raise errors[0]
     return done, records
 
 
-class _Now:
-    """What finished runs are held to: the base and the rows as they are now.
+def _measured(ways: Sequence[Contender], folder: Path) -> Path | None:
+    """Return the run whose arithmetic the others take: the first that has one, failed or not."""
+    runs = (folder / way.name for way in ways)
+    return next((run for run in runs if RunFolder(run).arithmetic.exists()), None)
 
-    Args:
-        shared: has the rows, or reads them.
+
+def _try(
+    config: RunConfig, first: Path | None, console: Console, shared: Shared
+) -> RunRecord | NarrowtuneError:
+    """Return a run's record; where the training fails, why.
+
+    What would stop any other way as well is raised.
     """
-
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._base: tuple[LoadedModel, str] | None = None
-
-    def check(self, config: RunConfig) -> None:
-        """See that a finished run was of this base and these rows.
-
-        Raises:
-            UsageError: it was of others; they are named.
-        """
-        if self._base is None:
-            loaded = load(config)
-            self._base = loaded, combine_hashes(tensor_hashes(loaded.model))
-        loaded, fingerprint = self._base
-        _, inputs = self._shared.read(loaded, config, None)
-        folder = RunFolder(Path(config.output_dir))
-        check_started(folder, fingerprint, row_hashes(inputs.summaries), resume=True)
+    try:
+        return teach_alike(config, first, console, shared)
+    except (TrainingError, DeltaError) as error:
+        # Without the frames that it came through: they hold the model, whose memory the next needs.
+        return type(error)(error.asked, error.found, error.do)
 
 
 def _config(config: RunConfig, way: Contender, folder: Path, share: float) -> RunConfig:

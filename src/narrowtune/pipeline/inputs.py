@@ -267,6 +267,7 @@ class _Reader:
         try:
             source = Source(own, self.inputs.refused, key=key, seed=taught.seed)
             rows = source.examples
+            source.check_pictures(self.encoder)
             if settings.test_path is None:
                 rows = split_examples(rows, settings.validation, settings.test, taught.seed)["test"]
             examples = source.encode_items(rows, self.encoder)

@@ -43,7 +43,7 @@ class Source:
         self.settings = settings
         self._key, self._prompts_only, self._seen = key, prompts_only, refused
         self._unencoded: list[RefusedRow] = []
-        self._has_misfits = False
+        self._has_misfits = self._has_large_pictures = False
         try:
             rows = read_rows(settings, prompts_only=prompts_only, seed=seed)
         except RowsRefusedError as error:
@@ -70,6 +70,8 @@ class Source:
     def refuse(self, example: Example, error: RowError) -> None:
         """Note a row that can't be encoded."""
         row = error.refused(self.settings.path, example.row)
+        if example.images and "max_length" in row.reason:
+            self._has_large_pictures = True
         self._unencoded.append(row)
         self._seen.append(row)
 
@@ -129,22 +131,30 @@ class Source:
 
     def _too_many(self, refused: list[RefusedRow], num_rows: int) -> RowsRefusedError:
         return RowsRefusedError(
-            refused, self.settings.max_refused, num_rows, self._remedy(len(refused), num_rows)
+            refused, self.settings.max_refused, num_rows, self._remedy(refused, num_rows)
         )
 
-    def _remedy(self, num_refused: int, num_rows: int) -> str:
+    def _remedy(self, refused: list[RefusedRow], num_rows: int) -> str:
         """Say what can be done, in what the command at hand accepts."""
+        reasons = [row.reason for row in refused]
         if self._prompts_only:
-            return f"correct these prompts, or give {self._key} another file, or raise max_length"
-        ways = ["correct these rows"]
+            ways = [f"correct these prompts, or give {self._key} another file", "raise max_length"]
+        else:
+            ways = ["correct these rows"]
+            if any("max_length" in reason for reason in reasons):
+                ways.append("raise max_length")
+        if self._has_large_pictures:
+            ways.append("lower the pictures' pixels (processor_kwargs)")
+        if any("image_root" in reason for reason in reasons):
+            ways.append("correct image_root, below which pictures have to lie")
+        if self._prompts_only:
+            return ", or ".join(ways)
         if self._has_misfits:
             ways.append(f"choose a metric that fits ({self._option('metric', 'NAME')})")
-        if any("max_length" in row.reason for row in self._seen):
-            ways.append("raise max_length, or make pictures smaller (processor_kwargs)")
         if self.settings.mode == "options":
             ways.append(f"ask without options ({self._option('mode', 'generate')})")
-        if num_refused < num_rows:
-            ways.append(f"go on without them ({self._option('max_refused', num_refused)})")
+        if len(refused) < num_rows:
+            ways.append(f"go on without them ({self._option('max_refused', len(refused))})")
         return ", or ".join(ways)
 
     def _option(self, name: str, value: object) -> str:

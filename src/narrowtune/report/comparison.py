@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,15 @@ class Scatter:
     budgets: list[Tick]
 
 
-def build_comparison(run_folders: Sequence[Path], out: Path) -> Path:
+def build_comparison(
+    run_folders: Sequence[Path], out: Path, *, failed: Mapping[str, str] | None = None
+) -> Path:
     """Write comparison.html, .md and .json and plots/ for several runs into `out`.
+
+    Args:
+        run_folders: of finished runs.
+        out: gets the files.
+        failed: runs that were to be compared and could not be trained, with what was found.
 
     Returns:
         The path of comparison.html. It links to each run's report.html where there is one.
@@ -98,6 +105,7 @@ def build_comparison(run_folders: Sequence[Path], out: Path) -> Path:
         "tasks": _tasks(rows),
         "differences": _differences([row.record for row in rows]),
         "advice": advise([row.record for row in rows]),
+        "failed": dict(failed or {}),
     }
     page = out / "comparison.html"
     with_chart = draw_comparison([row.record for row in rows], out / "plots")
@@ -215,6 +223,7 @@ def _machine(rows: Sequence[Row], values: dict[str, Any]) -> dict[str, Any]:
         "differences": list(values["differences"]),
         "recommended": chosen,
         "reason": advice.reason,
+        "failed": [{"name": name, "found": found} for name, found in values["failed"].items()],
         "runs": [
             {
                 "name": row.record.name,

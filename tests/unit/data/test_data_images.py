@@ -106,8 +106,17 @@ def test_references_that_are_refused(value: object, reason: str) -> None:
         image_reference(value, Path())
 
 
+def test_the_folder_that_a_missing_picture_is_looked_for_in_is_named(folder: Path) -> None:
+    image = image_reference("images/0000.png", folder)
+    with pytest.raises(RowError) as error:
+        check_image(image)
+    assert error.value.reason == (
+        f"picture 'images/0000.png' does not exist in {folder} (image_root)"
+    )
+
+
 def test_a_path_needs_a_root() -> None:
-    with pytest.raises(RowError, match="no folder is set"):
+    with pytest.raises(RowError, match=r"no folder is set for it \(image_root\)"):
         open_image(Image(path=Path("a.png")))
 
 

@@ -537,6 +537,15 @@ def test_turns_by_from_and_value_may_be_called_messages(read) -> None:
         ({"question": "How much?", "answer": 3.5}, "is float, not text: write 3.5 in quotes"),
         ({"instruction": "Say.", "response": "a"}, "call response output"),
         ({"question;answer": "a;b"}, "separated by ;"),
+        ({"query": "Who?", "passage": "Ann came.", "response": "Ann"}, "drop or rename the column"),
+        ({"question": "Who?", "document": ["Ann"], "answer": "Ann"}, "'document' is not read"),
+        ({"question": "Who?", "hint": "A…", "answer": "Ann"}, "'hint' is not read"),
+        ({"prompt": "So?", "hypothesis": "A cat.", "completion": "no"}, "'hypothesis' is not"),
+        ({"instruction": "Who?", "context": "Ann came.", "response": "Ann"}, "call it input, "),
+        ({"question": "How many?", "answer": 3.0}, "write 3.0 in quotes, or 3"),
+        ({"question": "So?", "answer": True}, "answer is bool"),
+        ({"question": "Who?", "answer": {"value": "Ann"}}, "answer is dict, not text"),
+        ({"prompt": [{"role": "user", "content": "?"}], "completion": 0.5}, "completion is float"),
     ],
 )
 def test_a_row_of_another_shape_is_told_what_to_change(row, words):
@@ -545,7 +554,8 @@ def test_a_row_of_another_shape_is_told_what_to_change(row, words):
 
 
 def test_empty_columns_and_an_instructions_own_input_are_read():
-    parse_row({"question": "Who?", "context": "", "answer": "a"}, 1, Reading("rows"))
+    for empty in ("", " \n", [], None):
+        parse_row({"question": "Who?", "context": empty, "answer": "a"}, 1, Reading("rows"))
     made = parse_row({"instruction": "Say.", "input": "it", "output": "a"}, 1, Reading("rows"))
     assert made.prompt[-1].text == "Say.\n\nit"
 
@@ -553,9 +563,31 @@ def test_empty_columns_and_an_instructions_own_input_are_read():
 def test_a_column_that_names_pictures_is_seen_by_what_is_in_it():
     row = {"question": "Total?", "answer": "5", "scan": "a/b 1.JPG", "note": "see b.png today"}
     assert picture_columns(row, parse_row(row, 1, Reading("rows"))) == {"scan"}
+    stored = {"bytes": b"...", "path": None}
+    held = {
+        "file_name": "a.tiff",
+        "invoice_image": " b.webp\n",
+        "pages": [None, "1.gif"],
+        "first": stored,
+        "both": [stored, stored],
+        "named": {"bytes": None, "path": "c.bmp"},
+        "sound": {"bytes": b"...", "path": "d.wav"},
+        "about": "png",
+        "parts": [["e.png"], 3],
+        "size": {"path": 3},
+    }
+    row = {"question": "Total?", "answer": "5", **held}
+    found = {"file_name", "invoice_image", "pages", "first", "both", "named"}
+    assert picture_columns(row, parse_row(row, 1, Reading("rows"))) == found
+
+
+def test_an_answer_may_be_content_blocks() -> None:
+    blocks = [{"type": "text", "text": "Ann"}]
+    assert parse_row({"question": "Who?", "answer": blocks}, 1, Reading("rows")).answers == ("Ann",)
 
 
 LABELS = ["billing", "tech", "other"]
+LABEL = {"_type": "ClassLabel", "names": LABELS}
 
 
 @pytest.fixture
@@ -579,11 +611,117 @@ def test_labels_that_are_stored_as_numbers_are_taught_by_their_names(labelled, t
     assert [example.answers for example in found] == [("other",), ("billing",), ("tech",)]
 
 
-def test_a_set_with_configurations_names_them(monkeypatch):
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_lists_of_labels_are_named_and_names_of_rows_stay_numbers(tmp_path, kind):
+    label = datasets.ClassLabel(names=LABELS)
+    features = datasets.Features(
+        {
+            "id": label,
+            "group": label,
+            "question": datasets.Value("string"),
+            "answer": label,
+            "answers": datasets.List(label),
+            "turns": datasets.List({"a": datasets.Value("string")}),
+        }
+    )
+    rows = {"id": [2, 0], "group": [1, 1], "question": ["a", "b"], "answer": [2, -1]}
+    rows |= {"answers": [[0, 2], [1]], "turns": [[], []]}
+    saved = datasets.Dataset.from_dict(rows, features=features)
+    path = tmp_path / ("rows" if kind == "folder" else "rows.parquet")
+    (saved.save_to_disk if kind == "folder" else saved.to_parquet)(path)
+    first, second = read_rows(DataSettings(path=str(path))).examples
+    assert first.answers == ("other", "billing")
+    # No label (−1) is no answer.
+    assert second.answers == ("tech",)
+    assert [(each.id, each.group) for each in (first, second)] == [("2", "1"), ("0", "1")]
+
+
+@pytest.mark.parametrize(
+    ("noted", "answer"),
+    [
+        # As earlier versions of `datasets` wrote lists.
+        ({"turns": [{"a": {"_type": "Value"}}], "answer": LABEL}, "tech"),
+        ({"answer": {**LABEL, "names": None}}, "1"),
+        ({"answer": {"_type": "Value", "dtype": "int64"}}, "1"),
+        (["answer"], "1"),
+    ],
+)
+def test_what_a_parquet_file_notes_of_its_columns_may_be_old_or_odd(tmp_path, noted, answer):
+    metadata = {"huggingface": json.dumps({"info": {"features": noted}})}
+    table = pyarrow.Table.from_pylist([{"question": "a", "answer": 1}])
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
+    (example,) = read_rows(DataSettings(path=str(path))).examples
+    assert example.answers == (answer,)
+
+
+def test_a_set_with_configurations_names_all_of_them(monkeypatch):
+    names = [f"configuration_{number}" for number in range(60)]
+
     def load(_):
-        raise ValueError("Config name is missing.\nPlease pick one among: ['all', 'algebra']")
+        raise ValueError(
+            f"Config name is missing.\nPlease pick one among the available configs: {names}\n"
+            "Example of usage:\n\t`load_dataset('cais/mmlu', 'configuration_0')`"
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(DataError, match=r"\['all', 'algebra'\]") as error:
+    with pytest.raises(DataError, match="several configurations") as error:
         read_rows(DataSettings(path="cais/mmlu"))
+    assert error.value.found.endswith("'configuration_59']")
+    assert "load_dataset(path, name)" in error.value.do
     assert "save_to_disk" in error.value.do
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_csv_file_with_another_separator_is_asked_about(tmp_path, mark, quote):
+    rows = [("question", "answer"), ("What is it, then?", "a"), ("Who?", "b")]
+    text = "".join(mark.join(f"{quote}{cell}{quote}" for cell in row) + "\n" for row in rows)
+    path = tmp_path / "rows.csv"
+    path.write_text(text, encoding="utf-8")
+    name = {";": ";", "\t": "tabs"}[mark]
+    with pytest.raises(DataError, match=f"is the file separated by {name}") as error:
+        read_rows(DataSettings(path=str(path), max_refused=2))
+    assert "separated by commas" in error.value.do
+
+
+def test_other_marks_beside_commas_separate_nothing(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer,"notes; old"\na;b,c,d\n"e\tf",g,h\n', encoding="utf-8")
+    found = read_rows(DataSettings(path=str(path))).examples
+    assert [(e.prompt[-1].text, e.answers) for e in found] == [("a;b", ("c",)), ("e\tf", ("g",))]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_lines_of_json_under_the_name_of_json_are_to_be_renamed(tmp_path, count):
+    path = tmp_path / "rows.json"
+    path.write_text('{"question": "a", "answer": "b"}\n' * count, encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        read_rows(DataSettings(path=str(path)))
+    assert "rename it to .jsonl" in error.value.do
+    path.write_text('[{"question": "a",\n "answer": "b"}\n', encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        read_rows(DataSettings(path=str(path)))
+    assert "rename" not in error.value.do
+
+
+def test_a_question_that_is_asked_twice_is_one_cluster_wherever_it_stands(
+    tmp_path, png, read
+) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    table = [
+        {"question": "What is IT?", "answer": "a"},
+        {"question": " what  is it?", "answer": "b", "system": "Be brief."},
+        {"question": "And this?", "answer": "a"},
+        {"question": "What is it?", "answer": "a", "group": "g"},
+        {"question": "What is it?", "answer": "a", "image": "a.png"},
+    ]
+    rows = read(*table)
+    names = [example.cluster for example in rows.examples]
+    assert names[0] == names[1] == f"prompt {rows.examples[0].text_hash[:16]}"
+    assert len(set(names)) == 4
+    assert names[3] == "g"
+    assert names[4] == rows.examples[4].group
+    # In another file by the same name; a group that is not given is none in the rows' hash.
+    assert read(*table[1:]).examples[0].cluster == names[0]
+    assert [example.group for example in rows.examples[:3]] == [None] * 3

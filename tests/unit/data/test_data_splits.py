@@ -45,6 +45,13 @@ def test_shares_order_and_seed() -> None:
     assert {e.id for e in other["test"]} != {e.id for e in splits["test"]}
 
 
+def test_rows_are_split_as_they_were() -> None:
+    # Runs that are resumed, and test rows that were kept aside, rely on it.
+    splits = split_examples([_row(str(i)) for i in range(12)], 0.2, 0.2, seed=3)
+    found = {name: [e.id for e in splits[name]] for name in ("validation", "test")}
+    assert found == {"validation": ["6", "7"], "test": ["8", "10"]}
+
+
 def test_related_rows_stay_together() -> None:
     rows = []
     for i in range(60):
@@ -78,6 +85,9 @@ def test_a_split_without_rows_is_an_error() -> None:
     together = [_row(str(i), group="one") for i in range(10)]
     with pytest.raises(DataError, match="1 groups of rows"):
         split_examples(together, 0.1, 0.1, seed=0)
+    asked = [_row(str(i), text="Total?") for i in range(10)]
+    with pytest.raises(DataError, match="the same prompt, its pictures counted in, or"):
+        split_examples(asked, 0.1, 0.1, seed=0)
     with pytest.raises(DataError, match="none left for train"):
         split_examples([_row("0"), _row("1")], 0.4, 0.4, seed=0)
     assert split_examples(together, 0.0, 0.0, seed=0)["train"] == together

@@ -12,9 +12,11 @@ import pytest
 from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.core.errors import DataError, UsageError
 from narrowtune.data.examples import RowsRefusedError
+from narrowtune.evaluate.clusters import effective_items, effective_items_together
 from narrowtune.models.load import load_model
 from narrowtune.pipeline.inputs import (
     Inputs,
+    Taught,
     equal_shares,
     make_encoder,
     read_anchor_prompts,
@@ -74,6 +76,8 @@ def test_a_keep_row_that_is_too_long_is_named_when_it_is_read(read, config, tmp_
     assert path in error.value.asked
     assert "row 3: " in error.value.found
     assert "max_length is 400" in error.value.found
+    assert "raise max_length" in error.value.do
+    assert "pixels" not in error.value.do
     assert refused_rows(tmp_path) == [(path, 3)]
     allowed = read(config(keep=[{"path": path, "mode": mode, "max_refused": 1}]))
     assert [example.row for example in allowed.tasks[1].examples] == [1, 2, 4]
@@ -340,3 +344,68 @@ def test_prompts_and_mixed_rows_have_their_pictures_where_they_are_said_to_be(
 def test_a_folder_of_pictures_without_prompts_is_no_setting(config, part):
     with pytest.raises(UsageError, match="image_root is of the pictures in prompts"):
         config(**{part: {"image_root": "."}})
+
+
+@pytest.fixture
+def seeing(tiny):
+    return load_model(str(tiny("qwen2_5_vl")), device="cpu")
+
+
+@pytest.mark.parametrize("column", ["image_path", "scan"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_pictures_that_nobody_reads_are_said_before_rows_that_can_not_be_split(
+    seeing, config, tmp_path, column, earlier
+):
+    # One question about forty pictures is one prompt, as long as nobody sees the pictures.
+    rows = [{"question": "Total?", "answer": str(i), column: f"{i}.jpg"} for i in range(40)]
+    path = write(tmp_path / "scans.jsonl", rows)
+    made = config() if earlier else config(skill={"path": path})
+    taught = [Taught(config(skill={"path": path}).skill, 42)] if earlier else []
+    with pytest.raises(DataError, match=f"that have {column}, which nobody reads"):
+        read_inputs(made, make_encoder(seeing, made), with_skill=not earlier, taught=taught)
+
+
+def test_rows_whose_pictures_are_too_large_may_have_smaller_ones(seeing, config, tmp_path):
+    PIL.Image.new("RGB", (900, 900), "red").save(tmp_path / "large.png")
+    pictures = ["large.png"] * 12
+    rows = [{**row, "images": pictures} for row in rows_about("cat", 3)]
+    prompts = [{"prompt": "What is it?", "images": pictures}]
+    large = write(tmp_path / "large.jsonl", rows)
+    free = write(tmp_path / "free.jsonl", prompts)
+    for changes in ({"keep": [large]}, {"drift": {"prompts": free}}):
+        made = config(max_length=100, **changes)
+        with pytest.raises(RowsRefusedError) as error:
+            read_inputs(made, make_encoder(seeing, made))
+        assert "max_length is 100" in error.value.found
+        assert "raise max_length, or lower the pictures' pixels" in error.value.do
+
+
+def test_the_remedy_is_for_the_rows_at_hand(read, config, tmp_path):
+    # The skill's own rows may be too long; that is no advice for a row without an answer.
+    rows = [*rows_about("dog", 20), {"question": LONG, "answer": "no"}]
+    skill = {"path": write(tmp_path / "long.jsonl", rows), "max_refused": 1}
+    path = write(tmp_path / "kept.jsonl", [*rows_about("tree", 3), {"question": "What?"}])
+    with pytest.raises(RowsRefusedError) as error:
+        read(config(skill=skill, keep=[path]))
+    assert "answer is missing" in error.value.found
+    assert "max_length" not in error.value.do
+
+
+@pytest.mark.parametrize("key", ["keep", "drift"])
+def test_a_folder_without_the_pictures_is_named_and_may_be_corrected(read, config, tmp_path, key):
+    rows = [{**row, "image": f"images/{i:04}.png"} for i, row in enumerate(rows_about("cat", 3))]
+    path = write(tmp_path / "cats.jsonl", rows)
+    with pytest.raises(RowsRefusedError) as error:
+        read(config(**({"keep": [path]} if key == "keep" else {"drift": {"prompts": path}})))
+    missing = f"picture 'images/0000.png' does not exist in {tmp_path} (image_root)"
+    assert missing in error.value.found
+    assert "correct image_root" in error.value.do
+
+
+def test_questions_that_are_asked_again_are_no_further_evidence(read, config, tmp_path):
+    once = write(tmp_path / "once.jsonl", rows_about("tree", 6))
+    often = write(tmp_path / "often.jsonl", rows_about("tree", 6) * 10)
+    tasks = read(config(keep=[once, often])).tasks[1:]
+    assert [len(task.examples) for task in tasks] == [6, 60]
+    assert [effective_items(task.groups) for task in tasks] == pytest.approx([6, 6])
+    assert effective_items_together([task.groups for task in tasks]) == pytest.approx([3, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -171,3 +172,47 @@ def test_a_run_is_entered_only_from_where_its_rows_are_seen(skills, tmp_path, mo
     monkeypatch.chdir(here)
     add_run(skills.folder, run)
     assert entered == [run]
+
+
+def finished(run, tasks):
+    """Write what a run's entry is made of; returns its record."""
+    (run / "after").mkdir(parents=True)
+    (run / "delta.safetensors").write_bytes(b"")
+    item = json.dumps({"id": "1", "question": "Which?", "reference": "this"})
+    for name in tasks:
+        (run / "after" / f"{name}.jsonl").write_text(item + "\n", encoding="utf-8")
+    mean = SimpleNamespace(mean=0.5, stderr=0.1)
+    scores = {"role": "held_out", "before": mean, "after": mean, "num_items": 1}
+    return SimpleNamespace(
+        delta=SimpleNamespace(base_fingerprint="b", tuned_fingerprint="t"),
+        tasks=[SimpleNamespace(name=name, **scores) for name in tasks],
+        data=[SimpleNamespace(name="new (test)", role="target", sha256="0" * 64)],
+        recipe="sa_proj",
+        created="",
+        name=run.name,
+    )
+
+
+def test_an_entry_says_how_its_scores_were_made(skills, tmp_path):
+    values = {
+        "model": "m",
+        "skill": {"path": "new.jsonl", "test_path": "t.jsonl", "metric": "number"},
+        "keep": [{"path": "k.jsonl", "mode": "options"}, {"path": "l.jsonl", "metric": "anls"}],
+        "output_dir": str(tmp_path / "run"),
+    }
+    record = finished(tmp_path / "run", ["new", "k", "l", "one"])
+    made = []
+    for limit in (8, 9):
+        values["keep"][1]["max_new_tokens"] = limit
+        settings = RunConfig.model_validate(values)
+        made.append(ledgers._entry(settings, skills, record, tmp_path / "run"))
+    assert {name: each.scoring for name, each in made[0].after.items()} == {
+        "new": "number generate 32",
+        "k": "exact_match options 32",
+        "l": "anls generate 8",
+        "one": "exact_match generate 32",  # an earlier skill, as the ledger has it
+    }
+    assert made[0].before == made[0].after
+    # The very same items, and not the same scores.
+    assert made[0].after["l"].items == made[1].after["l"].items
+    assert made[0].after["l"] != made[1].after["l"]
