@@ -112,9 +112,7 @@ def name_loss(
     below = below.reshape(num_pictures * side * side, inner * inner)
     named = words >= 0
     place = named.cumsum(0) - 1
-    # Of the head, only the rows of these words.
-    scores = functional.linear(picture[:, : side * side], model.lm_head.weight[words[named]])
-    scores = scores.float().flatten(0, 1)
+    scores = model.lm_head(picture[:, : side * side])[..., words[named]].float().flatten(0, 1)
     found = scores.log_softmax(-1).gather(1, place[below].clamp(min=0))
     return -found[named[below]].sum() / named[below].sum().clamp(min=1)
 
