@@ -252,7 +252,8 @@ def _scoring(settings: DataSettings | None) -> str:
     """Return what a score depends on beside its items; nothing where that is not known."""
     if settings is None:
         return ""
-    return f"{settings.metric} {settings.mode} {settings.max_new_tokens}"
+    length = f" {settings.max_new_tokens}" if settings.mode == "generate" else ""
+    return f"{settings.metric} {settings.mode}{length}"
 
 
 def _items_hash(path: Path) -> str:
