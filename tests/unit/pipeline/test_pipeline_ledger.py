@@ -208,7 +208,7 @@ def test_an_entry_says_how_its_scores_were_made(skills, tmp_path):
         made.append(ledgers._entry(settings, skills, record, tmp_path / "run"))
     assert {name: each.scoring for name, each in made[0].after.items()} == {
         "new": "number generate 32",
-        "k": "exact_match options 32",
+        "k": "exact_match options",
         "l": "anls generate 8",
         "one": "exact_match generate 32",  # an earlier skill, as the ledger has it
     }
