@@ -43,6 +43,8 @@ def judge(
     """
     from narrowtune.core.errors import UsageError
     from narrowtune.core.results import EXIT_CODES
+    from narrowtune.pipeline.judge import Judgement
+    from narrowtune.pipeline.judge import judge as decide
     from narrowtune.report.terminal import judgement_lines
 
     given = {
@@ -68,11 +70,9 @@ def judge(
                 found="a run that was not held against a budget",
                 do="teach with a skill and with keep sets",
             )
-        tasks, verdict = record.tasks, record.verdict
-        text = verdict.model_dump_json(indent=2)
+        found = Judgement(tasks=record.tasks, verdict=record.verdict)
     elif len(folders) == 2:
         from narrowtune.core.config import RunConfig
-        from narrowtune.pipeline.judge import judge as decide
 
         found = decide(
             *folders,
@@ -81,7 +81,6 @@ def judge(
             budget_task=budget_task,
             min_learning=min_learning or 0.0,
         )
-        tasks, verdict, text = found.tasks, found.verdict, found.model_dump_json(indent=2)
     else:
         raise UsageError(
             asked=f"a verdict on {len(folders)} folders",
@@ -89,9 +88,9 @@ def judge(
             do="give one run, or two folders of scored items",
         )
     if as_json:
-        typer.echo(text)
+        typer.echo(found.model_dump_json(indent=2))
     else:
         console = open_console()
-        for line in judgement_lines(verdict, tasks):
+        for line in judgement_lines(found.verdict, found.tasks):
             console.print(line)
-    raise typer.Exit(EXIT_CODES[verdict.outcome])
+    raise typer.Exit(EXIT_CODES[found.verdict.outcome])

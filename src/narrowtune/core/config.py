@@ -337,14 +337,17 @@ class _OnceEach(yaml.SafeLoader):
         """
         seen: dict[str, int] = {}
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None,
                     None,
                     f"the key {key.value} is given twice, in lines {seen[key.value]} and {line}",
                     key.start_mark,
                 )
+            seen[key.value] = line
         return super().construct_mapping(node, deep)
 
 

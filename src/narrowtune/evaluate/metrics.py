@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.core.mistakes import did_you_mean
@@ -35,6 +35,8 @@ from narrowtune.evaluate.answers import (
     without_words,
 )
 from narrowtune.evaluate.json_answers import find_json, read_json, same_fields
+
+Value = TypeVar("Value")
 
 RELAXED_TOLERANCE = Decimal("0.05")
 """Relative tolerance of ChartQA's relaxed accuracy (Masry et al. 2022)."""
@@ -322,23 +324,20 @@ def _is_short(answer: str, references: Sequence[str], options: Sequence[str]) ->
 
 
 def _reference_number(reference: str) -> Decimal:
-    number = read_number(reference)
-    if number is None:
-        raise EvaluationError(
-            asked="a score by number",
-            found=f"the reference {reference!r}, which is not a number",
-            do="use the metric exact_match, contains or relaxed_number for such rows",
-        )
-    return number
+    return _fitting("number", reference, read_number(reference), "not a number")
 
 
 def _reference_json(reference: str) -> Any:
-    value = read_json(reference)
+    return _fitting("json", reference, read_json(reference), "no JSON object or list")
+
+
+def _fitting(metric: str, reference: str, value: Value | None, kind: str) -> Value:
+    """Return what a reference was read as."""
     if value is None:
         raise EvaluationError(
-            asked="a score by json",
-            found=f"the reference {reference[:80]!r}, which is no JSON object or list",
-            do="use the metric exact_match for such rows",
+            asked=f"a score by {metric}",
+            found=f"the reference {reference[:80]!r}, which is {kind}",
+            do="use the metric exact_match or contains for such rows",
         )
     return value
 

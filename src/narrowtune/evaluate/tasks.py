@@ -64,7 +64,7 @@ class Task:
         return EvaluationError(asked=f"evaluate the task {self.name!r}", found=found, do=do)
 
     @property
-    def groups(self) -> list[str | None]:
+    def groups(self) -> list[str]:
         """What each item shares with others."""
         return [example.cluster for example in self.examples]
 

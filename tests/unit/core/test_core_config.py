@@ -83,6 +83,7 @@ def test_all_mistakes_are_reported_at_once():
         ({"budget": float("nan")}, "budget"),
         ({"min_learning": float("inf")}, "min_learning"),
         ({"training": {"load_best_model_at_end": True}}, "needs training.eval_steps"),
+        ({"training": {"deepspeed": "z.json", "save_steps": 5}}, "can't be gone on from"),
         ({"training": {"compute_dtype": "float16"}}, "training.compute_dtype"),
         (
             {"training": {"eval_steps": 5}, "skill": {"path": "s.json", "validation": 0}},
@@ -145,6 +146,7 @@ def test_overrides_win_over_the_file(tmp_path):
         (b"- a\n- b\n", "list instead of keys and values"),
         (b"", "NoneType instead of keys and values"),
         (b"model: m\nkeep: [a]\nbudget: 1\nkeep: [b]\n", "keep is given twice, in lines 2 and 4"),
+        (b"skill: {path: a, path: b}\n", "path is given twice, in lines 1 and 1"),
         (b"model: m\ntraining:\n  optim: sgd\n  optim: adam\n", "optim is given twice"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,9 @@ def test_a_cache_that_can_not_be_written_costs_no_score(tmp_path: Path, caplog):
     full.save(KEY, result())
     assert "not kept" in caplog.text
     assert full.load(KEY) is None
+
+
+def test_answers_in_the_cache_are_the_users_alone(tmp_path):
+    cache = ScoreCache(tmp_path / "new")
+    cache.save(KEY, result())
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700

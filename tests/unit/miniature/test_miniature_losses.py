@@ -34,8 +34,10 @@ def test_places_are_told_by_row_and_column():
 class Scored(torch.nn.Module):
     """A model whose head scores words by the state's own numbers."""
 
-    def lm_head(self, states):
-        return states
+    def __init__(self, width=5):
+        super().__init__()
+        self.lm_head = torch.nn.Linear(width, width, bias=False)
+        torch.nn.init.eye_(self.lm_head.weight).requires_grad_(False)
 
 
 def test_places_are_told_in_words():
@@ -58,13 +60,13 @@ def test_patches_are_told_in_words_below_their_token():
     states = torch.zeros(1, 1, 8)
     states[0, 0, 7], states[0, 0, 4] = math.log(2), 0.0
     expected = (2 * -math.log(2 / 3) - math.log(1 / 3)) / 3
-    assert float(name_loss(Scored(), states, labels, words, 1)) == pytest.approx(expected)
+    assert float(name_loss(Scored(8), states, labels, words, 1)) == pytest.approx(expected)
     # Of four tokens, the one at the lower left has the four patches there below it.
     grid = torch.zeros(4, 4, dtype=torch.long)
     grid[2:, :2] = 1
     states = torch.zeros(1, 4, 8)
     states[0, 2, 7] = 30
-    assert float(name_loss(Scored(), states, grid.view(1, -1), words, 2)) == pytest.approx(
+    assert float(name_loss(Scored(8), states, grid.view(1, -1), words, 2)) == pytest.approx(
         0, abs=1e-6
     )
 
@@ -127,4 +129,9 @@ def test_a_batch_without_words_has_a_loss():
     expected = math.log(len(WHAT)) + math.log(len(HUES))
     assert float(patch_loss(seen, batch, 1.0)) == pytest.approx(expected, abs=1e-4)
     words = torch.arange(len(WRITTEN)) - 1
-    assert float(name_loss(Scored(), torch.zeros(1, 49, len(WRITTEN)), batch.word, words, 7)) == 0
+    assert (
+        float(
+            name_loss(Scored(len(WRITTEN)), torch.zeros(1, 49, len(WRITTEN)), batch.word, words, 7)
+        )
+        == 0
+    )

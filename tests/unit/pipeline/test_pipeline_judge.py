@@ -141,6 +141,10 @@ def test_the_command_says_what_a_run_decided(sides, tmp_path):
     done = CliRunner().invoke(app, ["judge", str(tmp_path)])
     assert done.exit_code == 3, done.output
     assert "Over budget" in done.output
+    done = CliRunner().invoke(app, ["judge", str(tmp_path), "--json"])
+    assert done.exit_code == 3
+    # As of two folders: whoever reads it need not know which it was.
+    assert json.loads(done.stdout) == json.loads(found.model_dump_json())
     done = CliRunner().invoke(app, ["judge", str(tmp_path), "--budget", "9"])
     assert isinstance(done.exception, UsageError)
     assert f"{tmp_path}/before" in done.exception.do

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from narrowtune.cli.app import app
-from narrowtune.core.config import ModelSettings
+from narrowtune.core.config import ModelSettings, parse_config
 from narrowtune.core.errors import DataError, UsageError
 from narrowtune.delta.extract import extract
 from narrowtune.models.load import load_model
@@ -194,3 +194,12 @@ def test_a_probe_remembers_pictures_unless_the_eyes_changed(
     assert remembered.kl_base_tuned == pytest.approx(plain.kl_base_tuned, rel=1e-4)
     kept = list((tmp_path / "cache" / "features").rglob("*.safetensors"))
     assert bool(kept) == (recipe == "sa_o")
+
+
+def test_a_plan_refuses_what_a_run_would(tiny, tmp_path, rows):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3}}), encoding="utf-8")
+    values = {"model": "org/model", "skill": {"path": str(rows)}, "output_dir": "o"}
+    config = parse_config({**values, "training": {"deepspeed": str(path)}}, "test")
+    with pytest.raises(UsageError, match="ZeRO stage 3"):
+        single.plan(config, with_skill=True, measure_time=False)

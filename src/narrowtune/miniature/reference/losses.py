@@ -112,9 +112,14 @@ def name_loss(
     below = below.reshape(num_pictures * side * side, inner * inner)
     named = words >= 0
     place = named.cumsum(0) - 1
-    scores = model.lm_head(picture[:, : side * side])[..., words[named]].float().flatten(0, 1)
+    scores = _word_scores(model, picture[:, : side * side], words[named]).flatten(0, 1)
     found = scores.log_softmax(-1).gather(1, place[below].clamp(min=0))
     return -found[named[below]].sum() / named[below].sum().clamp(min=1)
+
+
+def _word_scores(model: PreTrainedModel, states: Tensor, words: Tensor) -> Tensor:
+    """Return the head's scores of some words alone: a real vocabulary has fifty thousand."""
+    return functional.linear(states, model.lm_head.weight[words]).float()
 
 
 def size_loss(model: PreTrainedModel, looked: Tensor) -> Tensor:
@@ -176,7 +181,7 @@ def place_word_loss(model: PreTrainedModel, picture: Tensor, words: Tensor, side
             and one for its column, with an equal part each; "middle" is both.
         side: visual tokens in a row.
     """
-    scores = model.lm_head(picture[:, : side * side])[..., words].float()
+    scores = _word_scores(model, picture[:, : side * side], words)
     third = (torch.arange(side) * 2 + 1) * 3 // (2 * side)
     rows = torch.tensor([0, 1, 2])[third].repeat_interleave(side)
     columns = torch.tensor([3, 1, 4])[third].repeat(side)
