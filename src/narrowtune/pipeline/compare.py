@@ -9,6 +9,7 @@ feature store; all compute in the arithmetic that was measured for the first.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 from rich.console import Console
 
 from narrowtune.core.config import RunConfig, parse_config
@@ -150,7 +150,8 @@ def run_comparison(
             do="leave it out; compare on the model that narrowtune ledger build writes, then teach "
             "the way that you choose with --ledger",
         )
-    if PartialState().num_processes > 1:
+    # As launchers say it: accelerate's own state is each run's to make, on the device it asks for.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             asked="a comparison under several processes",
             found="runs that each would have to be started by the launcher",

@@ -403,8 +403,7 @@ def test_the_page_names_the_ways_that_failed_and_in_which_round(tmp_path, taught
 
 
 def test_a_comparison_under_a_launcher_is_refused_at_once(tmp_path, taught, monkeypatch):
-    state = SimpleNamespace(num_processes=2)
-    monkeypatch.setattr(compare, "PartialState", lambda: state)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     settings = config(tmp_path)
     ways = contenders(settings, ["sa_proj", "mlp"], [])
     with pytest.raises(UsageError, match="several processes"):
