@@ -28,8 +28,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-
-from narrowtune.core import provenance
+from written import write_results
 
 RESULTS = Path(__file__).parent / "results" / "cold_start.json"
 NUM_ROUNDS = 3
@@ -121,13 +120,7 @@ def main() -> None:
             rounds.append(measure_round(folder))
         finally:
             shutil.rmtree(folder)
-        values = {
-            "versions": provenance.versions(),
-            "hardware": provenance.hardware(),
-            "git": provenance.git_state(Path(__file__).parent),
-            "rounds": rounds,
-        }
-        given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_results(given.output, rounds=rounds)
     print_table(rounds)
 
 

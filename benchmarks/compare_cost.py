@@ -27,8 +27,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
+from written import write_results
 
-from narrowtune.core import provenance
 from narrowtune.miniature.reference.shipped import reference_folder
 from narrowtune.miniature.registry import tasks_of
 from narrowtune.miniature.rows import write_rows
@@ -117,13 +117,7 @@ def main() -> None:
     found = []
     for num_rows in given.rows:
         found.append(measure(num_rows))
-        values = {
-            "versions": provenance.versions(),
-            "hardware": provenance.hardware(),
-            "git": provenance.git_state(Path(__file__).parent),
-            "found": found,
-        }
-        given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_results(given.output, found=found)
     print_table(found)
 
 

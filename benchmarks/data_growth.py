@@ -22,8 +22,7 @@ from typing import Any
 from alone import run_alone
 from rich.console import Console
 from rich.table import Table
-
-from narrowtune.core import provenance
+from written import write_results
 
 RESULTS = Path(__file__).parent / "results" / "data_growth.json"
 SIZES = {"text": (1_000, 10_000, 100_000), "pictures": (500, 2_000, 8_000)}
@@ -128,13 +127,7 @@ def main() -> None:
                 *(f"{size:.2f} GB" for size in (*sizes, row["training_peak_bytes"] / 1e9)),
             )
     Console(width=100).print(table)
-    values = {
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(),
-        "git": provenance.git_state(Path(__file__).parent),
-        "found": found,
-    }
-    given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_results(given.output, found=found)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ from torch.profiler import ProfilerActivity, profile
 from training.arms import SAMPLES
 from training.rows import make_rows
 from transformers import TrainerCallback
+from written import write_results
 
-from narrowtune.core import provenance
 from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, collate, padding_id
@@ -189,13 +189,7 @@ def main() -> None:
         print(json.dumps(measure(given.recipe)))
         return
     found = [run_alone(__file__, recipe=recipe) for recipe in RECIPES]
-    values = {
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(),
-        "git": provenance.git_state(Path(__file__).parent),
-        "recipes": found,
-    }
-    given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_results(given.output, recipes=found)
     table = Table(title="Share of the machine's matrix products")
     for name in (
         "recipe",
