@@ -151,14 +151,15 @@ PRESETS: dict[str, Preset] = {
             model="qwen2_5_vl",
             second_model=None,
             smaller_model=None,
-            sizes=Sizes(1600, 1600, 100, 100, 48, 32, 128, 0),
+            # Skills' rows, rates and seeds as the whole study's: the same training, fewer runs of it.
+            sizes=Sizes(1600, 4800, 200, 200, 48, 32, 256, 0),
             arms=("language_model", "mlp_gate_up", "sa_proj", "mlp_gate_up + anchor", LORA),
             main=(),
             turned=(),
             rates=(3e-4, 1e-3, 3e-3),
-            most_extensions=1,
+            most_extensions=2,
             quarter=False,
-            seeds=(0, 1),
+            seeds=(0, 1, 2),
             chain_seeds=(0,),
         ),
     )
