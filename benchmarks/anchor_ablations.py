@@ -6,8 +6,10 @@
 `mlp_gate_up` on the reference model, 1,600 rows of a skill in 200 steps of 8, at two rates: one at
 which it loses a little without an anchor and one at which it loses much. One thing at a time
 differs from the anchor as it is by default but for two rows a step: 256 prompts of four kinds, the
-first 12 tokens of the base's answers, weight 1. Beside it what else holds a model: labelled replay
-of as many rows (a quarter more, so 250 steps), LwF on the skill's own rows, WiSE-FT, a lower rate.
+first 12 tokens of the base's answers, weight 1. The prompts that ship with the package are tried
+too: the texts alone, and half of them with pictures, as a model with eyes gets them. Beside it what
+else holds a model: labelled replay of as many rows (a quarter more, so 250 steps), LwF on the
+skill's own rows, WiSE-FT, a lower rate.
 Two seeds. Rows are
 those of the split `validation`, drawn with a seed of their own, so that no row that a study reports
 decides anything here. Results are lines of results.jsonl, so a stopped run goes on.
@@ -28,6 +30,7 @@ from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.miniature.reference.shipped import reference_folder
 from narrowtune.miniature.registry import tasks_of
 from narrowtune.miniature.rows import write_rows
+from narrowtune.pipeline.prompts import SHIPPED_TEXTS, shipped_prompts
 from narrowtune.study.correlations import correlate, points_in
 from narrowtune.study.results import read_results
 from narrowtune.study.tables import Point
@@ -69,6 +72,9 @@ def arms(world: Path) -> Iterator[ArmSettings]:
         yield anchor(f"weight {weight:g}", weight=weight)
     for prompts in ("captions", "letters", "pages"):
         yield anchor(f"prompts: {prompts}", prompts)
+    texts = str(shipped_prompts(SHIPPED_TEXTS))
+    yield arm("prompts: texts that ship", anchor={"prompts": texts, "rows_per_step": 2})
+    yield arm("prompts: those that ship", anchor={"rows_per_step": 2})
     yield arm("replay", mix=[{"path": str(world / "replay.jsonl"), "share": 0.25}])
     for weight in (0.1, 1.0):
         yield arm(f"LwF {weight:g}", distillation={"weight": weight})

@@ -131,24 +131,21 @@ class Bench:
 
     def anchor(self, weight: float) -> Any:
         """Return the base's answers to the prompts that ship, computed once."""
-        from narrowtune.core.config import AnchorSettings, DataSettings
-        from narrowtune.data.rows import read_rows
-        from narrowtune.data.splits import find_overlap
-        from narrowtune.pipeline.inputs import SHIPPED_ANCHOR_PROMPTS, shipped_prompts
+        from narrowtune.core.config import AnchorSettings
+        from narrowtune.pipeline.prompts import read_anchor_prompts
         from narrowtune.train.anchor import build_anchor
         from narrowtune.train.masters import computing_in
 
         if self._anchor is None:
-            path = str(shipped_prompts(SHIPPED_ANCHOR_PROMPTS))
-            prompts = read_rows(DataSettings(path=path), prompts_only=True).examples
+            settings = AnchorSettings(max_new_tokens=ANCHOR_TOKENS)
             kept = [example for task in self.kept for example in task.examples]
-            same = {item.left.id for item in find_overlap(prompts, kept)}
+            prompts = read_anchor_prompts(settings, self.encoder, [], kept)
             with computing_in(self.loaded.model, self.torch.float32):
                 self._anchor = build_anchor(
                     self.loaded,
                     self.encoder,
-                    [p.messages for p in prompts if p.id not in same],
-                    AnchorSettings(max_new_tokens=ANCHOR_TOKENS),
+                    prompts.messages,
+                    settings,
                     batch_size=self.batch_size,
                     seed=0,
                 )
@@ -193,13 +190,12 @@ class Bench:
 
     def run(self, job: Job) -> dict[str, Any]:
         """Train, score, probe, restore; return the run's line."""
-        from narrowtune.core.config import DataSettings
+        from narrowtune.core.config import DriftSettings
         from narrowtune.core.provenance import hardware
-        from narrowtune.data.rows import read_rows
         from narrowtune.engine.arithmetic import apply_arithmetic
         from narrowtune.evaluate.verdict import compare_results, decide
         from narrowtune.models.swap import WeightSwap
-        from narrowtune.pipeline.inputs import SHIPPED_FREE_PROMPTS, shipped_prompts
+        from narrowtune.pipeline.prompts import read_free_prompts
         from narrowtune.probe.drift import measure_drift
         from narrowtune.train.masters import computing_in
 
@@ -211,13 +207,7 @@ class Bench:
         after = self._score([skill, *kept])
         drift = None
         if not grid:
-            prompts = [
-                ("free prompts", p.messages)
-                for p in read_rows(
-                    DataSettings(path=str(shipped_prompts(SHIPPED_FREE_PROMPTS))),
-                    prompts_only=True,
-                ).examples[:50]
-            ]
+            prompts = read_free_prompts(DriftSettings(), self.encoder, 50, "drift.prompts")
             share = 50 // len(self.kept) + 1
             prompts += [(t.name, e.prompt) for t in self.some for e in t.examples[:share]][:50]
             with (

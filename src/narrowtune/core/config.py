@@ -33,9 +33,10 @@ class AnchorSettings(PromptSettings):
     """A KL pull towards the base on the base's own answers to general, unlabelled prompts.
 
     Attributes:
-        prompts: file of prompts, with or without pictures; texts that ship with the package unless
-            given.
-        max_prompts: how many of them; all unless given.
+        prompts: file of prompts, with or without pictures; unless given, 160 that ship with the
+            package: texts, half of them about pictures where the model reads these.
+        max_prompts: how many of them; all unless given. The first of a file, and shipped ones
+            spread over all forms.
         weight: of the KL term, beside cross-entropy at weight 1.
         rows_per_step: anchor rows in every optimiser step.
         max_new_tokens: length of the base's answers. Forgetting begins with an answer's first
@@ -57,7 +58,8 @@ class DriftSettings(PromptSettings):
 
     Attributes:
         prompts: file of prompts, the only ones then; unless given, the free prompts that ship with
-            the package and those of the keep sets.
+            the package (for a model that reads pictures, pictures to describe beside texts) and
+            those of the keep sets.
         max_prompts: how many of them. Every source gives as many, as far as it has them.
         max_new_tokens: length of the answers.
         every: optimiser steps between measurements while training, on the same prompts and the

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 from narrowtune.core.config import ModelSettings, RunConfig, parse_data_settings
@@ -21,10 +20,13 @@ from narrowtune.data.splits import draw_general, find_overlap, find_overlaps, sp
 from narrowtune.data.stored import StoredRows
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.models.load import LoadedModel, load_model
+from narrowtune.pipeline.prompts import (
+    DRIFT_KEY,
+    equal_shares,
+    free_sources,
+    read_anchor_prompts,
+)
 from narrowtune.pipeline.sources import Source
-
-SHIPPED_ANCHOR_PROMPTS = "general.jsonl"
-SHIPPED_FREE_PROMPTS = "free.jsonl"
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,6 @@ class Inputs:
     summaries: list[DataSummary] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def shipped_prompts(name: str) -> Path:
-    """Return the path of a prompt file that ships with the package."""
-    return Path(str(resources.files("narrowtune.data") / "prompts" / name))
 
 
 def load(settings: ModelSettings) -> LoadedModel:
@@ -126,7 +123,7 @@ def read_inputs(
     earlier = encoder.num_prefix_mismatches
     try:
         _Reader(config, encoder, inputs, taught).read(with_skill)
-        read_anchor_prompts(config, encoder, inputs)
+        add_anchor_prompts(config, encoder, inputs)
     finally:
         write_refused_rows(inputs, refused_path)
     differing = encoder.num_prefix_mismatches - earlier
@@ -139,7 +136,7 @@ def read_inputs(
     return inputs
 
 
-def read_anchor_prompts(config: RunConfig, encoder: ChatEncoder, inputs: Inputs) -> None:
+def add_anchor_prompts(config: RunConfig, encoder: ChatEncoder, inputs: Inputs) -> None:
     """Read an anchor's prompts, if there is one, once all else was read.
 
     What the model is held to must not be what is measured: prompts that stand in a keep set are
@@ -148,17 +145,13 @@ def read_anchor_prompts(config: RunConfig, encoder: ChatEncoder, inputs: Inputs)
     Raises:
         DataError: a prompt can't be used, or none is left.
     """
-    settings = config.anchor
-    if settings is None:
+    if config.anchor is None:
         return
-    named = settings.rows(shipped_prompts(SHIPPED_ANCHOR_PROMPTS), "anchor.prompts")
-    source = Source(named, inputs.refused, key="anchor.prompts", prompts_only=True)
     kept = Joined(task.examples for task in inputs.tasks if task.role == "held_out")
-    allowed, num_same = unmeasured(named.path, source.examples, kept)
-    if num_same:
-        inputs.notes.append(f"{num_same} anchor prompts stand in a keep set and were left out.")
-    inputs.anchor_prompts = source.encode_prompts(allowed[: settings.max_prompts], encoder)
-    inputs.summaries.append(source.summary("anchor", len(inputs.anchor_prompts)))
+    found = read_anchor_prompts(config.anchor, encoder, inputs.refused, kept, inputs.rows[:1])
+    inputs.anchor_prompts = found.messages
+    inputs.summaries.extend(found.summaries)
+    inputs.notes.extend(found.notes)
 
 
 def write_refused_rows(inputs: Inputs, path: Path | None) -> None:
@@ -316,17 +309,18 @@ class _Reader:
     def _drift_prompts(self, keep: dict[str, Sequence[Example]]) -> None:
         """Take as many prompts from the free ones as from each keep set, as far as they go."""
         settings = self.config.drift
-        named = settings.rows(shipped_prompts(SHIPPED_FREE_PROMPTS), "drift.prompts")
-        source = Source(named, self.inputs.refused, key="drift.prompts", prompts_only=True)
+        sources = free_sources(settings, self.encoder, self.inputs.refused, DRIFT_KEY)
         # The keep sets' prompts have been encoded as their items.
         kept = {} if settings.prompts else keep
-        sizes = [len(source.examples), *map(len, kept.values())]
-        num_free, *shares = equal_shares(settings.max_prompts, sizes)
-        free = source.encode_prompts(source.examples[:num_free], self.encoder)
-        self.inputs.summaries.append(source.summary("drift", len(free)))
-        found = [("free prompts", prompt) for prompt in free]
-        for (name, examples), share in zip(kept.items(), shares, strict=True):
-            found += [(name, example.prompt) for example in examples[:share]]
+        sizes = [*(len(source.examples) for source in sources.values()), *map(len, kept.values())]
+        shares = iter(equal_shares(settings.max_prompts, sizes))
+        found: list[tuple[str, tuple[Message, ...]]] = []
+        for name, source in sources.items():
+            free = source.encode_prompts(source.examples[: next(shares)], self.encoder)
+            self.inputs.summaries.append(source.summary("drift", len(free)))
+            found += [(name, prompt) for prompt in free]
+        for name, examples in kept.items():
+            found += [(name, example.prompt) for example in examples[: next(shares)]]
         self.inputs.drift_prompts = found
 
 
@@ -340,35 +334,6 @@ def test_settings(skill: SkillSettings) -> DataSettings:
         "limit": None,
     }
     return skill.model_copy(update=changes)
-
-
-def unmeasured(
-    path: str, prompts: Sequence[Example], measured: Iterable[Example]
-) -> tuple[list[Example], int]:
-    """Return an anchor's prompts without those that are measured, and how many those are.
-
-    Raises:
-        DataError: none is left.
-    """
-    same = {item.left for item in find_overlap(prompts, measured)}
-    allowed = [example for example in prompts if example.id not in same]
-    if not allowed:
-        raise DataError(
-            asked=f"an anchor on the prompts of {path}",
-            found=f"{len(same)} prompts, all of which stand in a keep set",
-            do="give anchor.prompts a file of others",
-        )
-    return allowed, len(same)
-
-
-def equal_shares(total: int, sizes: Sequence[int]) -> list[int]:
-    """Share `total` out evenly; what one of `sizes` can't take goes to the others."""
-    shares = [0] * len(sizes)
-    while total > 0 and (unfilled := [i for i, size in enumerate(sizes) if shares[i] < size]):
-        for index in unfilled[:total]:
-            shares[index] += 1
-        total -= len(unfilled)
-    return shares
 
 
 def _nothing_left(split: str, path: str, number: int) -> DataError:

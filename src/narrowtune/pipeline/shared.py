@@ -19,8 +19,8 @@ from narrowtune.pipeline.inputs import (
     PIXEL_BYTES,
     Inputs,
     Taught,
+    add_anchor_prompts,
     make_encoder,
-    read_anchor_prompts,
     read_inputs,
     write_refused_rows,
 )
@@ -68,7 +68,7 @@ class Shared:
         own = {part.name: copy(getattr(self._inputs, part.name)) for part in fields(Inputs)}
         inputs = replace(self._inputs, **own)
         try:
-            read_anchor_prompts(config, self._encoder, inputs)
+            add_anchor_prompts(config, self._encoder, inputs)
         finally:
             write_refused_rows(inputs, refused_path)
         return self._encoder, inputs

@@ -26,14 +26,13 @@ from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.checks import Named, check_paths, check_run, check_stage
 from narrowtune.pipeline.inputs import (
-    SHIPPED_FREE_PROMPTS,
     load,
     make_encoder,
     read_inputs,
-    shipped_prompts,
 )
 from narrowtune.pipeline.pitfalls import cannot_ship, limits_too_short, pitfalls, unused_rows
-from narrowtune.pipeline.sources import read_prompts, read_task
+from narrowtune.pipeline.prompts import read_free_prompts
+from narrowtune.pipeline.sources import read_task
 from narrowtune.pipeline.stages import (
     check_packing,
     make_store,
@@ -196,7 +195,7 @@ def probe(
     if image_root is not None and prompts is None:
         raise UsageError(
             asked="--image-root",
-            found="the package's own prompts, which have no pictures",
+            found="the package's own prompts, whose pictures are where they are",
             do="give --prompts too, or leave it out",
         )
     files: list[Named] = [("--delta", delta_path), ("--image-root", image_root)]
@@ -207,9 +206,8 @@ def probe(
     apply(loaded.model, delta)
     encoder = make_encoder(loaded, model)
     given = PromptSettings(prompts=prompts, image_root=image_root)
-    rows = given.rows(shipped_prompts(SHIPPED_FREE_PROMPTS), "--prompts")
-    found = read_prompts(rows, encoder, max_prompts, "--prompts")
-    arithmetic = _choose(loaded, prompts_as_batches(found, encoder))
+    found = read_free_prompts(given, encoder, max_prompts, "--prompts")
+    arithmetic = _choose(loaded, prompts_as_batches((asked for _, asked in found), encoder))
     # Base and tuned would look through other eyes, and be given what one of them saw.
     same_eyes = not changes_eyes(loaded, base)
     features = make_store(loaded, remember=model.remember_pictures) if same_eyes else None
@@ -217,7 +215,7 @@ def probe(
         return measure_drift(
             loaded,
             WeightSwap(loaded.model, base),
-            [(Path(rows.path).stem, messages) for messages in found],
+            found,
             encoder,
             max_new_tokens=max_new_tokens,
             batch_size=EVAL_BATCH_SIZE,

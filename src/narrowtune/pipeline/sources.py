@@ -203,21 +203,3 @@ def read_task(settings: DataSettings, encoder: ChatEncoder, refused: list[Refuse
     examples = source.encode_items(source.examples, encoder)
     source.check()
     return make_task(settings, examples, "target")
-
-
-def read_prompts(
-    settings: DataSettings, encoder: ChatEncoder, max_prompts: int, key: str
-) -> list[tuple[Message, ...]]:
-    """Read the first `max_prompts` of a file, and see that each can be turned into tokens.
-
-    Args:
-        settings: where the file is.
-        encoder: the chat template.
-        max_prompts: how many are wanted.
-        key: the setting that names the file, for errors.
-
-    Raises:
-        DataError: the file can't be read, or one of these prompts can't be used.
-    """
-    source = Source(settings, [], key=key, prompts_only=True)
-    return source.encode_prompts(source.examples[:max_prompts], encoder)

@@ -16,11 +16,7 @@ from narrowtune.core.provenance import sha256_file
 from narrowtune.core.run_folder import write_json
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.data.rows import read_rows
-from narrowtune.pipeline.inputs import (
-    SHIPPED_ANCHOR_PROMPTS,
-    SHIPPED_FREE_PROMPTS,
-    shipped_prompts,
-)
+from narrowtune.pipeline.prompts import DRIFT_KEY, anchor_files, free_files
 from narrowtune.version import __version__
 
 _DEVICES = {"fsdp", "fsdp_config"}
@@ -59,7 +55,8 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
     """Return everything that results depend on, by the setting's key."""
     training = settings.training.model_dump(mode="json", exclude={"learning_rate", *_DEVICES})
     drift = settings.drift
-    free = drift.rows(shipped_prompts(SHIPPED_FREE_PROMPTS), "drift.prompts")
+    # Whichever the model reads of what ships: a study's model is always the same.
+    free = free_files(drift, DRIFT_KEY, pictures=True)
     return {
         "version": __version__,
         "weights": weights,
@@ -68,7 +65,7 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
         "processor_kwargs": settings.processor_kwargs,
         "num_samples": settings.num_samples,
         **{f"training.{name}": value for name, value in training.items()},
-        "drift.prompts": _file(free),
+        "drift.prompts": ", ".join(map(_file, free)),
         "drift.max_prompts": drift.max_prompts,
         "drift.max_new_tokens": drift.max_new_tokens,
         "keep": [keep.label for keep in settings.keep],
@@ -90,8 +87,7 @@ def _rows(settings: DataSettings) -> dict[str, Any]:
 def _arm(arm: ArmSettings) -> dict[str, Any]:
     made = arm.model_dump(mode="json", exclude={"learning_rates", "name"})
     if arm.anchor is not None:
-        prompts = arm.anchor.rows(shipped_prompts(SHIPPED_ANCHOR_PROMPTS), "anchor.prompts")
-        made["anchor"]["prompts"] = _file(prompts)
+        made["anchor"]["prompts"] = ", ".join(map(_file, anchor_files(arm.anchor, pictures=True)))
         del made["anchor"]["image_root"]
     for mix, values in zip(arm.mix, made["mix"], strict=True):
         values["path"] = _file(mix.rows())

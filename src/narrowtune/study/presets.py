@@ -151,7 +151,7 @@ PRESETS: dict[str, Preset] = {
             model="qwen2_5_vl",
             second_model=None,
             smaller_model=None,
-            # Skills' rows, rates and seeds as the whole study's: the same training, fewer runs of it.
+            # Skills' rows and seeds are the whole study's: its runs, fewer of them.
             sizes=Sizes(1600, 4800, 200, 200, 48, 32, 256, 0),
             arms=("language_model", "mlp_gate_up", "sa_proj", "mlp_gate_up + anchor", LORA),
             main=(),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from narrowtune.core.config import AnchorSettings
 from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import DataError
 from narrowtune.core.study_settings import StudySettings
@@ -18,7 +17,7 @@ from narrowtune.data.rows import read_rows
 from narrowtune.data.spilled import Joined
 from narrowtune.data.splits import find_overlap, split_examples
 from narrowtune.evaluate.tasks import Task, make_task
-from narrowtune.pipeline.inputs import SHIPPED_ANCHOR_PROMPTS, shipped_prompts, unmeasured
+from narrowtune.pipeline.prompts import read_anchor_prompts
 from narrowtune.pipeline.sources import Source
 
 
@@ -39,8 +38,17 @@ class StudyRows:
     anchors: dict[str, list[tuple[Message, ...]]] = field(default_factory=dict)
 
 
-def read_study(settings: StudySettings, encoder: ChatEncoder) -> StudyRows:
+def read_study(
+    settings: StudySettings, encoder: ChatEncoder, *, checked: bool = False
+) -> StudyRows:
     """Read all files of a study.
+
+    Args:
+        settings: of the study.
+        encoder: the chat template.
+        checked: another process has read the same files and found no fault. Then no row is encoded
+            to see whether it can be, which takes most of the time where rows have pictures; but of
+            sources in which rows may be refused, since these have to be left out again.
 
     Raises:
         DataError: rows can't be used, or are both learned from and measured.
@@ -48,21 +56,25 @@ def read_study(settings: StudySettings, encoder: ChatEncoder) -> StudyRows:
     rows = StudyRows()
     for number, skill in enumerate(settings.skills):
         source = Source(skill, [], key=f"skills.{number}")
-        usable = source.encodable(source.examples, encoder.encode)
-        source.check()
+        source.check_pictures(encoder)
+        if _may_differ(skill, checked):
+            usable = source.encodable(source.examples, encoder.encode)
+            source.check()
+        else:
+            usable = source.examples
         parts = split_examples(usable, skill.validation, 0.0, 0)
         rows.pools[skill.label] = parts["train"]
         if parts["validation"]:
             rows.validation[skill.label] = make_task(skill, parts["validation"], "target")
         tested = skill.model_copy(update={"path": skill.test_path, "limit": None})
-        rows.tasks.append(_task(tested, f"skills.{number}", skill.label, encoder))
+        rows.tasks.append(_task(tested, f"skills.{number}", skill.label, encoder, checked))
     for number, keep in enumerate(settings.keep):
-        task = _task(keep, f"keep.{number}", keep.label, encoder)
+        task = _task(keep, f"keep.{number}", keep.label, encoder, checked)
         rows.tasks.append(
             Task(**{**vars(task), "role": "held_out"})  # the same items in another role
         )
     measured = Joined(task.examples for task in rows.tasks)
-    for name, pool in rows.pools.items():
+    for name, pool in () if checked else rows.pools.items():
         # A rate that is chosen on test rows would be one of luck with them.
         kept_back = rows.validation[name].examples if name in rows.validation else ()
         _check(f"to teach {name} and choose its rate", Joined([pool, kept_back]), measured)
@@ -73,14 +85,25 @@ def read_study(settings: StudySettings, encoder: ChatEncoder) -> StudyRows:
         if arm.anchor is not None:
             key = arm.anchor.model_dump_json()
             if key not in rows.anchors:
-                rows.anchors[key] = _anchor_prompts(arm.anchor, measured, encoder)
+                first = [encoder.encode(pool[0]) for pool in rows.pools.values()]
+                found = read_anchor_prompts(arm.anchor, encoder, [], measured, first)
+                rows.anchors[key] = found.messages
     return rows
 
 
-def _task(settings: DataSettings, key: str, label: str, encoder: ChatEncoder) -> Task:
+def _may_differ(settings: DataSettings, checked: bool) -> bool:
+    """Whether encoding may leave other rows of a source than reading did."""
+    return not checked or settings.max_refused > 0
+
+
+def _task(
+    settings: DataSettings, key: str, label: str, encoder: ChatEncoder, checked: bool
+) -> Task:
     source = Source(settings, [], key=key)
-    examples = source.encode_items(source.examples, encoder)
-    source.check()
+    examples = source.examples
+    if _may_differ(settings, checked):
+        examples = source.encode_items(examples, encoder)
+        source.check()
     return make_task(settings.model_copy(update={"name": label}), examples, "target")
 
 
@@ -92,12 +115,3 @@ def _check(what: str, used: Sequence[Example], measured: Sequence[Example]) -> N
             found=f"{len(overlap)} rows on both sides, such as {overlap[0]}",
             do="take them out of one of the files",
         )
-
-
-def _anchor_prompts(
-    settings: AnchorSettings, measured: Sequence[Example], encoder: ChatEncoder
-) -> list[tuple[Message, ...]]:
-    named = settings.rows(shipped_prompts(SHIPPED_ANCHOR_PROMPTS), "anchor.prompts")
-    source = Source(named, [], key="anchor.prompts", prompts_only=True)
-    allowed, _ = unmeasured(named.path, source.examples, measured)
-    return source.encode_prompts(allowed[: settings.max_prompts], encoder)

@@ -39,12 +39,11 @@ from narrowtune.evaluate.tasks import Task
 from narrowtune.models.select import Selection, resolve
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.inputs import (
-    SHIPPED_FREE_PROMPTS,
     load,
     make_encoder,
-    shipped_prompts,
 )
-from narrowtune.pipeline.sources import Source, read_prompts
+from narrowtune.pipeline.prompts import DRIFT_KEY, read_free_prompts
+from narrowtune.pipeline.sources import Source
 from narrowtune.pipeline.stages import (
     check_packing,
     make_store,
@@ -86,6 +85,7 @@ class Study:
         settings: of the study.
         arithmetic: what an earlier start measured; measured now unless given.
         threads: of this process; all unless given.
+        checked: as for `read_study`.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Study:
         *,
         arithmetic: Arithmetic | None = None,
         threads: int | None = None,
+        checked: bool = False,
     ) -> None:
         """Load and read everything.
 
@@ -111,14 +112,13 @@ class Study:
         }
         self.base = copy_tensors(self.loaded.model, names)
         self.skills = {skill.label: skill for skill in settings.skills}
-        rows = read_study(settings, self.encoder)
+        rows = read_study(settings, self.encoder, checked=checked)
         self.pools, self.validation, self.tasks = rows.pools, rows.validation, rows.tasks
         self._anchor_prompts = rows.anchors
-        free = settings.drift.rows(shipped_prompts(SHIPPED_FREE_PROMPTS), "drift.prompts")
-        prompts = read_prompts(free, self.encoder, settings.drift.max_prompts, "drift.prompts")
-        self.drift_prompts = [("free prompts", prompt) for prompt in prompts]
+        drift = settings.drift
+        self.drift_prompts = read_free_prompts(drift, self.encoder, drift.max_prompts, DRIFT_KEY)
         self.arithmetic = arithmetic or self._choose_arithmetic()
-        self._shown = keep_shown(prompts, self.folder)
+        self._shown = keep_shown([prompt for _, prompt in self.drift_prompts], self.folder)
         self._encoded: dict[tuple[str, int], StoredRows] = {}
         self._anchors: dict[str, Anchor] = {}
         self._tolerance: float | None = None

@@ -117,7 +117,9 @@ def _start(settings: StudySettings, path: Path, threads: int, lock: Lock) -> Non
     arithmetic = known_arithmetic(Path(settings.output_dir))
     if arithmetic is not None:
         arithmetic = arithmetic.model_copy(update={"threads": threads})
-    _WORKER = _Worker(Study(settings, arithmetic=arithmetic, threads=threads), path, lock)
+    # Whoever scored the base has read and encoded everything, and rows are held to their hashes.
+    study = Study(settings, arithmetic=arithmetic, threads=threads, checked=True)
+    _WORKER = _Worker(study, path, lock)
 
 
 def _run(chain: Chain, num_done: int) -> list[StageResult]:

@@ -83,7 +83,8 @@ def _modes(model: PreTrainedModel, gradient_checkpointing: bool) -> Iterator[Non
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    switch = gradient_checkpointing and not model.is_gradient_checkpointing
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module, _ in training)
+    switch = gradient_checkpointing and not checkpointing
     try:
         model.train()
         if switch:

@@ -17,9 +17,8 @@ from narrowtune.models.load import load_model
 from narrowtune.pipeline.inputs import (
     Inputs,
     Taught,
-    equal_shares,
+    add_anchor_prompts,
     make_encoder,
-    read_anchor_prompts,
     read_inputs,
 )
 from study_rows import write
@@ -261,20 +260,6 @@ def test_without_a_skill_the_rest_is_read(read, config):
     assert not inputs.rows
 
 
-@pytest.mark.parametrize(
-    ("total", "sizes", "shares"),
-    [
-        (7, [9, 9, 9], [3, 2, 2]),
-        (10, [2, 9, 9], [2, 4, 4]),
-        (10, [9, 0, 3], [7, 0, 3]),
-        (10, [1, 2], [1, 2]),
-        (3, [], []),
-    ],
-)
-def test_equal_shares(total, sizes, shares):
-    assert equal_shares(total, sizes) == shares
-
-
 def test_an_anchor_whose_prompts_are_all_kept_is_refused(read, config, tmp_path):
     path = write(tmp_path / "prompts.jsonl", rows_about("tree", 4))
     with pytest.raises(DataError, match="4 prompts, all of which stand in a keep set") as error:
@@ -329,7 +314,7 @@ def test_prompts_and_mixed_rows_have_their_pictures_where_they_are_said_to_be(
             drift={"prompts": free, **drift},
         )
         inputs = read_inputs(made, make_encoder(seeing, made), None)
-        read_anchor_prompts(made, make_encoder(seeing, made), inputs)
+        add_anchor_prompts(made, make_encoder(seeing, made), inputs)
         return inputs
 
     found = read(root, root, root)

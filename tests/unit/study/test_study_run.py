@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from narrowtune.cli.app import app
 from narrowtune.core.errors import DataError, UsageError
 from narrowtune.core.study_settings import ArmSettings, StudySettings
+from narrowtune.pipeline.inputs import load, make_encoder
+from narrowtune.pipeline.sources import Source
 from narrowtune.study.chains import all_chains, open_chains
 from narrowtune.study.forms import form_loss
 from narrowtune.study.results import (
@@ -21,6 +23,7 @@ from narrowtune.study.results import (
     read_results,
     unpack_scores,
 )
+from narrowtune.study.rows import read_study
 from narrowtune.study.run import Study
 from narrowtune.study.tables import at_edge, best_point, frontier, matched, sequences
 from narrowtune.study.workers import results_path, run_study
@@ -338,6 +341,33 @@ def test_the_tolerance_is_the_bases_and_every_process_has_it(settings, tmp_path,
     second.score_base()
     assert seen == [True]
     assert first._tolerance == second._tolerance == 0.25
+
+
+def test_a_process_that_need_not_check_encodes_nothing_and_has_the_same_rows(
+    settings, tmp_path, monkeypatch
+):
+    bad = [{"question": "word " * 5000, "answer": "long"}]
+    first = changed(settings, tmp_path, max_length=2000)
+    loaded = load(first)
+    encoder = make_encoder(loaded, first)
+    whole = read_study(first, encoder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "encodable", lambda *_: pytest.fail("encoded again"))
+        again = read_study(first, encoder, checked=True)
+    assert {n: list(pool) for n, pool in again.pools.items()} == {
+        n: list(pool) for n, pool in whole.pools.items()
+    }
+    assert [list(task.examples) for task in again.tasks] == [
+        list(task.examples) for task in whole.tasks
+    ]
+    # Rows that may be refused are left out again.
+    (skill, *_) = first.skills
+    rows = [json.loads(line) for line in Path(skill.path).read_text("utf-8").splitlines()]
+    path = write(tmp_path / "with_bad.jsonl", [*bad, *rows])
+    lenient = skill.model_copy(update={"path": path, "max_refused": 1, "name": skill.label})
+    other = first.model_copy(update={"skills": [lenient], "orders": {}})
+    left = read_study(other, encoder, checked=True)
+    assert list(left.pools[skill.label]) == list(read_study(other, encoder).pools[skill.label])
 
 
 def test_more_rows_than_there_are_is_an_error(settings, tmp_path):
