@@ -10,6 +10,7 @@ import typer
 
 from narrowtune.cli import delta as delta_commands
 from narrowtune.cli import ledger as ledger_commands
+from narrowtune.cli.check import check
 from narrowtune.cli.flags import (
     METRIC_HELP,
     MODES,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(delta_commands.app, name="delta")
 app.add_typer(ledger_commands.app, name="ledger")
+app.command(short_help="Read all rows, and show what is learned of them; loads no weights.")(check)
 app.command(short_help="Show what would train and what it costs.")(plan)
 app.command(short_help="Compare recipes over skills taught in a row.")(study)
 app.command(short_help="A verdict as an exit code: of a run, or of scored items.")(judge)

@@ -30,8 +30,12 @@ _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_a
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
+def check_folder(folder: Path, *, weights: bool = True) -> dict[str, Any]:
     """Refuse a folder that can't be loaded safely; return its parsed config.json.
+
+    Args:
+        folder: of a model.
+        weights: False looks at settings alone, where weights may not be there.
 
     Raises:
         ModelError: no config.json, broken JSON, pickled or missing weights, `auto_map` or code
@@ -56,7 +60,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
             do="narrowtune runs transformers' own code only; if transformers knows the model, "
             "use a copy of the folder without that code and without auto_map",
         )
-    disk_files(folder)
+    if weights:
+        disk_files(folder)
     return config
 
 

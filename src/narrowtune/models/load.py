@@ -82,6 +82,41 @@ class LoadedModel:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Reader:
+    """What turns rows into a model's inputs, without the model.
+
+    Attributes:
+        tokenizer: the processor's, for a multimodal model.
+        processor: of a multimodal model; None for text.
+        family: which kind of model it belongs to.
+        notes: what the user should know.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    processor: ProcessorMixin | None
+    family: Family
+    notes: list[str] = field(default_factory=list)
+
+
+def load_reader(
+    source: str,
+    *,
+    revision: str | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
+) -> Reader:
+    """Load what reads a model's rows; its weights are neither read nor fetched.
+
+    Args and errors are those of `load_model`.
+    """
+    folder = _find_folder(source, revision, weights=False)
+    config = check_folder(folder, weights=False)
+    family = find_family(config)
+    notes: list[str] = []
+    tokenizer, processor = _load_processor(folder, family, notes, processor_kwargs or {})
+    return Reader(tokenizer, processor, family, notes)
+
+
 def load_model(
     source: str,
     *,
@@ -158,7 +193,7 @@ def _warn_once(note: str) -> None:
     logger.warning(note)
 
 
-def _find_folder(source: str, revision: str | None) -> Path:
+def _find_folder(source: str, revision: str | None, *, weights: bool = True) -> Path:
     asked = f"load the model {source!r}" + (f" at revision {revision!r}" if revision else "")
     local = Path(source).expanduser()
     if local.is_dir():
@@ -174,6 +209,8 @@ def _find_folder(source: str, revision: str | None) -> Path:
         )
         if not (folder / "config.json").is_file():
             raise ModelError(asked, "a hub repository without config.json", "check the id")
+        if not weights:
+            return folder
         return Path(
             snapshot_download(
                 source,

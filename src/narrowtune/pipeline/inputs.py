@@ -19,7 +19,7 @@ from narrowtune.data.spilled import Joined
 from narrowtune.data.splits import draw_general, find_overlap, find_overlaps, split_examples
 from narrowtune.data.stored import StoredRows
 from narrowtune.evaluate.tasks import Task, make_task
-from narrowtune.models.load import LoadedModel, load_model
+from narrowtune.models.load import LoadedModel, Reader, load_model
 from narrowtune.pipeline.prompts import (
     DRIFT_KEY,
     equal_shares,
@@ -86,7 +86,7 @@ def load(settings: ModelSettings) -> LoadedModel:
 
 
 def make_encoder(
-    loaded: LoadedModel, settings: ModelSettings, *, remembered_bytes: int = 0
+    loaded: LoadedModel | Reader, settings: ModelSettings, *, remembered_bytes: int = 0
 ) -> ChatEncoder:
     """Return the model's chat template as an encoder; `remembered_bytes` as there."""
     return ChatEncoder(

@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import DataError
 from narrowtune.core.numbers import rounded_up
-from narrowtune.core.results import Plan, TaskResult
+from narrowtune.core.results import TaskResult
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.evaluate.answers import bare
 from narrowtune.evaluate.tasks import Task
 from narrowtune.evaluate.verdict import BLIND
-from narrowtune.models.load import LoadedModel
+from narrowtune.models.families import Family
 from narrowtune.pipeline.inputs import Inputs
 
 _SAID_WHOLE = ("exact_match",)
 """Metrics by which an answer that is cut short can't be right."""
 
 
-def pitfalls(loaded: LoadedModel, inputs: Inputs, encoder: ChatEncoder) -> list[str]:
+def pitfalls(family: Family, inputs: Inputs, encoder: ChatEncoder) -> list[str]:
     """Return what a user should know about a run's rows, a sentence each.
 
     Raises:
@@ -36,7 +36,7 @@ def pitfalls(loaded: LoadedModel, inputs: Inputs, encoder: ChatEncoder) -> list[
             "or one that is resumed tomorrow, asks other prompts. If the template takes a date "
             "(chat_template_kwargs.date_string), give one."
         )
-    if not loaded.family.is_multimodal:
+    if not family.is_multimodal:
         return found
     pictured = any(example.images for task in inputs.tasks for example in task.examples)
     if inputs.rows and not any(row.picture_digest for row in inputs.rows):
@@ -53,13 +53,17 @@ def pitfalls(loaded: LoadedModel, inputs: Inputs, encoder: ChatEncoder) -> list[
     return found
 
 
-def cannot_ship(config: RunConfig, plan: Plan) -> list[str]:
-    """Say why no training can end with a run that may ship, a sentence each."""
+def cannot_ship(config: RunConfig, provable: float | None) -> list[str]:
+    """Say why no training can end with a run that may ship, a sentence each.
+
+    Args:
+        config: the run.
+        provable: the smallest budget that its keep items can prove, points.
+    """
     if not config.keep:
         return [
             "There are no keep sets: nothing can be shown to be kept, so that nothing may ship."
         ]
-    provable = plan.smallest_budget
     if provable is None or provable <= config.budget:
         return []
     return [

@@ -80,7 +80,7 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
     loaded = load(config)
     encoder = make_encoder(loaded, config)
     inputs = read_inputs(config, encoder, with_skill=with_skill)
-    told = pitfalls(loaded, inputs, encoder)
+    told = pitfalls(loaded.family, inputs, encoder)
     arithmetic = check_packing(
         measure_arithmetic(loaded.model, requested=config.training.compute_dtype),
         loaded,
@@ -93,7 +93,7 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
         )
     if not with_skill:
         return made
-    more = [*cannot_ship(config, made), *unused_rows(config)]
+    more = [*cannot_ship(config, made.smallest_budget), *unused_rows(config)]
     return made.model_copy(update={"notes": [*made.notes, *more]})
 
 

@@ -192,7 +192,7 @@ def _prepare(
 
 def _look_before(run: Run, num_processes: int) -> None:
     with run.watch.stage("plan"):
-        told = pitfalls(run.loaded, run.inputs, run.encoder)
+        told = pitfalls(run.loaded.family, run.inputs, run.encoder)
         run.plan = plan_run(
             run.loaded,
             run.config,
@@ -204,7 +204,7 @@ def _look_before(run: Run, num_processes: int) -> None:
             num_processes=num_processes,
             notes=told,
         )
-        told += [*cannot_ship(run.config, run.plan), *unused_rows(run.config)]
+        told += [*cannot_ship(run.config, run.plan.smallest_budget), *unused_rows(run.config)]
         write_json(run.folder.plan, run.plan)
     for text in told:
         run.watch.warn(text)

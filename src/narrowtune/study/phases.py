@@ -110,7 +110,8 @@ class Protocol:
             self._run("quarter", self._single(preset.model, few, [0], preset.sizes.samples // 4))
         self._chosen("chosen", "frontier", preset.model)
         rates = {arm: [made.in_chains] for arm, made in self.choices["frontier"].arms.items()}
-        self._run("chains", self._chained(rates, ["default"]))
+        chained = {arm: rates[arm] for arm in preset.chained}
+        self._run("chains", self._chained(chained, ["default"]))
         if preset.turned:
             turned = {arm: rates[arm] for arm in preset.turned}
             others = [name for name in preset.orders if name != "default"]

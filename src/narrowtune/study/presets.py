@@ -54,6 +54,8 @@ _RECIPES = (
 LORA, LWF, WISE_FT, MOE = "mlp + LoRA 16", "mlp + LwF", "mlp + WiSE-FT 0.5", "mlp + MoE"
 _ANCHORED = ("sa_proj + anchor", "mlp_gate_up + anchor", "language_model + anchor")
 
+_ALL = (*_RECIPES, LORA, LWF, WISE_FT, MOE, *_ANCHORED, "language_model + replay")
+
 ANCHOR = {"weight": 0.3, "rows_per_step": 2}
 """How hard anchored arms are held: docs/results/anchor-weights, on rows that no study reports."""
 
@@ -95,6 +97,7 @@ class Preset:
         sizes: numbers of rows.
         arms: labels of those that are compared everywhere.
         main: those with a second sample budget and on the second model.
+        chained: those that skills are taught in a row with.
         turned: those that other orders, and the smaller model, are run with.
         rates: the grid before it is extended; adapters have it `LORA_FACTOR` times higher.
         most_extensions: rounds of one further rate per arm.
@@ -115,6 +118,7 @@ class Preset:
     sizes: Sizes
     arms: tuple[str, ...]
     main: tuple[str, ...]
+    chained: tuple[str, ...]
     turned: tuple[str, ...]
     rates: tuple[float, ...]
     most_extensions: int
@@ -137,7 +141,8 @@ PRESETS: dict[str, Preset] = {
             second_model="llava_onevision",
             smaller_model="qwen2_5_vl_small",
             sizes=Sizes(1600, 4800, 200, 200, 128, 64, 256, 500),
-            arms=(*_RECIPES, LORA, LWF, WISE_FT, MOE, *_ANCHORED, "language_model + replay"),
+            arms=_ALL,
+            chained=_ALL,
             main=("language_model", "mlp", "mlp_gate_up", "sa_proj", LORA, "mlp_gate_up + anchor"),
             turned=("language_model", "mlp_gate_up", "sa_proj", "mlp_gate_up + anchor"),
             rates=(1e-4, 3e-4, 1e-3, 3e-3),
@@ -155,6 +160,7 @@ PRESETS: dict[str, Preset] = {
             sizes=Sizes(1600, 4800, 200, 200, 48, 32, 256, 0),
             arms=("language_model", "mlp_gate_up", "sa_proj", "mlp_gate_up + anchor", LORA),
             main=(),
+            chained=("language_model", "mlp_gate_up", "sa_proj", "mlp_gate_up + anchor"),
             turned=(),
             rates=(3e-4, 1e-3, 3e-3),
             most_extensions=2,

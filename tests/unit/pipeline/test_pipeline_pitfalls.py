@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-from types import SimpleNamespace
 
 import PIL.Image
 import pytest
@@ -79,24 +78,24 @@ def rows(encoder, *before):
 def test_a_model_with_eyes_and_rows_without_pictures(vision, tiny, picture):
     loaded, encoder = vision
     blind = Inputs(rows=rows(encoder))
-    [said] = pitfalls(loaded, blind, encoder)
+    [said] = pitfalls(loaded.family, blind, encoder)
     assert said.startswith("No row to learn from has a picture")
-    assert pitfalls(loaded, Inputs(rows=rows(encoder, picture)), encoder) == []
+    assert pitfalls(loaded.family, Inputs(rows=rows(encoder, picture)), encoder) == []
     text = load_model(str(tiny("llama")), device="cpu")
     own = ChatEncoder(text.tokenizer)
-    assert pitfalls(text, Inputs(rows=rows(own)), own) == []
+    assert pitfalls(text.family, Inputs(rows=rows(own)), own) == []
 
 
 def test_an_anchor_without_pictures_where_pictures_are_measured(vision, picture):
     loaded, encoder = vision
     asked, shown = [(Message("user", (Text("hi"),)),)], [(Message("user", (picture, Text("hi"))),)]
     seen = {"rows": rows(encoder, picture), "tasks": [task("yes", before=(picture,))]}
-    [said] = pitfalls(loaded, Inputs(**seen, anchor_prompts=asked), encoder)
+    [said] = pitfalls(loaded.family, Inputs(**seen, anchor_prompts=asked), encoder)
     assert "The anchor's 1 prompts have no picture" in said
-    assert pitfalls(loaded, Inputs(**seen, anchor_prompts=asked + shown), encoder) == []
-    assert pitfalls(loaded, Inputs(**seen), encoder) == []
+    assert pitfalls(loaded.family, Inputs(**seen, anchor_prompts=asked + shown), encoder) == []
+    assert pitfalls(loaded.family, Inputs(**seen), encoder) == []
     seen["tasks"] = [task("yes")]
-    assert pitfalls(loaded, Inputs(**seen, anchor_prompts=asked), encoder) == []
+    assert pitfalls(loaded.family, Inputs(**seen, anchor_prompts=asked), encoder) == []
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def run_with(**values):
     ],
 )
 def test_a_run_that_can_not_ship_is_told_before_it_is_trained(values, smallest, words):
-    found = cannot_ship(run_with(**values), SimpleNamespace(smallest_budget=smallest))
+    found = cannot_ship(run_with(**values), smallest)
     assert len(found) == (words is not None)
     assert not words or words in found[0]
 
@@ -153,11 +152,11 @@ def test_rows_that_are_kept_back_for_nothing_are_told():
 def test_a_template_that_writes_the_date_is_told(tiny):
     loaded = copy.copy(load_model(str(tiny("llama")), device="cpu"))
     plain = ChatEncoder(loaded.tokenizer)
-    assert pitfalls(loaded, Inputs(), plain) == []
+    assert pitfalls(loaded.family, Inputs(), plain) == []
     dated = copy.deepcopy(loaded.tokenizer)
     today = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
     dated.chat_template = today + dated.chat_template
-    [said] = pitfalls(loaded, Inputs(), ChatEncoder(dated))
+    [said] = pitfalls(loaded.family, Inputs(), ChatEncoder(dated))
     assert "date_string" in said
     given = ChatEncoder(dated, chat_template_kwargs={"date_string": "1 May 2026"})
-    assert pitfalls(loaded, Inputs(), given) == []
+    assert pitfalls(loaded.family, Inputs(), given) == []

@@ -43,6 +43,7 @@ PRESET = Preset(
     sizes=Sizes(8, 0, 0, 0, 0, 4, 0, 0),
     arms=ARMS,
     main=("language_model", "sa_proj"),
+    chained=ARMS,
     turned=("sa_proj",),
     rates=(1e-3, 3e-3),
     most_extensions=1,
@@ -254,7 +255,7 @@ def test_a_stopped_study_goes_on_and_ends_alike(finished, world, tiny, tmp_path,
 
 def test_other_models_have_searches_of_their_own(world, tiny, tmp_path):
     main = PRESET.main
-    preset = replace(PRESET, arms=main, turned=main, quarter=False, most_extensions=0)
+    preset = replace(PRESET, arms=main, chained=main, turned=main, quarter=False, most_extensions=0)
     seen = Seen()
     made = protocol(world, tmp_path, seen, tiny, ("one", "two", "three"), preset)
     made.run()
@@ -344,7 +345,14 @@ def test_the_command_runs_a_preset(world, tiny, tmp_path, monkeypatch):
             raise UsageError(asked=name, found="nothing", do="nothing")
         return tiny("llama", torch.bfloat16)
 
-    preset = replace(PRESET, arms=PRESET.main, quarter=False, turned=(), most_extensions=0)
+    preset = replace(
+        PRESET,
+        arms=PRESET.main,
+        chained=PRESET.main,
+        quarter=False,
+        turned=(),
+        most_extensions=0,
+    )
     monkeypatch.setitem(presets.PRESETS, "tiny", preset)
     monkeypatch.setattr(miniature, "reference_folder", folder)
     monkeypatch.setattr(miniature, "write_world", lambda *_: world)
@@ -426,6 +434,7 @@ def test_a_summary_is_there_after_each_phase(world, tiny, tmp_path, monkeypatch)
     preset = replace(
         PRESET,
         arms=PRESET.main,
+        chained=PRESET.main,
         quarter=False,
         turned=(),
         most_extensions=0,

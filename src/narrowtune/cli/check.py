@@ -1,0 +1,52 @@
+"""`narrowtune check`: a run's rows, read and encoded without the model's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from narrowtune.cli.flags import AsJson, MaxLength, Set, option
+from narrowtune.cli.printing import open_console
+from narrowtune.cli.settings import run_settings
+from narrowtune.core.errors import UsageError
+
+
+def check(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A YAML file, as for teach.")
+    ] = None,
+    model: Annotated[str | None, option("MODEL", "Folder or hub id of the base model.")] = None,
+    skill: Annotated[str | None, option("PATH", "Rows to learn from and be tested on.")] = None,
+    keep: Annotated[
+        list[str] | None, option("PATH", "Rows that must not get worse; may be repeated.")
+    ] = None,
+    max_length: MaxLength = None,
+    show: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Rows to show as the model is given them.")
+    ] = 1,
+    more: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read all rows as teach would, and show what is learned of them. Loads no weights.
+
+    Every row is encoded with the model's own chat template and processor; what can't be used is
+    named. Writes nothing; of a hub id, only settings and tokenizer are downloaded.
+    """
+    flags = {"model": model, "skill.path": skill, "keep": keep, "max_length": max_length}
+    settings = run_settings(config, flags, more)
+    if settings.ledger is not None:
+        raise UsageError(
+            asked=f"a check of a run with the ledger {settings.ledger}",
+            found="earlier skills in it, whose rows are not read here",
+            do="check it without them: --set ledger=null",
+        )
+    from narrowtune.pipeline.preview import check_rows
+    from narrowtune.report.check_view import render_check
+
+    found = check_rows(settings, num_shown=show)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        open_console().print(render_check(found))

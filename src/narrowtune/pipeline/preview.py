@@ -1,0 +1,144 @@
+"""A run's rows as the model will be given them, without the model.
+
+Owns: `check_rows`. Everything is read, split, encoded and compared as in a run; weights are neither
+read nor fetched, so that mistakes in rows show in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby, islice
+from typing import Any
+
+from narrowtune.core.config import RunConfig
+from narrowtune.core.row_check import KeptTask, Piece, RowCheck, TokenCounts
+from narrowtune.data.collate import IGNORE_INDEX, Encoded
+from narrowtune.evaluate.clusters import effective_items_together
+from narrowtune.evaluate.statistics import smallest_provable_budget
+from narrowtune.evaluate.tasks import Task
+from narrowtune.models.load import load_reader
+from narrowtune.pipeline.checks import check_run
+from narrowtune.pipeline.dial import Halves
+from narrowtune.pipeline.inputs import make_encoder, read_inputs
+from narrowtune.pipeline.pitfalls import cannot_ship, pitfalls, unused_rows
+
+_REPEATED = 4  # times that a token stands in a row of itself before it is counted instead
+
+
+def check_rows(config: RunConfig, *, num_shown: int = 1) -> RowCheck:
+    """Read and encode all rows of a run. Writes nothing, and loads no weights.
+
+    Args:
+        config: the run.
+        num_shown: rows that come back as the model is given them.
+
+    Raises:
+        NarrowtuneError: as a run would before it trains.
+    """
+    check_run(config)
+    reader = load_reader(
+        config.model, revision=config.revision, processor_kwargs=config.processor_kwargs
+    )
+    encoder = make_encoder(reader, config)
+    inputs = read_inputs(config, encoder)
+    kept = [task.groups for task in inputs.tasks if task.role == "held_out"]
+    worth = effective_items_together(kept)
+    provable = smallest_provable_budget(worth) if worth else None
+    if config.dial is not None and worth:
+        # Only a part of the keep items decides, and the other one has to confirm it.
+        provable, _ = Halves(inputs.tasks, config.dial, config.seed).provable()
+    return RowCheck(
+        model=config.model,
+        family=reader.family.title,
+        data=inputs.summaries,
+        tokens=count_tokens(inputs.rows, _placeholder(reader.tokenizer, reader.processor)),
+        tasks=_tasks(inputs.tasks, worth),
+        num_anchor=len(inputs.anchor_prompts),
+        num_drift=len(inputs.drift_prompts),
+        smallest_budget=provable,
+        shown=[pieces(reader.tokenizer, row) for row in islice(inputs.rows, num_shown)],
+        notes=[
+            *reader.notes,
+            *encoder.notes,
+            *inputs.notes,
+            *pitfalls(reader.family, inputs, encoder),
+            *cannot_ship(config, provable),
+            *unused_rows(config),
+        ],
+    )
+
+
+def count_tokens(rows: Sequence[Encoded], placeholder: int | None) -> TokenCounts:
+    """Count what is learned from.
+
+    Args:
+        rows: all of them, at least one.
+        placeholder: the token that stands for a part of a picture, where there is one.
+    """
+    lengths, labelled, pictured, shown = [], 0, 0, 0
+    for row in rows:
+        lengths.append(len(row.input_ids))
+        labelled += sum(label != IGNORE_INDEX for label in row.labels)
+        pictured += bool(row.picture_digest)
+        shown += sum(token == placeholder for token in row.input_ids)
+    ordered = sorted(lengths)
+    return TokenCounts(
+        num_rows=len(ordered),
+        num_pictured=pictured,
+        median=ordered[(len(ordered) - 1) // 2],
+        high=ordered[math.ceil(0.95 * len(ordered)) - 1],
+        longest=ordered[-1],
+        labelled=labelled,
+        total=sum(ordered),
+        pictures=None if placeholder is None and pictured else shown,
+    )
+
+
+def pieces(tokenizer: Any, row: Encoded) -> list[Piece]:
+    """Return a row as text, cut where labels begin and end."""
+    found = []
+    marked = zip(row.input_ids, row.labels, strict=True)
+    for learned, run in groupby(marked, key=lambda pair: pair[1] != IGNORE_INDEX):
+        text = _as_text(tokenizer, [token for token, _ in run])
+        found.append(Piece(text=text, learned=learned))
+    return found
+
+
+def _as_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Decode tokens; one that is repeated often stands there once, with how often."""
+    parts: list[str] = []
+    waiting: list[int] = []
+    for token, same in groupby(ids):
+        times = len(list(same))
+        if times < _REPEATED:
+            waiting += [token] * times
+            continue
+        parts += [tokenizer.decode(waiting), f"{tokenizer.decode([token])} × {times}"]
+        waiting = []
+    return "".join([*parts, tokenizer.decode(waiting)])
+
+
+def _placeholder(tokenizer: Any, processor: Any) -> int | None:
+    token = getattr(processor, "image_token", None)
+    return None if token is None else int(tokenizer.convert_tokens_to_ids(str(token)))
+
+
+def _tasks(tasks: Sequence[Task], worth: Sequence[float]) -> list[KeptTask]:
+    kept = iter(worth)
+    return [
+        KeptTask(
+            name=task.name,
+            role=task.role,
+            metric=task.metric,
+            mode=task.mode,
+            num_items=len(task.examples),
+            effective_items=next(kept) if task.role == "held_out" else _alone(task),
+        )
+        for task in tasks
+    ]
+
+
+def _alone(task: Task) -> float:
+    [worth] = effective_items_together([task.groups])
+    return worth
