@@ -8,8 +8,8 @@ The anchor's are questions of the small world whose answers have every form that
 for: a sentence, a word, a place, yes or no, numbers and words as they are read, an option with its
 letter, a list. Nothing is counted, since that is a skill people teach. None is of a task that is
 taught or kept. The probe's ask for a description of pictures of other kinds than the anchor's, so
-that an anchor doesn't hold down what is to warn of it. All are of the split `pretrain` and seeds of
-their own, kinds come in turn, and answers are not written.
+that an anchor doesn't hold down what is to warn of it, and of none that is taught. All are of the
+split `pretrain` and seeds of their own, kinds come in turn, and answers are not written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUALITY = 90
 ANCHOR = ("captions", "names", "binding", "relations", "rows", "words", "choices", "lists")
 NUM_ANCHOR, ANCHOR_SEED = 80, 110
 
-FREE = ("charts", "forms", "street", "signs", "infographics", "science", "diagrams", "birds")
+FREE = ("charts", "forms", "street", "arrows", "infographics", "science", "diagrams", "gauges")
 NUM_FREE, FREE_SEED = 40, 111
 PHRASES = (
     "Describe the picture.",

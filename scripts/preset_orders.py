@@ -48,14 +48,14 @@ def main() -> None:
 
 
 def show(what: str, whole: Lost, quick: Lost) -> bool:
-    """Print what arms lose in both studies and return whether they stand in one order."""
+    """Print what arms lose in both studies and return whether two or more stand in one order."""
     both = [arm for arm in quick if arm in whole]
     reached = [arm for arm in both if None not in [*whole[arm], *quick[arm]]]
     orders = [
         sorted(reached, key=lambda arm, lost=lost: mean(lost[arm])) for lost in (whole, quick)
     ]
-    same = orders[0] == orders[1]
-    print(f"Points lost {what}: {'one order' if same else 'the order differs'}")
+    same = orders[0] == orders[1] and len(reached) > 1
+    print(f"Points lost {what}: {len(reached)} arms in {'one order' if same else 'other orders'}")
     print(f"  {'':<24}{'whole':<36}quick")
     for arm in [*orders[0], *(arm for arm in both if arm not in reached)]:
         left = " (not compared: missed by a seed)" if arm not in reached else ""

@@ -269,7 +269,7 @@ def probe(
     prompts: Annotated[
         str | None, option("PATH", "File of prompts; those of the package unless given.")
     ] = None,
-    max_prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Use the first of them.")] = (
+    max_prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Use no more of them.")] = (
         200
     ),
     max_new_tokens: Annotated[

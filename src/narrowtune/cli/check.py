@@ -32,7 +32,9 @@ def check(
     """Read all rows as teach would, and show what is learned of them. Loads no weights.
 
     Every row is encoded with the model's own chat template and processor; what can't be used is
-    named. Writes nothing; of a hub id, only settings and tokenizer are downloaded.
+    named. Items of one group or picture are worth less than their number as evidence. Writes
+    nothing; of a hub id, only settings and tokenizer are downloaded. Memory, devices and what the
+    recipe finds in the model are not looked at: `narrowtune plan` does that.
     """
     flags = {"model": model, "skill.path": skill, "keep": keep, "max_length": max_length}
     settings = run_settings(config, flags, more)

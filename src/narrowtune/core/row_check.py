@@ -39,7 +39,7 @@ class Piece(Value):
     learned: bool
 
 
-class KeptTask(Value):
+class ScoredTask(Value):
     """What is scored before and after.
 
     Attributes:
@@ -58,13 +58,29 @@ class KeptTask(Value):
     effective_items: float
 
 
+class RefusedLine(Value):
+    """A row that can't be used.
+
+    Attributes:
+        path: of its source.
+        row: its number there.
+        reason: why.
+    """
+
+    path: str
+    row: int
+    reason: str
+
+
 class RowCheck(Value):
     """A run's rows, read and encoded as a run does it, without the model's weights.
 
     Attributes:
         model: what was asked for.
         family: of the model.
-        data: every source, what was used and what was refused.
+        data: every source, what was used and how it was split.
+        refused: rows that can't be used, and why.
+        num_steps: optimiser steps of the run.
         tokens: of the rows that are learned from.
         tasks: what is scored.
         num_anchor, num_drift: prompts.
@@ -78,8 +94,10 @@ class RowCheck(Value):
     model: str
     family: str
     data: list[DataSummary]
+    refused: list[RefusedLine]
+    num_steps: int
     tokens: TokenCounts
-    tasks: list[KeptTask]
+    tasks: list[ScoredTask]
     num_anchor: int
     num_drift: int
     smallest_budget: float | None

@@ -136,6 +136,11 @@ class ChatEncoder:
         """Whether the model does."""
         return self._processor is not None
 
+    @property
+    def image_token_id(self) -> int | None:
+        """The token that stands for parts of pictures; None where the model reads none."""
+        return self._specials.image_id
+
     def num_tokens(self, text: str) -> int:
         """Return how many tokens a text is by itself."""
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])

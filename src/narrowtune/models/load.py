@@ -83,7 +83,7 @@ class LoadedModel:
 
 
 @dataclass
-class Reader:
+class RowReader:
     """What turns rows into a model's inputs, without the model.
 
     Attributes:
@@ -104,7 +104,7 @@ def load_reader(
     *,
     revision: str | None = None,
     processor_kwargs: Mapping[str, Any] | None = None,
-) -> Reader:
+) -> RowReader:
     """Load what reads a model's rows; its weights are neither read nor fetched.
 
     Args and errors are those of `load_model`.
@@ -114,7 +114,7 @@ def load_reader(
     family = find_family(config)
     notes: list[str] = []
     tokenizer, processor = _load_processor(folder, family, notes, processor_kwargs or {})
-    return Reader(tokenizer, processor, family, notes)
+    return RowReader(tokenizer, processor, family, notes)
 
 
 def load_model(

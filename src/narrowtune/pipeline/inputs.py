@@ -19,7 +19,7 @@ from narrowtune.data.spilled import Joined
 from narrowtune.data.splits import draw_general, find_overlap, find_overlaps, split_examples
 from narrowtune.data.stored import StoredRows
 from narrowtune.evaluate.tasks import Task, make_task
-from narrowtune.models.load import LoadedModel, Reader, load_model
+from narrowtune.models.load import LoadedModel, RowReader, load_model
 from narrowtune.pipeline.prompts import (
     DRIFT_KEY,
     equal_shares,
@@ -86,7 +86,7 @@ def load(settings: ModelSettings) -> LoadedModel:
 
 
 def make_encoder(
-    loaded: LoadedModel | Reader, settings: ModelSettings, *, remembered_bytes: int = 0
+    loaded: LoadedModel | RowReader, settings: ModelSettings, *, remembered_bytes: int = 0
 ) -> ChatEncoder:
     """Return the model's chat template as an encoder; `remembered_bytes` as there."""
     return ChatEncoder(
@@ -148,7 +148,7 @@ def add_anchor_prompts(config: RunConfig, encoder: ChatEncoder, inputs: Inputs) 
     if config.anchor is None:
         return
     kept = Joined(task.examples for task in inputs.tasks if task.role == "held_out")
-    found = read_anchor_prompts(config.anchor, encoder, inputs.refused, kept, inputs.rows[:1])
+    found = read_anchor_prompts(config.anchor, encoder, inputs.refused, kept, inputs.rows)
     inputs.anchor_prompts = found.messages
     inputs.summaries.extend(found.summaries)
     inputs.notes.extend(found.notes)
@@ -309,9 +309,14 @@ class _Reader:
     def _drift_prompts(self, keep: dict[str, Sequence[Example]]) -> None:
         """Take as many prompts from the free ones as from each keep set, as far as they go."""
         settings = self.config.drift
-        sources = free_sources(settings, self.encoder, self.inputs.refused, DRIFT_KEY)
         # The keep sets' prompts have been encoded as their items.
         kept = {} if settings.prompts else keep
+        pictured = (example for rows in kept.values() for example in rows if example.images)
+        beside = (self.encoder.encode_prompt(example.prompt) for example in pictured)
+        sources, notes = free_sources(
+            settings, self.encoder, self.inputs.refused, DRIFT_KEY, beside
+        )
+        self.inputs.notes.extend(notes)
         sizes = [*(len(source.examples) for source in sources.values()), *map(len, kept.values())]
         shares = iter(equal_shares(settings.max_prompts, sizes))
         found: list[tuple[str, tuple[Message, ...]]] = []

@@ -7,12 +7,12 @@ read nor fetched, so that mistakes in rows show in seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any
 
 from narrowtune.core.config import RunConfig
-from narrowtune.core.row_check import KeptTask, Piece, RowCheck, TokenCounts
+from narrowtune.core.row_check import Piece, RefusedLine, RowCheck, ScoredTask, TokenCounts
 from narrowtune.data.collate import IGNORE_INDEX, Encoded
 from narrowtune.evaluate.clusters import effective_items_together
 from narrowtune.evaluate.statistics import smallest_provable_budget
@@ -22,6 +22,7 @@ from narrowtune.pipeline.checks import check_run
 from narrowtune.pipeline.dial import Halves
 from narrowtune.pipeline.inputs import make_encoder, read_inputs
 from narrowtune.pipeline.pitfalls import cannot_ship, pitfalls, unused_rows
+from narrowtune.train.arguments import planned_steps
 
 _REPEATED = 4  # times that a token stands in a row of itself before it is counted instead
 
@@ -29,12 +30,15 @@ _REPEATED = 4  # times that a token stands in a row of itself before it is count
 def check_rows(config: RunConfig, *, num_shown: int = 1) -> RowCheck:
     """Read and encode all rows of a run. Writes nothing, and loads no weights.
 
+    What depends on weights or on the machine is not looked at: memory, devices, room on the disk,
+    and which matrices the recipe finds.
+
     Args:
         config: the run.
         num_shown: rows that come back as the model is given them.
 
     Raises:
-        NarrowtuneError: as a run would before it trains.
+        NarrowtuneError: as a run would, for its settings and rows.
     """
     check_run(config)
     reader = load_reader(
@@ -45,14 +49,18 @@ def check_rows(config: RunConfig, *, num_shown: int = 1) -> RowCheck:
     kept = [task.groups for task in inputs.tasks if task.role == "held_out"]
     worth = effective_items_together(kept)
     provable = smallest_provable_budget(worth) if worth else None
-    if config.dial is not None and worth:
+    if config.dial is not None:
         # Only a part of the keep items decides, and the other one has to confirm it.
-        provable, _ = Halves(inputs.tasks, config.dial, config.seed).provable()
+        halves = Halves(inputs.tasks, config.dial, config.seed)
+        halves.check(config)
+        provable, _ = halves.provable()
     return RowCheck(
         model=config.model,
         family=reader.family.title,
         data=inputs.summaries,
-        tokens=count_tokens(inputs.rows, _placeholder(reader.tokenizer, reader.processor)),
+        refused=[RefusedLine(**vars(row)) for row in inputs.refused],
+        num_steps=planned_steps(config, len(inputs.rows)),
+        tokens=count_tokens(inputs.rows, encoder.image_token_id),
         tasks=_tasks(inputs.tasks, worth),
         num_anchor=len(inputs.anchor_prompts),
         num_drift=len(inputs.drift_prompts),
@@ -97,37 +105,46 @@ def count_tokens(rows: Sequence[Encoded], placeholder: int | None) -> TokenCount
 
 def pieces(tokenizer: Any, row: Encoded) -> list[Piece]:
     """Return a row as text, cut where labels begin and end."""
-    found = []
+    found: list[Piece] = []
+    before: list[int] = []
     marked = zip(row.input_ids, row.labels, strict=True)
     for learned, run in groupby(marked, key=lambda pair: pair[1] != IGNORE_INDEX):
-        text = _as_text(tokenizer, [token for token, _ in run])
+        text = ""
+        for repeated, ids in _repetitions([token for token, _ in run]):
+            text += _continued(tokenizer, before, ids) + (f" × {repeated}" if repeated else "")
+            before += ids
         found.append(Piece(text=text, learned=learned))
     return found
 
 
-def _as_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Decode tokens; one that is repeated often stands there once, with how often."""
-    parts: list[str] = []
+def _repetitions(tokens: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yield tokens as they come, with 0; one that is repeated often once, with how often."""
     waiting: list[int] = []
-    for token, same in groupby(ids):
+    for token, same in groupby(tokens):
         times = len(list(same))
         if times < _REPEATED:
             waiting += [token] * times
             continue
-        parts += [tokenizer.decode(waiting), f"{tokenizer.decode([token])} × {times}"]
+        if waiting:
+            yield 0, waiting
+        yield times, [token]
         waiting = []
-    return "".join([*parts, tokenizer.decode(waiting)])
+    if waiting:
+        yield 0, waiting
 
 
-def _placeholder(tokenizer: Any, processor: Any) -> int | None:
-    token = getattr(processor, "image_token", None)
-    return None if token is None else int(tokenizer.convert_tokens_to_ids(str(token)))
+def _continued(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
+    """Decode tokens behind others: by themselves some tokenizers drop the space they begin with."""
+    earlier = tokenizer.decode(before)
+    text: str = tokenizer.decode([*before, *ids])
+    # A character of several tokens may be cut between them.
+    return text[len(earlier) :] if text.startswith(earlier) else tokenizer.decode(ids)
 
 
-def _tasks(tasks: Sequence[Task], worth: Sequence[float]) -> list[KeptTask]:
+def _tasks(tasks: Sequence[Task], worth: Sequence[float]) -> list[ScoredTask]:
     kept = iter(worth)
     return [
-        KeptTask(
+        ScoredTask(
             name=task.name,
             role=task.role,
             metric=task.metric,

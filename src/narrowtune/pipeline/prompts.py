@@ -6,7 +6,8 @@ is measured is among an anchor's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,9 +18,12 @@ from narrowtune.core.errors import DataError
 from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, check_pictures
-from narrowtune.data.examples import Example, Message, RefusedRow
+from narrowtune.data.examples import Example, Message, RefusedRow, RowError
 from narrowtune.data.splits import find_overlap
+from narrowtune.engine.batches import spread
 from narrowtune.pipeline.sources import Source
+
+logger = logging.getLogger(__name__)
 
 SHIPPED_TEXTS, SHIPPED_PICTURES = "general.jsonl", "pictures.jsonl"
 SHIPPED_FREE, SHIPPED_FREE_PICTURES = "free.jsonl", "free_pictures.jsonl"
@@ -53,7 +57,7 @@ def shipped_prompts(name: str) -> Path:
 
 
 def anchor_files(settings: AnchorSettings, *, pictures: bool) -> list[DataSettings]:
-    """Return where an anchor's prompts are.
+    """Return where an anchor's prompts are, texts first.
 
     Args:
         settings: of the anchor.
@@ -63,12 +67,12 @@ def anchor_files(settings: AnchorSettings, *, pictures: bool) -> list[DataSettin
 
 
 def free_files(settings: PromptSettings, key: str, *, pictures: bool) -> list[DataSettings]:
-    """Return where the drift probe's free prompts are; arguments as for `anchor_files`.
+    """Return where the drift probe's free prompts are, texts first.
 
     Args:
         settings: of the probe.
         key: what records call them.
-        pictures: whether the model reads pictures.
+        pictures: as for `anchor_files`.
     """
     return _files(settings, key, (SHIPPED_FREE, SHIPPED_FREE_PICTURES), pictures)
 
@@ -83,26 +87,63 @@ def _files(
     return files
 
 
+def _read(
+    files: Sequence[DataSettings],
+    key: str,
+    encoder: ChatEncoder,
+    refused: list[RefusedRow],
+    beside: Iterable[Encoded],
+) -> tuple[list[Source], list[str]]:
+    """Read prompt files; shipped pictures that this run can't use are left out with a note."""
+    sources = [Source(file, refused, key=key, prompts_only=True) for file in files]
+    notes = []
+    if len(sources) > 1 and (why := _unusable(sources[1].examples[0], encoder, beside)):
+        notes.append(f"Prompts about pictures that ship ({key}) were left out: {why}.")
+        del sources[1]
+    return sources, notes
+
+
+def _unusable(prompt: Example, encoder: ChatEncoder, beside: Iterable[Encoded]) -> str | None:
+    """Say why a shipped picture, all of which have one size, can't be used, if it can't be.
+
+    It may be longer than `max_length`; and some image processors leave every picture its size, so
+    that only pictures of one size go together. The user's are what matters.
+    """
+    try:
+        encoded = encoder.encode_prompt(prompt.messages)
+        pictured = next((row for row in beside if row.picture_digest), encoded)
+        check_pictures([pictured, encoded])
+    except RowError as error:
+        return error.reason
+    except DataError as error:
+        return error.found
+    return None
+
+
 def free_sources(
-    settings: PromptSettings, encoder: ChatEncoder, refused: list[RefusedRow], key: str
-) -> dict[str, Source]:
-    """Read the drift probe's free prompts, by what reports call them.
+    settings: PromptSettings,
+    encoder: ChatEncoder,
+    refused: list[RefusedRow],
+    key: str,
+    beside: Iterable[Encoded] = (),
+) -> tuple[dict[str, Source], list[str]]:
+    """Read the drift probe's free prompts, by what reports call them; and notes for the record.
 
     Args:
         settings: of the probe.
         encoder: the chat template.
         refused: gets the rows that can't be used.
         key: the setting that names the file, for errors.
+        beside: prompts that free ones may meet in a batch.
 
     Raises:
         DataError: the file can't be read.
     """
     files = free_files(settings, key, pictures=encoder.reads_pictures)
-    named = dict(zip((_FREE, _FREE_PICTURES), files, strict=False))
+    sources, notes = _read(files, key, encoder, refused, beside)
+    named = dict(zip((_FREE, _FREE_PICTURES), sources, strict=False))
     # Galleries show the first: those with pictures, where there are any.
-    return {
-        name: Source(named[name], refused, key=key, prompts_only=True) for name in reversed(named)
-    }
+    return {name: named[name] for name in reversed(named)}, notes
 
 
 def read_free_prompts(
@@ -113,13 +154,15 @@ def read_free_prompts(
     Args:
         settings: of the probe.
         encoder: the chat template.
-        max_prompts: how many are wanted.
+        max_prompts: how many are wanted; what one file has too few of, the other gives.
         key: the setting that names the file, for errors.
 
     Raises:
         DataError: the file can't be read, or one of these prompts can't be used.
     """
-    sources = free_sources(settings, encoder, [], key)
+    sources, notes = free_sources(settings, encoder, [], key)
+    for note in notes:
+        logger.warning(note)
     shares = equal_shares(max_prompts, [len(source.examples) for source in sources.values()])
     return [
         (name, prompt)
@@ -133,12 +176,13 @@ def read_anchor_prompts(
     encoder: ChatEncoder,
     refused: list[RefusedRow],
     measured: Sequence[Example],
-    beside: Sequence[Encoded] = (),
+    beside: Iterable[Encoded] = (),
 ) -> AnchorPrompts:
     """Read an anchor's prompts and leave out those that are measured.
 
     Of a user's file the first `max_prompts` are taken. Of those that ship as many are texts as are
-    about pictures, spread evenly over their files.
+    about pictures: texts spread evenly over their file, and the first pictures, whose forms come in
+    turn.
 
     Args:
         settings: of the anchor.
@@ -151,23 +195,27 @@ def read_anchor_prompts(
         DataError: a prompt can't be used, or none is left.
     """
     files = anchor_files(settings, pictures=encoder.reads_pictures)
-    sources = [Source(file, refused, key=ANCHOR_KEY, prompts_only=True) for file in files]
-    notes: list[str] = []
-    allowed: list[list[Example]] = []
-    num_same = 0
-    for source in sources:
-        left, same = _unmeasured(source.settings.path, source.examples, measured)
-        allowed.append(left)
-        num_same += same
+    sources, notes = _read(files, ANCHOR_KEY, encoder, refused, beside)
+    same = [{item.left for item in find_overlap(s.examples, measured)} for s in sources]
+    allowed = [
+        [example for example in source.examples if example.id not in left_out]
+        for source, left_out in zip(sources, same, strict=True)
+    ]
+    num_same = sum(map(len, same))
+    if not any(allowed):
+        raise DataError(
+            asked=f"an anchor on the prompts of {files[0].path}",
+            found=f"{num_same} prompts, all of which stand in a keep set",
+            do="give anchor.prompts a file of others",
+        )
     if num_same:
         notes.append(f"{num_same} anchor prompts stand in a keep set and were left out.")
-    if len(sources) > 1 and (why := _cannot_join(allowed[1], encoder, beside)):
-        notes.append(f"The anchor's prompts about pictures were left out: {why}.")
-        del sources[1], allowed[1]
     if settings.prompts is None:
-        wanted = min(settings.max_prompts or NUM_SHIPPED, NUM_SHIPPED)
-        shares = equal_shares(wanted, [len(left) for left in allowed])
-        taken = [_spread(left, share) for left, share in zip(allowed, shares, strict=True)]
+        texts, *pictured = allowed
+        wanted = settings.max_prompts or NUM_SHIPPED
+        share, *rest = equal_shares(wanted, [len(left) for left in allowed])
+        taken = [[texts[place] for place in spread(len(texts), share)]]
+        taken += [left[:number] for left, number in zip(pictured, rest, strict=True)]
     else:
         taken = [left[: settings.max_prompts] for left in allowed]
     found = AnchorPrompts([], [], notes)
@@ -175,44 +223,6 @@ def read_anchor_prompts(
         found.messages.extend(source.encode_prompts(examples, encoder))
         found.summaries.append(source.summary("anchor", len(examples)))
     return found
-
-
-def _unmeasured(
-    path: str, prompts: Sequence[Example], measured: Sequence[Example]
-) -> tuple[list[Example], int]:
-    """Return prompts without those that are measured, and how many those are."""
-    same = {item.left for item in find_overlap(prompts, measured)}
-    allowed = [example for example in prompts if example.id not in same]
-    if not allowed:
-        raise DataError(
-            asked=f"an anchor on the prompts of {path}",
-            found=f"{len(same)} prompts, all of which stand in a keep set",
-            do="give anchor.prompts a file of others",
-        )
-    return allowed, len(same)
-
-
-def _cannot_join(
-    prompts: Sequence[Example], encoder: ChatEncoder, beside: Sequence[Encoded]
-) -> str | None:
-    """Say why shipped pictures can't be in one batch with a run's own, if they can't be.
-
-    Some image processors leave every picture its size, and then only pictures of one size go
-    together; the user's are what matters.
-    """
-    pictured = next((row for row in beside if row.picture_digest), None)
-    if pictured is None:
-        return None
-    try:
-        check_pictures([pictured, encoder.encode_prompt(prompts[0].messages)])
-    except DataError as error:
-        return error.found
-    return None
-
-
-def _spread(examples: Sequence[Example], number: int) -> list[Example]:
-    """Return `number` of the examples, evenly over all, so that every form is among them."""
-    return [examples[place * len(examples) // number] for place in range(number)]
 
 
 def equal_shares(total: int, sizes: Sequence[int]) -> list[int]:

@@ -207,6 +207,8 @@ def probe(
     encoder = make_encoder(loaded, model)
     given = PromptSettings(prompts=prompts, image_root=image_root)
     found = read_free_prompts(given, encoder, max_prompts, "--prompts")
+    if prompts is not None:
+        found = [(Path(prompts).stem, asked) for _, asked in found]
     arithmetic = _choose(loaded, prompts_as_batches((asked for _, asked in found), encoder))
     # Base and tuned would look through other eyes, and be given what one of them saw.
     same_eyes = not changes_eyes(loaded, base)

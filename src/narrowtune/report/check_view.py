@@ -16,6 +16,7 @@ from narrowtune.report.text import count, percent, plural, visible
 from narrowtune.report.verdict import points
 
 _LEARNED = "bold green"
+_MOST_REFUSED = 20
 
 
 def render_check(found: RowCheck) -> Group:
@@ -32,10 +33,19 @@ def render_check(found: RowCheck) -> Group:
         "",
         fact_table(_counts(found)),
     ]
+    if found.refused:
+        parts += ["", Text(f"{plural(len(found.refused), 'row')} can't be used:")]
+        parts += [
+            cell(f"{row.path}, row {row.row}: {row.reason}")
+            for row in found.refused[:_MOST_REFUSED]
+        ]
+        if len(found.refused) > _MOST_REFUSED:
+            parts.append(Text(f"and {len(found.refused) - _MOST_REFUSED} more (--json has all)"))
     for number, row in enumerate(found.shown, start=1):
         head = Text.assemble((f"Row {number}", "bold"), "; what is learned is in ")
         parts += ["", head.append("[[double brackets]]", style=_LEARNED), as_text(row)]
-    parts.extend(cell(f"Note: {note}", "dim") for note in found.notes)
+    told = [f"{data.name}: {note}" for data in found.data for note in data.notes]
+    parts.extend(cell(f"Note: {note}", "dim") for note in (*told, *found.notes))
     return Group(*parts)
 
 
@@ -49,10 +59,12 @@ def as_text(row: Sequence[Piece]) -> Text:
 
 
 def _source_table(found: RowCheck) -> Table:
-    made = table("source", "role", "rows", "used", "refused", texts=2)
+    made = table("source", "role", "rows", "used", "refused", "split", texts=2)
     for data in found.data:
         numbers = (data.num_rows, data.num_used, data.num_refused)
-        made.add_row(cell(data.name), data.role.replace("_", " "), *map(count, numbers))
+        splits = ", ".join(f"{count(number)} {name}" for name, number in data.splits.items())
+        role = data.role.replace("_", " ")
+        made.add_row(cell(data.name), role, *map(count, numbers), splits)
     return made
 
 
@@ -69,6 +81,7 @@ def _counts(found: RowCheck) -> list[Fact]:
     tokens = found.tokens
     learned = percent(tokens.labelled / tokens.total)
     facts = [
+        Fact("optimiser steps", count(found.num_steps)),
         Fact(
             "tokens of a row",
             f"{count(tokens.median)} (median), {count(tokens.high)} (95 in 100 have no more), "

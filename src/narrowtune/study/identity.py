@@ -7,6 +7,7 @@ start and this one know is compared. Pictures are not hashed, nor is what answer
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,7 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
     """Return everything that results depend on, by the setting's key."""
     training = settings.training.model_dump(mode="json", exclude={"learning_rate", *_DEVICES})
     drift = settings.drift
-    # Whichever the model reads of what ships: a study's model is always the same.
-    free = free_files(drift, DRIFT_KEY, pictures=True)
+    free, *pictured = free_files(drift, DRIFT_KEY, pictures=True)
     return {
         "version": __version__,
         "weights": weights,
@@ -65,13 +65,15 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
         "processor_kwargs": settings.processor_kwargs,
         "num_samples": settings.num_samples,
         **{f"training.{name}": value for name, value in training.items()},
-        "drift.prompts": ", ".join(map(_file, free)),
+        "drift.prompts": _file(free),
+        "drift.pictures": ", ".join(map(_file, pictured)),  # where the model reads any
         "drift.max_prompts": drift.max_prompts,
         "drift.max_new_tokens": drift.max_new_tokens,
         "keep": [keep.label for keep in settings.keep],
         **{f"keep.{keep.label}": _rows(keep) for keep in settings.keep},
         **{f"skills.{skill.label}": _rows(skill) for skill in settings.skills},
         **{f"arms.{arm.label}": _arm(arm) for arm in settings.arms},
+        **{f"pictures.{arm.label}": _file(file) for arm, file in _pictured(settings.arms)},
         **{f"orders.{name}": list(order) for name, order in settings.all_orders.items()},
     }
 
@@ -87,12 +89,20 @@ def _rows(settings: DataSettings) -> dict[str, Any]:
 def _arm(arm: ArmSettings) -> dict[str, Any]:
     made = arm.model_dump(mode="json", exclude={"learning_rates", "name"})
     if arm.anchor is not None:
-        made["anchor"]["prompts"] = ", ".join(map(_file, anchor_files(arm.anchor, pictures=True)))
+        made["anchor"]["prompts"] = _file(anchor_files(arm.anchor, pictures=False)[0])
         del made["anchor"]["image_root"]
     for mix, values in zip(arm.mix, made["mix"], strict=True):
         values["path"] = _file(mix.rows())
         del values["image_root"]
     return made
+
+
+def _pictured(arms: Sequence[ArmSettings]) -> Iterator[tuple[ArmSettings, DataSettings]]:
+    """Yield the anchors that have shipped pictures too, if the model reads them."""
+    for arm in arms:
+        if arm.anchor is not None:
+            for file in anchor_files(arm.anchor, pictures=True)[1:]:
+                yield arm, file
 
 
 def _file(settings: DataSettings) -> str:

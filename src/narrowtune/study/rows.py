@@ -85,8 +85,10 @@ def read_study(
         if arm.anchor is not None:
             key = arm.anchor.model_dump_json()
             if key not in rows.anchors:
-                first = [encoder.encode(pool[0]) for pool in rows.pools.values()]
-                found = read_anchor_prompts(arm.anchor, encoder, [], measured, first)
+                # One of all rows that have a picture: pictures of a study go together.
+                pictured = (e for pool in rows.pools.values() for e in pool if e.images)
+                beside = (encoder.encode(example) for example in pictured)
+                found = read_anchor_prompts(arm.anchor, encoder, [], measured, beside)
                 rows.anchors[key] = found.messages
     return rows
 

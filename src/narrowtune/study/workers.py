@@ -60,7 +60,8 @@ def run_study(settings: StudySettings, report: Report, *, num_workers: int = 1) 
     """
     path = results_path(settings)
     results = read_results(path)
-    if _base_is_whole(settings, results):
+    # Whoever scores the base reads and encodes every row; who goes on later does it again.
+    if whole := _base_is_whole(settings, results):
         hold_to(settings, fingerprint(load(settings).model), begun=True)
     else:
         study = Study(settings, arithmetic=known_arithmetic(Path(settings.output_dir)))
@@ -77,9 +78,8 @@ def run_study(settings: StudySettings, report: Report, *, num_workers: int = 1) 
     known = by_chain(results)
     threads = max(1, (os.cpu_count() or 1) // num_workers)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(num_workers, len(chains)), spawn, _start, (settings, path, threads, spawn.Lock())
-    ) as pool:
+    given = (settings, path, threads, spawn.Lock(), not whole)
+    with ProcessPoolExecutor(min(num_workers, len(chains)), spawn, _start, given) as pool:
         futures = [pool.submit(_run, chain, len(known.get(chain.key, ()))) for chain in chains]
         try:
             for future in as_completed(futures):
@@ -111,14 +111,13 @@ def _num_open(chains: Sequence[Chain], results: Sequence[StageResult]) -> int:
     )
 
 
-def _start(settings: StudySettings, path: Path, threads: int, lock: Lock) -> None:
+def _start(settings: StudySettings, path: Path, threads: int, lock: Lock, checked: bool) -> None:
     global _WORKER
     keep_freed_blocks()
     arithmetic = known_arithmetic(Path(settings.output_dir))
     if arithmetic is not None:
         arithmetic = arithmetic.model_copy(update={"threads": threads})
-    # Whoever scored the base has read and encoded everything, and rows are held to their hashes.
-    study = Study(settings, arithmetic=arithmetic, threads=threads, checked=True)
+    study = Study(settings, arithmetic=arithmetic, threads=threads, checked=checked)
     _WORKER = _Worker(study, path, lock)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from narrowtune.cli.app import app
 from narrowtune.core.config import parse_config
-from narrowtune.core.errors import DataError, ModelError, NarrowtuneError
+from narrowtune.core.errors import DataError, ModelError, NarrowtuneError, UsageError
 from narrowtune.core.row_check import Piece
 from narrowtune.data.collate import IGNORE_INDEX, Encoded
 from narrowtune.models import load as loading
@@ -20,7 +21,7 @@ from narrowtune.models.load import load_model, load_reader
 from narrowtune.pipeline.inputs import make_encoder, read_inputs
 from narrowtune.pipeline.preview import check_rows, count_tokens, pieces
 from narrowtune.pipeline.single import plan
-from narrowtune.report.check_view import as_text
+from narrowtune.report.check_view import as_text, render_check
 from study_rows import write
 
 
@@ -76,7 +77,7 @@ def test_what_is_found_is_what_a_run_reads(tiny, without_weights, config):
 
 
 def test_the_smallest_budget_is_the_plans(tiny, config):
-    for changes in ({}, {"dial": True}):
+    for changes in ({}, {"dial": True, "budget": 99}):
         made = config(tiny("llama"), **changes)
         planned = plan(made, with_skill=True, measure_time=False)
         assert check_rows(made).smallest_budget == planned.smallest_budget
@@ -127,9 +128,31 @@ def test_weights_are_neither_read_nor_fetched(without_weights, monkeypatch):
     assert not any("safetensors" in pattern for pattern in asked[0])
 
 
+def test_a_row_that_is_tolerated_is_named(without_weights, config, tmp_path):
+    rows = [*rows_about("dog", 20), {"question": "Which dog?"}]
+    skill = {"path": write(tmp_path / "some.jsonl", rows), "max_refused": 1}
+    found = check_rows(config(without_weights("llama"), skill=skill))
+    assert [(row.path, row.row) for row in found.refused] == [(skill["path"], 21)]
+    console = Console(width=200, record=True)
+    console.print(render_check(found))
+    told = console.export_text()
+    assert "1 row can't be used" in told
+    assert f"row 21: {found.refused[0].reason}" in told
+    assert "16 train" in told
+    assert found.num_steps == 1
+
+
+def test_a_dial_that_cannot_be_held_is_refused_as_teach_refuses_it(without_weights, config):
+    folder = without_weights("llama")
+    with pytest.raises(UsageError, match="a dial within a budget of 1 points"):
+        check_rows(config(folder, dial=True))
+
+
 class Letters:
+    """Drops the space that tokens begin with, as sentencepiece's decoders do."""
+
     def decode(self, ids):
-        return "".join(chr(97 + token) for token in ids)
+        return "".join(" " if token == 9 else chr(97 + token) for token in ids).removeprefix(" ")
 
 
 def test_pieces_are_cut_where_labels_begin_and_end():
@@ -141,6 +164,11 @@ def test_pieces_are_cut_where_labels_begin_and_end():
         Piece(text="e", learned=False),
     ]
     assert as_text(found).plain == "ab × 5c[[d]]e"
+
+
+def test_a_space_that_a_piece_begins_with_is_shown():
+    row = Encoded([0, 1, 9, 2, 9, 3], [IGNORE_INDEX] * 2 + [9, 2] + [IGNORE_INDEX] * 2)
+    assert as_text(pieces(Letters(), row)).plain == "ab[[ c]] d"
 
 
 def test_counts_of_lengths():

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from narrowtune.core.config import AnchorSettings, DriftSettings
+from narrowtune.core.config import AnchorSettings, DriftSettings, parse_config
 from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
@@ -19,6 +19,8 @@ from narrowtune.data.collate import Encoded
 from narrowtune.data.rows import read_rows
 from narrowtune.miniature.registry import tasks_of
 from narrowtune.models.load import load_model
+from narrowtune.pipeline import prompts
+from narrowtune.pipeline.inputs import make_encoder, read_inputs
 from narrowtune.pipeline.prompts import (
     NUM_SHIPPED,
     SHIPPED_FREE,
@@ -27,6 +29,7 @@ from narrowtune.pipeline.prompts import (
     SHIPPED_TEXTS,
     anchor_files,
     equal_shares,
+    free_sources,
     read_anchor_prompts,
     read_free_prompts,
     shipped_prompts,
@@ -82,16 +85,27 @@ def test_half_of_what_a_model_with_eyes_is_held_on_has_a_picture(seeing):
     assert len({part.name for part in found.summaries}) == 2
 
 
-def test_fewer_prompts_are_spread_over_both_files_and_all_forms(seeing):
-    found = read_anchor_prompts(AnchorSettings(max_prompts=16), seeing, [], [])
-    assert (len(found.messages), num_pictured(found)) == (16, 8)
-    places = [[e.messages for e in shipped(SHIPPED_TEXTS)].index(p) for p in found.messages[:8]]
-    assert places == list(range(0, 160, 20))
+def test_fewer_prompts_are_of_both_files_and_have_every_form_they_can(seeing, script):
+    order = [example.messages for example in shipped(SHIPPED_PICTURES)]
+    for number in (1, 2, 7, 8, 10, 16, 20, 40, 80, 100):
+        found = read_anchor_prompts(AnchorSettings(max_prompts=number), seeing, [], [])
+        assert len(found.messages) == number
+        assert num_pictured(found) == number // 2
+        forms = {order.index(p) % len(script.ANCHOR) for p in found.messages[(number + 1) // 2 :]}
+        assert len(forms) == min(number // 2, len(script.ANCHOR))
 
 
-def test_more_prompts_than_ship_are_all_that_ship(texts):
+def test_fewer_texts_are_spread_over_their_file(texts):
+    found = read_anchor_prompts(AnchorSettings(max_prompts=4), texts, [], [])
+    places = [[e.messages for e in shipped(SHIPPED_TEXTS)].index(p) for p in found.messages]
+    assert places == [0, 53, 106, 159]
+
+
+def test_more_prompts_than_ship_are_all_that_ship(texts, seeing):
     found = read_anchor_prompts(AnchorSettings(max_prompts=1000), texts, [], [])
     assert len(found.messages) == NUM_SHIPPED
+    found = read_anchor_prompts(AnchorSettings(max_prompts=1000), seeing, [], [])
+    assert (len(found.messages), num_pictured(found)) == (NUM_SHIPPED + 80, 80)
 
 
 def test_of_a_users_own_file_the_first_are_taken_and_no_picture_is_added(seeing, tmp_path):
@@ -112,19 +126,76 @@ def test_shipped_prompts_that_are_measured_are_left_out_of_both_files(seeing):
     assert len(found.messages) == NUM_SHIPPED
 
 
-def test_pictures_that_cannot_be_beside_the_runs_own_are_left_out_with_a_note(seeing, monkeypatch):
-    pictured = seeing.encode_prompt(shipped(SHIPPED_PICTURES)[0].messages)
-    name, value = next((n, v) for n, v in pictured.features.items() if n == "pixel_values")
+def other_size(encoded: Encoded) -> Encoded:
+    """As an image processor leaves a picture that resizes none."""
+    value = encoded.features["pixel_values"]
     wider = value.new_zeros((value.shape[0], value.shape[1] + 1))
-    other = Encoded(pictured.input_ids, pictured.labels, {**pictured.features, name: wider})
-    plain = Encoded([1], [1])
+    features = {**encoded.features, "pixel_values": wider}
+    return Encoded(encoded.input_ids, encoded.labels, features)
+
+
+def test_pictures_that_cannot_be_beside_the_runs_own_are_left_out_with_a_note(seeing):
+    pictured = seeing.encode_prompt(shipped(SHIPPED_PICTURES)[0].messages)
+    plain, other = Encoded([1], [1]), other_size(pictured)
     kept = read_anchor_prompts(AnchorSettings(), seeing, [], [], [plain, pictured])
     assert num_pictured(kept) == NUM_SHIPPED // 2
     found = read_anchor_prompts(AnchorSettings(), seeing, [], [], [plain, other])
     assert (len(found.messages), num_pictured(found)) == (NUM_SHIPPED, 0)
-    assert len(found.summaries) == 1
-    assert len(found.notes) == 1
-    assert "about pictures were left out: pictures of sizes that can't be joined" in found.notes[0]
+    assert len(found.summaries) == len(found.notes) == 1
+    assert "were left out: pictures of sizes that can't be joined" in found.notes[0]
+    sources, notes = free_sources(DriftSettings(), seeing, [], "drift.prompts", [other])
+    assert list(sources) == ["free prompts"]
+    assert "(drift.prompts) were left out" in notes[0]
+
+
+def test_a_run_looks_at_its_own_pictures_whichever_rows_have_them(tiny, tmp_path, monkeypatch):
+    PIL.Image.new("RGB", (40, 30), "red").save(tmp_path / "one.png")
+    plain = [{"question": f"Which pen is {i}?", "answer": "a"} for i in range(9)]
+    seen = [{"question": f"What is {i}?", "answer": "a", "image": "one.png"} for i in range(9)]
+    values = {
+        "model": "m",
+        "skill": {"path": write(tmp_path / "skill.jsonl", [*plain, *seen]), "test": 0.2},
+        "keep": [write(tmp_path / "keep.jsonl", [{**seen[0], "question": "Which colour?"}])],
+        "anchor": True,
+        "allow_overlap": True,
+        "output_dir": str(tmp_path / "out"),
+    }
+    config = parse_config(values, "a test")
+    own = make_encoder(load_model(str(tiny("qwen2_5_vl")), device="cpu"), config)
+    assert not read_inputs(config, own).notes[1:]  # but the overlap
+    shipped_digest = own.encode_prompt(shipped(SHIPPED_PICTURES)[0].messages).picture_digest
+    free_digest = own.encode_prompt(shipped(SHIPPED_FREE_PICTURES)[0].messages).picture_digest
+    met = []
+
+    def check(rows):
+        met.append([row.picture_digest for row in rows])
+        raise DataError(asked="a batch", found="two sizes", do="nothing")
+
+    monkeypatch.setattr(prompts, "check_pictures", check)
+    notes = [note for note in read_inputs(config, own).notes if "left out" in note]
+    assert notes == [
+        f"Prompts about pictures that ship ({key}) were left out: two sizes."
+        for key in ("drift.prompts", "anchor.prompts")
+    ]
+    assert [pair[1] for pair in met] == [free_digest, shipped_digest]
+    assert all(pair[0] not in (free_digest, shipped_digest, "") for pair in met)
+
+
+def test_pictures_that_are_longer_than_a_row_may_be_are_left_out_with_a_note(tiny):
+    loaded = load_model(str(tiny("qwen2_5_vl")), device="cpu")
+    whole = ChatEncoder(loaded.tokenizer, loaded.processor)
+    size = len(whole.encode_prompt(shipped(SHIPPED_PICTURES)[0].messages).input_ids)
+    short = ChatEncoder(loaded.tokenizer, loaded.processor, max_length=size - 1)
+    longest = max(len(whole.encode_prompt(e.messages).input_ids) for e in shipped(SHIPPED_TEXTS))
+    refused = []
+    if longest < size:
+        found = read_anchor_prompts(AnchorSettings(), short, refused, [])
+        assert num_pictured(found) == 0
+        assert f"max_length is {size - 1}" in found.notes[0]
+        assert not refused
+    sources, notes = free_sources(DriftSettings(), short, refused, "drift.prompts")
+    assert list(sources) == ["free prompts"]
+    assert "max_length" in notes[0]
 
 
 FILES = {SHIPPED_PICTURES: 80, SHIPPED_FREE_PICTURES: 40}
@@ -156,6 +227,7 @@ def test_pictures_that_ship_are_those_that_the_script_draws(script, tmp_path, mo
 
 def test_what_warns_of_drift_is_of_other_kinds_than_what_an_anchor_holds(script):
     assert not set(script.ANCHOR) & set(script.FREE)
+    assert not set(script.FREE) & {task.name for task in tasks_of("target")}
     assert not set(script.ANCHOR) & {
         task.name for role in ("target", "held_out") for task in tasks_of(role)
     }

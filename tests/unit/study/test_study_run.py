@@ -14,6 +14,7 @@ from narrowtune.core.errors import DataError, UsageError
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.pipeline.inputs import load, make_encoder
 from narrowtune.pipeline.sources import Source
+from narrowtune.study import workers
 from narrowtune.study.chains import all_chains, open_chains
 from narrowtune.study.forms import form_loss
 from narrowtune.study.results import (
@@ -368,6 +369,24 @@ def test_a_process_that_need_not_check_encodes_nothing_and_has_the_same_rows(
     other = first.model_copy(update={"skills": [lenient], "orders": {}})
     left = read_study(other, encoder, checked=True)
     assert list(left.pools[skill.label]) == list(read_study(other, encoder).pools[skill.label])
+
+
+def test_workers_check_rows_unless_this_start_has(settings, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    told = []
+
+    def pool(*args):
+        told.append(args[-1][-1])
+        raise Stop
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", pool)
+    mine = changed(settings, tmp_path)
+    for _ in range(2):  # the base is scored in the first, and there in the second
+        with pytest.raises(Stop):
+            run_study(mine, lambda *_: None, num_workers=2)
+    assert told == [True, False]
 
 
 def test_more_rows_than_there_are_is_an_error(settings, tmp_path):
