@@ -6,9 +6,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from rich.console import Console
 
+from narrowtune.core.errors import TrainingError
 from narrowtune.engine.heap import return_freed_pages
+
+_IN_TRAINING = (
+    "lower training.per_device_train_batch_size (a step's rows stay as many), set "
+    "training.gradient_checkpointing: true or training.quantize_frozen, or lower max_length where "
+    "few rows are long; narrowtune plan says what each of these needs, and --resume goes on"
+)
+_LESS_IN = {
+    "load the model": "load it in bfloat16 (dtype), or on a device with more memory",
+    "plan": _IN_TRAINING,
+    "train": _IN_TRAINING,
+}
+"""What takes less memory, by stage; all others answer prompts."""
+
+_ON_A_CPU = "DefaultCPUAllocator"
 
 
 class Stopwatch:
@@ -31,11 +47,24 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; say how long it took, and on a terminal also that it has begun."""
+        """Time a stage; say how long it took, and on a terminal also that it has begun.
+
+        Raises:
+            TrainingError: there was too little memory for it.
+        """
         if self._loud and self._console.is_terminal:
             self._console.print(f"[dim]…[/] {name}", end="\r")
         started = time.perf_counter()
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and _ON_A_CPU not in str(error):
+                raise
+            raise TrainingError(
+                asked=f"to {name}",
+                found=f"too little memory: {str(error).splitlines()[0]}",
+                do=_LESS_IN.get(name, "lower eval_batch_size; with --resume the run goes on here"),
+            ) from error
         return_freed_pages()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         if self._loud:
