@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import Value
+from narrowtune.engine.attention import attention_by_products
 from narrowtune.engine.packing import packing
 
 ComputeDtype = Literal["bfloat16", "float32"]
@@ -191,7 +192,9 @@ def apply_arithmetic(arithmetic: Arithmetic) -> Iterator[None]:
     Casting is left to `autocast`, which must not span optimiser steps.
     """
     settings = _settings(arithmetic.float32_matmul_precision, arithmetic.threads)
-    with settings, packing("cheaper" if arithmetic.packing else "never"):
+    laid_out = packing("cheaper" if arithmetic.packing else "never")
+    products = attention_by_products(arithmetic.packing and arithmetic.compute_dtype == "bfloat16")
+    with settings, laid_out, products:
         yield
 
 
