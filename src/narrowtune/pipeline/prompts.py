@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 
 from narrowtune.core.config import AnchorSettings
@@ -97,22 +98,24 @@ def _read(
     """Read prompt files; shipped pictures that this run can't use are left out with a note."""
     sources = [Source(file, refused, key=key, prompts_only=True) for file in files]
     notes = []
-    if len(sources) > 1 and (why := _unusable(sources[1].examples[0], encoder, beside)):
+    if len(sources) > 1 and (why := _unusable(sources[1].examples, encoder, beside)):
         notes.append(f"Prompts about pictures that ship ({key}) were left out: {why}.")
         del sources[1]
     return sources, notes
 
 
-def _unusable(prompt: Example, encoder: ChatEncoder, beside: Iterable[Encoded]) -> str | None:
-    """Say why a shipped picture, all of which have one size, can't be used, if it can't be.
+def _unusable(
+    prompts: Iterable[Example], encoder: ChatEncoder, beside: Iterable[Encoded]
+) -> str | None:
+    """Say why shipped pictures can't be used, if they can't be.
 
-    It may be longer than `max_length`; and some image processors leave every picture its size, so
+    They may be longer than `max_length`; and some image processors leave every picture its size, so
     that only pictures of one size go together. The user's are what matters.
     """
     try:
-        encoded = encoder.encode_prompt(prompt.messages)
-        pictured = next((row for row in beside if row.picture_digest), encoded)
-        check_pictures([pictured, encoded])
+        encoded = [encoder.encode_prompt(prompt.messages) for prompt in prompts]
+        pictured = (row for row in beside if row.picture_digest)
+        check_pictures([*islice(pictured, 1), *encoded])
     except RowError as error:
         return error.reason
     except DataError as error:

@@ -177,25 +177,25 @@ def test_a_run_looks_at_its_own_pictures_whichever_rows_have_them(tiny, tmp_path
         f"Prompts about pictures that ship ({key}) were left out: two sizes."
         for key in ("drift.prompts", "anchor.prompts")
     ]
-    assert [pair[1] for pair in met] == [free_digest, shipped_digest]
-    assert all(pair[0] not in (free_digest, shipped_digest, "") for pair in met)
+    assert [found[1] for found in met] == [free_digest, shipped_digest]
+    assert all(found[0] not in {*found[1:], ""} for found in met)
 
 
 def test_pictures_that_are_longer_than_a_row_may_be_are_left_out_with_a_note(tiny):
     loaded = load_model(str(tiny("qwen2_5_vl")), device="cpu")
     whole = ChatEncoder(loaded.tokenizer, loaded.processor)
-    size = len(whole.encode_prompt(shipped(SHIPPED_PICTURES)[0].messages).input_ids)
-    short = ChatEncoder(loaded.tokenizer, loaded.processor, max_length=size - 1)
-    longest = max(len(whole.encode_prompt(e.messages).input_ids) for e in shipped(SHIPPED_TEXTS))
+
+    longest = max(len(whole.encode_prompt(e.messages).input_ids) for e in shipped(SHIPPED_PICTURES))
+    short = ChatEncoder(loaded.tokenizer, loaded.processor, max_length=longest - 1)
     refused = []
-    if longest < size:
-        found = read_anchor_prompts(AnchorSettings(), short, refused, [])
-        assert num_pictured(found) == 0
-        assert f"max_length is {size - 1}" in found.notes[0]
-        assert not refused
-    sources, notes = free_sources(DriftSettings(), short, refused, "drift.prompts")
+    found = read_anchor_prompts(AnchorSettings(max_prompts=2), short, refused, [])
+    assert (len(found.messages), num_pictured(found)) == (2, 0)
+    assert f"max_length is {longest - 1}" in found.notes[0]
+    shorter = ChatEncoder(loaded.tokenizer, loaded.processor, max_length=20)
+    sources, notes = free_sources(DriftSettings(), shorter, refused, "drift.prompts")
     assert list(sources) == ["free prompts"]
-    assert "max_length" in notes[0]
+    assert "max_length is 20" in notes[0]
+    assert not refused
 
 
 FILES = {SHIPPED_PICTURES: 80, SHIPPED_FREE_PICTURES: 40}
