@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import Value
-from narrowtune.engine.attention import attention_by_products
+from narrowtune.engine.attention import AttentionKind, attention_by_products, quicker_attention
 from narrowtune.engine.packing import packing
 
 ComputeDtype = Literal["bfloat16", "float32"]
@@ -47,6 +47,7 @@ class Arithmetic(Value):
         float32_matmul_precision: for `torch.set_float32_matmul_precision`.
         packing: whether rows of text go through the model end to end, and rows about one picture
             as its branches, where that is cheaper; False is the plain path, row by row.
+        attention: how a layout's rows attend while a model trains (engine/attention.py).
         threads: for `torch.set_num_threads`; results may differ in the last bit between counts.
         seconds: measured time of one pass over the model's matrix products, by candidate.
         error: relative error of the chosen arithmetic's products against fp64 (Frobenius norm,
@@ -60,6 +61,7 @@ class Arithmetic(Value):
     float32_matmul_precision: Precision = "highest"
     threads: int = Field(ge=1)
     packing: bool = True
+    attention: AttentionKind = "fused"
     seconds: dict[str, float] = Field(default_factory=dict)
     error: float | None = None
     float32_error: float | None = None
@@ -173,9 +175,12 @@ def measure_arithmetic(
         notes.append(
             f"one thread beats {all_threads}: other work holds a core, or products are small"
         )
+    attention, told = _choose_attention(model, best, threads)
+    notes += [told] if told else []
     chosen = "fastest measured" if requested == "auto" else f"{requested} as requested"
     return Arithmetic(
         compute_dtype=best.dtype,
+        attention=attention,
         float32_matmul_precision=float32.precision,
         threads=threads,
         seconds={_label(*key): value for key, value in seconds.items()},
@@ -183,6 +188,15 @@ def measure_arithmetic(
         float32_error=errors[float32],
         note="; ".join([f"{_label(best, threads)}: {chosen}", *notes]),
     )
+
+
+def _choose_attention(model: nn.Module, mode: Mode, threads: int) -> tuple[AttentionKind, str]:
+    """Return how rows attend while training on a CPU, and what was measured, if anything."""
+    find = getattr(getattr(model, "config", None), "get_text_config", None)
+    if mode.dtype != "bfloat16" or find is None:
+        return "fused", ""
+    with _settings(mode.precision, threads):
+        return quicker_attention(find())
 
 
 @contextmanager
@@ -193,7 +207,7 @@ def apply_arithmetic(arithmetic: Arithmetic) -> Iterator[None]:
     """
     settings = _settings(arithmetic.float32_matmul_precision, arithmetic.threads)
     laid_out = packing("cheaper" if arithmetic.packing else "never")
-    products = attention_by_products(arithmetic.packing and arithmetic.compute_dtype == "bfloat16")
+    products = attention_by_products(arithmetic.packing and arithmetic.attention == "products")
     with settings, laid_out, products:
         yield
 

@@ -75,7 +75,8 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
     layout = pack(inner, inputs, mask)
     if layout is not None:
         inputs, mask, order = layout
-        dtype = _attention_dtype(inner) if model is inner else None
+        known = model is inner or torch.is_autocast_enabled(mask.device.type)
+        dtype = _attention_dtype(inner) if known else None
         if dtype is not None:
             inputs["attention_mask"] = as_numbers(inputs["attention_mask"], dtype)
     handle = head.register_forward_pre_hook(gather)

@@ -34,6 +34,7 @@ from narrowtune.models.alignment import align_weights
 from narrowtune.models.disk import LEGACY_CONSTANTS, check_folder, stored_dtypes
 from narrowtune.models.families import Family, find_family
 from narrowtune.models.processors import IMAGE_ONLY, check_kwargs, leave_to_pictures
+from narrowtune.models.shortage import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -287,9 +288,10 @@ def _load_weights(
             ignore_mismatched_sizes=True,  # so that the report names them; refused below
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelError(
-            asked, f"{type(error).__name__}: {error}", "check config.json and the weights"
-        ) from error
+        do = "check config.json and the weights"
+        if is_out_of_memory(error):
+            do = "load it in bfloat16 (dtype), or on a machine with more memory"
+        raise ModelError(asked, f"{type(error).__name__}: {error}", do) from error
     model, report = loaded
     odd = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     legacy = [n for n in odd.get("unexpected_keys", []) if n.endswith(LEGACY_CONSTANTS)]

@@ -6,25 +6,32 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from rich.console import Console
 
-from narrowtune.core.errors import TrainingError
+from narrowtune.core.errors import ModelError, TrainingError
 from narrowtune.engine.heap import return_freed_pages
+from narrowtune.models.shortage import is_out_of_memory
 
 _IN_TRAINING = (
-    "lower training.per_device_train_batch_size (a step's rows stay as many), set "
+    "in a new run, lower training.per_device_train_batch_size (a step's rows stay as many), set "
     "training.gradient_checkpointing: true or training.quantize_frozen, or lower max_length where "
-    "few rows are long; narrowtune plan says what each of these needs, and --resume goes on"
+    "few rows are long; narrowtune plan says what each of these needs"
 )
+_IN_ANSWERING = "in a new run, lower eval_batch_size"
 _LESS_IN = {
     "load the model": "load it in bfloat16 (dtype), or on a device with more memory",
+    "evaluate the base": _IN_ANSWERING,
+    "answer the anchor's prompts": _IN_ANSWERING,
     "plan": _IN_TRAINING,
     "train": _IN_TRAINING,
+    "dial": _IN_ANSWERING,
+    "evaluate the tuned model": _IN_ANSWERING,
+    "drift": _IN_ANSWERING,
 }
-"""What takes less memory, by stage; all others answer prompts."""
+"""What takes less memory, by stage."""
 
-_ON_A_CPU = "DefaultCPUAllocator"
+_ALIKE = ("load the model", "read the data", "measure the arithmetic", "evaluate the base")
+"""Stages that need as much memory whatever is trained: no other way of a comparison would fit."""
 
 
 class Stopwatch:
@@ -51,6 +58,7 @@ class Stopwatch:
 
         Raises:
             TrainingError: there was too little memory for it.
+            ModelError: and there would be for any way to train this model.
         """
         if self._loud and self._console.is_terminal:
             self._console.print(f"[dim]…[/] {name}", end="\r")
@@ -58,12 +66,13 @@ class Stopwatch:
         try:
             yield
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and _ON_A_CPU not in str(error):
+            if not is_out_of_memory(error):
                 raise
-            raise TrainingError(
+            kind = ModelError if name in _ALIKE else TrainingError
+            raise kind(
                 asked=f"to {name}",
                 found=f"too little memory: {str(error).splitlines()[0]}",
-                do=_LESS_IN.get(name, "lower eval_batch_size; with --resume the run goes on here"),
+                do=_LESS_IN.get(name, "use a device, or a machine, with more memory"),
             ) from error
         return_freed_pages()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

@@ -5,6 +5,7 @@ Owns: a study's reading of its files.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from narrowtune.data.splits import find_overlap, split_examples
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.pipeline.prompts import read_anchor_prompts
 from narrowtune.pipeline.sources import Source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -90,6 +93,8 @@ def read_study(
                 beside = (encoder.encode(example) for example in pictured)
                 found = read_anchor_prompts(arm.anchor, encoder, [], measured, beside)
                 rows.anchors[key] = found.messages
+                for note in found.notes:
+                    logger.warning(note)
     return rows
 
 

@@ -275,7 +275,9 @@ class _Planner:
             anchor_cache_bytes=4 * len(batches.anchor_rows) * anchor_logits,
             head_gradient_bytes=4 * head.numel() if any(p is head for p in chosen) else 0,
             accumulates=batches.micro_batches > 1,
-            workspace=max(0, workspace) + self.quantised.workspace_bytes,
+            workspace=max(0, workspace)
+            + self.quantised.workspace_bytes
+            + batches.attention_bytes(self.arithmetic, checkpointing=whole is not activations),
             device=self.device,
         )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from narrowtune.core.config import DialSettings, RunConfig
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import Role
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
+from narrowtune.engine.arithmetic import Arithmetic
+from narrowtune.engine.attention import MOST_TOKENS
 from narrowtune.engine.forward import label_positions
 from narrowtune.engine.packing import LayoutSize, layout_size
 from narrowtune.models.load import LoadedModel
@@ -199,6 +202,18 @@ class Batches:
         longest = max(chain(self.rows, self.anchor_rows), key=lambda row: len(row.input_ids))
         drawn = self._drawn()[:_DRAWS_OF_LONGEST]
         return max(self.width([longest, *batch[1:]]) for batch in drawn)
+
+    def attention_bytes(self, arithmetic: Arithmetic, *, checkpointing: bool) -> int:
+        """Return what attention by products holds for the backward pass: a layout's squares."""
+        config: Any = self._loaded.model.config
+        text = config.get_text_config()
+        squares = [
+            size.rows * size.length**2 for size, _ in self.sizes if size.length <= MOST_TOKENS
+        ]
+        if not arithmetic.packing or arithmetic.attention != "products" or not squares:
+            return 0
+        layers = 1 if checkpointing else text.num_hidden_layers
+        return int(2 * layers * text.num_attention_heads * max(squares))
 
     def _drawn(self) -> list[list[Encoded]]:
         generator = random.Random(self._seed)

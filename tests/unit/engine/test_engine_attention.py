@@ -7,15 +7,22 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from narrowtune.core.config import parse_config
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate
 from narrowtune.engine import attention
-from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, autocast
+from narrowtune.engine.arithmetic import (
+    Arithmetic,
+    apply_arithmetic,
+    autocast,
+    measure_arithmetic,
+)
 from narrowtune.engine.attention import attention_by_products, by_products
 from narrowtune.engine.forward import labelled_cross_entropy
 from narrowtune.engine.packing import as_numbers, packing
 from narrowtune.models.load import load_model
+from narrowtune.train.workload import Batches, Workload
 
-BF16 = Arithmetic(compute_dtype="bfloat16", threads=1)
+BF16 = Arithmetic(compute_dtype="bfloat16", attention="products", threads=1)
 
 
 def make_inputs(dtype, *, heads=6, shared=2, length=37, width=16, seed=0):
@@ -52,10 +59,16 @@ def test_it_is_attention(heads, shared, scaling):
         assert float((mine - other).norm() / other.norm()) <= 1e-12
 
 
-def test_in_bf16_it_errs_like_the_fused_kernel():
-    exact_inputs, exact_mask = make_inputs(torch.float64, heads=4, shared=4, length=120, width=64)
-    exact = with_gradients(lambda *given: fused(*given, exact_mask), exact_inputs)
-    inputs, mask = make_inputs(torch.bfloat16, heads=4, shared=4, length=120, width=64)
+@pytest.mark.parametrize("width", [64, 96, 128])
+@pytest.mark.parametrize("common", [0.0, 30.0])
+def test_in_bf16_it_errs_like_the_fused_kernel(width, common):
+    # Keys of some models have a large part in common, from biases: here in a few dimensions.
+    sizes = {"heads": 4, "shared": 4, "length": 120, "width": width}
+    inputs, mask = make_inputs(torch.bfloat16, **sizes)
+    with torch.no_grad():
+        inputs[1][..., :3] += common
+    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    exact = with_gradients(lambda *given: fused(*given, mask.double()), exact_inputs)
     ours = with_gradients(lambda *given: by_products(*given, mask, None), inputs)
     theirs = with_gradients(lambda *given: fused(*given, mask), inputs)
 
@@ -65,7 +78,7 @@ def test_in_bf16_it_errs_like_the_fused_kernel():
         ]
 
     for mine, other in zip(errors(ours), errors(theirs), strict=True):
-        assert mine < max(2 * other, 0.01)
+        assert mine < max(2 * other, 0.012)
 
 
 @pytest.fixture
@@ -102,8 +115,8 @@ def gradients(model, batch):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_is_computed_by_products_and_is_the_same(tiny, batch, calls, checkpointing):
     model = load_model(str(tiny("llama")), device="cpu").model
-    plain, expected = gradients(model, batch)
     model.train()
+    plain, expected = gradients(model, batch)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with apply_arithmetic(BF16), packing("always"):
@@ -117,22 +130,96 @@ def test_a_step_is_computed_by_products_and_is_the_same(tiny, batch, calls, chec
 
 
 def test_nothing_else_is_computed_by_products(tiny, batch, calls, monkeypatch):
-    model = load_model(str(tiny("llama")), device="cpu").model
+    model = load_model(str(tiny("llama")), device="cpu").model.train()
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     with packing("always"):
         gradients(model, batch)  # outside the block
     with apply_arithmetic(BF16.model_copy(update={"packing": False})):
         gradients(model, batch)  # the plain path
-    fp32 = BF16.model_copy(update={"compute_dtype": "float32"})
-    with apply_arithmetic(fp32), packing("always"):
-        labelled_cross_entropy(model, batch)
+    with apply_arithmetic(BF16.model_copy(update={"attention": "fused"})), packing("always"):
+        gradients(model, batch)  # where the fused kernel is quicker
     with apply_arithmetic(BF16), packing("always"):
-        with torch.no_grad(), autocast(BF16, "cpu"):
-            labelled_cross_entropy(model, batch)  # no gradient
+        labelled_cross_entropy(model, batch)  # in fp32
+        model.eval()
+        gradients(model, batch)
+        model.train()
         monkeypatch.setattr(attention, "MOST_TOKENS", 20)
         gradients(model, batch)  # a longer line
     assert calls == []
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+
+
+def test_a_teacher_without_gradients_computes_as_its_student(tiny, batch, calls):
+    model = load_model(str(tiny("llama")), device="cpu").model.train()
+    with apply_arithmetic(BF16), packing("always"), autocast(BF16, "cpu"):
+        with torch.no_grad():
+            teacher, _ = labelled_cross_entropy(model, batch)
+        student, _ = labelled_cross_entropy(model, batch)
+    assert len(calls) == 2 * model.config.num_hidden_layers
+    assert torch.equal(teacher, student.detach())
+
+
+def test_a_wrapped_model_computes_by_products_too(tiny, batch, calls, one_process):
+    model = load_model(str(tiny("llama")), device="cpu").model.train()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    with apply_arithmetic(BF16), packing("always"), autocast(BF16, "cpu"):
+        labelled_cross_entropy(wrapped, batch)
+    assert len(calls) == model.config.num_hidden_layers
+
+
+def test_the_quicker_is_measured_where_bf16_is_chosen(tiny, monkeypatch):
+    model = load_model(str(tiny("llama")), device="cpu").model
+    assert measure_arithmetic(model, requested="float32").attention == "fused"
+    for quicker in ("fused", "products"):
+        monkeypatch.setattr(attention, "_seconds", _as_if(1.0 if quicker == "fused" else 3.0, 2.0))
+        found = measure_arithmetic(model, requested="bfloat16")
+        assert found.attention == quicker
+        assert f"attention {quicker} (a layer's: fused" in found.note
+        assert Arithmetic.from_json(found.to_json()) == found
+
+
+def _as_if(*seconds):
+    left = list(seconds)
+    return lambda *_: left.pop(0)
+
+
+def test_a_plan_counts_the_squares(tiny, tmp_path):
+    loaded = load_model(str(tiny("llama")), device="cpu")
+    values = {
+        "model": "m",
+        "skill": "rows.jsonl",
+        "output_dir": str(tmp_path),
+        "training": {"global_batch_size": 4, "per_device_train_batch_size": 4},
+    }
+    ids = list(range(5, 45))
+    rows = [Encoded([*ids[:n], 7], [IGNORE_INDEX] * n + [7]) for n in range(20, 40)]
+    batches = Batches(loaded, parse_config(values, "a test"), Workload(rows=rows), 1)
+    config = loaded.model.config
+    most = max(size.rows * size.length**2 for size, _ in batches.sizes)
+    held = batches.attention_bytes(BF16, checkpointing=False)
+    assert held == 2 * config.num_hidden_layers * config.num_attention_heads * most > 0
+    assert batches.attention_bytes(BF16, checkpointing=True) * config.num_hidden_layers == held
+    fused = BF16.model_copy(update={"attention": "fused"})
+    assert batches.attention_bytes(fused, checkpointing=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, 1),
+        ({"sliding_window": 4096}, 1),
+        ({"dropout": 0.1}, 0),
+        ({"position_bias": torch.zeros(1, 6, 37, 37)}, 0),
+    ],
+)
+def test_what_changes_the_scores_is_left_to_the_fused_kernel(calls, more, expected):
+    inputs, mask = make_inputs(torch.bfloat16)
+    module = torch.nn.Module().train()
+    module.num_key_value_groups = 3
+    with attention_by_products(True), autocast(BF16, "cpu"):
+        found, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, *inputs, mask, **more)
+    assert found.shape == (2, 37, 6, 16)
+    assert len(calls) == expected
 
 
 def test_what_was_there_is_there_again_after_an_error():

@@ -8,7 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from narrowtune.core.errors import TrainingError
+from narrowtune.core.errors import ModelError, TrainingError
+from narrowtune.models import load as loading
+from narrowtune.models.load import load_model
 from narrowtune.pipeline.stopwatch import Stopwatch
 
 GPU = "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"
@@ -21,22 +23,36 @@ def watch():
 
 
 @pytest.mark.parametrize(
-    ("name", "advice"),
+    ("name", "kind", "advice"),
     [
-        ("train", "training.per_device_train_batch_size"),
-        ("plan", "training.per_device_train_batch_size"),
-        ("load the model", "bfloat16"),
-        ("evaluate the base", "eval_batch_size"),
+        ("train", TrainingError, "training.per_device_train_batch_size"),
+        ("plan", TrainingError, "training.per_device_train_batch_size"),
+        ("evaluate the tuned model", TrainingError, "eval_batch_size"),
+        ("delta", TrainingError, "with more memory"),
+        # What every way of a comparison would need.
+        ("load the model", ModelError, "bfloat16"),
+        ("evaluate the base", ModelError, "eval_batch_size"),
     ],
 )
-def test_a_device_without_room_is_one_clear_error(watch, name, advice):
-    with pytest.raises(TrainingError) as error, watch.stage(name):
+def test_a_device_without_room_is_one_clear_error(watch, name, kind, advice):
+    with pytest.raises(kind) as error, watch.stage(name):
         raise torch.OutOfMemoryError(GPU)
     assert error.value.asked == f"to {name}"
     assert error.value.found == f"too little memory: {GPU.splitlines()[0]}"
     assert advice in error.value.do
+    assert "--resume" not in error.value.do  # which refuses other settings
     assert isinstance(error.value.__cause__, torch.OutOfMemoryError)
     assert name not in watch.seconds
+
+
+def test_so_is_a_model_that_does_not_fit(tiny, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError(GPU)
+
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(ModelError) as error:
+        load_model(str(tiny("llama")))
+    assert "with more memory" in error.value.do
 
 
 def test_so_is_a_cpu_without_room(watch):
