@@ -205,15 +205,13 @@ class Batches:
 
     def attention_bytes(self, arithmetic: Arithmetic, *, checkpointing: bool) -> int:
         """Return what attention by products holds for the backward pass: a layout's squares."""
+        if not arithmetic.packing or arithmetic.attention != "products":
+            return 0
         config: Any = self._loaded.model.config
         text = config.get_text_config()
-        squares = [
-            size.rows * size.length**2 for size, _ in self.sizes if size.length <= MOST_TOKENS
-        ]
-        if not arithmetic.packing or arithmetic.attention != "products" or not squares:
-            return 0
+        squares = (s.rows * s.length**2 for s, _ in self.sizes if s.length <= MOST_TOKENS)
         layers = 1 if checkpointing else text.num_hidden_layers
-        return int(2 * layers * text.num_attention_heads * max(squares))
+        return int(2 * layers * text.num_attention_heads * max(squares, default=0))
 
     def _drawn(self) -> list[list[Encoded]]:
         generator = random.Random(self._seed)

@@ -58,6 +58,16 @@ PRESET = Preset(
 )
 
 
+SHORT = replace(
+    PRESET,
+    arms=PRESET.main,
+    chained=PRESET.main,
+    quarter=False,
+    turned=(),
+    most_extensions=0,
+)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
@@ -311,6 +321,8 @@ def test_presets_name_arms_that_there_are():
     arms = make_arms("prompts.jsonl", "replay.jsonl")
     for preset in PRESETS.values():
         assert set(preset.main) | set(preset.turned) <= set(preset.arms) <= set(arms)
+        assert REFERENCE in preset.chained
+        assert set(preset.chained) <= set(preset.arms)
         assert preset.second_model is None or REFERENCE in preset.main
         assert preset.smaller_model is None or REFERENCE in preset.turned
         assert sorted(preset.orders["alternative"]) == sorted(SKILL_ORDERS["default"])
@@ -345,15 +357,7 @@ def test_the_command_runs_a_preset(world, tiny, tmp_path, monkeypatch):
             raise UsageError(asked=name, found="nothing", do="nothing")
         return tiny("llama", torch.bfloat16)
 
-    preset = replace(
-        PRESET,
-        arms=PRESET.main,
-        chained=PRESET.main,
-        quarter=False,
-        turned=(),
-        most_extensions=0,
-    )
-    monkeypatch.setitem(presets.PRESETS, "tiny", preset)
+    monkeypatch.setitem(presets.PRESETS, "tiny", SHORT)
     monkeypatch.setattr(miniature, "reference_folder", folder)
     monkeypatch.setattr(miniature, "write_world", lambda *_: world)
     run = partial(CliRunner().invoke, app)
@@ -431,16 +435,7 @@ def test_a_summary_is_there_after_each_phase(world, tiny, tmp_path, monkeypatch)
     from narrowtune.study import miniature
 
     folder = tiny("llama", torch.bfloat16)
-    preset = replace(
-        PRESET,
-        arms=PRESET.main,
-        chained=PRESET.main,
-        quarter=False,
-        turned=(),
-        most_extensions=0,
-        second_model=None,
-        smaller_model=None,
-    )
+    preset = replace(SHORT, second_model=None, smaller_model=None)
     monkeypatch.setattr(miniature, "reference_folder", lambda _: folder)
     monkeypatch.setattr(miniature, "write_world", lambda *_: world)
     known = []
