@@ -8,6 +8,10 @@ not counted, and the order turns from round to round. Beside each round stand th
 of one matrix product (a calibration), since the machine may be shared. Printed are medians over all
 counted steps, and the ratio to `narrowtune sa_proj` per round as median (least to greatest).
 
+Settings: `best` is in the arithmetic that is fastest for narrowtune, `fp32` is a peer's best with
+fp32 products in its place, `default` a peer's defaults, and `compiled` some arms' best with
+torch.compile: give that more steps (`--settings best compiled --steps 12`), as the first compile.
+
 Peak memory is that of the process above what it holds with all libraries imported, the most of all
 rounds. glibc's limits are set for narrowtune as its command line does; peers run with its own.
 
@@ -37,6 +41,7 @@ RESULTS = Path(__file__).parent / "results" / "training_speed.json"
 NUM_STEPS = 5
 NUM_ROUNDS = 3
 OURS = "narrowtune sa_proj"
+SETTINGS = ("best", "fp32", "default", "compiled")
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -68,9 +73,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     # Whoever runs: all of these are in what the process held before.
     assert all((LoraConfig, AutoModelForCausalLM, SFTConfig, SFTTrainer, fit))
     before = _resident()
-    options = {"best": given.setting != "default"} if given.arm in PEERS else {}
     with PeakMemory(torch.device("cpu")) as peak, tempfile.TemporaryDirectory() as folder:
-        found = ARMS[given.arm](rows, given.model, arithmetic, given.steps, folder, **options)
+        found = ARMS[given.arm](
+            rows, given.model, arithmetic, given.steps, folder, setting=given.setting
+        )
     assert peak.bytes is not None
     labels = sum(label != -100 for row in rows for label in row["labels"])
     counts = {"samples": SAMPLES, "labels": labels, "tokens": sum(len(r["labels"]) for r in rows)}
@@ -124,13 +130,19 @@ def run(task: str, **values: Any) -> dict[str, Any]:
     return run_alone(__file__, task=task, **values)
 
 
-def cases(kinds: list[str]) -> list[tuple[str, str, str]]:
-    """Return every arm, with its rows and its setting; narrowtune's default is its best."""
+def cases(kinds: list[str], settings: list[str]) -> list[tuple[str, str, str]]:
+    """Return every arm, with its rows and its settings; narrowtune's default is its best."""
+    from training.arms import COMPILED
     from training.arms import OURS as ours
     from training.arms import PEERS as peers
 
-    found = [(arm, rows, "best") for rows in kinds for arm in (*ours, *peers)]
-    return found + [(arm, rows, "default") for rows in kinds for arm in peers]
+    arms = {
+        "best": (*ours, *peers),
+        "fp32": tuple(peers),
+        "default": tuple(peers),
+        "compiled": COMPILED,
+    }
+    return [(arm, rows, setting) for setting in settings for rows in kinds for arm in arms[setting]]
 
 
 def show(values: dict[str, Any]) -> list[Table]:
@@ -141,7 +153,7 @@ def show(values: dict[str, Any]) -> list[Table]:
         table = Table(title=f"SmolLM2-135M, rows {kind}")
         for name in ("arm", "setting", "samples/s", "narrowtune sa_proj is × as fast", "peak GB"):
             table.add_column(name, justify="left" if name in ("arm", "setting") else "right")
-        for arm, rows, setting in cases(values["kinds"]):
+        for arm, rows, setting in cases(values["kinds"], values["settings"]):
             if rows != kind:
                 continue
             key = f"{arm}|{rows}|{setting}"
@@ -166,6 +178,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS[:3]), choices=SETTINGS)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--table", action="store_true", help="print what was measured")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -183,6 +196,7 @@ def main() -> None:
             "hardware": provenance.hardware(),
             "git": provenance.git_state(Path(__file__).parent),
             "kinds": given.kinds,
+            "settings": given.settings,
             "arithmetic": "",
             "rounds": [],
         }
@@ -193,7 +207,7 @@ def main() -> None:
     chosen["arithmetic"] = values["arithmetic"]
     while not given.table and len(values["rounds"]) < given.rounds:
         number = len(values["rounds"])
-        turn = cases(values["kinds"])
+        turn = cases(values["kinds"], values["settings"])
         turn = turn[number % len(turn) :] + turn[: number % len(turn)]
         done: dict[str, Any] = {"calibration": run("calibrate"), "arms": {}, "load": []}
         done["git"] = provenance.git_state(Path(__file__).parent)

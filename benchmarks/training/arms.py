@@ -3,11 +3,13 @@
 Owns: how each tool is set up. Every arm trains the same tokens with the same labels, `SAMPLES` rows
 per optimiser step, and returns the seconds of its steps. `default` leaves a tool's settings as they
 come (but for the rows per step, which are accumulated where its batch is smaller); `best` is what
-its documentation offers for speed on this machine.
+its documentation offers for speed on this machine; `compiled` is that with its decoder's layers
+compiled, for any length of rows.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -58,7 +60,9 @@ def _load(folder: str) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def common_arguments(best: bool, bf16: bool, num_steps: int, folder: str) -> dict[str, Any]:
+def common_arguments(
+    best: bool, bf16: bool, num_steps: int, folder: str, *, compiled: bool = False
+) -> dict[str, Any]:
     """Return Trainer arguments that every peer gets."""
     values: dict[str, Any] = {
         "output_dir": folder,
@@ -78,6 +82,11 @@ def common_arguments(best: bool, bf16: bool, num_steps: int, folder: str) -> dic
             "dataloader_pin_memory": False,
             "train_sampling_strategy": "group_by_length",
         }
+    if compiled:
+        # What accelerate documents for repeated layers and for rows of many lengths.
+        os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = "true"
+        os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "true"
+        values["torch_compile"] = True
     return values
 
 
@@ -90,7 +99,8 @@ def narrowtune(recipe: str, *, packing: bool = True) -> Callable[..., Result]:
         arithmetic: Arithmetic,
         steps: int,
         folder: str,
-        **_,
+        *,
+        setting: str,
     ) -> Result:
         from narrowtune.data.collate import Encoded
         from narrowtune.models.load import load_model
@@ -101,6 +111,7 @@ def narrowtune(recipe: str, *, packing: bool = True) -> Callable[..., Result]:
             "global_batch_size": SAMPLES,
             "per_device_train_batch_size": SAMPLES,
             "max_steps": steps,
+            "torch_compile": setting == "compiled",
         }
         chosen = arithmetic if packing else arithmetic.model_copy(update={"packing": False})
         return fit_recipe(loaded, recipe, encoded, chosen, folder, training)
@@ -166,12 +177,14 @@ def peer(make: Callable[..., Trainer]) -> Callable[..., Result]:
         steps: int,
         folder: str,
         *,
-        best: bool,
+        setting: str,
     ) -> Result:
-        bf16 = _set_machine(best, arithmetic)
+        best = setting != "default"
+        bf16 = _set_machine(best, arithmetic) and setting != "fp32"
         model, tokenizer = _load(model_folder)
         clock = StepClock()
-        common = common_arguments(best, bf16, steps, folder)
+        compiled = setting == "compiled"
+        common = common_arguments(best, bf16, steps, folder, compiled=compiled)
         trainer = make(model, tokenizer, rows, common, best, [clock])
         trainer.train()
         trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -262,3 +275,11 @@ PEERS: Mapping[str, Callable[..., Result]] = {
 }
 
 ARMS = {**OURS, **PEERS}
+
+COMPILED = (
+    "narrowtune sa_proj",
+    "narrowtune mlp_gate_up",
+    "TRL + peft LoRA, attention",
+    "transformers.Trainer, attention trainable",
+)
+"""Arms that are also measured compiled: what each is compared with takes a minute to compile."""

@@ -30,7 +30,7 @@ from narrowtune.cli.flags import (
 from narrowtune.cli.judge import judge
 from narrowtune.cli.plan import plan
 from narrowtune.cli.printing import finish, open_console
-from narrowtune.cli.settings import model_settings, run_settings
+from narrowtune.cli.settings import column_names, model_settings, run_settings
 from narrowtune.cli.study import study
 from narrowtune.core.data_settings import EVAL_BATCH_SIZE
 from narrowtune.version import __version__
@@ -109,6 +109,9 @@ def teach(
     ] = None,
     seed: Annotated[int | None, option("N", "Of splits, order and draws.")] = None,
     gallery: Annotated[bool | None, typer.Option(help="Show answers in the report.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Take the plain path: row by row, nothing compiled.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     more: Set = None,
     as_json: AsJson = False,
@@ -137,6 +140,8 @@ def teach(
         "ledger": ledger,
         "seed": seed,
         "gallery": gallery,
+        "training.packing": False if exact else None,
+        "training.torch_compile": False if exact else None,
     }
     settings = run_settings(config, flags, more)
     from narrowtune.pipeline.teach import teach as run_teach
@@ -217,6 +222,10 @@ def evaluate(
         str | None, option("FOLDER", "That pictures' paths stay under; the rows' own unless given.")
     ] = None,
     split: Annotated[str | None, option("NAME", "Of a datasets folder or hub id.")] = None,
+    columns: Annotated[
+        list[str] | None,
+        option("NAME=COLUMN", "Which column is which, such as answer=label; may be repeated."),
+    ] = None,
     max_length: MaxLength = None,
     max_refused: Annotated[int, option("N", "Unusable rows tolerated in each set.")] = 0,
     output: Annotated[Path, option("FOLDER", "Gets one file of answers per set of rows.")] = Path(
@@ -242,6 +251,7 @@ def evaluate(
         "limit": limit,
         "image_root": image_root,
         "split": split,
+        "columns": column_names(columns),
         "max_refused": max_refused,
     }
     found = score(

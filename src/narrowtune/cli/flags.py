@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from narrowtune.core.data_settings import DataSettings, MetricName
+from narrowtune.core.data_settings import METRIC_NAMES, DataSettings
 from narrowtune.core.recipes import RECIPES
 
 MODES: tuple[str, ...] = get_args(DataSettings.model_fields["mode"].annotation)
@@ -18,7 +18,7 @@ def option(metavar: str, text: str) -> Any:
 
 
 RECIPE_HELP = f"What trains: {', '.join(RECIPES)}."
-METRIC_HELP = f"How answers are scored: {', '.join(get_args(MetricName))}."
+METRIC_HELP = f"How answers are scored: {', '.join(METRIC_NAMES)}; or FILE.py:FUNCTION."
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model.")]
 Set = Annotated[

@@ -39,6 +39,21 @@ def model_settings(flags: dict[str, Any], more: list[str] | None) -> ModelSettin
     return parse_model_settings(override({}, _overrides(flags, more)), _FLAGS)
 
 
+def column_names(pairs: list[str] | None) -> dict[str, str]:
+    """Return which column of the rows is which, of pairs such as `question=frage`."""
+    columns = {}
+    for pair in pairs or []:
+        name, equals, column = pair.partition("=")
+        if not equals:
+            raise UsageError(
+                asked=f"--columns {pair}",
+                found="no '='",
+                do="write our name and the rows' own, for example --columns question=frage",
+            )
+        columns[name] = column
+    return columns
+
+
 def _overrides(flags: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
     """Return the flags that were given and the `--set` pairs, which win, by dotted key."""
     overrides = {key: value for key, value in flags.items() if value is not None}

@@ -258,6 +258,12 @@ class RunConfig(ModelSettings):
                 "training.deepspeed writes checkpoints that can't be gone on from: leave out "
                 "save_steps and eval_steps"
             )
+        if self.training.torch_compile and (
+            self.training.deepspeed or self.training.fsdp or self.training.quantize_frozen
+        ):
+            mistakes.append(
+                "training.torch_compile can't be used with deepspeed, fsdp or quantize_frozen"
+            )
         if self.training.fsdp and self.training.deepspeed:
             mistakes.append("training.fsdp and training.deepspeed both share the model out")
         if self.training.fsdp_config is not None and not self.training.fsdp:

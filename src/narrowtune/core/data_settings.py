@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from narrowtune.core.mistakes import did_you_mean
 
 MetricName = Literal[
     "exact_match",
@@ -18,6 +21,47 @@ MetricName = Literal[
     "json",
 ]
 
+METRIC_NAMES: tuple[str, ...] = get_args(MetricName)
+OWN_METRIC = re.compile(r".+\.py:[A-Za-z_]\w*")
+"""`FILE.py:FUNCTION`, a metric of the user's own (evaluate/own_metrics.py)."""
+
+
+def _check_metric(metric: str) -> str:
+    if metric not in METRIC_NAMES and not OWN_METRIC.fullmatch(metric):
+        raise ValueError(
+            f"{metric!r} is given{did_you_mean(metric, METRIC_NAMES)}; it takes "
+            f"{' / '.join(METRIC_NAMES)}, or FILE.py:FUNCTION of your own"
+        )
+    return metric
+
+
+PAIRS = {
+    "prompt": "completion",
+    "question": "answer",
+    "instruction": "output",
+    "query": "response",
+}
+"""The column with the user's text, and the column with the answer."""
+
+COLUMNS = frozenset(
+    {"messages", "conversations", *PAIRS, *PAIRS.values(), "input", "system", "image", "images"}
+    | {"answers", "options", "group", "id"}
+)
+"""What a row is read from."""
+
+
+def _check_columns(columns: dict[str, str]) -> dict[str, str]:
+    unknown = [name for name in columns if name not in COLUMNS]
+    if unknown:
+        raise ValueError(f"no column {', '.join(unknown)}; there are {', '.join(sorted(COLUMNS))}")
+    given = list(columns.values())
+    twice = sorted({name for name in given if given.count(name) > 1})
+    if twice:
+        raise ValueError(f"the rows' column {', '.join(twice)} can't be two of them")
+    return columns
+
+
+Columns = Annotated[dict[str, str], AfterValidator(_check_columns)]
 
 EVAL_BATCH_SIZE = 256
 """Items answered together at most, unless given. A step of a few tokens costs little more with many
@@ -36,8 +80,12 @@ class DataSettings(Settings):
     Attributes:
         path: a .json, .jsonl, .csv or .parquet file, a folder saved by `datasets`, or a hub id.
         name: what reports call it; the file's stem unless given.
+        columns: which column of the rows is which of docs/data.md's, where they have other names,
+            such as `{question: frage, answer: antwort}`.
         split: which split of a `datasets` folder or hub id; all rows of a file.
-        metric: how answers are scored.
+        metric: how answers are scored: `exact_match`, `contains`, `number`, `relaxed_number`,
+            `option_letter`, `anls`, `edit_distance` or `json`; or a function of your own,
+            `FILE.py:FUNCTION`, of an answer and the list of those accepted, to a share from 0 to 1.
         mode: `generate` decodes greedily; `options` compares the log-likelihood of each option.
         max_new_tokens: decode limit of `generate`.
         image_root: folder that picture paths must stay under; the file's own folder unless given.
@@ -47,8 +95,9 @@ class DataSettings(Settings):
 
     path: str = Field(min_length=1)
     name: str = ""
+    columns: Columns = Field(default_factory=dict)
     split: str | None = None
-    metric: MetricName = "exact_match"
+    metric: Annotated[str, AfterValidator(_check_metric)] = "exact_match"
     mode: Literal["generate", "options"] = "generate"
     max_new_tokens: int = Field(32, ge=1)
     image_root: str | None = None
@@ -108,17 +157,21 @@ class PromptSettings(Settings):
 
     Attributes:
         prompts: file of prompts.
+        columns: which column of `prompts` is which of docs/data.md's, where they have other names.
         image_root: folder that the pictures' paths in `prompts` must stay under; the file's own
             folder unless given.
     """
 
     prompts: str | None = Field(None, min_length=1)
+    columns: Columns = Field(default_factory=dict)
     image_root: str | None = None
 
     @model_validator(mode="after")
-    def _pictures_of_prompts(self) -> PromptSettings:
+    def _of_prompts(self) -> PromptSettings:
         if self.image_root is not None and self.prompts is None:
             raise ValueError("image_root is of the pictures in prompts: give these too")
+        if self.columns and self.prompts is None:
+            raise ValueError("columns are those of prompts: give these too")
         return self
 
     def rows(self, shipped: Path, name: str) -> DataSettings:
@@ -129,7 +182,7 @@ class PromptSettings(Settings):
             name: what records call them.
         """
         path = self.prompts or str(shipped)
-        return DataSettings(path=path, name=name, image_root=self.image_root)
+        return DataSettings(path=path, name=name, columns=self.columns, image_root=self.image_root)
 
 
 class MixSettings(Settings):
@@ -137,12 +190,14 @@ class MixSettings(Settings):
 
     Attributes:
         path: of the rows.
+        columns: which column of the rows is which of docs/data.md's, where they have other names.
         share: of the number of the skill's rows.
         image_root: folder that picture paths must stay under; the file's own folder unless given.
         max_refused: how many unusable rows are tolerated, in reading and in encoding together.
     """
 
     path: str = Field(min_length=1)
+    columns: Columns = Field(default_factory=dict)
     share: float = Field(gt=0)
     image_root: str | None = None
     max_refused: int = Field(0, ge=0)

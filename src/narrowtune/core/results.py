@@ -313,6 +313,18 @@ class Plan(Value):
     cost: CostEstimate | None
 
 
+class Compilation(Value):
+    """Compiled layers beside plain ones: used where `error` of the gradients is within `limit`.
+
+    The norm of the difference of the first rows' gradients, relative to the plain ones.
+    """
+
+    used: bool
+    error: float
+    limit: float
+    seconds: float
+
+
 class TrainingSummary(Value):
     """What the training stage did; of a resumed run, in all its parts.
 
@@ -322,6 +334,7 @@ class TrainingSummary(Value):
         peak_memory_bytes: of the part that took most.
         energy_kwh: measured, of the whole machine; None unless `cost.measure_energy`.
         energy_source: what measured it, or why there is no figure.
+        compilation: None unless `training.torch_compile`.
     """
 
     num_steps: int
@@ -343,6 +356,7 @@ class TrainingSummary(Value):
     resumed_from: str | None
     energy_kwh: float | None = None
     energy_source: str | None = None
+    compilation: Compilation | None = None
 
 
 class DataSummary(Value):

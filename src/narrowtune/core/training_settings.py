@@ -40,6 +40,9 @@ class TrainingSettings(Settings):
         quantize_frozen: hold the frozen linear layers of the language model in 8 or 4 bits while
             training, to save memory; scores and the delta are of full precision. Needs the extra
             `quant`.
+        torch_compile: compile the language model's layers for training, with torch.compile: steps
+            are a tenth to a third shorter, after a minute or so of compiling. The gradients of the
+            first rows are compared with the plain layers', which go on if they differ.
         packing: lay rows of text end to end, and rows about one picture behind it, so that what
             they begin with is computed once, where that is cheaper; the sums are the same. False
             takes the plain path, row by row.
@@ -74,6 +77,7 @@ class TrainingSettings(Settings):
     dataloader_num_workers: int = Field(0, ge=0)
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     quantize_frozen: Quantisation | None = None
+    torch_compile: bool = False
     packing: bool = True
     group_by_picture: bool = False
     save_steps: int = Field(0, ge=0)

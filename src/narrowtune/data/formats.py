@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from narrowtune.core.data_settings import COLUMNS, PAIRS
 from narrowtune.data.content import build_messages, need_text
 from narrowtune.data.examples import Example, Image, Message, RowError
 from narrowtune.data.images import image_reference
-
-PAIRS = {
-    "prompt": "completion",
-    "question": "answer",
-    "instruction": "output",
-    "query": "response",
-}
-"""The key with the user's text, and the key with the answer."""
 
 _LLAVA_ROLES = {
     "human": "user",
@@ -45,12 +38,6 @@ _PICTURE_LIKE = re.compile(
 
 _PICTURE_FILE = re.compile(r"\S.*\.(png|jpe?g|webp|bmp|gif|tiff?)", re.IGNORECASE)
 """What a text that names a picture looks like, whatever its column is called."""
-
-COLUMNS = frozenset(
-    {"messages", "conversations", *PAIRS, *PAIRS.values(), "input", "system", "image", "images"}
-    | {"answers", "options", "group", "id"}
-)
-"""What a row is read from."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +89,21 @@ def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
     )
 
 
+def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row with its columns called as they are here.
+
+    Args:
+        row: as it was read.
+        columns: our name, and the row's. What the row has under a name that is given to another
+            column is not read.
+    """
+    if not columns:
+        return row
+    taken = {*columns, *columns.values()}
+    rest = {key: value for key, value in row.items() if key not in taken}
+    return rest | {name: row[column] for name, column in columns.items() if column in row}
+
+
 def picture_columns(row: dict[str, Any], example: Example) -> set[str]:
     """Return the columns that may hold pictures of a row that was read without any.
 
@@ -137,7 +139,8 @@ def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]],
         known = ", ".join(["messages", "conversations", *(f"{a}/{b}" for a, b in PAIRS.items())])
         cut = " (is the file separated by ;?)" if any(";" in str(key) for key in row) else ""
         raise RowError(
-            f"no known columns; a row has one of {known}; this one has {_listed(row)}{cut}"
+            f"no known columns; a row has one of {known}; this one has {_listed(row)}{cut}; "
+            "`columns` in the settings says which is which"
         )
     if len(found) > 1:
         raise RowError(f"ambiguous: columns {' and '.join(found)} both say what the row is")

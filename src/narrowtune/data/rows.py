@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from narrowtune.core.config import DataSettings
+from narrowtune.core.data_settings import COLUMNS
 from narrowtune.core.errors import DataError
 from narrowtune.data.examples import (
     Example,
@@ -24,7 +25,7 @@ from narrowtune.data.examples import (
     RowsRefusedError,
     Text,
 )
-from narrowtune.data.formats import COLUMNS, Reading, parse_row, picture_columns
+from narrowtune.data.formats import Reading, parse_row, picture_columns, renamed
 from narrowtune.data.images import check_image
 from narrowtune.data.sources import read_source
 from narrowtune.data.spilled import Spilled
@@ -66,12 +67,12 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         prompts_only=prompts_only,
         needs_options=settings.mode == "options" and not prompts_only,
     )
-    unread: set[str] = set()
+    columns: set[str] = set()
     pictures: set[str] = set()
     unreadable: list[RefusedRow] = []
     unusable: list[RefusedRow] = []
     seen: dict[str, int] = {}
-    readable = _readable(settings, reading, unreadable, seen, unread, pictures)
+    readable = _readable(settings, reading, unreadable, seen, columns, pictures)
     # Taken as they are read: many rows, or the pictures in them, would fill the memory.
     parsed: Iterable[Example] = readable
     notes = []
@@ -83,6 +84,7 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
     examples = Spilled(_digested(_with_pictures(parsed, settings.path, unusable), digest))
     refused = [*unreadable, *unusable]
     num_rows = len(seen) + len(unreadable)
+    _check_columns(settings, columns)
     if len(refused) > settings.max_refused:
         raise RowsRefusedError(refused, settings.max_refused, num_rows)
     if not examples:
@@ -93,6 +95,9 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         )
     if refused:
         notes.append(f"{len(refused)} of {num_rows} rows could not be used (rows_refused.jsonl).")
+    # A column is read by the name that it is given, or by its own where no other has that.
+    own = COLUMNS - settings.columns.keys()
+    unread = columns - own - set(settings.columns.values())
     if unread:
         more = f" and {len(unread) - _LISTED} more" if len(unread) > _LISTED else ""
         named = ", ".join(sorted(unread)[:_LISTED])
@@ -100,12 +105,24 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
     return Rows(examples, refused, digest.hexdigest(), notes, num_rows, sorted(pictures))
 
 
+def _check_columns(settings: DataSettings, found: set[str]) -> None:
+    """See that every column that the settings name is there, in some row at least."""
+    missing = {name: column for name, column in settings.columns.items() if column not in found}
+    if missing:
+        named = ", ".join(f"{name}: {column}" for name, column in missing.items())
+        raise DataError(
+            asked=f"the columns {named} of {settings.path}",
+            found=f"no row that has them; there are {', '.join(sorted(found)) or 'none'}",
+            do="correct `columns`: our name first, then the rows' own",
+        )
+
+
 def _readable(
     settings: DataSettings,
     reading: Reading,
     refused: list[RefusedRow],
     seen: dict[str, int],
-    unread: set[str],
+    columns: set[str],
     pictures: set[str],
 ) -> Iterator[Example]:
     """Yield the rows that can be used; refuse the others.
@@ -113,22 +130,23 @@ def _readable(
     Args:
         refused: gets those that can't.
         seen: gets each one's number by its id.
-        unread: gets the columns that nothing is read from.
-        pictures: gets those of them that may hold pictures.
+        columns: gets the columns of all rows.
+        pictures: gets those that nothing is read from and that may hold pictures.
     """
     for raw in read_source(settings.path, settings.split):
         try:
             if raw.values is None:
                 raise RowError(raw.reason)
-            example = parse_row(raw.values, raw.number, reading)
+            columns.update(map(str, raw.values))
+            values = renamed(raw.values, settings.columns)
+            example = parse_row(values, raw.number, reading)
             if example.id in seen:
                 raise RowError(f"the id {example.id!r} is already that of row {seen[example.id]}")
         except RowError as error:
             refused.append(error.refused(settings.path, raw.number))
             continue
         seen[example.id] = raw.number
-        unread.update(map(str, raw.values.keys() - COLUMNS))
-        pictures |= picture_columns(raw.values, example)
+        pictures |= picture_columns(values, example)
         yield example
 
 

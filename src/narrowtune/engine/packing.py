@@ -108,10 +108,11 @@ def as_numbers(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
     From a mask of truth values every layer makes such numbers of its own, and keeps them for the
     backward pass; these are made once. Rows begin at multiples of eight numbers, without which a
-    GPU's kernel would copy them in every layer.
+    GPU's kernel would copy them in every layer; and are never as wide as they are long, since a
+    compiled layer would be compiled once more for those that are.
     """
     length = seen.shape[-1]
-    width = -(-length // _ALIGNED) * _ALIGNED
+    width = (length // _ALIGNED + 1) * _ALIGNED
     room = torch.zeros((*seen.shape[:-1], width), dtype=dtype, device=seen.device)
     return room[..., :length].masked_fill_(~seen, -torch.inf)
 

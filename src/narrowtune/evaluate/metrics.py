@@ -35,6 +35,7 @@ from narrowtune.evaluate.answers import (
     without_words,
 )
 from narrowtune.evaluate.json_answers import find_json, read_json, same_fields
+from narrowtune.evaluate.own_metrics import is_own, score_own
 
 Value = TypeVar("Value")
 
@@ -79,7 +80,8 @@ def score(
     """Score `answer` against the accepted `references`.
 
     Args:
-        metric: a name in `METRICS`.
+        metric: a name in `METRICS`, or `FILE.py:FUNCTION` (own_metrics.py), whose score is strict
+            and lenient alike; any answer but an empty one has its form.
         answer: what the model said.
         references: accepted answers; the best match counts.
         options: texts of the choices, in order, for questions that offer some.
@@ -87,9 +89,9 @@ def score(
     Raises:
         EvaluationError: the metric is unknown, there are no references, or a reference can't be
             an answer under this metric (a number metric without a number, a letter beyond the
-            options).
+            options); or a user's own can't score it.
     """
-    if metric not in METRICS:
+    if metric not in METRICS and not is_own(metric):
         raise EvaluationError(
             asked=f"the metric {metric!r}",
             found="no metric of that name" + did_you_mean(metric, METRICS),
@@ -101,6 +103,9 @@ def score(
             found="no reference" if not references else "an empty reference",
             do="give every row at least one accepted answer",
         )
+    if metric not in METRICS:
+        share = score_own(metric, answer, references)
+        return Scored(share, share, bool(answer.strip()))
     return METRICS[metric].function(answer, references, options)
 
 

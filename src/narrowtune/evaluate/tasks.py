@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from narrowtune.core.data_settings import DataSettings, MetricName
+from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import EvaluationError
 from narrowtune.core.results import Role
 from narrowtune.data.examples import Example, Message, Text
+from narrowtune.evaluate.own_metrics import identity
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Task:
 
     name: str
     role: Role
-    metric: MetricName
+    metric: str
     mode: Literal["generate", "options"]
     max_new_tokens: int
     examples: Sequence[Example]
@@ -72,7 +73,7 @@ class Task:
     def sha256(self) -> str:
         """Hash of everything that decides the items' scores, besides the model and its chat."""
         digest = hashlib.sha256()
-        for part in (self.metric, self.mode, str(self.max_new_tokens)):
+        for part in (identity(self.metric), self.mode, str(self.max_new_tokens)):
             digest.update(part.encode() + b"\0")
         for example in self.examples:
             digest.update(json.dumps(_content(example), ensure_ascii=False).encode() + b"\0")

@@ -12,6 +12,7 @@ from narrowtune.core.errors import DataError, UsageError
 from narrowtune.core.training_settings import TrainingSettings
 from narrowtune.data.sources import why_missing, why_not_there
 from narrowtune.engine.quantised import check_quantiser
+from narrowtune.evaluate.own_metrics import identity
 from narrowtune.train.arguments import (
     accumulation_steps,
     check_trackers,
@@ -27,6 +28,7 @@ def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int 
 
     Raises:
         DataError: paths that are not there, all of them.
+        EvaluationError: a metric of the user's own that can't be loaded.
         UsageError: a tracker, a quantiser or a device that can't be used, or batch sizes that don't
             fit each other.
     """
@@ -47,6 +49,8 @@ def check_run(config: RunConfig, *, with_skill: bool = True, num_processes: int 
             rows.append((f"{name}.prompts", prompts.prompts))
             files.append((f"{name}.image_root", prompts.image_root))
     check_paths(config.model, rows, files)
+    for scored in [*([config.skill] if with_skill else []), *config.keep]:
+        identity(scored.metric)
     check_trackers(config.training.report_to)
     if with_skill:
         _check_device(config.device)

@@ -20,6 +20,7 @@ from narrowtune.core.run_folder import RunFolder, check_output
 from narrowtune.delta.copying import check_new_folder
 from narrowtune.delta.folder import FolderResult, apply_to_folder
 from narrowtune.delta.store import beside
+from narrowtune.evaluate.own_metrics import identity, is_own
 from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import LoadedModel
@@ -229,6 +230,9 @@ def _entry(config: RunConfig, book: Book, record: RunRecord, run: Path) -> Entry
         for name in ("path", "test_path", "image_root")
         if (value := getattr(skill, name)) is not None
     }
+    if is_own(skill.metric):
+        file, _, function = skill.metric.rpartition(":")
+        places["metric"] = f"{_lasting(file)}:{function}"
     return Entry(
         number=0,
         name=skill.label,
@@ -253,7 +257,7 @@ def _scoring(settings: DataSettings | None) -> str:
     if settings is None:
         return ""
     length = f" {settings.max_new_tokens}" if settings.mode == "generate" else ""
-    return f"{settings.metric} {settings.mode}{length}"
+    return f"{identity(settings.metric)} {settings.mode}{length}"
 
 
 def _items_hash(path: Path) -> str:

@@ -12,6 +12,7 @@ from narrowtune.data.examples import Example, Message, RefusedRow, RowError, Row
 from narrowtune.data.rows import read_rows
 from narrowtune.data.spilled import pick
 from narrowtune.evaluate.metrics import why_unscorable
+from narrowtune.evaluate.own_metrics import identity
 from narrowtune.evaluate.tasks import Task, make_task
 
 
@@ -92,6 +93,7 @@ class Source:
     def encode_items(self, examples: Sequence[Example], encoder: ChatEncoder) -> Sequence[Example]:
         """Return the examples that can be asked and scored as the settings say; refuse others."""
         self.check_pictures(encoder)
+        identity(self.settings.metric)  # one that can't be loaded is no fault of a row
 
         # What it makes is not kept: the pixels of a whole set would not fit.
         def check(example: Example) -> None:

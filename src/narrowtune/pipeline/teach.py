@@ -257,6 +257,12 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
         )
     if watched is not None and watched.stopped is not None:
         run.watch.warn(f"Training stopped at step {watched.stopped}: drift over its budget.")
+    compiled = run.fitted.summary.compilation
+    if compiled is not None and not compiled.used:
+        run.watch.warn(
+            f"Layers were not compiled: their gradients differ by {compiled.error:.0e} (relative), "
+            f"more than {compiled.limit:.0e}."
+        )
     # The report's times and cost are those of the whole training, like its numbers of rows.
     run.watch.seconds["train"] += run.fitted.earlier_seconds
     if resume and run.fitted.summary.resumed_from is None:

@@ -155,6 +155,15 @@ def training_facts(record: RunRecord) -> list[Fact]:
             "none" if training.anchor_weight is None else f"weight {tick(training.anchor_weight)}",
         ),
     ]
+    if (compiled := training.compilation) is not None:
+        told = "used" if compiled.used else "not used"
+        facts.append(
+            Fact(
+                "compiled layers",
+                f"{told}: gradients differ from plain ones by {small(compiled.error)} (relative; "
+                f"up to {small(compiled.limit)} accepted), {duration(compiled.seconds)} to compile",
+            )
+        )
     if training.final_loss is not None:
         facts.append(Fact("final loss", small(training.final_loss)))
     if training.best_step is not None:

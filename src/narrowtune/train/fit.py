@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,18 +16,24 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import TrainingError
-from narrowtune.core.results import Proof, TrainingSummary
+from narrowtune.core.results import Compilation, Proof, TrainingSummary
 from narrowtune.core.run_folder import RunFolder
 from narrowtune.core.study_settings import DistillationSettings
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
+from narrowtune.engine.compiled import MAX_ERROR, compile_error, compiled_layers
 from narrowtune.engine.energy import EnergyMeter
 from narrowtune.engine.features import FeatureStore, changes_eyes, remembered_features
+from narrowtune.engine.forward import to_device
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection
 from narrowtune.models.swap import WeightSwap
 from narrowtune.train.anchor import Anchor
-from narrowtune.train.arguments import planned_steps, training_arguments
+from narrowtune.train.arguments import (
+    per_device_batch_size,
+    planned_steps,
+    training_arguments,
+)
 from narrowtune.train.callbacks import LogFile
 from narrowtune.train.checkpoint import find_checkpoint
 from narrowtune.train.distillation import Distillation
@@ -124,6 +131,7 @@ def fit(
         on_cpu=on_cpu,
         num_processes=num_processes,
     )
+    compilation, layers = _compile(loaded, selection, rows, config, arithmetic)
     pad = padding_id(loaded.tokenizer)
     use_cache = getattr(model.config, "use_cache", None)
     witness = GradientWitness(model, selection.names)
@@ -173,6 +181,7 @@ def fit(
         if config.training.fsdp
         else computing_in(model, torch.float32, layer_norm_names(model)),
         remembered_features(loaded, features if fixed else None),
+        compiled_layers(layers),
         meter,
     ):
         _train(trainer, checkpoint, steps, drift)
@@ -215,8 +224,40 @@ def fit(
         resumed_from=checkpoint.name if checkpoint else None,
         energy_kwh=effort.energy_kwh,
         energy_source=_energy_source(energy, effort),
+        compilation=compilation,
     )
     return FitResult(summary, proof, base, meter.earlier.seconds if meter.earlier else 0.0)
+
+
+def _compile(
+    loaded: LoadedModel,
+    selection: Selection,
+    rows: Sequence[Encoded],
+    config: RunConfig,
+    arithmetic: Arithmetic,
+) -> tuple[Compilation | None, list[nn.Module]]:
+    """Compile the decoder's layers if that is wanted, and return those to train through.
+
+    Before anything watches gradients: those of the comparison are no part of training.
+    """
+    if not config.training.torch_compile or not planned_steps(config, len(rows)):
+        return None, []
+    model, started = loaded.model, time.perf_counter()
+    layers = list(model.get_submodule(loaded.family.language_model.layers).children())
+    some = rows[: per_device_batch_size(config.training, 1)]
+    batch = to_device(collate(some, padding_id(loaded.tokenizer)), model.device)
+    if config.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    try:
+        with computing_in(model, torch.float32, layer_norm_names(model)):
+            error = compile_error(model, layers, selection.names, batch, arithmetic)
+    finally:
+        if config.training.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+    limit = MAX_ERROR[arithmetic.compute_dtype]
+    seconds = time.perf_counter() - started
+    found = Compilation(used=error <= limit, error=error, limit=limit, seconds=seconds)
+    return found, layers if found.used else []
 
 
 def _put_back(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype], device: Device) -> None:

@@ -67,6 +67,53 @@ def test_every_layout_gives_the_same_example(layout: str, read: Callable[..., Ro
     assert [m.role for m in example.prompt] == ["user"]
 
 
+def test_columns_by_other_names_are_read(read: Callable[..., Rows]) -> None:
+    row = {"frage": QUESTION, "antwort": ANSWER, "kunde": "k7", "answer": "not this", "rest": 1}
+    columns = {"question": "frage", "answer": "antwort", "group": "kunde"}
+    rows = read(row, columns=columns)
+    (example,) = rows.examples
+    assert example.messages[0].text == QUESTION
+    assert (example.answers, example.group) == ((ANSWER,), "k7")
+    assert rows.notes == ["Columns that are not read: answer, rest."]
+
+
+def test_columns_may_change_places(read: Callable[..., Rows]) -> None:
+    columns = {"question": "answer", "answer": "question"}
+    (example,) = read({"question": ANSWER, "answer": QUESTION}, columns=columns).examples
+    assert (example.messages[0].text, example.answers) == (QUESTION, (ANSWER,))
+
+
+def test_what_seems_to_belong_to_the_question_can_be_named(read: Callable[..., Rows]) -> None:
+    row = {"question": "Who?", "context": "Ada wrote it.", "answer": "Ada"}
+    columns = {"instruction": "question", "input": "context", "output": "answer"}
+    (example,) = read(row, columns=columns).examples
+    assert example.messages[0].text == "Who?\n\nAda wrote it."
+
+
+def test_a_column_that_no_row_has_is_an_error(read: Callable[..., Rows]) -> None:
+    columns = {"question": "frage", "answer": "antwort", "group": "kunde"}
+    rows = [{"frage": QUESTION, "antwort": ANSWER}, {"frage": QUESTION, "antwort": "other"}]
+    with pytest.raises(DataError, match=r"group: kunde .*\n.*there are antwort, frage"):
+        read(*rows, columns=columns)
+    # It need not be in every row.
+    assert (
+        len(read(*rows, {"frage": "And?", "antwort": "x", "kunde": "k"}, columns=columns).examples)
+        == 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"frage": "question"}, "no column frage; there are answer, answers"),
+        ({"question": "text", "answer": "text"}, "column text can't be two of them"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused(columns: dict[str, str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        DataSettings(path="rows.jsonl", columns=columns)
+
+
 def test_columns_beside_the_text(read: Callable[..., Rows]) -> None:
     row = {
         "id": 7,

@@ -1,0 +1,127 @@
+"""Decoder layers as compiled kernels while a model trains.
+
+Beside its products a layer is some dozens of operations that each read and write all of [B, T, H].
+`torch.compile` makes a few kernels of them. One layer is compiled, for any B and T, and serves all.
+It costs a minute or so on a CPU, so it is for runs that are longer than a few hundred steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from narrowtune.core.errors import UsageError
+from narrowtune.engine.arithmetic import Arithmetic, autocast
+from narrowtune.engine.forward import labelled_cross_entropy
+
+MAX_ERROR = {"float32": 1e-4, "bfloat16": 0.05}
+"""Relative difference of gradients up to which compiled layers count as the same computation.
+
+bf16 kernels round less often where operations are joined, so that both differ from the exact
+gradient, and from each other, by about a per cent.
+"""
+
+_VARIANTS = 64
+"""Of a layer: with one line or several, with a mask or without, of each kind of layer, ..."""
+
+
+@contextmanager
+def compiled_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Compile these layers inside the block, for passes that train; all others stay as they are.
+
+    Args:
+        layers: of a decoder. What hooks do to them stays outside of what is compiled.
+    """
+    with ExitStack() as held:
+        held.enter_context(torch._dynamo.config.patch(recompile_limit=_VARIANTS))
+        for layer in layers:
+            held.enter_context(_compiled(layer))
+        yield
+
+
+@contextmanager
+def _compiled(layer: nn.Module) -> Iterator[None]:
+    plain = layer.forward
+    own = vars(layer).get("forward")
+    quick = torch.compile(plain, dynamic=True)
+
+    @wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # Generating and scoring would compile for many more shapes than they repay.
+        trains = layer.training and torch.is_grad_enabled()
+        return (quick if trains else plain)(*args, **kwargs)
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del layer.forward
+        else:
+            layer.forward = own
+
+
+def compile_error(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    names: Iterable[str],
+    batch: Mapping[str, Any],
+    arithmetic: Arithmetic,
+) -> float:
+    """Return how much compiling `layers` changes the gradients of one batch, and compile them.
+
+    Args:
+        model: ready to train: `requires_grad` and dtypes as they will be.
+        layers: of its decoder.
+        names: of the parameters whose gradients are compared.
+        batch: inputs with `labels`, on the model's device.
+        arithmetic: what the pass computes in.
+
+    Returns:
+        The norm of the difference over all of them, relative to that of the plain gradients.
+
+    Raises:
+        UsageError: they can't be compiled here, as where a CPU has no C++ compiler beside it.
+    """
+    parameters = dict(model.named_parameters())
+    chosen = [parameters[name] for name in names]
+    trained = model.training
+    model.train()
+    try:
+        plain = _gradients(model, chosen, batch, arithmetic)
+        with compiled_layers(layers):
+            found = _gradients(model, chosen, batch, arithmetic)
+    # Compilers, drivers and kernels each raise their own; what was there before ran.
+    except Exception as error:
+        raise UsageError(
+            asked="training.torch_compile",
+            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            do="install what torch.compile needs (on a CPU a C++ compiler, such as g++), or leave "
+            "torch_compile out",
+        ) from error
+    finally:
+        model.train(trained)
+    differences = [(a - b).double().norm() for a, b in zip(found, plain, strict=True)]
+    return float(
+        torch.stack(differences).norm() / torch.stack([x.double().norm() for x in plain]).norm()
+    )
+
+
+def _gradients(
+    model: nn.Module, chosen: Sequence[nn.Parameter], batch: Mapping[str, Any], arithmetic: Any
+) -> list[Tensor]:
+    """Return the gradients of the mean loss; none are left in the model."""
+    with autocast(arithmetic, chosen[0].device):
+        summed, count = labelled_cross_entropy(model, batch)
+    (summed / count).backward()
+    found = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for parameter in chosen
+    ]
+    model.zero_grad(set_to_none=True)
+    return found
