@@ -139,7 +139,7 @@ def cases(kinds: list[str], settings: list[str]) -> list[tuple[str, str, str]]:
     arms = {
         "best": (*ours, *peers),
         "fp32": tuple(peers),
-        "default": tuple(peers),
+        "default": tuple(arm for arm in peers if "padding-free" not in arm),
         "compiled": COMPILED,
     }
     return [(arm, rows, setting) for setting in settings for rows in kinds for arm in arms[setting]]
@@ -157,8 +157,12 @@ def show(values: dict[str, Any]) -> list[Table]:
             if rows != kind:
                 continue
             key = f"{arm}|{rows}|{setting}"
-            mine = [done["arms"][key] for done in rounds]
-            ours = [done["arms"][f"{OURS}|{rows}|best"] for done in rounds]
+            # A round may be of before an arm was added.
+            both = [done["arms"] for done in rounds if key in done["arms"]]
+            if not both:
+                continue
+            mine = [done[key] for done in both]
+            ours = [done[f"{OURS}|{rows}|best"] for done in both]
             pooled = [second for one in mine for second in one["seconds"]]
             ratios = [
                 statistics.median(one["seconds"]) / statistics.median(base["seconds"])

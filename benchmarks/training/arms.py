@@ -272,6 +272,7 @@ PEERS: Mapping[str, Callable[..., Result]] = {
     "TRL + peft LoRA, attention": trl(_ATTENTION),
     "TRL + peft LoRA, all linear, padding-free": trl(_ALL_LINEAR, padding_free=True),
     "transformers.Trainer, attention trainable": plain_trainer("sa_proj"),
+    "transformers.Trainer, everything": plain_trainer("full"),
 }
 
 ARMS = {**OURS, **PEERS}

@@ -17,6 +17,7 @@ from narrowtune.cli.flags import (
     RECIPE_HELP,
     AsJson,
     BatchSize,
+    Columns,
     Dtype,
     GlobalBatchSize,
     MaxLength,
@@ -110,7 +111,7 @@ def teach(
     seed: Annotated[int | None, option("N", "Of splits, order and draws.")] = None,
     gallery: Annotated[bool | None, typer.Option(help="Show answers in the report.")] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Take the plain path: row by row, nothing compiled.")
+        bool, typer.Option("--exact", help="Train by the plain path: row by row, not compiled.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     more: Set = None,
@@ -222,10 +223,7 @@ def evaluate(
         str | None, option("FOLDER", "That pictures' paths stay under; the rows' own unless given.")
     ] = None,
     split: Annotated[str | None, option("NAME", "Of a datasets folder or hub id.")] = None,
-    columns: Annotated[
-        list[str] | None,
-        option("NAME=COLUMN", "Which column is which, such as answer=label; may be repeated."),
-    ] = None,
+    columns: Columns = None,
     max_length: MaxLength = None,
     max_refused: Annotated[int, option("N", "Unusable rows tolerated in each set.")] = 0,
     output: Annotated[Path, option("FOLDER", "Gets one file of answers per set of rows.")] = Path(
@@ -289,6 +287,7 @@ def probe(
         str | None,
         option("FOLDER", "That pictures' paths stay under; the prompts' own unless given."),
     ] = None,
+    columns: Columns = None,
     max_length: MaxLength = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -308,6 +307,7 @@ def probe(
         max_prompts=max_prompts,
         max_new_tokens=max_new_tokens,
         image_root=image_root,
+        columns=column_names(columns),
     )
     if as_json:
         typer.echo(result.model_dump_json(indent=2))

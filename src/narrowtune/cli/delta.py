@@ -7,9 +7,17 @@ from typing import Annotated
 
 import typer
 
-from narrowtune.cli.flags import METRIC_HELP, MODES, AsJson, Overwrite, SetModel, option
+from narrowtune.cli.flags import (
+    METRIC_HELP,
+    MODES,
+    AsJson,
+    Columns,
+    Overwrite,
+    SetModel,
+    option,
+)
 from narrowtune.cli.printing import open_console, say_written
-from narrowtune.cli.settings import model_settings
+from narrowtune.cli.settings import column_names, model_settings
 
 app = typer.Typer(
     help="Look at a delta; apply, undo, merge, pack, blend or export it.",
@@ -150,6 +158,7 @@ def delta_export(
     limit: Annotated[int | None, option("N", "Use only this many rows.")] = None,
     split: Annotated[str | None, option("NAME", "Of a data set with several.")] = None,
     image_root: Annotated[str | None, option("FOLDER", "That pictures' paths start from.")] = None,
+    columns: Columns = None,
     max_refused: Annotated[int, option("N", "Rows that may be refused.")] = 0,
     more: SetModel = None,
     as_json: AsJson = False,
@@ -164,6 +173,7 @@ def delta_export(
 
     fields = {"metric": metric, "mode": mode, "max_new_tokens": max_new_tokens, "limit": limit}
     fields |= {"split": split, "image_root": image_root, "max_refused": max_refused}
+    fields |= {"columns": column_names(columns)}
     found = export_lora(
         folder,
         path,

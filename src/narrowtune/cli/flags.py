@@ -46,6 +46,10 @@ Dtype = Annotated[
     option("NAME", "Of the weights: bfloat16, float32, float16; the stored one unless given."),
 ]
 Revision = Annotated[str | None, option("NAME", "Commit, tag or branch of a hub id.")]
+Columns = Annotated[
+    list[str] | None,
+    option("NAME=COLUMN", "Which column is which, such as answer=label; may be repeated."),
+]
 MaxLength = Annotated[int | None, option("N", "A row of more tokens is an error.")]
 GlobalBatchSize = Annotated[int | None, option("N", "Rows of one optimiser step.")]
 BatchSize = Annotated[int | None, option("N", "Rows of one forward pass, a step's at most.")]

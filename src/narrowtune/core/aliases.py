@@ -32,11 +32,12 @@ ALIASES: dict[str, str] = {
     **dict.fromkeys(("bf16", "fp16", "pure_bf16", "tf32", "mixed_precision"), _DTYPE),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit", "quant_bits"), _BITS),
     "torch_dtype": "dtype",
+    "system": "a column system of the rows",
     "num_epochs": "training.num_train_epochs",
     "lr": "training.learning_rate",
     "warmup_steps": "training.warmup_ratio, a share of the steps",
     "optimizer": "training.optim",
-    **dict.fromkeys(("template", "chat_template", "system"), _TEMPLATE),
+    **dict.fromkeys(("template", "chat_template"), _TEMPLATE),
     **dict.fromkeys(
         ("val_size", "val_set_size", "split_dataset_ratio"),
         "skill.validation, with training.eval_steps",

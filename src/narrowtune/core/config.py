@@ -19,6 +19,7 @@ from narrowtune.core.data_settings import (
     PromptSettings,
     Settings,
     SkillSettings,
+    expanded,
 )
 from narrowtune.core.errors import UsageError
 from narrowtune.core.mistakes import describe_mistakes
@@ -213,8 +214,7 @@ class RunConfig(ModelSettings):
     @field_validator("output_dir", "ledger")
     @classmethod
     def _at_home(cls, value: str | None) -> str | None:
-        # No shell sees these: a folder called ~ would be made.
-        return value and os.path.expanduser(value)  # noqa: PTH111  (pathlib's may raise)
+        return value and expanded(value)
 
     @field_validator("keep", "mix", mode="before")
     @classmethod

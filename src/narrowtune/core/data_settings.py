@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -32,8 +33,15 @@ def _check_metric(metric: str) -> str:
             f"{metric!r} is given{did_you_mean(metric, METRIC_NAMES)}; it takes "
             f"{' / '.join(METRIC_NAMES)}, or FILE.py:FUNCTION of your own"
         )
-    return metric
+    return expanded(metric)
 
+
+def expanded(path: str) -> str:
+    """Return a path with the home folder in place of `~`: no shell sees those in settings."""
+    return os.path.expanduser(path)  # noqa: PTH111  (pathlib's may raise)
+
+
+Place = Annotated[str, AfterValidator(expanded)]
 
 PAIRS = {
     "prompt": "completion",
@@ -53,7 +61,10 @@ COLUMNS = frozenset(
 def _check_columns(columns: dict[str, str]) -> dict[str, str]:
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown:
-        raise ValueError(f"no column {', '.join(unknown)}; there are {', '.join(sorted(COLUMNS))}")
+        raise ValueError(
+            f"{', '.join(unknown)} is no name of ours, which come first: one of "
+            f"{', '.join(sorted(COLUMNS))}"
+        )
     given = list(columns.values())
     twice = sorted({name for name in given if given.count(name) > 1})
     if twice:
@@ -93,14 +104,14 @@ class DataSettings(Settings):
         max_refused: how many unusable rows are tolerated, in reading and in encoding together.
     """
 
-    path: str = Field(min_length=1)
+    path: Place = Field(min_length=1)
     name: str = ""
     columns: Columns = Field(default_factory=dict)
     split: str | None = None
     metric: Annotated[str, AfterValidator(_check_metric)] = "exact_match"
     mode: Literal["generate", "options"] = "generate"
     max_new_tokens: int = Field(32, ge=1)
-    image_root: str | None = None
+    image_root: Place | None = None
     limit: int | None = Field(None, ge=1)
     max_refused: int = Field(0, ge=0)
 
@@ -110,10 +121,15 @@ class DataSettings(Settings):
         return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _label_is_file_name(self) -> DataSettings:
+    def _can_be_kept_and_scored(self) -> DataSettings:
         # Answers are kept in before/LABEL.jsonl, so a label must stay inside that folder.
         if self.label in {"", ".", ".."} or set(self.label) & set("/\\\0"):
             raise ValueError(f"{self.label!r} can't be part of a file name: give `name`")
+        if self.mode == "options" and self.metric not in METRIC_NAMES:
+            raise ValueError(
+                f"mode options takes the likeliest option, which is right or wrong: {self.metric} "
+                "scores answers that are written, by mode generate"
+            )
         return self
 
     @property
@@ -140,7 +156,7 @@ class SkillSettings(DataSettings):
 
     validation: float = Field(0.1, ge=0, lt=1)
     test: float = Field(0.2, ge=0, lt=1)
-    test_path: str | None = None
+    test_path: Place | None = None
     test_split: str | None = None
 
     @model_validator(mode="after")
@@ -162,9 +178,9 @@ class PromptSettings(Settings):
             folder unless given.
     """
 
-    prompts: str | None = Field(None, min_length=1)
+    prompts: Place | None = Field(None, min_length=1)
     columns: Columns = Field(default_factory=dict)
-    image_root: str | None = None
+    image_root: Place | None = None
 
     @model_validator(mode="after")
     def _of_prompts(self) -> PromptSettings:
@@ -196,10 +212,10 @@ class MixSettings(Settings):
         max_refused: how many unusable rows are tolerated, in reading and in encoding together.
     """
 
-    path: str = Field(min_length=1)
+    path: Place = Field(min_length=1)
     columns: Columns = Field(default_factory=dict)
     share: float = Field(gt=0)
-    image_root: str | None = None
+    image_root: Place | None = None
     max_refused: int = Field(0, ge=0)
 
     def rows(self) -> DataSettings:

@@ -136,6 +136,8 @@ def _sections(kind: type[BaseModel]) -> list[tuple[tuple[str, ...], list[str]]]:
 
 def _allowed(annotation: Any, bounds: str = "") -> str:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _allowed(inner[0], bounds)
     if origin is typing.Literal:
         return " / ".join(str(value) for value in inner)
     if origin in (typing.Union, types.UnionType):

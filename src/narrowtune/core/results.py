@@ -334,7 +334,7 @@ class TrainingSummary(Value):
         peak_memory_bytes: of the part that took most.
         energy_kwh: measured, of the whole machine; None unless `cost.measure_energy`.
         energy_source: what measured it, or why there is no figure.
-        compilation: None unless `training.torch_compile`.
+        compilation: of the last part; None unless `training.torch_compile`.
     """
 
     num_steps: int
@@ -371,6 +371,7 @@ class DataSummary(Value):
     num_refused: int
     splits: dict[str, int]
     notes: list[str]
+    metric: str = ""  # what tells a user's own from others
 
 
 class RunRecord(Value):

@@ -188,6 +188,8 @@ class StudySettings(ModelSettings):
         ]
         if self.training.quantize_frozen:
             mistakes.append("training.quantize_frozen is for a run of `teach`: leave it out")
+        if self.training.torch_compile:
+            mistakes.append("training.torch_compile is for a run of `teach`: leave it out")
         if self.training.fsdp or self.training.deepspeed:
             mistakes.append("a study runs in one process: leave training.fsdp and deepspeed out")
         if mistakes:

@@ -220,6 +220,8 @@ class ChatEncoder:
         images = [image for message in messages for image in message.images]
         placeholders = found[self._specials.image_id] if self._specials.image_id is not None else 0
         if placeholders != len(images):
+            if not self.reads_pictures:
+                raise RowError("it has pictures, and this model reads none")
             raise RowError(
                 f"the chat template has {placeholders} places for {len(images)} pictures"
             )

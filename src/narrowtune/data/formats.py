@@ -104,6 +104,13 @@ def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     return rest | {name: row[column] for name, column in columns.items() if column in row}
 
 
+def untaught(columns: Mapping[str, str]) -> set[str]:
+    """Return the rows' columns that name rows or what they share, and are nothing to learn."""
+    taken = set(columns.values())
+    own = {name for name in ("id", "group") if name not in columns and name not in taken}
+    return own | {columns[name] for name in ("id", "group") if name in columns}
+
+
 def picture_columns(row: dict[str, Any], example: Example) -> set[str]:
     """Return the columns that may hold pictures of a row that was read without any.
 
@@ -199,7 +206,7 @@ def _check_asked(row: dict[str, Any], asked: str) -> None:
             continue
         ways = f"write it into {asked}"
         if asked == "instruction" and "input" not in row:
-            ways = f"call it input, write it into {asked}"
+            ways = f"call it input (columns: {{input: {key}}}), write it into {asked}"
         raise RowError(
             f"column {key!r} is not read, and seems to belong to the question: {ways}, or drop or "
             "rename the column"

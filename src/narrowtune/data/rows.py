@@ -25,7 +25,7 @@ from narrowtune.data.examples import (
     RowsRefusedError,
     Text,
 )
-from narrowtune.data.formats import Reading, parse_row, picture_columns, renamed
+from narrowtune.data.formats import Reading, parse_row, picture_columns, renamed, untaught
 from narrowtune.data.images import check_image
 from narrowtune.data.sources import read_source
 from narrowtune.data.spilled import Spilled
@@ -108,11 +108,11 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
 def _check_columns(settings: DataSettings, found: set[str]) -> None:
     """See that every column that the settings name is there, in some row at least."""
     missing = {name: column for name, column in settings.columns.items() if column not in found}
-    if missing:
+    if missing and found:  # else no row could be read at all, and each says why
         named = ", ".join(f"{name}: {column}" for name, column in missing.items())
         raise DataError(
             asked=f"the columns {named} of {settings.path}",
-            found=f"no row that has them; there are {', '.join(sorted(found)) or 'none'}",
+            found=f"no row that has them; there are {', '.join(sorted(found))}",
             do="correct `columns`: our name first, then the rows' own",
         )
 
@@ -133,7 +133,7 @@ def _readable(
         columns: gets the columns of all rows.
         pictures: gets those that nothing is read from and that may hold pictures.
     """
-    for raw in read_source(settings.path, settings.split):
+    for raw in read_source(settings.path, settings.split, untaught(settings.columns)):
         try:
             if raw.values is None:
                 raise RowError(raw.reason)

@@ -9,8 +9,9 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,10 +62,17 @@ def why_not_there(place: Path) -> str | None:
         return getattr(error, "strerror", None) or str(error)
 
 
-def read_source(path: str, split: str | None) -> Iterator[RawRow]:
+def read_source(
+    path: str, split: str | None, untaught: Container[str] = ("id", "group")
+) -> Iterator[RawRow]:
     """Yield the rows of a file, a folder saved by `datasets`, or a hub id.
 
     Row numbers start at 1: lines of a JSONL file, data rows of the others.
+
+    Args:
+        path: of the source.
+        split: of a folder or a hub id.
+        untaught: columns whose labels stay numbers; others are read by the labels' names.
 
     Raises:
         DataError: there is no such source, or it can't be read at all.
@@ -78,14 +86,19 @@ def read_source(path: str, split: str | None) -> Iterator[RawRow]:
             raise _unreadable(
                 path, f"a split ({split}), which a file does not have", "leave it out"
             )
-        readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+        readers: dict[str, Callable[[Path], Iterator[RawRow]]] = {
+            ".json": _json,
+            ".jsonl": _jsonl,
+            ".csv": _csv,
+            ".parquet": partial(_parquet, untaught=untaught),
+        }
         yield from readers[file.suffix.lower()](file)
     elif file.is_dir():
-        yield from _saved_folder(path, split)
+        yield from _saved_folder(path, split, untaught)
     elif file.exists():
         raise _unreadable(path, "a file of another kind", f"use one of {', '.join(SUFFIXES)}")
     else:
-        yield from _hub(path, split)
+        yield from _hub(path, split, untaught)
 
 
 def _unreadable(path: str, found: str, do: str) -> DataError:
@@ -195,16 +208,16 @@ def _csv_row(number: int, row: dict[Any, Any]) -> RawRow:
     if None in row or None in row.values():
         return RawRow(number, reason="the row has more or fewer cells than the header")
     # An empty cell is a missing value: CSV can't tell them apart.
-    return RawRow(number, {key: value for key, value in row.items() if value != ""})
+    return RawRow(number, {key: value or None for key, value in row.items()})
 
 
-def _parquet(file: Path) -> Iterator[RawRow]:
+def _parquet(file: Path, untaught: Container[str]) -> Iterator[RawRow]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
-        names = _label_names(_noted_features(table.schema_arrow.metadata or {}))
+        names = _label_names(_noted_features(table.schema_arrow.metadata or {}), untaught)
         yield from _arrow_rows(table.iter_batches(batch_size=_BATCH_ROWS), names)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(str(file), str(error), "check that the file is complete") from None
@@ -218,16 +231,16 @@ def _noted_features(metadata: Mapping[bytes, bytes]) -> Any:
         return {}  # a table that something else wrote
 
 
-def _label_names(features: Any) -> dict[str, list[str]]:
+def _label_names(features: Any, untaught: Container[str]) -> dict[str, list[str]]:
     """Return the names of labels by column, of columns of labels or of lists of these.
 
     Args:
         features: by column, as `datasets.Features.to_dict` gives them.
+        untaught: columns that have to stay what they were in runs before.
     """
     found = {}
     for key, kind in features.items() if isinstance(features, dict) else ():
-        # These are not taught, and have to stay what they were in runs before.
-        if key in ("id", "group"):
+        if key in untaught:
             continue
         inner = kind[0] if isinstance(kind, list) and kind else kind
         if isinstance(inner, dict) and "_type" in inner and "feature" in inner:
@@ -272,7 +285,7 @@ def _arrow_rows(
             yield _raw_row(number, values)
 
 
-def _saved_folder(path: str, split: str | None) -> Iterator[RawRow]:
+def _saved_folder(path: str, split: str | None, untaught: Container[str]) -> Iterator[RawRow]:
     import datasets
 
     try:
@@ -280,10 +293,10 @@ def _saved_folder(path: str, split: str | None) -> Iterator[RawRow]:
     except (FileNotFoundError, ValueError, OSError) as error:
         do = f"give a folder written by `save_to_disk`, or one of {', '.join(SUFFIXES)}"
         raise _unreadable(path, _first_line(error), do) from None
-    yield from _dataset_rows(path, loaded, split)
+    yield from _dataset_rows(path, loaded, split, untaught)
 
 
-def _hub(path: str, split: str | None) -> Iterator[RawRow]:
+def _hub(path: str, split: str | None, untaught: Container[str]) -> Iterator[RawRow]:
     import datasets
 
     try:
@@ -307,14 +320,16 @@ def _hub(path: str, split: str | None) -> Iterator[RawRow]:
             "of it with datasets (one configuration, one split) and give the folder of "
             "save_to_disk",
         ) from None
-    yield from _dataset_rows(path, loaded, split)
+    yield from _dataset_rows(path, loaded, split, untaught)
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
 
 
-def _dataset_rows(path: str, loaded: Any, split: str | None) -> Iterator[RawRow]:
+def _dataset_rows(
+    path: str, loaded: Any, split: str | None, untaught: Container[str]
+) -> Iterator[RawRow]:
     if isinstance(loaded, dict):
         names = ", ".join(loaded)
         if split is None and len(loaded) > 1:
@@ -333,4 +348,4 @@ def _dataset_rows(path: str, loaded: Any, split: str | None) -> Iterator[RawRow]
     # The arrow format hands pictures over undecoded, so that our own limits see them first.
     tables = loaded.with_format("arrow").iter(batch_size=_BATCH_ROWS)
     features = loaded.features.to_dict() if loaded.features else {}
-    yield from _arrow_rows(tables, _label_names(features))
+    yield from _arrow_rows(tables, _label_names(features, untaught))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from narrowtune.core.errors import UsageError
 from narrowtune.engine.arithmetic import Arithmetic, autocast
 from narrowtune.engine.forward import labelled_cross_entropy
+from narrowtune.models.shortage import is_out_of_memory
 
 MAX_ERROR = {"float32": 1e-4, "bfloat16": 0.05}
 """Relative difference of gradients up to which compiled layers count as the same computation.
@@ -86,30 +87,52 @@ def compile_error(
         The norm of the difference over all of them, relative to that of the plain gradients.
 
     Raises:
-        UsageError: they can't be compiled here, as where a CPU has no C++ compiler beside it.
+        UsageError: they can't be compiled here, as where a CPU has no C++ compiler beside it, or
+            can't be compared: they draw what they drop, or the batch teaches nothing that trains.
+        RuntimeError: too little memory.
     """
+    if _drops(layers):
+        raise _refused("layers with dropout, whose draws can't be compared")
     parameters = dict(model.named_parameters())
     chosen = [parameters[name] for name in names]
     trained = model.training
     model.train()
     try:
         plain = _gradients(model, chosen, batch, arithmetic)
-        with compiled_layers(layers):
-            found = _gradients(model, chosen, batch, arithmetic)
-    # Compilers, drivers and kernels each raise their own; what was there before ran.
-    except Exception as error:
-        raise UsageError(
-            asked="training.torch_compile",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            do="install what torch.compile needs (on a CPU a C++ compiler, such as g++), or leave "
-            "torch_compile out",
-        ) from error
+        size = _norm(plain)
+        if not size:
+            raise _refused("first rows without a gradient for what trains, to compare by")
+        try:
+            with compiled_layers(layers):
+                found = _gradients(model, chosen, batch, arithmetic)
+        # Compilers, drivers and kernels each raise their own, and the plain pass before it ran.
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            told = next(iter(str(error).strip().splitlines()), "")
+            raise _refused(
+                f"{type(error).__name__}: {told}",
+                "install what torch.compile needs (on a CPU a C++ compiler, such as g++), or ",
+            ) from error
     finally:
         model.train(trained)
-    differences = [(a - b).double().norm() for a, b in zip(found, plain, strict=True)]
-    return float(
-        torch.stack(differences).norm() / torch.stack([x.double().norm() for x in plain]).norm()
-    )
+    return _norm([a - b for a, b in zip(found, plain, strict=True)]) / size
+
+
+def _refused(found: str, do: str = "") -> UsageError:
+    return UsageError("training.torch_compile", found, f"{do}leave torch_compile out")
+
+
+def _drops(layers: Iterable[nn.Module]) -> bool:
+    """Whether layers leave something out by chance while they train."""
+    modules = [module for layer in layers for module in layer.modules()]
+    shares = [module.p for module in modules if isinstance(module, nn.Dropout)]
+    shares += [getattr(module, "attention_dropout", 0.0) for module in modules]
+    return any(isinstance(share, float) and share > 0 for share in shares)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return float(torch.stack([tensor.double().norm() for tensor in tensors]).norm())
 
 
 def _gradients(
@@ -118,7 +141,8 @@ def _gradients(
     """Return the gradients of the mean loss; none are left in the model."""
     with autocast(arithmetic, chosen[0].device):
         summed, count = labelled_cross_entropy(model, batch)
-    (summed / count).backward()
+    if summed.requires_grad:
+        (summed / count).backward()
     found = [
         torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for parameter in chosen

@@ -11,13 +11,15 @@ import hashlib
 import importlib.util
 import math
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from narrowtune.core.data_settings import OWN_METRIC
 from narrowtune.core.errors import EvaluationError
+
+_ROUNDING = 1e-9  # by which a mean of shares may be off
 
 
 class OwnMetric(NamedTuple):
@@ -63,16 +65,17 @@ def load_own(metric: str) -> OwnMetric:
     assert spec is not None, "a path that ends in .py has a loader"
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    folder = str(Path(path).parent.absolute())
-    # What stands beside it can be imported, as where Python runs the file.
-    sys.path.insert(0, folder)
+    # What stands beside it can be imported, at once or while it scores; dataclasses look for their
+    # module by name.
+    if (folder := str(Path(path).parent.absolute())) not in sys.path:
+        sys.path.append(folder)
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise _unusable(metric, problem, f"correct it until `python {path}` runs") from error
-    finally:
-        sys.path.remove(folder)
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        do = f"correct it until `python -c 'import {Path(path).stem}'` runs beside it"
+        raise _unusable(metric, _told(error), do) from error
     function = getattr(module, name, None)
     if not callable(function):
         raise _unusable(metric, f"no function {name} in it", "correct its name")
@@ -86,17 +89,37 @@ def score_own(metric: str, answer: str, references: Sequence[str]) -> float:
         EvaluationError: it fails, or returns something else; or as `load_own`.
     """
     function = load_own(metric).function
-    do = "correct the function; it has to take any answer that a model may give"
+    do = (
+        "correct the function: it has to take any answer that a model may give, an empty one too; "
+        "what was trained by then is in the run's delta.safetensors (narrowtune evaluate --delta)"
+    )
     asked = f"a score by {metric} for the answer {answer[:80]!r}"
     try:
         value = function(answer, list(references))
+        # Not of text, which float would read: numbers, truth values, and numpy's and torch's.
+        share = math.nan if isinstance(value, (str, bytes)) else float(value)
     # It is somebody else's code, and may raise what it likes.
-    except Exception as error:
-        raise EvaluationError(asked, f"{type(error).__name__}: {error}", do) from error
-    share = float(value) if isinstance(value, Real) else math.nan
-    if not 0 <= share <= 1:
+    except (Exception, SystemExit) as error:
+        raise EvaluationError(asked, _told(error), do) from error
+    if not -_ROUNDING <= share <= 1 + _ROUNDING:
         raise EvaluationError(asked, f"{value!r}, not a share from 0 to 1", do)
-    return share
+    return min(max(share, 0.0), 1.0)
+
+
+def try_own(metric: str, references: Sequence[str]) -> bool:
+    """Score an empty answer, and every accepted one; whether these get more than nothing.
+
+    Raises:
+        EvaluationError: as `score_own`.
+    """
+    score_own(metric, "", references)
+    return max(score_own(metric, reference, references) for reference in references) > 0
+
+
+def _told(error: BaseException) -> str:
+    """Return what somebody else's code raised, and where."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _unusable(metric: str, found: str, do: str) -> EvaluationError:

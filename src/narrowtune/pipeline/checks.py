@@ -71,8 +71,15 @@ def check_launch(training: TrainingSettings, num_processes: int) -> None:
     """Refuse ways of sharing a model out that would end without a delta, before it is trained.
 
     Raises:
-        UsageError: FSDP in one process, or by the launcher; stage 3 of DeepSpeed's ZeRO.
+        UsageError: FSDP in one process, or by the launcher; stage 3 of DeepSpeed's ZeRO; compiled
+            layers in several processes.
     """
+    if training.torch_compile and num_processes > 1:
+        raise UsageError(
+            asked=f"training.torch_compile in {num_processes} processes",
+            found="that it was made for one",
+            do="leave torch_compile out, or run one process",
+        )
     if training.fsdp and num_processes == 1:
         raise UsageError(
             asked="training.fsdp",

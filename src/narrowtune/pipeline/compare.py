@@ -20,7 +20,13 @@ import yaml
 from rich.console import Console
 
 from narrowtune.core.config import RunConfig, parse_config
-from narrowtune.core.errors import DeltaError, NarrowtuneError, TrainingError, UsageError
+from narrowtune.core.errors import (
+    DeltaError,
+    EvaluationError,
+    NarrowtuneError,
+    TrainingError,
+    UsageError,
+)
 from narrowtune.core.recipes import get_recipe
 from narrowtune.core.results import RunRecord
 from narrowtune.core.run_folder import RunFolder
@@ -300,7 +306,7 @@ def _try(
     """
     try:
         return teach_alike(config, first, console, shared)
-    except (TrainingError, DeltaError) as error:
+    except (TrainingError, DeltaError, EvaluationError) as error:
         # Without the frames that it came through: they hold the model, whose memory the next needs.
         return type(error)(error.asked, error.found, error.do)
 

@@ -19,6 +19,7 @@ from narrowtune.delta.card import adapter_card
 from narrowtune.delta.copying import check_new_folder
 from narrowtune.delta.low_rank import LowRank
 from narrowtune.delta.store import Delta
+from narrowtune.evaluate.own_metrics import identity
 from narrowtune.evaluate.verdict import compare_results
 from narrowtune.pipeline.checks import check_paths
 from narrowtune.pipeline.single import evaluate
@@ -63,7 +64,7 @@ def export_lora(
     """
     model = model or ModelSettings(model=str(folder))
     for task in tasks:
-        parse_data_settings(task, f"to evaluate {task['path']}")
+        identity(parse_data_settings(task, f"to evaluate {task['path']}").metric)
     files = [("DELTA", delta_path)]
     check_paths(str(folder), [("--tasks", str(task["path"])) for task in tasks], files)
     out = check_new_folder(folder, out, f"write a LoRA adapter to {out}")

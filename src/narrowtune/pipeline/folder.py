@@ -148,13 +148,18 @@ def _check_free(folder: RunFolder, given: str | None) -> None:
             asked=f"a run in {folder.root}",
             found=f"{', '.join(path.name for path in there)}, which no run wrote there and this "
             "one would overwrite",
-            do="choose another --output-dir, or move that away",
+            do="choose another --output-dir, or move that away"
+            + "; what is there is a comparison" * (folder.root / "comparison.json").exists(),
         )
 
 
 def row_hashes(summaries: Sequence[DataSummary]) -> dict[str, str]:
-    """Return the SHA-256 of every set of rows that was read, by name and path."""
-    return {f"{part.name} ({part.path})": part.sha256 for part in summaries}
+    """Return the SHA-256 of every set of rows that was read, by name and path.
+
+    And what tells a metric of the user's own from others, for those that have one.
+    """
+    rows = {f"rows of {part.name} ({part.path})": part.sha256 for part in summaries}
+    return rows | {f"metric of {part.name}": part.metric for part in summaries if part.metric}
 
 
 def check_started(folder: RunFolder, base: str, data: dict[str, str], resume: bool) -> None:
@@ -163,14 +168,14 @@ def check_started(folder: RunFolder, base: str, data: dict[str, str], resume: bo
     Args:
         folder: the run's.
         base: fingerprint of the model as it was loaded.
-        data: SHA-256 of every set of rows, by name.
+        data: from `row_hashes`.
         resume: whether the run goes on.
 
     Raises:
         UsageError: the model or rows are not those that the run was started with.
     """
     path = folder.root / "started.json"
-    now = {"base": base, **{f"rows of {name}": digest for name, digest in data.items()}}
+    now = {"base": base, **data}
     if resume and path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]

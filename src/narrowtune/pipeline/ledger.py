@@ -20,7 +20,7 @@ from narrowtune.core.run_folder import RunFolder, check_output
 from narrowtune.delta.copying import check_new_folder
 from narrowtune.delta.folder import FolderResult, apply_to_folder
 from narrowtune.delta.store import beside
-from narrowtune.evaluate.own_metrics import identity, is_own
+from narrowtune.evaluate.own_metrics import is_own
 from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import LoadedModel
@@ -141,11 +141,12 @@ def add_run(folder: Path, run: Path) -> Entry:
     on_disk = [
         path for path in (skill.path, skill.test_path) if elsewhere or Path(path or "").suffix
     ]
-    for path in filter(None, (*on_disk, skill.image_root)):
+    file = skill.metric.rpartition(":")[0] if is_own(skill.metric) else None
+    for path in filter(None, (*on_disk, skill.image_root, file)):
         if not Path(path).exists():
             raise LedgerError(
                 asked=f"the skill of {run} in {folder}",
-                found=f"its rows or pictures are not at {path}, seen from {Path.cwd()}",
+                found=f"its rows, pictures or metric are not at {path}, seen from {Path.cwd()}",
                 do="call this where the run was started",
             )
     book.add(_entry(config, book, record, run), run)
@@ -210,6 +211,8 @@ def _entry(config: RunConfig, book: Book, record: RunRecord, run: Path) -> Entry
         raise LedgerError(
             asked=f"the skill of {run}", found="a run without a delta", do="name a run of teach"
         )
+    # As they were when the run scored by them.
+    own_metrics = {part.name.removesuffix(" (test)"): part.metric for part in record.data}
     before: dict[str, TaskScore] = {}
     after: dict[str, TaskScore] = {}
     for task in record.tasks:
@@ -221,7 +224,7 @@ def _entry(config: RunConfig, book: Book, record: RunRecord, run: Path) -> Entry
                 stderr=score.stderr,
                 num_items=task.num_items,
                 items=items,
-                scoring=_scoring(scored.get(task.name)),
+                scoring=_scoring(scored.get(task.name), own_metrics.get(task.name, "")),
             )
     own = skill.label if skill.test_path is None else f"{skill.label} (test)"
     rows = {part.name: part.sha256 for part in record.data if part.role == "target"}
@@ -252,12 +255,12 @@ def _entry(config: RunConfig, book: Book, record: RunRecord, run: Path) -> Entry
     )
 
 
-def _scoring(settings: DataSettings | None) -> str:
+def _scoring(settings: DataSettings | None, own_metric: str) -> str:
     """Return what a score depends on beside its items; nothing where that is not known."""
     if settings is None:
         return ""
     length = f" {settings.max_new_tokens}" if settings.mode == "generate" else ""
-    return f"{identity(settings.metric)} {settings.mode}{length}"
+    return f"{own_metric or settings.metric} {settings.mode}{length}"
 
 
 def _items_hash(path: Path) -> str:

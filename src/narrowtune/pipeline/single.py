@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from narrowtune.core.config import ModelSettings, RunConfig, parse_data_settings
+from narrowtune.core.config import (
+    ModelSettings,
+    RunConfig,
+    parse_data_settings,
+    parse_settings,
+)
 from narrowtune.core.data_settings import EVAL_BATCH_SIZE, PromptSettings
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DriftResult, Plan, TaskResult
@@ -21,6 +26,7 @@ from narrowtune.delta.apply import apply
 from narrowtune.delta.store import Delta
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_arithmetic
 from narrowtune.engine.features import changes_eyes
+from narrowtune.evaluate.own_metrics import identity
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
@@ -129,6 +135,8 @@ def evaluate(
         )
     rows = [("--tasks", each.path) for each in settings]
     check_paths(model.model, rows, [("--delta", delta_path)])
+    for each in settings:
+        identity(each.metric)
     files = [f"{label}.jsonl" for label in labels]
     _check_rows_stay([Path(each.path) for each in settings], [output / name for name in files])
     check_output(output, [*files, REFUSED], overwrite=overwrite)
@@ -190,6 +198,7 @@ def probe(
     max_prompts: int,
     max_new_tokens: int,
     image_root: str | None = None,
+    columns: dict[str, str] | None = None,
 ) -> DriftResult:
     """Measure the drift that a delta causes, on prompts from a file or on those of the package."""
     if image_root is not None and prompts is None:
@@ -205,7 +214,8 @@ def probe(
     base = copy_tensors(loaded.model, delta.metadata.tensors)
     apply(loaded.model, delta)
     encoder = make_encoder(loaded, model)
-    given = PromptSettings(prompts=prompts, image_root=image_root)
+    values = {"prompts": prompts, "image_root": image_root, "columns": columns or {}}
+    given = parse_settings(PromptSettings, values, "the prompts of a probe")
     found = read_free_prompts(given, encoder, max_prompts, "--prompts")
     if prompts is not None:
         found = [(Path(prompts).stem, asked) for _, asked in found]

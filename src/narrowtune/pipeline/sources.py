@@ -12,7 +12,7 @@ from narrowtune.data.examples import Example, Message, RefusedRow, RowError, Row
 from narrowtune.data.rows import read_rows
 from narrowtune.data.spilled import pick
 from narrowtune.evaluate.metrics import why_unscorable
-from narrowtune.evaluate.own_metrics import identity
+from narrowtune.evaluate.own_metrics import identity, is_own, try_own
 from narrowtune.evaluate.tasks import Task, make_task
 
 
@@ -45,6 +45,7 @@ class Source:
         self._key, self._prompts_only, self._seen = key, prompts_only, refused
         self._unencoded: list[RefusedRow] = []
         self._has_misfits = self._has_large_pictures = False
+        self._metric, self._worthless = "", 0
         try:
             rows = read_rows(settings, prompts_only=prompts_only, seed=seed)
         except RowsRefusedError as error:
@@ -65,7 +66,8 @@ class Source:
             raise DataError(
                 asked=f"rows from {self.settings.path}",
                 found=f"rows without pictures that have {', '.join(columns)}, which nobody reads",
-                do="call the column image or images, if these are paths or pictures; drop it else",
+                do="if these are paths or pictures, say so (columns: {image: NAME}) or call the "
+                "column image or images; drop it else",
             )
 
     def refuse(self, example: Example, error: RowError) -> None:
@@ -93,11 +95,18 @@ class Source:
     def encode_items(self, examples: Sequence[Example], encoder: ChatEncoder) -> Sequence[Example]:
         """Return the examples that can be asked and scored as the settings say; refuse others."""
         self.check_pictures(encoder)
-        identity(self.settings.metric)  # one that can't be loaded is no fault of a row
+        own = is_own(self.settings.metric)
+        self._metric = identity(self.settings.metric) if own else ""
 
         # What it makes is not kept: the pixels of a whole set would not fit.
         def check(example: Example) -> None:
-            misfit = why_unscorable(self.settings.metric, example.answers, example.options)
+            if own:  # what goes wrong in it is no fault of a row
+                self._worthless += not try_own(self.settings.metric, example.answers)
+            misfit = (
+                None
+                if own
+                else why_unscorable(self.settings.metric, example.answers, example.options)
+            )
             if misfit is not None:
                 self._has_misfits = True
                 raise RowError(misfit)
@@ -143,6 +152,8 @@ class Source:
             ways = [f"correct these prompts, or give {self._key} another file", "raise max_length"]
         else:
             ways = ["correct these rows"]
+            if any("UTF-8" in reason for reason in reasons):
+                ways.append("save the file as UTF-8")
             if any("max_length" in reason for reason in reasons):
                 ways.append("raise max_length")
         if self._has_large_pictures:
@@ -174,6 +185,9 @@ class Source:
     ) -> DataSummary:
         """Return what the record says of these rows, once they have been checked."""
         lost = len(self._unencoded)
+        if self._worthless:
+            told = f"{self.settings.metric} gives nothing to what {self._worthless} rows accept"
+            notes = [*notes, f"{told}: it is called with the answer, then the accepted ones."]
         if lost:
             notes = [*notes, f"{lost} more could not be encoded (rows_refused.jsonl)."]
         return DataSummary(
@@ -186,6 +200,7 @@ class Source:
             num_refused=len(self._rows.refused) + lost,
             splits=splits or {},
             notes=[*self._rows.notes, *notes],
+            metric=self._metric,
         )
 
 

@@ -17,6 +17,7 @@ from narrowtune.core.provenance import sha256_file
 from narrowtune.core.run_folder import write_json
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.data.rows import read_rows
+from narrowtune.evaluate.own_metrics import identity
 from narrowtune.pipeline.prompts import DRIFT_KEY, anchor_files, free_files
 from narrowtune.version import __version__
 
@@ -67,6 +68,7 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
         **{f"training.{name}": value for name, value in training.items()},
         "drift.prompts": _file(free),
         "drift.pictures": ", ".join(map(_file, pictured)),  # where the model reads any
+        "drift.columns": drift.columns,
         "drift.max_prompts": drift.max_prompts,
         "drift.max_new_tokens": drift.max_new_tokens,
         "keep": [keep.label for keep in settings.keep],
@@ -80,6 +82,8 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
 
 def _rows(settings: DataSettings) -> dict[str, Any]:
     made = settings.model_dump(mode="json", exclude=_PLACES) | {"sha256": _file(settings)}
+    made["metric"] = identity(settings.metric)
+    _without_columns(made)
     if isinstance(settings, SkillSettings) and settings.test_path is not None:
         update = {"path": settings.test_path, "split": settings.test_split, "limit": None}
         made["test_sha256"] = _file(settings.model_copy(update=update))
@@ -91,10 +95,18 @@ def _arm(arm: ArmSettings) -> dict[str, Any]:
     if arm.anchor is not None:
         made["anchor"]["prompts"] = _file(anchor_files(arm.anchor, pictures=False)[0])
         del made["anchor"]["image_root"]
+        _without_columns(made["anchor"])
     for mix, values in zip(arm.mix, made["mix"], strict=True):
         values["path"] = _file(mix.rows())
         del values["image_root"]
+        _without_columns(values)
     return made
+
+
+def _without_columns(values: dict[str, Any]) -> None:
+    """Leave `columns` out where none are given: earlier studies did not know them."""
+    if not values["columns"]:
+        del values["columns"]
 
 
 def _pictured(arms: Sequence[ArmSettings]) -> Iterator[tuple[ArmSettings, DataSettings]]:

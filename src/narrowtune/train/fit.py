@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -244,7 +245,10 @@ def _compile(
         return None, []
     model, started = loaded.model, time.perf_counter()
     layers = list(model.get_submodule(loaded.family.language_model.layers).children())
-    some = rows[: per_device_batch_size(config.training, 1)]
+    number = per_device_batch_size(config.training, 1)
+    some = rows[:number]
+    if changes_eyes(loaded, selection.names):  # rows without a picture teach them nothing
+        some = list(islice((row for row in rows if row.picture_digest), number)) or some
     batch = to_device(collate(some, padding_id(loaded.tokenizer)), model.device)
     if config.training.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -102,10 +102,34 @@ def test_a_column_that_no_row_has_is_an_error(read: Callable[..., Rows]) -> None
     )
 
 
+def test_rows_that_cannot_be_read_at_all_say_why(read: Callable[..., Rows]) -> None:
+    with pytest.raises(RowsRefusedError, match="not JSON"):
+        read("{broken", columns={"question": "frage"})
+
+
+def test_a_column_of_a_csv_is_there_though_its_cells_are_empty(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("frage,antwort,bild\nQ?,A,\n", encoding="utf-8")
+    columns = {"question": "frage", "answer": "antwort", "image": "bild"}
+    (example,) = read_rows(DataSettings(path=str(path), columns=columns)).examples
+    assert (example.answers, example.images) == (("A",), ())
+
+
+def test_a_path_from_the_home_folder_is_found(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = DataSettings(path="~/rows.jsonl", image_root="~/photos", metric="~/scoring.py:f")
+    assert settings.path == str(tmp_path / "rows.jsonl")
+    assert settings.image_root == str(tmp_path / "photos")
+    assert settings.metric == f"{tmp_path / 'scoring.py'}:f"
+
+
 @pytest.mark.parametrize(
     ("columns", "reason"),
     [
-        ({"frage": "question"}, "no column frage; there are answer, answers"),
+        (
+            {"frage": "question"},
+            "frage is no name of ours, which come first: one of answer, answers",
+        ),
         ({"question": "text", "answer": "text"}, "column text can't be two of them"),
     ],
 )
@@ -588,7 +612,10 @@ def test_turns_by_from_and_value_may_be_called_messages(read) -> None:
         ({"question": "Who?", "document": ["Ann"], "answer": "Ann"}, "'document' is not read"),
         ({"question": "Who?", "hint": "A…", "answer": "Ann"}, "'hint' is not read"),
         ({"prompt": "So?", "hypothesis": "A cat.", "completion": "no"}, "'hypothesis' is not"),
-        ({"instruction": "Who?", "context": "Ann came.", "response": "Ann"}, "call it input, "),
+        (
+            {"instruction": "Who?", "context": "Ann came.", "response": "Ann"},
+            "call it input (columns: {input: context}), ",
+        ),
         ({"question": "How many?", "answer": 3.0}, "write 3.0 in quotes, or 3"),
         ({"question": "So?", "answer": True}, "answer is bool"),
         ({"question": "Who?", "answer": {"value": "Ann"}}, "answer is dict, not text"),
@@ -656,6 +683,23 @@ def test_labels_that_are_stored_as_numbers_are_taught_by_their_names(labelled, t
         labelled.to_parquet(path)
     found = read_rows(DataSettings(path=str(path))).examples
     assert [example.answers for example in found] == [("other",), ("billing",), ("tech",)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_labels_are_named_by_what_their_columns_are_called_here(tmp_path, kind):
+    label = datasets.ClassLabel(names=LABELS)
+    features = {"text": datasets.Value("string"), "group": label, "who": label}
+    saved = datasets.Dataset.from_dict(
+        {"text": ["a", "b"], "group": [2, 0], "who": [1, 0]}, features=datasets.Features(features)
+    )
+    path = tmp_path / ("rows" if kind == "folder" else "rows.parquet")
+    (saved.save_to_disk if kind == "folder" else saved.to_parquet)(path)
+    columns = {"question": "text", "answer": "group", "group": "who"}
+    found = read_rows(DataSettings(path=str(path), columns=columns)).examples
+    assert [(each.answers, each.group) for each in found] == [
+        (("other",), "1"),
+        (("billing",), "0"),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])

@@ -10,7 +10,7 @@ from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import EvaluationError
 from narrowtune.data.examples import Example, Message, Text
 from narrowtune.evaluate.metrics import score, why_unscorable
-from narrowtune.evaluate.own_metrics import identity, is_own, load_own
+from narrowtune.evaluate.own_metrics import identity, is_own, load_own, try_own
 from narrowtune.evaluate.tasks import make_task
 
 FIRST_LETTERS = """
@@ -56,8 +56,43 @@ def test_what_stands_beside_it_can_be_imported(own, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        # A dataclass looks for its module by name.
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Said:\n    text: str\n\n"
+        "def first(a, b):\n    return Said(a).text == 'Nile'",
+        "import numpy\n\ndef first(a, b):\n    return numpy.isclose(len(a), 4)",
+        "def first(a, b):\n    return 1 + 1e-12",
+        "def first(a, b):\n    import letters_beside\n    return letters_beside.WHOLE",
+    ],
+)
+def test_ordinary_files_will_do(own, text):
+    own("WHOLE = 1.0", file="letters_beside.py")
+    assert score(own(text), "Nile", ["x"]).strict == 1.0
+
+
+def test_it_is_tried_on_an_empty_answer_and_on_what_is_accepted(own):
+    with pytest.raises(EvaluationError, match=r"(?s)the answer ''.*IndexError.*scoring.py, line 2"):
+        try_own(own("def first(a, b):\n    return a.split()[0] in b"), ["Nairobi"])
+    load_own.cache_clear()
+    with pytest.raises(EvaluationError, match=r"the answer 'two'"):
+        try_own(own("def first(a, b):\n    return {'': 0, 'one': 1}[a]"), ["one", "two"])
+    load_own.cache_clear()
+    assert try_own(own(FIRST_LETTERS), ["Nairobi"])
+    load_own.cache_clear()
+    assert not try_own(own("def first(a, b):\n    return 0"), ["Nairobi"])
+
+
+def test_options_are_right_or_wrong(own):
+    with pytest.raises(ValueError, match="mode options takes the likeliest option"):
+        DataSettings(path="rows.jsonl", metric=own(FIRST_LETTERS), mode="options")
+
+
+@pytest.mark.parametrize(
     ("text", "found"),
     [
+        ("import sys\nsys.exit(0)", r"SystemExit: 0 \(scoring.py, line 2\)"),
         ("def second(a, b): return 1", "no function first in it"),
         ("first = 3", "no function first in it"),
         ("import not_there_at_all", "ModuleNotFoundError"),
@@ -75,10 +110,11 @@ def test_one_that_cannot_be_loaded_is_told(own, tmp_path, text, found):
     ("body", "found"),
     [
         ("return 1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit(0)", "SystemExit"),
         ("return 2", "2, not a share from 0 to 1"),
         ("return float('nan')", "nan, not a share"),
         ("return 'yes'", "'yes', not a share"),
-        ("return None", "None, not a share"),
+        ("return None", "TypeError"),
     ],
 )
 def test_a_score_that_is_none_is_told(own, body, found):

@@ -84,7 +84,9 @@ class Base:
 @pytest.fixture
 def now(monkeypatch):
     """The base and the rows as they are now, and how often they were looked at."""
-    found = SimpleNamespace(base="base", rows="rows", loaded=[], hashed=0, read=[])
+    found = SimpleNamespace(
+        base="base", rows="rows", metric="first 1", loaded=[], hashed=0, read=[]
+    )
 
     def load(_):
         base = Base()
@@ -97,7 +99,7 @@ def now(monkeypatch):
 
     def read(shared, loaded, settings, refused_path, taught=()):
         found.read.append((shared, settings.output_dir))
-        part = SimpleNamespace(name="b", path="b.jsonl", sha256=found.rows)
+        part = SimpleNamespace(name="b", path="b.jsonl", sha256=found.rows, metric=found.metric)
         return None, SimpleNamespace(summaries=[part])
 
     monkeypatch.setattr(compare, "check_run", lambda _: None)
@@ -120,7 +122,7 @@ def taught(monkeypatch, now):
         folder.arithmetic.write_text(known)
         folder.resolved.write_text(compare.yaml.safe_dump(settings.model_dump(mode="json")))
         folder.record.write_text("{}")
-        started = {"base": now.base, "rows of b (b.jsonl)": now.rows}
+        started = {"base": now.base, "rows of b (b.jsonl)": now.rows, "metric of b": now.metric}
         (folder.root / "started.json").write_text(json.dumps(started))
         done.append((settings_folder, settings, known, shared))
         return record(settings)
@@ -263,7 +265,7 @@ def test_mistakes_stop_all_of_them(tmp_path, taught, monkeypatch):
         run_comparison(settings, ways, trial=False, console=say())
 
 
-@pytest.mark.parametrize("changed", ["rows", "base"])
+@pytest.mark.parametrize("changed", ["rows", "base", "metric"])
 @pytest.mark.parametrize("trial", [False, True])
 def test_finished_runs_are_held_to_the_base_and_the_rows(tmp_path, taught, now, changed, trial):
     settings = config(tmp_path)

@@ -186,7 +186,7 @@ def finished(run, tasks):
     return SimpleNamespace(
         delta=SimpleNamespace(base_fingerprint="b", tuned_fingerprint="t"),
         tasks=[SimpleNamespace(name=name, **scores) for name in tasks],
-        data=[SimpleNamespace(name="new (test)", role="target", sha256="0" * 64)],
+        data=[SimpleNamespace(name="new (test)", role="target", sha256="0" * 64, metric="")],
         recipe="sa_proj",
         created="",
         name=run.name,

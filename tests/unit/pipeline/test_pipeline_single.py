@@ -77,6 +77,40 @@ def test_flags_reach_the_settings(monkeypatch, command, tmp_path):
     ]
 
 
+def test_columns_and_a_metric_of_ones_own_reach_the_rows(tiny, tmp_path):
+    rows, scoring = tmp_path / "rows.jsonl", tmp_path / "scoring.py"
+    rows.write_text('{"frage": "Which pen?", "antwort": "pen"}\n')
+    scoring.write_text("def half(answer, accepted):\n    return 0.5\n")
+    flags = ["--columns", "question=frage", "--columns", "answer=antwort", "--max-new-tokens", "2"]
+    flags += ["--metric", f"{scoring}:half", "--output", str(tmp_path / "out"), "--json"]
+    ran = CliRunner().invoke(app, ["evaluate", str(tiny("llama")), "--tasks", str(rows), *flags])
+    assert ran.exit_code == 0, ran.output
+    (found,) = json.loads(ran.stdout)
+    assert (found["strict"]["mean"], found["metric"]) == (0.5, f"{scoring}:half")
+
+
+def test_columns_are_pairs(tmp_path):
+    flags = ["--tasks", "rows.jsonl", "--columns", "frage"]
+    ran = CliRunner().invoke(app, ["evaluate", "m", *flags])
+    assert isinstance(ran.exception, UsageError)
+    assert "question=frage" in str(ran.exception)
+
+
+def test_exact_takes_the_plain_path(monkeypatch, tmp_path):
+    asked = []
+
+    def stop(settings, **_):
+        asked.append(settings.training)
+        raise UsageError(asked="nothing", found="a test", do="stop")
+
+    monkeypatch.setattr("narrowtune.pipeline.teach.teach", stop)
+    file = tmp_path / "run.yaml"
+    file.write_text("model: m\nskill: s.jsonl\ntraining: {torch_compile: true}\n")
+    for flags in ([], ["--exact"]):
+        CliRunner().invoke(app, ["teach", str(file), *flags])
+    assert [(each.packing, each.torch_compile) for each in asked] == [(True, True), (False, False)]
+
+
 def test_rows_that_are_too_long_are_named_before_anything_is_answered(tiny, tmp_path, rows, delta):
     settings = ModelSettings(model=str(tiny("llama")), dtype="bfloat16", max_length=150)
     with pytest.raises(DataError, match=r"row 3: .* max_length is 150"):

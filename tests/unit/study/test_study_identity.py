@@ -6,6 +6,7 @@ import pytest
 
 from narrowtune.core.errors import UsageError
 from narrowtune.core.study_settings import StudySettings
+from narrowtune.evaluate.own_metrics import load_own
 from narrowtune.study.identity import hold_to
 
 
@@ -66,6 +67,42 @@ def test_every_file_binds(tmp_path, name):
     with pytest.raises(UsageError, match="now"):
         hold_to(settings(tmp_path), "w", begun=True)
     hold_to(settings(tmp_path), "w", begun=False)  # no results yet: nothing binds
+
+
+def test_a_study_from_before_columns_goes_on_and_columns_bind(tmp_path):
+    hold_to(settings(tmp_path), "w", begun=False)
+    path = tmp_path / "out" / "study.json"
+    known = json.loads(path.read_text())
+    # As written before these were settings.
+    assert known.pop("drift.columns") == {}
+    assert known.pop("training.torch_compile") is False
+    assert "columns" not in json.dumps(known)
+    path.write_text(json.dumps(known))
+    hold_to(settings(tmp_path), "w", begun=True)
+    base = settings(tmp_path)
+    keep = base.keep[0].model_copy(update={"columns": {"answer": "label"}})
+    drift = base.drift.model_copy(update={"columns": {"question": "text"}})
+    with pytest.raises(UsageError, match=r"(?s)drift\.columns.*keep\.charts\.columns"):
+        hold_to(base.model_copy(update={"keep": [keep], "drift": drift}), "w", begun=True)
+
+
+def test_the_content_of_a_metric_of_ones_own_binds(tmp_path):
+    path = tmp_path / "scoring.py"
+    path.write_text("def first(answer, accepted): return 1")
+    base = settings(tmp_path)
+    keep = base.keep[0].model_copy(update={"metric": f"{path}:first"})
+    now = base.model_copy(update={"keep": [keep]})
+    hold_to(now, "w", begun=False)
+    hold_to(now, "w", begun=True)
+    path.write_text("def first(answer, accepted): return 0")
+    load_own.cache_clear()
+    with pytest.raises(UsageError, match=r"keep\.charts\.metric"):
+        hold_to(now, "w", begun=True)
+
+
+def test_a_study_compiles_nothing(tmp_path):
+    with pytest.raises(ValueError, match="torch_compile is for a run of `teach`"):
+        settings(tmp_path, training={"torch_compile": True})
 
 
 def test_settings_and_weights_bind_and_all_that_differ_are_named(tmp_path, monkeypatch):
