@@ -44,10 +44,10 @@ def column_names(pairs: list[str] | None) -> dict[str, str]:
     columns = {}
     for pair in pairs or []:
         name, equals, column = pair.partition("=")
-        if not equals:
+        if not equals or name in columns:
             raise UsageError(
                 asked=f"--columns {pair}",
-                found="no '='",
+                found=f"{name} given before" if equals else "no '='",
                 do="write our name and the rows' own, for example --columns question=frage",
             )
         columns[name] = column

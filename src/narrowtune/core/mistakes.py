@@ -108,6 +108,8 @@ def _find(kind: type[BaseModel], loc: Iterable[int | str]) -> tuple[FieldInfo | 
         section = _section(annotation)
         if isinstance(part, int):
             field, annotation = None, next(iter(typing.get_args(annotation)), Any)
+        elif typing.get_origin(annotation) is dict:
+            field, annotation = None, typing.get_args(annotation)[1]
         elif section is not None and part in section.model_fields:
             field = section.model_fields[part]
             annotation = field.annotation

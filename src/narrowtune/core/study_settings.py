@@ -23,6 +23,7 @@ from narrowtune.core.data_settings import (
     EVAL_BATCH_SIZE,
     DataSettings,
     MixSettings,
+    Place,
     Settings,
     SkillSettings,
 )
@@ -162,7 +163,7 @@ class StudySettings(ModelSettings):
     drift: DriftSettings = DriftSettings()
     constrained: bool = False
     eval_batch_size: int = Field(EVAL_BATCH_SIZE, ge=1)
-    output_dir: str = "runs/study"
+    output_dir: Place = "runs/study"
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySettings:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from narrowtune.core.data_settings import Settings
+from narrowtune.core.data_settings import Place, Settings
 
 Quantisation = Literal["int8", "nf4"]
 """How frozen layers may be held while training: 8 bits, or the 4 bits of NF4."""
@@ -86,7 +86,7 @@ class TrainingSettings(Settings):
     load_best_model_at_end: bool = False
     logging_steps: int = Field(1, ge=1)
     report_to: list[str] = Field(default_factory=list)
-    deepspeed: str | None = None
+    deepspeed: Place | None = None
     fsdp: bool = False
     fsdp_config: dict[str, Any] | str | None = None
 

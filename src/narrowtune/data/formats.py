@@ -40,6 +40,13 @@ _PICTURE_FILE = re.compile(r"\S.*\.(png|jpe?g|webp|bmp|gif|tiff?)", re.IGNORECAS
 """What a text that names a picture looks like, whatever its column is called."""
 
 
+_KINDS = ("messages", "conversations", *PAIRS)
+"""What says which layout a row has."""
+
+_BESIDE = {"system", "image", "images", "answers", "options", "group", "id"}
+"""What a row of any layout may have."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """How rows are to be read.
@@ -104,6 +111,25 @@ def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     return rest | {name: row[column] for name, column in columns.items() if column in row}
 
 
+def check_named(row: dict[str, Any], columns: Mapping[str, str]) -> None:
+    """See that what columns are called is read from a row of this layout.
+
+    Raises:
+        RowError: an answer beside messages, say.
+    """
+    if not columns:
+        return
+    (kind,) = (key for key in _KINDS if row.get(key) is not None)
+    parts = {kind, PAIRS.get(kind), "input" if kind == "instruction" else None}
+    unread = [name for name in columns if name in COLUMNS - _BESIDE - parts and name in row]
+    if unread:
+        named = ", ".join(f"{name}: {columns[name]}" for name in unread)
+        raise RowError(
+            f"columns has {named}, which is not read beside {columns.get(kind, kind)}: a row with "
+            f"{kind} has {', '.join(sorted(filter(None, parts)))} and what any row may have"
+        )
+
+
 def untaught(columns: Mapping[str, str]) -> set[str]:
     """Return the rows' columns that name rows or what they share, and are nothing to learn."""
     taken = set(columns.values())
@@ -141,7 +167,7 @@ def _looks_like_picture(value: Any) -> bool:
 
 def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]], bool]:
     """The row's turns, and whether its layout is one that defines `<image>` tags."""
-    found = [key for key in ("messages", "conversations", *PAIRS) if key in row]
+    found = [key for key in _KINDS if key in row]
     if not found:
         known = ", ".join(["messages", "conversations", *(f"{a}/{b}" for a, b in PAIRS.items())])
         cut = " (is the file separated by ;?)" if any(";" in str(key) for key in row) else ""

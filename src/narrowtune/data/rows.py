@@ -25,7 +25,14 @@ from narrowtune.data.examples import (
     RowsRefusedError,
     Text,
 )
-from narrowtune.data.formats import Reading, parse_row, picture_columns, renamed, untaught
+from narrowtune.data.formats import (
+    Reading,
+    check_named,
+    parse_row,
+    picture_columns,
+    renamed,
+    untaught,
+)
 from narrowtune.data.images import check_image
 from narrowtune.data.sources import read_source
 from narrowtune.data.spilled import Spilled
@@ -140,6 +147,7 @@ def _readable(
             columns.update(map(str, raw.values))
             values = renamed(raw.values, settings.columns)
             example = parse_row(values, raw.number, reading)
+            check_named(values, settings.columns)
             if example.id in seen:
                 raise RowError(f"the id {example.id!r} is already that of row {seen[example.id]}")
         except RowError as error:

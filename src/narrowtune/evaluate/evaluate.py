@@ -122,8 +122,9 @@ def evaluate_cached(
     )
     found = cache.load(key)
     if found is not None:
-        # Name and role are the run's, not the score's.
-        return found.model_copy(update={"name": task.name, "role": task.role})
+        # Name, role and the metric's path are the run's, not the score's.
+        update = {"name": task.name, "role": task.role, "metric": task.metric}
+        return found.model_copy(update=update)
     result = evaluate(
         loaded,
         task,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from narrowtune.core.data_settings import OWN_METRIC
@@ -61,19 +61,18 @@ def load_own(metric: str) -> OwnMetric:
     except OSError as error:
         raise _unusable(metric, error.strerror or str(error), "correct its path") from None
     sha256 = hashlib.sha256(content).hexdigest()
-    spec = importlib.util.spec_from_file_location(f"narrowtune_metric_{sha256[:16]}", path)
-    assert spec is not None, "a path that ends in .py has a loader"
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(f"narrowtune_metric_{sha256[:16]}")
+    module.__file__ = path
     # What stands beside it can be imported, at once or while it scores; dataclasses look for their
     # module by name.
     if (folder := str(Path(path).parent.absolute())) not in sys.path:
         sys.path.append(folder)
-    sys.modules[spec.name] = module
+    sys.modules[module.__name__] = module
     try:
-        spec.loader.exec_module(module)
+        # What was hashed, and not what Python may have kept of an earlier version.
+        exec(compile(content, path, "exec"), vars(module))
     except (Exception, SystemExit) as error:
-        del sys.modules[spec.name]
+        del sys.modules[module.__name__]
         do = f"correct it until `python -c 'import {Path(path).stem}'` runs beside it"
         raise _unusable(metric, _told(error), do) from error
     function = getattr(module, name, None)
@@ -90,8 +89,9 @@ def score_own(metric: str, answer: str, references: Sequence[str]) -> float:
     """
     function = load_own(metric).function
     do = (
-        "correct the function: it has to take any answer that a model may give, an empty one too; "
-        "what was trained by then is in the run's delta.safetensors (narrowtune evaluate --delta)"
+        "correct the function, which has to take any answer that a model may give, an empty one "
+        "too, and start anew; a delta that was trained by then is in the run's folder, and can be "
+        "scored by narrowtune evaluate --delta"
     )
     asked = f"a score by {metric} for the answer {answer[:80]!r}"
     try:

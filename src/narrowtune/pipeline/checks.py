@@ -154,7 +154,7 @@ def check_paths(model: str, rows: Sequence[Named], files: Sequence[Named] = ()) 
 
 
 def _why_no_model(model: str) -> str | None:
-    """Return why there is no such model; of all paths only a model's may begin with ~."""
+    """Return why there is no such model; settings leave a `~` of it as it is."""
     if not model.startswith("~"):
         return why_missing(model)
     try:

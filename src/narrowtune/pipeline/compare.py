@@ -33,7 +33,7 @@ from narrowtune.core.run_folder import RunFolder
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_run
-from narrowtune.pipeline.folder import check_started, row_hashes
+from narrowtune.pipeline.folder import as_known_now, check_started, row_hashes
 from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stopwatch import Stopwatch
@@ -331,7 +331,7 @@ def _known(config: RunConfig) -> RunRecord | None:
     folder = RunFolder(Path(config.output_dir))
     if not folder.record.exists():
         return None
-    before = yaml.safe_load(folder.resolved.read_text(encoding="utf-8"))
+    before = yaml.safe_load(as_known_now(folder.resolved.read_text(encoding="utf-8")))
     if before != config.model_dump(mode="json"):
         raise UsageError(
             asked=f"a comparison in {folder.root.parent}",

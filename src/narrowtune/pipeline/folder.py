@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import yaml
 from filelock import FileLock, Timeout
 
-from narrowtune.core.config import RunConfig
+from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DataSummary
 from narrowtune.core.run_folder import RunFolder, write_json, write_text
@@ -105,7 +105,7 @@ def _check(folder: RunFolder, config: RunConfig, given: str | None, resume: bool
     if not begun:
         _check_free(folder, given)
     if there:
-        before = folder.resolved.read_text(encoding="utf-8")
+        before = as_known_now(folder.resolved.read_text(encoding="utf-8"))
         if before != _resolved(config):
             raise UsageError(
                 asked=f"to resume the run in {folder.root}",
@@ -120,6 +120,18 @@ def _check(folder: RunFolder, config: RunConfig, given: str | None, resume: bool
                 do="look at its report.html; to train again choose another --output-dir"
                 + "; narrowtune ledger add enters it" * (config.ledger is not None),
             )
+
+
+def as_known_now(resolved: str) -> str:
+    """Return a run's settings with the defaults of those that came later than it; or as they are.
+
+    Args:
+        resolved: text of its resolved.yaml.
+    """
+    try:
+        return _resolved(parse_config(yaml.safe_load(resolved), "an earlier run"))
+    except (yaml.YAMLError, UsageError):
+        return resolved
 
 
 def _is_a_run(folder: RunFolder) -> bool:

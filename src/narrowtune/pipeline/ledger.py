@@ -212,7 +212,9 @@ def _entry(config: RunConfig, book: Book, record: RunRecord, run: Path) -> Entry
             asked=f"the skill of {run}", found="a run without a delta", do="name a run of teach"
         )
     # As they were when the run scored by them.
-    own_metrics = {part.name.removesuffix(" (test)"): part.metric for part in record.data}
+    own_metrics = {
+        part.name.removesuffix(" (test)"): part.metric for part in record.data if part.metric
+    }
     before: dict[str, TaskScore] = {}
     after: dict[str, TaskScore] = {}
     for task in record.tasks:
@@ -275,7 +277,7 @@ def _items_hash(path: Path) -> str:
 
 
 def _at_home(model: str) -> str:
-    """Return a model's folder, which alone of all paths may begin with ~; a hub id as it is."""
+    """Return a model's folder, whose `~` settings leave as it is; a hub id as it is."""
     return os.path.expanduser(model)  # noqa: PTH111  (pathlib's raises where there is no such user)
 
 

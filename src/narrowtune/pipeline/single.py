@@ -207,6 +207,8 @@ def probe(
             found="the package's own prompts, whose pictures are where they are",
             do="give --prompts too, or leave it out",
         )
+    values = {"prompts": prompts, "image_root": image_root, "columns": columns or {}}
+    given = parse_settings(PromptSettings, values, "the prompts of a probe")
     files: list[Named] = [("--delta", delta_path), ("--image-root", image_root)]
     check_paths(model.model, [("--prompts", prompts)], files)
     loaded = load(model)
@@ -214,8 +216,6 @@ def probe(
     base = copy_tensors(loaded.model, delta.metadata.tensors)
     apply(loaded.model, delta)
     encoder = make_encoder(loaded, model)
-    values = {"prompts": prompts, "image_root": image_root, "columns": columns or {}}
-    given = parse_settings(PromptSettings, values, "the prompts of a probe")
     found = read_free_prompts(given, encoder, max_prompts, "--prompts")
     if prompts is not None:
         found = [(Path(prompts).stem, asked) for _, asked in found]

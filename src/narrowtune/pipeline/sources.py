@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from narrowtune.core.config import DataSettings
@@ -14,6 +15,8 @@ from narrowtune.data.spilled import pick
 from narrowtune.evaluate.metrics import why_unscorable
 from narrowtune.evaluate.own_metrics import identity, is_own, try_own
 from narrowtune.evaluate.tasks import Task, make_task
+
+logger = logging.getLogger(__name__)
 
 
 class Source:
@@ -54,6 +57,14 @@ class Source:
         refused.extend(rows.refused)
         self.examples = rows.examples
         self._rows = rows
+
+    @property
+    def doubt(self) -> str | None:
+        """What a metric of the user's own makes one doubt, once items were encoded."""
+        if not self._worthless:
+            return None
+        told = f"{self.settings.metric} gives nothing to what {self._worthless} rows accept"
+        return f"{told}: it is called with the answer, then the accepted ones."
 
     def check_pictures(self, encoder: ChatEncoder) -> None:
         """See that a model with eyes is not given rows whose pictures nobody read.
@@ -185,9 +196,8 @@ class Source:
     ) -> DataSummary:
         """Return what the record says of these rows, once they have been checked."""
         lost = len(self._unencoded)
-        if self._worthless:
-            told = f"{self.settings.metric} gives nothing to what {self._worthless} rows accept"
-            notes = [*notes, f"{told}: it is called with the answer, then the accepted ones."]
+        if self.doubt is not None:
+            notes = [*notes, self.doubt]
         if lost:
             notes = [*notes, f"{lost} more could not be encoded (rows_refused.jsonl)."]
         return DataSummary(
@@ -219,4 +229,6 @@ def read_task(settings: DataSettings, encoder: ChatEncoder, refused: list[Refuse
     source = Source(settings, refused, key="")
     examples = source.encode_items(source.examples, encoder)
     source.check()
+    if source.doubt is not None:
+        logger.warning(source.doubt)
     return make_task(settings, examples, "target")

@@ -17,7 +17,7 @@ from narrowtune.core.provenance import sha256_file
 from narrowtune.core.run_folder import write_json
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.data.rows import read_rows
-from narrowtune.evaluate.own_metrics import identity
+from narrowtune.evaluate.own_metrics import identity, is_own
 from narrowtune.pipeline.prompts import DRIFT_KEY, anchor_files, free_files
 from narrowtune.version import __version__
 
@@ -51,6 +51,26 @@ def hold_to(settings: StudySettings, weights: str, *, begun: bool) -> None:
         )
     if known != {**known, **now} or not path.exists():
         write_json(path, {**known, **now})
+
+
+def check_metrics(settings: StudySettings) -> None:
+    """See that metrics of the user's own are those that the study is held to.
+
+    For its workers, which load them later than the start that hashed them.
+
+    Raises:
+        UsageError: one of their files has changed.
+    """
+    known = json.loads((Path(settings.output_dir) / "study.json").read_text("utf-8"))
+    rows = [(f"keep.{each.label}", each) for each in settings.keep]
+    rows += [(f"skills.{each.label}", each) for each in settings.skills]
+    for key, each in rows:
+        if is_own(each.metric) and known[key]["metric"] != identity(each.metric):
+            raise UsageError(
+                asked=f"to score {each.label} by {each.metric}",
+                found="another file than the study was begun with",
+                do="put it back, or choose another output_dir",
+            )
 
 
 def describe(settings: StudySettings, weights: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from narrowtune.engine.heap import keep_freed_blocks
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.pipeline.inputs import load
 from narrowtune.study.chains import Chain, all_chains, open_chains
-from narrowtune.study.identity import hold_to
+from narrowtune.study.identity import check_metrics, hold_to
 from narrowtune.study.results import BASE, StageResult, append_result, by_chain, read_results
 from narrowtune.study.run import Study, known_arithmetic, remember_arithmetic
 
@@ -124,6 +124,7 @@ def _start(settings: StudySettings, path: Path, threads: int, lock: Lock, checke
 def _run(chain: Chain, num_done: int) -> list[StageResult]:
     assert _WORKER is not None
     worker, found = _WORKER, []
+    check_metrics(worker.study.settings)
 
     def report(result: StageResult) -> None:
         with worker.lock:

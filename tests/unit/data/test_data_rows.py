@@ -77,6 +77,15 @@ def test_columns_by_other_names_are_read(read: Callable[..., Rows]) -> None:
     assert rows.notes == ["Columns that are not read: answer, rest."]
 
 
+@pytest.mark.parametrize("kind", ["prompt", "messages"])
+def test_a_column_that_its_row_would_not_be_read_from_is_refused(
+    read: Callable[..., Rows], kind: str
+) -> None:
+    row = dict(LAYOUTS["prompt_completion" if kind == "prompt" else "messages"], label="a")
+    with pytest.raises(RowsRefusedError, match=f"answer: label, which is not read beside {kind}"):
+        read(row, columns={"answer": "label"})
+
+
 def test_columns_may_change_places(read: Callable[..., Rows]) -> None:
     columns = {"question": "answer", "answer": "question"}
     (example,) = read({"question": ANSWER, "answer": QUESTION}, columns=columns).examples

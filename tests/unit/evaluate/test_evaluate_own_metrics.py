@@ -139,6 +139,14 @@ def test_scores_of_another_file_are_not_taken_for_its_own(own):
     assert make_task(settings, rows, "held_out").sha256 != before
 
 
+def test_the_code_that_runs_is_that_which_was_hashed(own, tmp_path):
+    score(own("def first(a, b): return 0.5"), "x", ["y"])
+    load_own.cache_clear()
+    # As long as before, and within the same second: Python would take what it kept of the first.
+    assert score(own("def first(a, b): return 0.6"), "x", ["y"]).strict == 0.6
+    assert not (tmp_path / "__pycache__").exists()
+
+
 def test_which_names_are_its_own():
     assert is_own("scoring.py:first")
     assert is_own("/a b/scoring.py:_f1")

@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
@@ -69,6 +70,20 @@ def test_a_start_that_failed_early_is_corrected_and_leaves_no_refused_rows(tmp_p
     start(tmp_path, other, "second")
     assert folder.given.read_text() == "second"
     assert not folder.refused.exists()
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path, config):
+    folder = RunFolder(tmp_path)
+    start(tmp_path, config)
+    folder.plan.write_text("{}")
+    values = yaml.safe_load(folder.resolved.read_text())
+    del values["training"]["torch_compile"], values["skill"]["columns"]
+    folder.resolved.write_text(yaml.safe_dump(values, sort_keys=False))
+    start(tmp_path, config, resume=True)
+    values["seed"] = 7
+    folder.resolved.write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(UsageError, match="was seed: 7\n  now seed: 42\nDo"):
+        start(tmp_path, config, resume=True)
 
 
 def test_a_refusal_leaves_nothing_behind(tmp_path, config):

@@ -186,7 +186,12 @@ def finished(run, tasks):
     return SimpleNamespace(
         delta=SimpleNamespace(base_fingerprint="b", tuned_fingerprint="t"),
         tasks=[SimpleNamespace(name=name, **scores) for name in tasks],
-        data=[SimpleNamespace(name="new (test)", role="target", sha256="0" * 64, metric="")],
+        data=[
+            SimpleNamespace(name="new (test)", role="target", sha256="0" * 64, metric=""),
+            SimpleNamespace(name="l", role="held_out", sha256="1" * 64, metric="first 2222"),
+            # General rows of the same name, which nothing is scored on.
+            SimpleNamespace(name="l", role="mix", sha256="3" * 64, metric=""),
+        ],
         recipe="sa_proj",
         created="",
         name=run.name,
@@ -197,7 +202,10 @@ def test_an_entry_says_how_its_scores_were_made(skills, tmp_path):
     values = {
         "model": "m",
         "skill": {"path": "new.jsonl", "test_path": "t.jsonl", "metric": "number"},
-        "keep": [{"path": "k.jsonl", "mode": "options"}, {"path": "l.jsonl", "metric": "anls"}],
+        "keep": [
+            {"path": "k.jsonl", "mode": "options"},
+            {"path": "l.jsonl", "metric": "scoring.py:first"},
+        ],
         "output_dir": str(tmp_path / "run"),
     }
     record = finished(tmp_path / "run", ["new", "k", "l", "one"])
@@ -209,7 +217,7 @@ def test_an_entry_says_how_its_scores_were_made(skills, tmp_path):
     assert {name: each.scoring for name, each in made[0].after.items()} == {
         "new": "number generate 32",
         "k": "exact_match options",
-        "l": "anls generate 8",
+        "l": "first 2222 generate 8",
         "one": "exact_match generate 32",  # an earlier skill, as the ledger has it
     }
     assert made[0].before == made[0].after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -90,10 +91,29 @@ def test_columns_and_a_metric_of_ones_own_reach_the_rows(tiny, tmp_path):
 
 
 def test_columns_are_pairs(tmp_path):
-    flags = ["--tasks", "rows.jsonl", "--columns", "frage"]
-    ran = CliRunner().invoke(app, ["evaluate", "m", *flags])
-    assert isinstance(ran.exception, UsageError)
-    assert "question=frage" in str(ran.exception)
+    for given in (["frage"], ["question=a", "--columns", "question=b"]):
+        flags = ["--tasks", "rows.jsonl", "--columns", *given]
+        ran = CliRunner().invoke(app, ["evaluate", "m", *flags])
+        assert isinstance(ran.exception, UsageError)
+        assert "question=frage" in str(ran.exception)
+
+
+def test_two_spellings_of_a_metric_share_scores_and_keep_their_own(tiny, tmp_path, caplog):
+    rows, scoring = tmp_path / "rows.jsonl", tmp_path / "scoring.py"
+    rows.write_text('{"question": "Which pen?", "answer": "pen"}\n')
+    scoring.write_text("def none(answer, accepted):\n    return 0\n")
+    found = []
+    for number, path in enumerate((scoring, tmp_path / "." / ".." / tmp_path.name / "scoring.py")):
+        fields = [{"path": str(rows), "metric": f"{path}:none", "max_new_tokens": 4}]
+        model = ModelSettings(model=str(tiny("llama")))
+        out = tmp_path / f"out{number}"
+        found += single.evaluate(model, fields, None, batch_size=8, output=out).tasks
+    assert [each.from_cache for each in found] == [False, True]
+    assert [Path(each.metric.rpartition(":")[0]) for each in found] == [
+        scoring,
+        tmp_path / ".." / tmp_path.name / "scoring.py",
+    ]
+    assert "gives nothing to what 1 rows accept" in caplog.text
 
 
 def test_exact_takes_the_plain_path(monkeypatch, tmp_path):
