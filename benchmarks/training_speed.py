@@ -1,16 +1,19 @@
 """Training speed and peak memory beside TRL, peft and the plain Trainer, in one run.
 
-    python benchmarks/training_speed.py   # 25 minutes on two cores with nothing else running
+    python benchmarks/training_speed.py   # two hours on two cores with nothing else running
 
 SmolLM2-135M, 16 rows per optimiser step, the same tokens and labels for all. Rounds are
 interleaved: in each, every arm trains a few steps in a process of its own, the first of which is
 not counted, and the order turns from round to round. Beside each round stand the load and the rate
-of one matrix product (a calibration), since the machine may be shared. Printed are medians over all
-counted steps, and the ratio to `narrowtune sa_proj` per round as median (least to greatest).
+of one matrix product (a calibration), since the machine may be shared. Every arm trains on each row
+once. Printed are means over its counted steps, since peers at their best take rows of like length
+together, so that their steps differ; and the ratio to `narrowtune sa_proj` per round as median
+(least to greatest). With few rows there are few of like length: with 4 steps, peers are up to a
+third slower than with 20.
 
 Settings: `best` is in the arithmetic that is fastest for narrowtune, `fp32` is a peer's best with
 fp32 products in its place, `default` a peer's defaults, and `compiled` some arms' best with
-torch.compile: give that more steps (`--settings best compiled --steps 12`), as the first compile.
+torch.compile: some of its first steps compile.
 
 Peak memory is that of the process above what it holds with all libraries imported, the most of all
 rounds. glibc's limits are set for narrowtune as its command line does; peers run with its own.
@@ -38,8 +41,8 @@ from training.rows import KINDS, make_rows
 from narrowtune.core import provenance
 
 RESULTS = Path(__file__).parent / "results" / "training_speed.json"
-NUM_STEPS = 5
-NUM_ROUNDS = 3
+NUM_STEPS = 20
+NUM_ROUNDS = 2
 OURS = "narrowtune sa_proj"
 SETTINGS = ("best", "fp32", "default", "compiled")
 
@@ -165,12 +168,12 @@ def show(values: dict[str, Any]) -> list[Table]:
             ours = [done[f"{OURS}|{rows}|best"] for done in both]
             pooled = [second for one in mine for second in one["seconds"]]
             ratios = [
-                statistics.median(one["seconds"]) / statistics.median(base["seconds"])
+                statistics.fmean(one["seconds"]) / statistics.fmean(base["seconds"])
                 for one, base in zip(mine, ours, strict=True)
             ]
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
             peak = max(one["peak_bytes"] for one in mine) / 1e9
-            rate = mine[0]["samples"] / statistics.median(pooled)
+            rate = mine[0]["samples"] / statistics.fmean(pooled)
             table.add_row(arm, setting, f"{rate:.2f}", spread, f"{peak:.2f}")
         tables.append(table)
     return tables
@@ -183,6 +186,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS[:3]), choices=SETTINGS)
+    parser.add_argument("--arms", nargs="+", help="these alone, beside narrowtune's sa_proj")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--table", action="store_true", help="print what was measured")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -212,6 +216,7 @@ def main() -> None:
     while not given.table and len(values["rounds"]) < given.rounds:
         number = len(values["rounds"])
         turn = cases(values["kinds"], values["settings"])
+        turn = [case for case in turn if not given.arms or case[0] in (OURS, *given.arms)]
         turn = turn[number % len(turn) :] + turn[: number % len(turn)]
         done: dict[str, Any] = {"calibration": run("calibrate"), "arms": {}, "load": []}
         done["git"] = provenance.git_state(Path(__file__).parent)
@@ -219,8 +224,8 @@ def main() -> None:
             found = run("measure", arm=arm, rows=rows, setting=setting, steps=given.steps, **chosen)
             done["arms"][f"{arm}|{rows}|{setting}"] = found
             done["load"].append(os.getloadavg()[0])
-            middle = statistics.median(found["seconds"])
-            console.print(f"{number + 1}: {arm}, {rows}, {setting}: {middle:.2f} s per step")
+            mean = statistics.fmean(found["seconds"])
+            console.print(f"{number + 1}: {arm}, {rows}, {setting}: {mean:.2f} s per step")
         values["rounds"].append(done)
         given.output.parent.mkdir(parents=True, exist_ok=True)
         given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -193,6 +193,12 @@ def peer(make: Callable[..., Trainer]) -> Callable[..., Result]:
     return run
 
 
+def _lora(targets: str | list[str]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, task_type="CAUSAL_LM")
+
+
 def trl(targets: str | list[str] | None, *, padding_free: bool = False) -> Callable[..., Result]:
     """TRL's SFTTrainer: everything, or LoRA of `RANK` by peft on `targets`.
 
@@ -210,13 +216,12 @@ def trl(targets: str | list[str] | None, *, padding_free: bool = False) -> Calla
         callbacks: list[TrainerCallback],
     ) -> Trainer:
         from datasets import Dataset
-        from peft import LoraConfig
         from trl import SFTConfig, SFTTrainer
 
         own = {"gradient_checkpointing": False} if best else {}
         if padding_free:
             own |= {"padding_free": True, "max_length": None}
-        lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets) if targets else None
+        lora = _lora(targets) if targets else None
         return SFTTrainer(
             model,
             args=SFTConfig(**common, **own),
@@ -229,8 +234,12 @@ def trl(targets: str | list[str] | None, *, padding_free: bool = False) -> Calla
     return peer(make)
 
 
-def plain_trainer(recipe: str) -> Callable[..., Result]:
-    """`transformers.Trainer` with our recipe's matrices alone trainable, loss by the model."""
+def plain_trainer(trains: str | list[str]) -> Callable[..., Result]:
+    """`transformers.Trainer`, loss by the model.
+
+    Args:
+        trains: a recipe, whose matrices alone are trainable; or what gets LoRA of `RANK` by peft.
+    """
 
     def make(
         model: Any,
@@ -240,13 +249,17 @@ def plain_trainer(recipe: str) -> Callable[..., Result]:
         best: bool,
         callbacks: list[TrainerCallback],
     ) -> Trainer:
+        from peft import get_peft_model
         from transformers import DataCollatorForSeq2Seq
 
         from narrowtune.models.select import resolve
 
-        names = set(resolve(model, recipe).names)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in names)
+        if isinstance(trains, str):
+            names = set(resolve(model, trains).names)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in names)
+        else:
+            model = get_peft_model(model, _lora(trains))
         data = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
         return Trainer(
             model,
@@ -273,6 +286,7 @@ PEERS: Mapping[str, Callable[..., Result]] = {
     "TRL + peft LoRA, all linear, padding-free": trl(_ALL_LINEAR, padding_free=True),
     "transformers.Trainer, attention trainable": plain_trainer("sa_proj"),
     "transformers.Trainer, everything": plain_trainer("full"),
+    "transformers.Trainer + peft LoRA, attention": plain_trainer(_ATTENTION),
 }
 
 ARMS = {**OURS, **PEERS}
