@@ -51,7 +51,7 @@ $(PEERS): $(SETUP)
 	$(BIN)/python -m pip install --quiet --constraint constraints/dev.txt --editable ".[bench]"
 	touch $@
 
-# An hour and a half on two cores, with nothing else running. What we measured is in docs/performance.md.
+# About three hours on two cores, with nothing else running. What we measured is in docs/performance.md.
 bench: $(PEERS) $(SMOLLM2)
 	mkdir -p runs/bench
 	$(BIN)/python benchmarks/training_speed.py --resume --output runs/bench/training_speed.json

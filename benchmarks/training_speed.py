@@ -161,7 +161,9 @@ def show(values: dict[str, Any]) -> list[Table]:
                 continue
             key = f"{arm}|{rows}|{setting}"
             # A round may be of before an arm was added.
-            both = [done["arms"] for done in rounds if key in done["arms"]]
+            both = [
+                done["arms"] for done in rounds if {key, f"{OURS}|{rows}|best"} <= {*done["arms"]}
+            ]
             if not both:
                 continue
             mine = [done[key] for done in both]

@@ -40,9 +40,10 @@ class TrainingSettings(Settings):
         quantize_frozen: hold the frozen linear layers of the language model in 8 or 4 bits while
             training, to save memory; scores and the delta are of full precision. Needs the extra
             `quant`.
-        torch_compile: compile the language model's layers for training, with torch.compile: steps
-            are a tenth to a third shorter, after a minute or so of compiling. The gradients of the
-            first rows are compared with the plain layers', which go on if they differ.
+        torch_compile: compile the language model's layers for training, with torch.compile: by the
+            processor, steps are up to a third shorter, or not at all, after half a minute or more
+            of compiling. The gradients of the first rows are compared with the plain layers', which
+            go on if they differ.
         packing: lay rows of text end to end, and rows about one picture behind it, so that what
             they begin with is computed once, where that is cheaper; the sums are the same. False
             takes the plain path, row by row.

@@ -2,7 +2,7 @@
 
 Beside its products a layer is some dozens of operations that each read and write all of [B, T, H].
 `torch.compile` makes a few kernels of them. One layer is compiled, for any B and T, and serves all.
-It costs a minute or so on a CPU, so it is for runs that are longer than a few hundred steps.
+It costs half a minute or more on a CPU, so it is for runs of some hundred steps or more.
 """
 
 from __future__ import annotations
