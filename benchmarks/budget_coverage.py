@@ -42,7 +42,7 @@ from narrowtune.core.config import (
     SkillSettings,
     TrainingSettings,
 )
-from narrowtune.core.data_settings import DataSettings
+from narrowtune.core.data_settings import DataSettings, PromptSettings
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import ItemResult, Role, TaskResult
 from narrowtune.data.examples import Example
@@ -59,7 +59,7 @@ from narrowtune.models.blended import set_between
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.dial import Halves, restrict, turn
 from narrowtune.pipeline.inputs import load, make_encoder
-from narrowtune.pipeline.sources import read_prompts
+from narrowtune.pipeline.prompts import read_free_prompts
 from narrowtune.pipeline.stages import make_store, measure_tolerance, measuring
 from narrowtune.study.world import GENERAL, write_general
 from narrowtune.train.anchor import build_anchor
@@ -117,7 +117,9 @@ class Bench:
         self.encoder = make_encoder(self.loaded, model, remembered_bytes=2**30)
         self.tasks = [make_task(s, read_rows(s).examples, role) for s, role in asked]
         self.rows = [self.encoder.encode(example) for example in read_rows(train).examples]
-        self.anchored = read_prompts(str(prompts), self.encoder, NUM_PROMPTS, "anchor")
+        own = PromptSettings(prompts=str(prompts))
+        free = read_free_prompts(own, self.encoder, NUM_PROMPTS, "anchor")
+        self.anchored = [prompt for _, prompt in free]
         self.arithmetic = measure_arithmetic(self.loaded.model)
         self.store = make_store(self.loaded, remember=None)
         with apply_arithmetic(self.arithmetic), measuring(self.loaded):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import json
 import os
@@ -143,3 +145,21 @@ def test_examples_are_runs():
         config = load_config(path)
         # What the demos write, by the names that they give it.
         assert Path(config.skill.path).parts[:2] in {("runs", "demo"), ("runs", "demo-text")}
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "scripts", "examples"])
+def test_what_stands_beside_the_package_imports_names_that_are_there(folder):
+    missing = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+                "narrowtune"
+            ):
+                continue
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                parts = f"{node.module}.{name.name}"
+                inside = hasattr(module, "__path__") and importlib.util.find_spec(parts)
+                if not hasattr(module, name.name) and not inside:
+                    missing.append(f"{path.relative_to(ROOT)}:{node.lineno}: {parts}")
+    assert not missing
