@@ -20,11 +20,12 @@ from narrowtune.engine.arithmetic import Arithmetic, autocast
 from narrowtune.engine.forward import labelled_cross_entropy
 from narrowtune.models.shortage import is_out_of_memory
 
-MAX_ERROR = {"float32": 1e-4, "bfloat16": 0.05}
+MAX_ERROR = {"float32": 1e-4, "bfloat16": 0.2}
 """Relative difference of gradients up to which compiled layers count as the same computation.
 
-bf16 kernels round less often where operations are joined, so that both differ from the exact
-gradient, and from each other, by about a per cent.
+In bf16 plain layers differ from fp32's gradients by 3 to 4 per cent and compiled ones, which round
+less often, by 2 to 3, so that they differ from each other by 4 to 5 (SmolLM2; docs/decisions/0033).
+A kernel that computes something else differs by all of it.
 """
 
 _VARIANTS = 64
