@@ -238,7 +238,10 @@ class Draw:
         self.tasks = [self._task(name, places) for name, places in self.chosen.items()]
 
     def _task(self, name: str, places: Sequence[int]) -> Task:
-        examples = tuple(Example(id=str(n), messages=(), answers=("",)) for n in places)
+        # Every item has a picture of its own; what is asked is not kept with the scores.
+        examples = tuple(
+            Example(id=str(n), messages=(), answers=("",), group=f"{name} {n}") for n in places
+        )
         role: Role = "target" if name == self.skill else "held_out"
         return Task(name, role, "exact_match", "generate", 1, examples)
 
@@ -252,6 +255,7 @@ class Draw:
                     question="",
                     answer="",
                     reference=[""],
+                    group=example.group,
                     strict=scores[task.name][int(example.id)],
                     lenient=scores[task.name][int(example.id)],
                     valid_format=True,
