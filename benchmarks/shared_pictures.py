@@ -42,7 +42,6 @@ CASES = tuple(
 """Model, rows of a step, questions about a picture."""
 STEPS = {"reference": 12, "wide": 4}
 ARMS = ("shared", "row by row", "transformers.Trainer")
-_COMPILING = 8  # further steps, some of which compile
 _WIDE_SIDE = 27 * 28  # pixels: 27 visual tokens of 28 pixels
 
 
@@ -131,7 +130,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     keep_freed_blocks()
     loaded = load_model(given.folder)
-    steps = STEPS[given.model] + _COMPILING * given.compiled
+    steps = STEPS[given.model]
     rows = make_rows(loaded, given.model, given.questions, given.rows * steps)
     arithmetic = Arithmetic.from_json(given.arithmetic)
     if given.arm == "row by row":
@@ -141,7 +140,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "per_device_train_batch_size": given.rows,
         "max_steps": steps,
         "group_by_picture": True,
-        "torch_compile": given.compiled,
     }
     clock = StepClock()
     with tempfile.TemporaryDirectory() as output:
@@ -164,7 +162,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                     "parameters": plan.num_parameters,
                 }
             if given.arm == "transformers.Trainer":
-                _plain(loaded, rows, given, output, clock, padding_id, collate)
+                _plain(loaded, rows, given.rows, output, clock, padding_id, collate)
             else:
                 selection = resolve(loaded.model, "sa_proj")
                 fit(loaded, selection, rows, config, arithmetic=arithmetic, callbacks=[clock])
@@ -174,7 +172,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 def _plain(
     loaded: Any,
     rows: list[Any],
-    given: argparse.Namespace,
+    batch_size: int,
     output: str,
     clock: Any,
     padding_id: Any,
@@ -189,10 +187,9 @@ def _plain(
     names = set(resolve(loaded.model, "sa_proj").names)
     for name, parameter in loaded.model.named_parameters():
         parameter.requires_grad_(name in names)
-    steps = len(rows) // given.rows
-    common = common_arguments(True, False, steps, output, compiled=given.compiled)
-    values = {**common, "remove_unused_columns": False}
-    values["per_device_train_batch_size"] = given.rows
+    steps = len(rows) // batch_size
+    values = {**common_arguments(True, False, steps, output), "remove_unused_columns": False}
+    values["per_device_train_batch_size"] = batch_size
     values["train_sampling_strategy"] = "random"  # rows are about as long, and no dictionaries
     Trainer(
         loaded.model,
@@ -203,9 +200,9 @@ def _plain(
     ).train()
 
 
-def run(*flags: str, **values: Any) -> dict[str, Any]:
+def run(**values: Any) -> dict[str, Any]:
     """Measure in a process of its own."""
-    return run_alone(__file__, "--one", *flags, **values)
+    return run_alone(__file__, "--one", **values)
 
 
 def show(values: dict[str, Any]) -> Table:
@@ -237,7 +234,6 @@ def main() -> None:
     """Measure round after round, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--compiled", action="store_true", help="all arms with torch.compile")
     parser.add_argument("--table", action="store_true", help="print what was measured")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
@@ -266,7 +262,6 @@ def main() -> None:
             "hardware": provenance.hardware(),
             "git": provenance.git_state(Path(__file__).parent),
             "arithmetic": arithmetic,
-            "compiled": given.compiled,
             "plans": {},
             "rounds": [],
         }
@@ -275,14 +270,13 @@ def main() -> None:
             chosen = {"model": model, "rows": rows, "questions": questions}
             return {**chosen, "folder": folders[model], "arithmetic": arithmetic}
 
-        flags = ["--compiled"] if given.compiled else []
         for key in CASES:
             values["plans"]["|".join(map(str, key))] = run(arm="plan", **case(*key))
         for number in range(given.rounds):
             done: dict[str, Any] = {"load": os.getloadavg()[0]}
             for key in CASES:
                 for arm in ARMS if number % 2 == 0 else ARMS[::-1]:
-                    found = run(*flags, arm=arm, **case(*key))
+                    found = run(arm=arm, **case(*key))
                     done["|".join(map(str, (*key, arm)))] = found
                     Console(stderr=True).print(number + 1, *key, arm, found["seconds"])
             values["rounds"].append(done)

@@ -16,10 +16,10 @@ from narrowtune.core.data_settings import (
     EVAL_BATCH_SIZE,
     DataSettings,
     MixSettings,
+    Place,
     PromptSettings,
     Settings,
     SkillSettings,
-    expanded,
 )
 from narrowtune.core.errors import UsageError
 from narrowtune.core.mistakes import describe_mistakes
@@ -177,8 +177,8 @@ class RunConfig(ModelSettings):
     budget: float = Field(1.0, ge=0)
     budget_task: float | None = Field(None, ge=0)
     min_learning: float = 0.0
-    output_dir: str = Field("runs/run", min_length=1)
-    ledger: str | None = Field(None, min_length=1)
+    output_dir: Place = Field("runs/run", min_length=1)
+    ledger: Place | None = Field(None, min_length=1)
     eval_batch_size: int = Field(EVAL_BATCH_SIZE, ge=1)
     pack_delta: bool = True
     gallery: bool = True
@@ -210,11 +210,6 @@ class RunConfig(ModelSettings):
         if used or not isinstance(skill, dict) or "validation" in skill:
             return values
         return {**values, "skill": {**skill, "validation": 0.0}}
-
-    @field_validator("output_dir", "ledger")
-    @classmethod
-    def _at_home(cls, value: str | None) -> str | None:
-        return value and expanded(value)
 
     @field_validator("keep", "mix", mode="before")
     @classmethod

@@ -117,9 +117,10 @@ def try_own(metric: str, references: Sequence[str]) -> bool:
 
 
 def _told(error: BaseException) -> str:
-    """Return what somebody else's code raised, and where."""
-    *_, last = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+    """Return what somebody else's code raised, and where, if it was running at all."""
+    theirs = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    where = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def _unusable(metric: str, found: str, do: str) -> EvaluationError:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from narrowtune.core.config import RunConfig, load_config
-from narrowtune.core.data_settings import DataSettings
+from narrowtune.core.data_settings import DataSettings, expanded
 from narrowtune.core.errors import LedgerError
 from narrowtune.core.ledger import Entry, Ledger, TaskScore
 from narrowtune.core.provenance import sha256_file
@@ -43,7 +42,7 @@ def open_book(config: RunConfig, loaded: LoadedModel) -> Book:
     assert config.ledger is not None
     folder, base = Path(config.ledger), fingerprint(loaded.model)
     new = Ledger(
-        model=_lasting(_at_home(config.model)),
+        model=_lasting(expanded(config.model)),
         loading={"revision": config.revision, "dtype": config.dtype},
         family=loaded.family.name,
         base_fingerprint=base,
@@ -178,7 +177,7 @@ def build(
             found=f"{most} skills; without any it is the base itself, {ledger.model}",
             do=f"give a number from 1 to {most}" if most else "use the base, or teach a skill",
         )
-    source = base or Path(_at_home(ledger.model))  # older ledgers have it as it was given
+    source = base or Path(expanded(ledger.model))  # older ledgers have it as it was given
     if not source.is_dir():
         raise LedgerError(
             asked=asked,
@@ -274,11 +273,6 @@ def _items_hash(path: Path) -> str:
             asked = [item["id"], item["question"], item["reference"]]
             digest.update(json.dumps(asked, ensure_ascii=False).encode() + b"\0")
     return digest.hexdigest()
-
-
-def _at_home(model: str) -> str:
-    """Return a model's folder, whose `~` settings leave as it is; a hub id as it is."""
-    return os.path.expanduser(model)  # noqa: PTH111  (pathlib's raises where there is no such user)
 
 
 def _lasting(path: str) -> str:

@@ -113,12 +113,7 @@ class Source:
         def check(example: Example) -> None:
             if own:  # what goes wrong in it is no fault of a row
                 self._worthless += not try_own(self.settings.metric, example.answers)
-            misfit = (
-                None
-                if own
-                else why_unscorable(self.settings.metric, example.answers, example.options)
-            )
-            if misfit is not None:
+            elif misfit := why_unscorable(self.settings.metric, example.answers, example.options):
                 self._has_misfits = True
                 raise RowError(misfit)
             encoder.encode_prompt(example.prompt)

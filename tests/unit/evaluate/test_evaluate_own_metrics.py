@@ -102,8 +102,9 @@ def test_options_are_right_or_wrong(own):
 )
 def test_one_that_cannot_be_loaded_is_told(own, tmp_path, text, found):
     metric = own(text) if text is not None else f"{tmp_path / 'gone.py'}:first"
-    with pytest.raises(EvaluationError, match=found):
+    with pytest.raises(EvaluationError, match=found) as caught:
         identity(metric)
+    assert "own_metrics.py" not in caught.value.found
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,14 @@ def test_the_content_of_a_metric_of_ones_own_binds(tmp_path):
     now = base.model_copy(update={"keep": [keep]})
     hold_to(now, "w", begun=False)
     hold_to(now, "w", begun=True)
+    check_metrics(now)
     path.write_text("def first(answer, accepted): return 0")
     load_own.cache_clear()
     with pytest.raises(UsageError, match=r"keep\.charts\.metric"):
         hold_to(now, "w", begun=True)
+    # And the study's workers, which load it later.
+    with pytest.raises(UsageError, match="another file than the study was begun with"):
+        check_metrics(now)
 
 
 def test_a_study_compiles_nothing(tmp_path):
@@ -133,17 +137,3 @@ def test_settings_and_weights_bind_and_all_that_differ_are_named(tmp_path, monke
         "arms.mlp.wise_ft (None, now 0.5)",
     ):
         assert named in error.value.found
-
-
-def test_workers_hold_a_metric_to_what_the_study_wrote_down(tmp_path):
-    path = tmp_path / "scoring.py"
-    path.write_text("def first(answer, accepted): return 1")
-    base = settings(tmp_path)
-    keep = base.keep[0].model_copy(update={"metric": f"{path}:first"})
-    now = base.model_copy(update={"keep": [keep]})
-    hold_to(now, "w", begun=False)
-    check_metrics(now)
-    path.write_text("def first(answer, accepted): return 0")
-    load_own.cache_clear()
-    with pytest.raises(UsageError, match="another file than the study was begun with"):
-        check_metrics(now)
