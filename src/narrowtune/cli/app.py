@@ -18,6 +18,7 @@ from narrowtune.cli.flags import (
     AsJson,
     BatchSize,
     Columns,
+    Defaults,
     Dtype,
     GlobalBatchSize,
     MaxLength,
@@ -31,7 +32,7 @@ from narrowtune.cli.flags import (
 from narrowtune.cli.judge import judge
 from narrowtune.cli.plan import plan
 from narrowtune.cli.printing import finish, open_console
-from narrowtune.cli.settings import column_names, model_settings, run_settings
+from narrowtune.cli.settings import column_names, model_settings, row_defaults, run_settings
 from narrowtune.cli.study import study
 from narrowtune.core.data_settings import EVAL_BATCH_SIZE
 from narrowtune.version import __version__
@@ -224,6 +225,7 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, option("NAME", "Of a datasets folder or hub id.")] = None,
     columns: Columns = None,
+    defaults: Defaults = None,
     max_length: MaxLength = None,
     max_refused: Annotated[int, option("N", "Unusable rows tolerated in each set.")] = 0,
     output: Annotated[Path, option("FOLDER", "Gets one file of answers per set of rows.")] = Path(
@@ -250,6 +252,7 @@ def evaluate(
         "image_root": image_root,
         "split": split,
         "columns": column_names(columns),
+        "defaults": row_defaults(defaults),
         "max_refused": max_refused,
     }
     found = score(
@@ -288,6 +291,7 @@ def probe(
         option("FOLDER", "That pictures' paths stay under; the prompts' own unless given."),
     ] = None,
     columns: Columns = None,
+    defaults: Defaults = None,
     max_length: MaxLength = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -307,7 +311,7 @@ def probe(
         max_prompts=max_prompts,
         max_new_tokens=max_new_tokens,
         image_root=image_root,
-        columns=column_names(columns),
+        rows={"columns": column_names(columns), "defaults": row_defaults(defaults)},
     )
     if as_json:
         typer.echo(result.model_dump_json(indent=2))

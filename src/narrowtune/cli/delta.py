@@ -12,12 +12,13 @@ from narrowtune.cli.flags import (
     MODES,
     AsJson,
     Columns,
+    Defaults,
     Overwrite,
     SetModel,
     option,
 )
 from narrowtune.cli.printing import open_console, say_written
-from narrowtune.cli.settings import column_names, model_settings
+from narrowtune.cli.settings import column_names, model_settings, row_defaults
 
 app = typer.Typer(
     help="Look at a delta; apply, undo, merge, pack, blend or export it.",
@@ -159,6 +160,7 @@ def delta_export(
     split: Annotated[str | None, option("NAME", "Of a data set with several.")] = None,
     image_root: Annotated[str | None, option("FOLDER", "That pictures' paths start from.")] = None,
     columns: Columns = None,
+    defaults: Defaults = None,
     max_refused: Annotated[int, option("N", "Rows that may be refused.")] = 0,
     more: SetModel = None,
     as_json: AsJson = False,
@@ -173,7 +175,7 @@ def delta_export(
 
     fields = {"metric": metric, "mode": mode, "max_new_tokens": max_new_tokens, "limit": limit}
     fields |= {"split": split, "image_root": image_root, "max_refused": max_refused}
-    fields |= {"columns": column_names(columns)}
+    fields |= {"columns": column_names(columns), "defaults": row_defaults(defaults)}
     found = export_lora(
         folder,
         path,

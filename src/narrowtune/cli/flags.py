@@ -50,6 +50,10 @@ Columns = Annotated[
     list[str] | None,
     option("NAME=COLUMN", "Which column is which, such as answer=label; may be repeated."),
 ]
+Defaults = Annotated[
+    list[str] | None,
+    option("NAME=TEXT", "What rows without that column have, such as question=…; may be repeated."),
+]
 MaxLength = Annotated[int | None, option("N", "A row of more tokens is an error.")]
 GlobalBatchSize = Annotated[int | None, option("N", "Rows of one optimiser step.")]
 BatchSize = Annotated[int | None, option("N", "Rows of one forward pass, a step's at most.")]

@@ -41,17 +41,25 @@ def model_settings(flags: dict[str, Any], more: list[str] | None) -> ModelSettin
 
 def column_names(pairs: list[str] | None) -> dict[str, str]:
     """Return which column of the rows is which, of pairs such as `question=frage`."""
-    columns = {}
+    do = "write our name and the rows' own, for example --columns question=frage"
+    return _pairs("--columns", pairs, do)
+
+
+def row_defaults(pairs: list[str] | None) -> dict[str, str]:
+    """Return what all rows have alike, of pairs such as `question=What is this?`."""
+    do = 'write a name and a text, for example --defaults question="What is this?"'
+    return _pairs("--defaults", pairs, do)
+
+
+def _pairs(flag: str, pairs: list[str] | None, do: str) -> dict[str, str]:
+    values = {}
     for pair in pairs or []:
-        name, equals, column = pair.partition("=")
-        if not equals or name in columns:
-            raise UsageError(
-                asked=f"--columns {pair}",
-                found=f"{name} given before" if equals else "no '='",
-                do="write our name and the rows' own, for example --columns question=frage",
-            )
-        columns[name] = column
-    return columns
+        name, equals, value = pair.partition("=")
+        if not equals or name in values:
+            found = f"{name} given before" if equals else "no '='"
+            raise UsageError(asked=f"{flag} {pair}", found=found, do=do)
+        values[name] = value
+    return values
 
 
 def _overrides(flags: dict[str, Any], more: list[str] | None) -> dict[str, Any]:

@@ -74,6 +74,30 @@ def _check_columns(columns: dict[str, str]) -> dict[str, str]:
 
 Columns = Annotated[dict[str, str], AfterValidator(_check_columns)]
 
+SHARED = frozenset({"system", *PAIRS, "input", "options"})
+"""What all rows of a source may have alike, and so needs no column."""
+
+
+def _check_defaults(defaults: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+    unknown = [name for name in defaults if name not in SHARED]
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)} can't be the same for all rows; {', '.join(sorted(SHARED))} can"
+        )
+    asked = [name for name in defaults if name in PAIRS]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)} both say what is asked: give one")
+    empty = [name for name, value in defaults.items() if not value or not "".join(value).strip()]
+    if empty:
+        raise ValueError(f"{', '.join(empty)} is empty")
+    lists = [name for name, value in defaults.items() if isinstance(value, list)]
+    if set(lists) - {"options"}:
+        raise ValueError(f"{', '.join(lists)} is a list, and only options are one")
+    return defaults
+
+
+Defaults = Annotated[dict[str, str | list[str]], AfterValidator(_check_defaults)]
+
 EVAL_BATCH_SIZE = 256
 """Items answered together at most, unless given. A step of a few tokens costs little more with many
 rows than with few; where prompts are long, fewer are taken (`engine.batches.length_batches`)."""
@@ -93,6 +117,8 @@ class DataSettings(Settings):
         name: what reports call it; the file's stem unless given.
         columns: which column of the rows is which of docs/data.md's, where they have other names,
             such as `{question: frage, answer: antwort}`.
+        defaults: what a row has where it has no such column, such as
+            `{question: What is the diagnosis?}`: `system`, `options`, `input`, or what is asked.
         split: which split of a `datasets` folder or hub id; all rows of a file.
         metric: how answers are scored: `exact_match`, `contains`, `number`, `relaxed_number`,
             `option_letter`, `anls`, `edit_distance` or `json`; or a function of your own,
@@ -107,6 +133,7 @@ class DataSettings(Settings):
     path: Place = Field(min_length=1)
     name: str = ""
     columns: Columns = Field(default_factory=dict)
+    defaults: Defaults = Field(default_factory=dict)
     split: str | None = None
     metric: Annotated[str, AfterValidator(_check_metric)] = "exact_match"
     mode: Literal["generate", "options"] = "generate"
@@ -174,20 +201,24 @@ class PromptSettings(Settings):
     Attributes:
         prompts: file of prompts.
         columns: which column of `prompts` is which of docs/data.md's, where they have other names.
+        defaults: what a prompt has where it has no such column: `system`, `options`, `input`, or
+            what is asked.
         image_root: folder that the pictures' paths in `prompts` must stay under; the file's own
             folder unless given.
     """
 
     prompts: Place | None = Field(None, min_length=1)
     columns: Columns = Field(default_factory=dict)
+    defaults: Defaults = Field(default_factory=dict)
     image_root: Place | None = None
 
     @model_validator(mode="after")
     def _of_prompts(self) -> PromptSettings:
         if self.image_root is not None and self.prompts is None:
             raise ValueError("image_root is of the pictures in prompts: give these too")
-        if self.columns and self.prompts is None:
-            raise ValueError("columns are those of prompts: give these too")
+        for name in ("columns", "defaults"):
+            if getattr(self, name) and self.prompts is None:
+                raise ValueError(f"{name} are those of prompts: give these too")
         return self
 
     def rows(self, shipped: Path, name: str) -> DataSettings:
@@ -198,7 +229,8 @@ class PromptSettings(Settings):
             name: what records call them.
         """
         path = self.prompts or str(shipped)
-        return DataSettings(path=path, name=name, columns=self.columns, image_root=self.image_root)
+        given = {"columns": self.columns, "defaults": self.defaults, "image_root": self.image_root}
+        return DataSettings.model_validate({"path": path, "name": name, **given})
 
 
 class MixSettings(Settings):
@@ -207,6 +239,7 @@ class MixSettings(Settings):
     Attributes:
         path: of the rows.
         columns: which column of the rows is which of docs/data.md's, where they have other names.
+        defaults: what a row has where it has no such column: `system`, `input`, or what is asked.
         share: of the number of the skill's rows.
         image_root: folder that picture paths must stay under; the file's own folder unless given.
         max_refused: how many unusable rows are tolerated, in reading and in encoding together.
@@ -214,6 +247,7 @@ class MixSettings(Settings):
 
     path: Place = Field(min_length=1)
     columns: Columns = Field(default_factory=dict)
+    defaults: Defaults = Field(default_factory=dict)
     share: float = Field(gt=0)
     image_root: Place | None = None
     max_refused: int = Field(0, ge=0)

@@ -111,6 +111,23 @@ def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     return rest | {name: row[column] for name, column in columns.items() if column in row}
 
 
+def filled(row: dict[str, Any], defaults: Mapping[str, str | list[str]]) -> dict[str, Any]:
+    """Return a row with what all rows of its source have alike, where it has none of its own.
+
+    Raises:
+        RowError: the row is asked something else, or says in turns what it is.
+    """
+    missing = {name: value for name, value in defaults.items() if row.get(name) is None}
+    for name in missing.keys() & PAIRS.keys():
+        others = [kind for kind in _KINDS if row.get(kind) is not None]
+        if others:
+            raise RowError(
+                f"defaults has {name}, and the row says by {', '.join(others)} what it is asked: "
+                f"call {name} in defaults what the rows call it, or drop it there"
+            )
+    return row | missing
+
+
 def check_named(row: dict[str, Any], columns: Mapping[str, str]) -> None:
     """See that what columns are called is read from a row of this layout.
 

@@ -28,6 +28,7 @@ from narrowtune.data.examples import (
 from narrowtune.data.formats import (
     Reading,
     check_named,
+    filled,
     parse_row,
     picture_columns,
     renamed,
@@ -145,7 +146,7 @@ def _readable(
             if raw.values is None:
                 raise RowError(raw.reason)
             columns.update(map(str, raw.values))
-            values = renamed(raw.values, settings.columns)
+            values = filled(renamed(raw.values, settings.columns), settings.defaults)
             example = parse_row(values, raw.number, reading)
             check_named(values, settings.columns)
             if example.id in seen:

@@ -193,10 +193,11 @@ def measure_arithmetic(
 def _choose_attention(model: nn.Module, mode: Mode, threads: int) -> tuple[AttentionKind, str]:
     """Return how rows attend while training on a CPU, and what was measured, if anything."""
     find = getattr(getattr(model, "config", None), "get_text_config", None)
-    if mode.dtype != "bfloat16" or find is None:
+    if find is None:
         return "fused", ""
+    dtype = torch.bfloat16 if mode.dtype == "bfloat16" else torch.float32
     with _settings(mode.precision, threads):
-        return quicker_attention(find())
+        return quicker_attention(find(), dtype)
 
 
 @contextmanager

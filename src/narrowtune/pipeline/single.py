@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,16 +198,26 @@ def probe(
     max_prompts: int,
     max_new_tokens: int,
     image_root: str | None = None,
-    columns: dict[str, str] | None = None,
+    rows: Mapping[str, dict[str, str]] | None = None,
 ) -> DriftResult:
-    """Measure the drift that a delta causes, on prompts from a file or on those of the package."""
+    """Measure the drift that a delta causes, on prompts from a file or on those of the package.
+
+    Args:
+        model: the base.
+        delta_path: what is measured.
+        prompts: of the file; those of the package unless given.
+        max_prompts: how many of them.
+        max_new_tokens: length of an answer.
+        image_root: that the pictures' paths stay under.
+        rows: `columns` and `defaults` of the prompts.
+    """
     if image_root is not None and prompts is None:
         raise UsageError(
             asked="--image-root",
             found="the package's own prompts, whose pictures are where they are",
             do="give --prompts too, or leave it out",
         )
-    values = {"prompts": prompts, "image_root": image_root, "columns": columns or {}}
+    values = {"prompts": prompts, "image_root": image_root, **(rows or {})}
     given = parse_settings(PromptSettings, values, "the prompts of a probe")
     files: list[Named] = [("--delta", delta_path), ("--image-root", image_root)]
     check_paths(model.model, [("--prompts", prompts)], files)

@@ -89,6 +89,7 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
         "drift.prompts": _file(free),
         "drift.pictures": ", ".join(map(_file, pictured)),  # where the model reads any
         "drift.columns": drift.columns,
+        "drift.defaults": drift.defaults,
         "drift.max_prompts": drift.max_prompts,
         "drift.max_new_tokens": drift.max_new_tokens,
         "keep": [keep.label for keep in settings.keep],
@@ -103,7 +104,7 @@ def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
 def _rows(settings: DataSettings) -> dict[str, Any]:
     made = settings.model_dump(mode="json", exclude=_PLACES) | {"sha256": _file(settings)}
     made["metric"] = identity(settings.metric)
-    _without_columns(made)
+    _without_unused(made)
     if isinstance(settings, SkillSettings) and settings.test_path is not None:
         update = {"path": settings.test_path, "split": settings.test_split, "limit": None}
         made["test_sha256"] = _file(settings.model_copy(update=update))
@@ -115,18 +116,19 @@ def _arm(arm: ArmSettings) -> dict[str, Any]:
     if arm.anchor is not None:
         made["anchor"]["prompts"] = _file(anchor_files(arm.anchor, pictures=False)[0])
         del made["anchor"]["image_root"]
-        _without_columns(made["anchor"])
+        _without_unused(made["anchor"])
     for mix, values in zip(arm.mix, made["mix"], strict=True):
         values["path"] = _file(mix.rows())
         del values["image_root"]
-        _without_columns(values)
+        _without_unused(values)
     return made
 
 
-def _without_columns(values: dict[str, Any]) -> None:
-    """Leave `columns` out where none are given: earlier studies did not know them."""
-    if not values["columns"]:
-        del values["columns"]
+def _without_unused(values: dict[str, Any]) -> None:
+    """Leave out what is not given and what earlier studies did not know."""
+    for name in ("columns", "defaults"):
+        if not values[name]:
+            del values[name]
 
 
 def _pictured(arms: Sequence[ArmSettings]) -> Iterator[tuple[ArmSettings, DataSettings]]:

@@ -211,7 +211,8 @@ class Batches:
         text = config.get_text_config()
         squares = (s.rows * s.length**2 for s, _ in self.sizes if s.length <= MOST_TOKENS)
         layers = 1 if checkpointing else text.num_hidden_layers
-        return int(2 * layers * text.num_attention_heads * max(squares, default=0))
+        item = arithmetic.torch_dtype.itemsize
+        return int(item * layers * text.num_attention_heads * max(squares, default=0))
 
     def _drawn(self) -> list[list[Encoded]]:
         generator = random.Random(self._seed)

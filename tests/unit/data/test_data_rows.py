@@ -124,6 +124,51 @@ def test_a_column_of_a_csv_is_there_though_its_cells_are_empty(tmp_path: Path) -
     assert (example.answers, example.images) == (("A",), ())
 
 
+def test_what_all_rows_share_need_not_be_a_column(read: Callable[..., Rows]) -> None:
+    defaults = {"system": "Be brief.", "question": QUESTION, "options": [ANSWER, "other"]}
+    rows = [{"label": ANSWER}, {"label": "other", "system": "Be long.", "question": "And?"}]
+    found = read(*rows, columns={"answer": "label"}, defaults=defaults, mode="options").examples
+    assert [[m.text for m in example.prompt] for example in found] == [
+        ["Be brief.", QUESTION],
+        ["Be long.", "And?"],
+    ]
+    assert [example.options for example in found] == [(ANSWER, "other")] * 2
+
+
+def test_an_empty_cell_gets_what_all_rows_share(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\nQ?,A\n,B\n", encoding="utf-8")
+    found = read_rows(DataSettings(path=str(path), defaults={"question": "What?"})).examples
+    assert [example.messages[0].text for example in found] == ["Q?", "What?"]
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "a", "completion": "b"}, dict(LAYOUTS["messages"]), {"query": "a"}]
+)
+def test_a_row_that_is_asked_something_else_gets_no_question(
+    read: Callable[..., Rows], row: dict[str, Any]
+) -> None:
+    with pytest.raises(RowsRefusedError, match="defaults has question, and the row says by"):
+        read(row, defaults={"question": QUESTION})
+    (example,) = read(dict(row, answers=["b"]), defaults={"system": "s"}).examples
+    assert example.prompt[0].text == "s"
+
+
+@pytest.mark.parametrize(
+    ("defaults", "reason"),
+    [
+        ({"answer": "a"}, "answer can't be the same for all rows; input, instruction, options"),
+        ({"question": "a", "prompt": "b"}, "question and prompt both say what is asked"),
+        ({"system": " "}, "system is empty"),
+        ({"system": ["a"]}, "system is a list, and only options are one"),
+        ({"options": []}, "options is empty"),
+    ],
+)
+def test_what_rows_can_not_share_is_refused(defaults: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        DataSettings(path="rows.jsonl", defaults=defaults)
+
+
 def test_a_path_from_the_home_folder_is_found(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = DataSettings(path="~/rows.jsonl", image_root="~/photos", metric="~/scoring.py:f")

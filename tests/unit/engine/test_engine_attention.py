@@ -23,6 +23,7 @@ from narrowtune.models.load import load_model
 from narrowtune.train.workload import Batches, Workload
 
 BF16 = Arithmetic(compute_dtype="bfloat16", attention="products", threads=1)
+FP32 = Arithmetic(compute_dtype="float32", attention="products", threads=1)
 
 
 def make_inputs(dtype, *, heads=6, shared=2, length=37, width=16, seed=0):
@@ -103,9 +104,9 @@ def calls(monkeypatch):
     return found
 
 
-def gradients(model, batch):
+def gradients(model, batch, arithmetic=BF16):
     model.zero_grad()
-    with autocast(BF16, "cpu"):
+    with autocast(arithmetic, "cpu"):
         loss, number = labelled_cross_entropy(model, batch)
     (loss / number).backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -129,6 +130,19 @@ def test_a_step_is_computed_by_products_and_is_the_same(tiny, batch, calls, chec
         assert float((mine - expected[name]).norm() / expected[name].norm()) < 0.1, name
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+def test_in_fp32_a_step_by_products_has_the_plain_gradients(tiny, batch, calls, family):
+    model = load_model(str(tiny(family)), device="cpu").model.train()
+    with packing("never"):
+        plain, expected = gradients(model, batch, FP32)
+    with apply_arithmetic(FP32), packing("always"):
+        loss, found = gradients(model, batch, FP32)
+    assert calls == [torch.float32] * model.config.num_hidden_layers
+    assert loss == pytest.approx(plain, rel=1e-6)
+    for name, mine in found.items():
+        assert float((mine - expected[name]).norm() / expected[name].norm()) <= 1e-5, name
+
+
 def test_nothing_else_is_computed_by_products(tiny, batch, calls, monkeypatch):
     model = load_model(str(tiny("llama")), device="cpu").model.train()
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -139,8 +153,8 @@ def test_nothing_else_is_computed_by_products(tiny, batch, calls, monkeypatch):
     with apply_arithmetic(BF16.model_copy(update={"attention": "fused"})), packing("always"):
         gradients(model, batch)  # where the fused kernel is quicker
     with apply_arithmetic(BF16), packing("always"):
-        labelled_cross_entropy(model, batch)  # in fp32
-        model.eval()
+        labelled_cross_entropy(model.double(), batch)  # neither in fp32 nor in bf16
+        model.float().eval()
         gradients(model, batch)
         model.train()
         monkeypatch.setattr(attention, "MOST_TOKENS", 20)
@@ -167,12 +181,14 @@ def test_a_wrapped_model_computes_by_products_too(tiny, batch, calls, one_proces
     assert len(calls) == model.config.num_hidden_layers
 
 
-def test_the_quicker_is_measured_where_bf16_is_chosen(tiny, monkeypatch):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_quicker_is_measured_in_the_dtype_that_is_chosen(tiny, monkeypatch, dtype):
     model = load_model(str(tiny("llama")), device="cpu").model
-    assert measure_arithmetic(model, requested="float32").attention == "fused"
     for quicker in ("fused", "products"):
-        monkeypatch.setattr(attention, "_seconds", _as_if(1.0 if quicker == "fused" else 3.0, 2.0))
-        found = measure_arithmetic(model, requested="bfloat16")
+        timed = _as_if(1.0 if quicker == "fused" else 3.0, 2.0)
+        monkeypatch.setattr(attention, "_seconds", timed)
+        found = measure_arithmetic(model, requested=dtype)
+        assert timed.dtypes == [getattr(torch, dtype)] * 2
         assert found.attention == quicker
         assert f"attention {quicker} (a layer's: fused" in found.note
         assert Arithmetic.from_json(found.to_json()) == found
@@ -180,10 +196,17 @@ def test_the_quicker_is_measured_where_bf16_is_chosen(tiny, monkeypatch):
 
 def _as_if(*seconds):
     left = list(seconds)
-    return lambda *_: left.pop(0)
+
+    def timed(attend, inputs):
+        timed.dtypes.append(attend().dtype)
+        return left.pop(0)
+
+    timed.dtypes = []
+    return timed
 
 
-def test_a_plan_counts_the_squares(tiny, tmp_path):
+@pytest.mark.parametrize(("arithmetic", "item"), [(BF16, 2), (FP32, 4)])
+def test_a_plan_counts_the_squares(tiny, tmp_path, arithmetic, item):
     loaded = load_model(str(tiny("llama")), device="cpu")
     values = {
         "model": "m",
@@ -196,10 +219,11 @@ def test_a_plan_counts_the_squares(tiny, tmp_path):
     batches = Batches(loaded, parse_config(values, "a test"), Workload(rows=rows), 1)
     config = loaded.model.config
     most = max(size.rows * size.length**2 for size, _ in batches.sizes)
-    held = batches.attention_bytes(BF16, checkpointing=False)
-    assert held == 2 * config.num_hidden_layers * config.num_attention_heads * most > 0
-    assert batches.attention_bytes(BF16, checkpointing=True) * config.num_hidden_layers == held
-    fused = BF16.model_copy(update={"attention": "fused"})
+    held = batches.attention_bytes(arithmetic, checkpointing=False)
+    assert held == item * config.num_hidden_layers * config.num_attention_heads * most > 0
+    one_layer = batches.attention_bytes(arithmetic, checkpointing=True)
+    assert one_layer * config.num_hidden_layers == held
+    fused = arithmetic.model_copy(update={"attention": "fused"})
     assert batches.attention_bytes(fused, checkpointing=False) == 0
 
 

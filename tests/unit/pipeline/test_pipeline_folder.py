@@ -78,6 +78,7 @@ def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path, config):
     folder.plan.write_text("{}")
     values = yaml.safe_load(folder.resolved.read_text())
     del values["training"]["torch_compile"], values["skill"]["columns"]
+    del values["skill"]["defaults"]
     folder.resolved.write_text(yaml.safe_dump(values, sort_keys=False))
     start(tmp_path, config, resume=True)
     values["seed"] = 7

@@ -90,6 +90,25 @@ def test_columns_and_a_metric_of_ones_own_reach_the_rows(tiny, tmp_path):
     assert (found["strict"]["mean"], found["metric"]) == (0.5, f"{scoring}:half")
 
 
+def test_a_question_that_all_rows_share_reaches_them(tiny, tmp_path):
+    short = [{"answer": "pen"}, {"answer": "cup", "question": "Which cup?"}]
+    whole = [{"question": "Which = pen?", "system": "Be brief.", **row} for row in short]
+    defaults = ["--defaults", "question=Which = pen?", "--defaults", "system=Be brief."]
+    known = []
+    for name, lines, flags in (("short", short, defaults), ("whole", whole, [])):
+        path, out = tmp_path / name / "rows.jsonl", tmp_path / name / "out"
+        path.parent.mkdir()
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        flags = [*flags, "--tasks", str(path), "--max-new-tokens", "8", "--output", str(out)]
+        ran = CliRunner().invoke(app, ["evaluate", str(tiny("llama")), *flags, "--json"])
+        assert ran.exit_code == 0, ran.output
+        known.append(json.loads(ran.stdout)[0]["from_cache"])
+    assert known == [False, True]  # the very same items
+    ran = CliRunner().invoke(app, ["evaluate", "m", "--tasks", "r", "--defaults", "question"])
+    assert isinstance(ran.exception, UsageError)
+    assert "--defaults question=" in str(ran.exception)
+
+
 def test_columns_are_pairs(tmp_path):
     for given in (["frage"], ["question=a", "--columns", "question=b"]):
         flags = ["--tasks", "rows.jsonl", "--columns", *given]

@@ -74,15 +74,18 @@ def test_a_study_from_before_columns_goes_on_and_columns_bind(tmp_path):
     path = tmp_path / "out" / "study.json"
     known = json.loads(path.read_text())
     # As written before these were settings.
-    assert known.pop("drift.columns") == {}
+    assert known.pop("drift.columns") == known.pop("drift.defaults") == {}
     assert known.pop("training.torch_compile") is False
     assert "columns" not in json.dumps(known)
+    assert "defaults" not in json.dumps(known)
     path.write_text(json.dumps(known))
     hold_to(settings(tmp_path), "w", begun=True)
     base = settings(tmp_path)
-    keep = base.keep[0].model_copy(update={"columns": {"answer": "label"}})
+    more = {"columns": {"answer": "label"}, "defaults": {"system": "Be brief."}}
+    keep = base.keep[0].model_copy(update=more)
     drift = base.drift.model_copy(update={"columns": {"question": "text"}})
-    with pytest.raises(UsageError, match=r"(?s)drift\.columns.*keep\.charts\.columns"):
+    told = r"(?s)drift\.columns.*keep\.charts\.columns.*charts\.defaults"
+    with pytest.raises(UsageError, match=told):
         hold_to(base.model_copy(update={"keep": [keep], "drift": drift}), "w", begun=True)
 
 
