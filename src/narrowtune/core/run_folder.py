@@ -79,6 +79,11 @@ class RunFolder:
         return self.root / "delta_whole.safetensors"
 
     @property
+    def trained(self) -> Path:
+        """What is known of a training that has ended, until the record has it."""
+        return self.root / "trained.json"
+
+    @property
     def refused(self) -> Path:
         """Rows that were not used, with the reason."""
         return self.root / REFUSED
@@ -91,7 +96,8 @@ class RunFolder:
     def found(self) -> list[Path]:
         """Return what is there under names that a run writes to, or deletes by."""
         settings = (self.given, self.resolved, self.root / "started.json")
-        results = (self.record, self.plan, self.drift, self.delta, self.whole_delta)
+        deltas = (self.delta, self.whole_delta, self.trained)
+        results = (self.record, self.plan, self.drift, *deltas)
         reports = (self.root / f"report.{kind}" for kind in ("html", "md", "json"))
         folders = (self.root / name for name in ("before", "after", "dial", "plots"))
         places = [*settings, *results, self.refused, self.log, *reports, *folders]

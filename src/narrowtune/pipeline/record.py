@@ -14,7 +14,7 @@ from narrowtune.evaluate.verdict import compare_results, decide
 from narrowtune.models.fingerprint import combine_hashes
 
 if TYPE_CHECKING:
-    from narrowtune.pipeline.teach import Run
+    from narrowtune.pipeline.run import Run
 
 
 def make_record(run: Run) -> RunRecord:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,29 +13,25 @@ from accelerate import PartialState
 from rich.console import Console
 
 from narrowtune.core.config import RunConfig
-from narrowtune.core.delta_results import DialResult
-from narrowtune.core.results import DriftResult, Plan, RunRecord, TaskResult
+from narrowtune.core.results import RunRecord, TaskResult
 from narrowtune.core.run_folder import RunFolder, write_json
-from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.spilled import Joined
-from narrowtune.delta.extract import OtherDtypeWarning, check_room, extract
-from narrowtune.delta.store import Delta
-from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
-from narrowtune.engine.features import FeatureStore, changes_eyes
+from narrowtune.delta.extract import check_room
+from narrowtune.engine.arithmetic import apply_arithmetic
+from narrowtune.engine.features import changes_eyes
 from narrowtune.evaluate.evaluate import write_items
 from narrowtune.evaluate.tasks import Task
-from narrowtune.ledger.book import Book
 from narrowtune.models.blended import set_between
 from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
-from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_launch, check_run
 from narrowtune.pipeline.dial import Halves, restrict, turn
 from narrowtune.pipeline.folder import check_started, opened, row_hashes
-from narrowtune.pipeline.inputs import Inputs, load
+from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
 from narrowtune.pipeline.pitfalls import cannot_ship, nothing_to_lose, pitfalls, unused_rows
 from narrowtune.pipeline.record import make_record
+from narrowtune.pipeline.run import Run
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stages import (
     choose_arithmetic,
@@ -50,38 +44,15 @@ from narrowtune.pipeline.stages import (
     score_tasks,
 )
 from narrowtune.pipeline.stopwatch import Stopwatch
+from narrowtune.pipeline.trained import extract_delta, keep, take_up
 from narrowtune.report.build import build_report
 from narrowtune.train.anchor import Anchor
 from narrowtune.train.arguments import num_repeated
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.drift_callback import DriftCallback
-from narrowtune.train.fit import FitResult, fit
+from narrowtune.train.fit import fit
 from narrowtune.train.masters import copy_tensors
 from narrowtune.train.sharded import check_sharing
-
-
-@dataclass
-class Run:
-    """What the stages of one run share, and what they have found so far."""
-
-    config: RunConfig
-    folder: RunFolder
-    watch: Stopwatch
-    loaded: LoadedModel
-    base_hashes: dict[str, str]
-    inputs: Inputs
-    encoder: ChatEncoder
-    shared: Shared
-    arithmetic: Arithmetic
-    features: FeatureStore | None
-    book: Book | None = None
-    plan: Plan | None = None
-    before: list[TaskResult] | None = None
-    after: list[TaskResult] | None = None
-    fitted: FitResult | None = None
-    drift: DriftResult | None = None
-    halves: Halves | None = None
-    dial: DialResult | None = None
 
 
 def teach(
@@ -121,13 +92,17 @@ def teach(
         with apply_arithmetic(run.arithmetic):
             if state.is_main_process:
                 _look_before(run, state.num_processes)
-            with frozen_part(run.loaded, config, run.watch):
-                _train(run, state, console, resume)
+            if not (resume and take_up(run, state)):
+                with frozen_part(run.loaded, config, run.watch):
+                    _train(run, state, console, resume)
+                if state.is_main_process:
+                    keep(run)
             if not state.is_main_process:
                 return None
             _look_after(run)
         record = make_record(run)
         write_json(run.folder.record, record)
+        run.folder.trained.unlink(missing_ok=True)  # the record has it all
         with run.watch.stage("report"):
             build_report(run.folder.root, gallery=config.gallery)
     if run.book is not None:
@@ -217,6 +192,7 @@ def _look_before(run: Run, num_processes: int) -> None:
 
 def _train(run: Run, state: PartialState, console: Console, resume: bool) -> None:
     config, model = run.config, run.loaded.model
+    before = len(run.inputs.notes)
     anchor = None
     if config.anchor is not None:
         with (
@@ -267,6 +243,7 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
     run.watch.seconds["train"] += run.fitted.earlier_seconds
     if resume and run.fitted.summary.resumed_from is None:
         run.inputs.notes.append("Resumed without a checkpoint: training began at its first step.")
+    run.training_notes = run.inputs.notes[before:]
 
 
 def _watch_drift(run: Run, anchor: Anchor | None) -> DriftCallback | None:
@@ -291,38 +268,16 @@ def _look_after(run: Run) -> None:
     if run.halves is not None:
         with run.watch.stage("dial"):
             _dial(run, run.halves)
-    with run.watch.stage("delta"):
-        delta = _extract(run)
-        delta.save(run.folder.delta, packed=run.config.pack_delta)
+            delta = extract_delta(run)
+            delta.save(run.folder.delta, packed=run.config.pack_delta)
+            run.tuned_fingerprint = delta.metadata.tuned_fingerprint
     with run.watch.stage("evaluate the tuned model"):
-        run.after = _score(run, run.inputs.tasks, "after", delta.metadata.tuned_fingerprint)
+        run.after = _score(run, run.inputs.tasks, "after", run.tuned_fingerprint)
     with run.watch.stage("drift"):
         run.drift = measure_run_drift(
             run.loaded, run.fitted.base, run.inputs, run.encoder, run.config, run.features
         )
         write_json(run.folder.drift, run.drift)
-
-
-def _extract(run: Run) -> Delta:
-    assert run.fitted is not None
-    notes = list(run.loaded.notes)
-    if run.config.chat_template_kwargs:
-        notes.append(
-            f"Taught with chat_template_kwargs {run.config.chat_template_kwargs}: whoever serves "
-            "the model has to set them too."
-        )
-    if run.dial is not None:
-        notes.append(f"The dial went to {run.dial.alpha:g} of what was trained.")
-    with warnings.catch_warnings():
-        # The model's notes say so, and what to do is for those who call `extract`.
-        warnings.simplefilter("ignore", OtherDtypeWarning)
-        return extract(
-            run.loaded.model,
-            resolve(run.loaded.model, run.config.recipe),
-            run.fitted.base,
-            base_hashes=run.base_hashes,
-            notes=notes,
-        )
 
 
 def _score(run: Run, tasks: Sequence[Task], where: str, fingerprint: str) -> list[TaskResult]:
@@ -339,11 +294,10 @@ def _score(run: Run, tasks: Sequence[Task], where: str, fingerprint: str) -> lis
 
 
 def _dial(run: Run, halves: Halves) -> None:
-    """Leave the model as far from the base as the budget allows; keep all that was trained."""
+    """Leave the model as far from the base as the budget allows."""
     assert run.fitted is not None
     assert run.before is not None
     model, base = run.loaded.model, run.fitted.base
-    _extract(run).save(run.folder.whole_delta, packed=run.config.pack_delta)
     tuned = copy_tensors(model, base, run.loaded.dtype)
 
     def score(alpha: float, tasks: Sequence[Task]) -> list[TaskResult]:

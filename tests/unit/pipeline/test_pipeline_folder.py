@@ -14,7 +14,7 @@ import yaml
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
 from narrowtune.core.run_folder import RunFolder
-from narrowtune.pipeline import teach as teaching
+from narrowtune.pipeline import trained
 from narrowtune.pipeline.folder import opened
 
 SETTINGS = {"model": "m", "skill": {"path": "a.jsonl"}}
@@ -100,7 +100,7 @@ import sys, time
 from pathlib import Path
 from narrowtune.core.config import RunConfig
 from narrowtune.core.run_folder import RunFolder
-from narrowtune.pipeline import teach as teaching
+from narrowtune.pipeline import trained
 from narrowtune.pipeline.folder import opened
 config = RunConfig.model_validate({SETTINGS!r})
 with opened(RunFolder(Path(sys.argv[1])), config, None, False):
@@ -137,12 +137,12 @@ def test_a_folder_that_can_not_be_written_is_said(tmp_path, config):
 @pytest.mark.parametrize("kwargs", [{}, {"enable_thinking": False}])
 def test_a_delta_says_what_a_server_has_to_set(monkeypatch, kwargs):
     seen = {}
-    monkeypatch.setattr(teaching, "resolve", lambda *_: None)
-    monkeypatch.setattr(teaching, "extract", lambda *_, **given: seen.update(given))
+    monkeypatch.setattr(trained, "resolve", lambda *_: None)
+    monkeypatch.setattr(trained, "extract", lambda *_, **given: seen.update(given))
     config = SimpleNamespace(recipe="sa_proj", chat_template_kwargs=kwargs)
     loaded = SimpleNamespace(notes=["eyes"], model=None)
     fitted = SimpleNamespace(base={})
     run = SimpleNamespace(fitted=fitted, loaded=loaded, dial=None, config=config, base_hashes={})
-    teaching._extract(run)
+    trained.extract_delta(run)
     assert seen["notes"][0] == "eyes"
     assert any("enable_thinking" in note for note in seen["notes"]) == bool(kwargs)

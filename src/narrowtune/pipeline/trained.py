@@ -1,0 +1,130 @@
+"""What is left when training has ended: it stands, whatever fails after it.
+
+The delta is the tuned model, exactly, and trained.json beside it has what only training knew. A run
+that fails while it is scored takes both up when it is resumed, and trains no more.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from pydantic import ValidationError
+
+from narrowtune.core.errors import DeltaError, TrainingError
+from narrowtune.core.results import Proof, TrainingSummary, Value
+from narrowtune.core.run_folder import write_json
+from narrowtune.delta.apply import apply
+from narrowtune.delta.extract import OtherDtypeWarning, extract
+from narrowtune.delta.store import Delta
+from narrowtune.models.select import resolve
+from narrowtune.pipeline.run import Run
+from narrowtune.train.fit import FitResult
+from narrowtune.train.masters import copy_tensors
+
+
+class Trained(Value):
+    """A finished training.
+
+    Attributes:
+        tuned_fingerprint: of the model that it left, and that its delta gives.
+        summary: its numbers.
+        proof: what moved.
+        seconds: of all its parts.
+        notes: what the run says of it.
+    """
+
+    tuned_fingerprint: str
+    summary: TrainingSummary
+    proof: Proof
+    seconds: float
+    notes: list[str]
+
+
+def extract_delta(run: Run) -> Delta:
+    """Return what was trained, or what a dial left of it, as a delta."""
+    assert run.fitted is not None
+    notes = list(run.loaded.notes)
+    if run.config.chat_template_kwargs:
+        notes.append(
+            f"Taught with chat_template_kwargs {run.config.chat_template_kwargs}: whoever serves "
+            "the model has to set them too."
+        )
+    if run.dial is not None:
+        notes.append(f"The dial went to {run.dial.alpha:g} of what was trained.")
+    with warnings.catch_warnings():
+        # The model's notes say so, and what to do is for those who call `extract`.
+        warnings.simplefilter("ignore", OtherDtypeWarning)
+        return extract(
+            run.loaded.model,
+            resolve(run.loaded.model, run.config.recipe),
+            run.fitted.base,
+            base_hashes=run.base_hashes,
+            notes=notes,
+        )
+
+
+def keep(run: Run) -> None:
+    """Write down what training left, before anything else can fail."""
+    assert run.fitted is not None
+    with run.watch.stage("delta"):
+        delta = extract_delta(run)
+        known = Trained(
+            tuned_fingerprint=delta.metadata.tuned_fingerprint,
+            summary=run.fitted.summary,
+            proof=run.fitted.proof,
+            seconds=run.watch.seconds["train"],
+            notes=run.training_notes,
+        )
+        run.folder.trained.unlink(missing_ok=True)  # of a delta that is replaced now
+        delta.save(_place(run), packed=run.config.pack_delta)
+        write_json(run.folder.trained, known)
+    run.tuned_fingerprint = known.tuned_fingerprint
+
+
+def take_up(run: Run, state: PartialState) -> bool:
+    """Whether training had ended before; the model is then as it left it."""
+    ended = [False]
+    if state.is_main_process and run.folder.trained.exists():
+        with run.watch.stage("take up what was trained"):
+            known = _read(run)
+        run.watch.seconds["train"] = known.seconds
+        run.inputs.notes += [*known.notes, "Resumed after training, which had ended."]
+        ended = [True]
+    if state.num_processes > 1:
+        broadcast_object_list(ended)
+    return ended[0]
+
+
+def _place(run: Run) -> Path:
+    """Return where all that is trained goes: with a dial, beside what is left of it."""
+    return run.folder.delta if run.halves is None else run.folder.whole_delta
+
+
+def _read(run: Run) -> Trained:
+    """Leave the base as its finished training left it.
+
+    Raises:
+        TrainingError: what is known of it can't be read, or its delta is gone, damaged or another.
+    """
+    model, path, about = run.loaded.model, _place(run), run.folder.trained
+    selected = resolve(model, run.config.recipe).names
+    try:
+        known = Trained.model_validate_json(about.read_text(encoding="utf-8"))
+        delta = Delta.load(path)
+        if delta.metadata.tuned_fingerprint != known.tuned_fingerprint:
+            raise DeltaError(f"to read {path}", "another delta than was trained", "")
+        base = copy_tensors(model, selected, run.loaded.dtype)
+        apply(model, delta)
+    except (DeltaError, ValidationError, UnicodeDecodeError) as error:
+        found = error.found if isinstance(error, DeltaError) else f"no such thing: {error}"
+        raise TrainingError(
+            asked=f"to go on after the training that ended in {run.folder.root}",
+            found=f"{path.name} and {about.name}, which can't be read: {found}",
+            do=f"put {path.name} back as it was; or delete {about} and train again",
+        ) from None
+    run.fitted = FitResult(known.summary, known.proof, base)
+    run.tuned_fingerprint = known.tuned_fingerprint
+    return known
