@@ -31,7 +31,7 @@ from narrowtune.cli.flags import (
 )
 from narrowtune.cli.judge import judge
 from narrowtune.cli.plan import plan
-from narrowtune.cli.printing import finish, open_console
+from narrowtune.cli.printing import finish, open_console, say_delta
 from narrowtune.cli.settings import column_names, model_settings, row_defaults, run_settings
 from narrowtune.cli.study import study
 from narrowtune.core.data_settings import EVAL_BATCH_SIZE
@@ -202,7 +202,11 @@ def compare(
         return
     console.rule("side by side")
     console.print(comparison_table(records))
-    console.print(advise(records).reason, markup=False)
+    advice = advise(records)
+    console.print(advice.reason, markup=False)
+    if advice.chosen is not None:
+        chosen = records[advice.chosen]
+        say_delta(chosen, page.parent / chosen.name, console)
     console.print(f"Side by side: {page}", markup=False, soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 
 from narrowtune.core.errors import NarrowtuneError
+from narrowtune.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from narrowtune.core.results import RunRecord
@@ -39,9 +41,22 @@ def finish(record: RunRecord, folder: str, as_json: bool, console: Console) -> N
     else:
         for line in summary_lines(record):
             console.print(line)
+        say_delta(record, Path(folder), console)
         console.print(f"Report: {Path(folder) / 'report.html'}", markup=False, soft_wrap=True)
     if record.verdict is not None:
         raise typer.Exit(EXIT_CODES[record.verdict.outcome])
+
+
+def say_delta(record: RunRecord, folder: Path, console: Console) -> None:
+    """Say where a run's delta is, and how it becomes a model where the base is a folder."""
+    if record.delta is None:
+        return
+    path = RunFolder(folder).delta
+    console.print(f"Delta: {path}", markup=False, soft_wrap=True)
+    if record.model["is_folder"]:
+        words = ["narrowtune", "delta", "merge", record.model["source"], str(path)]
+        merge = f"{shlex.join(words)} --output FOLDER"
+        console.print(f"As a model: {merge}", markup=False, soft_wrap=True)
 
 
 def say_written(what: str, result: FolderResult) -> None:

@@ -147,9 +147,26 @@ def test_paths_are_printed_as_they_are(tmp_path, monkeypatch):
 
 def test_the_end_of_a_run_prints_its_report_s_path_as_it_is():
     output, folder = io.StringIO(), "b[x]/" + "long" * 30
-    record = RunRecord.model_construct(verdict=None, tasks=[], notes=[])
+    record = RunRecord.model_construct(verdict=None, delta=None, tasks=[], notes=[])
     finish(record, folder, False, Console(file=output, width=40))
     assert output.getvalue().splitlines()[-1] == f"Report: {folder}/report.html"
+
+
+@pytest.mark.parametrize(("is_folder", "merges"), [(True, True), (False, False)])
+def test_the_end_of_a_run_says_where_its_delta_is_and_what_makes_a_model_of_it(is_folder, merges):
+    output = io.StringIO()
+    record = RunRecord.model_construct(
+        verdict=None,
+        delta=object(),
+        tasks=[],
+        notes=[],
+        model={"source": "my base", "is_folder": is_folder},
+    )
+    finish(record, "runs/a", False, Console(file=output, width=40))
+    *_, delta = [line for line in output.getvalue().splitlines() if line.startswith("Delta: ")]
+    assert delta == "Delta: runs/a/delta.safetensors"
+    merge = "narrowtune delta merge 'my base' runs/a/delta.safetensors --output FOLDER"
+    assert (f"As a model: {merge}" in output.getvalue()) == merges
 
 
 def test_a_folder_that_was_written_is_printed_as_it_is(capsys, monkeypatch):
