@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from narrowtune.cli.flags import AsJson, MaxLength, Set, option
+from narrowtune.cli.flags import AsJson, MaxLength, Overwrite, Set, option
 from narrowtune.cli.printing import open_console
 from narrowtune.cli.settings import run_settings
 from narrowtune.core.errors import UsageError
+from narrowtune.core.run_folder import check_output
 
 
 def check(
@@ -26,6 +27,10 @@ def check(
     show: Annotated[
         int, typer.Option(metavar="N", min=0, help="Rows to show as the model is given them.")
     ] = 1,
+    refused: Annotated[
+        Path | None, option("FILE", "Gets every row that can't be used, a JSON line each.")
+    ] = None,
+    overwrite: Overwrite = False,
     more: Set = None,
     as_json: AsJson = False,
 ) -> None:
@@ -33,8 +38,8 @@ def check(
 
     Every row is encoded with the model's own chat template and processor; what can't be used is
     named. Items of one group or picture are worth less than their number as evidence. Writes
-    nothing; of a hub id, only settings and tokenizer are downloaded. Memory, devices and what the
-    recipe finds in the model are not looked at: `narrowtune plan` does that.
+    nothing but --refused; of a hub id, only settings and tokenizer are downloaded. Memory, devices
+    and what the recipe finds in the model are not looked at: `narrowtune plan` does that.
     """
     flags = {"model": model, "skill.path": skill, "keep": keep, "max_length": max_length}
     settings = run_settings(config, flags, more)
@@ -47,7 +52,14 @@ def check(
     from narrowtune.pipeline.preview import check_rows
     from narrowtune.report.check_view import render_check
 
-    found = check_rows(settings, num_shown=show)
+    if refused is not None:
+        check_output(refused.parent, [refused.name], overwrite=overwrite)
+        refused.unlink(missing_ok=True)  # none may be refused this time
+    try:
+        found = check_rows(settings, num_shown=show, refused_path=refused)
+    finally:
+        if refused is not None and refused.exists():
+            typer.echo(f"Rows that can't be used: {refused}", err=True)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:

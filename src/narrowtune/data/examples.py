@@ -190,6 +190,24 @@ class RowError(DataError):
         return RefusedRow(path, row or self.row, self.reason)
 
 
+_REASONS, _ROWS = 5, 3  # that are named
+
+
+def _by_reason(refused: Sequence[RefusedRow]) -> str:
+    """Return a line for each reason, those of most rows first, with the first of its rows."""
+    rows: dict[str, list[int]] = {}
+    for item in refused:
+        rows.setdefault(item.reason, []).append(item.row)
+    most = sorted(rows.items(), key=lambda pair: -len(pair[1]))
+    lines = []
+    for reason, numbers in most[:_REASONS]:
+        named = ", ".join(map(str, numbers[:_ROWS]))
+        more = f" and {len(numbers) - _ROWS} more" if len(numbers) > _ROWS else ""
+        lines.append(f"\n  row{'s' * (len(numbers) > 1)} {named}{more}: {reason}")
+    left = sum(len(numbers) for _, numbers in most[_REASONS:])
+    return "".join(lines) + (f"\n  and {left} more, for other reasons" if left else "")
+
+
 class RowsRefusedError(DataError):
     """More rows were refused than is tolerated; `refused` holds all of them.
 
@@ -205,11 +223,9 @@ class RowsRefusedError(DataError):
     ) -> None:
         self.refused, self.num_rows = refused, num_rows
         path = refused[0].path
-        shown = "".join(f"\n  row {item.row}: {item.reason}" for item in refused[:5])
-        more = f"\n  and {len(refused) - 5} more" if len(refused) > 5 else ""
         super().__init__(
             asked=f"the rows of {path}, at most {allowed} of them unusable",
-            found=f"{len(refused)} of {num_rows} rows can't be used:{shown}{more}",
+            found=f"{len(refused)} of {num_rows} rows can't be used:{_by_reason(refused)}",
             do=do
             or f"correct these rows, or set max_refused to {len(refused)} to go on without them",
         )

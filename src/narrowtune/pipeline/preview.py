@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 from narrowtune.core.config import RunConfig
@@ -27,8 +28,10 @@ from narrowtune.train.arguments import planned_steps
 _REPEATED = 4  # times that a token stands in a row of itself before it is counted instead
 
 
-def check_rows(config: RunConfig, *, num_shown: int = 1) -> RowCheck:
-    """Read and encode all rows of a run. Writes nothing, and loads no weights.
+def check_rows(
+    config: RunConfig, *, num_shown: int = 1, refused_path: Path | None = None
+) -> RowCheck:
+    """Read and encode all rows of a run. Loads no weights, and writes nothing else.
 
     What depends on weights or on the machine is not looked at: memory, devices, room on the disk,
     and which matrices the recipe finds.
@@ -36,6 +39,7 @@ def check_rows(config: RunConfig, *, num_shown: int = 1) -> RowCheck:
     Args:
         config: the run.
         num_shown: rows that come back as the model is given them.
+        refused_path: gets the rows that can't be used, those for which this fails among them.
 
     Raises:
         NarrowtuneError: as a run would, for its settings and rows.
@@ -45,7 +49,7 @@ def check_rows(config: RunConfig, *, num_shown: int = 1) -> RowCheck:
         config.model, revision=config.revision, processor_kwargs=config.processor_kwargs
     )
     encoder = make_encoder(reader, config)
-    inputs = read_inputs(config, encoder)
+    inputs = read_inputs(config, encoder, refused_path)
     kept = [task.groups for task in inputs.tasks if task.role == "held_out"]
     worth = effective_items_together(kept)
     provable = smallest_provable_budget(worth) if worth else None

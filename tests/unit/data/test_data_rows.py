@@ -449,11 +449,20 @@ def test_the_error_names_number_rows_and_reasons(read: Callable[..., Rows]) -> N
         read(*rows, max_refused=7)
     text = str(error.value)
     assert "8 of 8 rows" in text
-    assert "row 5: answer is missing" in text
-    assert "and 3 more" in text
+    assert "rows 1, 2, 3 and 5 more: answer is missing" in text
     assert "max_refused to 8" in text
     with pytest.raises(DataError, match="none of which"):
         read(*rows, max_refused=8)
+
+
+def test_reasons_of_many_rows_come_first_and_few_are_named(read: Callable[..., Rows]) -> None:
+    rows = [{f"c{number}": "a"} for number in range(6)] + [{"question": "a"}] * 2
+    with pytest.raises(RowsRefusedError) as error:
+        read(*rows)
+    lines = str(error.value).splitlines()
+    assert lines[2].startswith("  rows 7, 8: answer is missing")
+    assert lines[3].startswith("  row 1: no known columns")
+    assert lines[7] == "  and 2 more, for other reasons"
 
 
 def test_refused_rows_go_to_a_file(tmp_path: Path, read: Callable[..., Rows]) -> None:

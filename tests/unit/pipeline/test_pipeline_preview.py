@@ -205,3 +205,18 @@ def test_the_command_prints_rows_or_json(without_weights, config, tmp_path):
     refused = CliRunner().invoke(app, [*flags, "--set", "ledger=taught"])
     assert isinstance(refused.exception, NarrowtuneError)
     assert "ledger" in str(refused.exception)
+
+
+def test_all_rows_that_can_not_be_used_go_to_a_file_if_wanted(without_weights, config, tmp_path):
+    made, path = config(without_weights("llama")), tmp_path / "refused.jsonl"
+    flags = ["check", "--model", made.model, "--skill", made.skill.path, "--refused", str(path)]
+    flags += ["--keep", made.keep[0].path]
+    ran = CliRunner().invoke(app, [*flags, "--max-length", "3"])
+    assert isinstance(ran.exception, DataError)
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 20
+    assert f"Rows that can't be used: {path}" in ran.output
+    ran = CliRunner().invoke(app, flags)
+    assert isinstance(ran.exception, UsageError)
+    ran = CliRunner().invoke(app, [*flags, "--overwrite"])
+    assert ran.exit_code == 0, ran.output
+    assert not path.exists()
