@@ -12,6 +12,7 @@ from narrowtune.delta.store import Delta
 from narrowtune.engine.quantised import LIBRARIES
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import load_model
+from narrowtune.pipeline import teach as pipeline
 from narrowtune.pipeline.teach import teach
 from quantisers import quantise_by_hand
 
@@ -32,7 +33,7 @@ def test_a_run_scores_and_records_full_precision(tiny, tmp_path, kind, monkeypat
     keep = write_rows(tmp_path / "keep.jsonl", saying_rows(8))
     general = write_rows(tmp_path / "general.jsonl", [{"prompt": f"Tell {i}."} for i in range(6)])
 
-    def run(name, **training):
+    def run(name, *, resume=False, **training):
         drift = {"prompts": str(general), "max_new_tokens": 3, "every": 4}
         values = {
             "model": str(folder),
@@ -49,7 +50,7 @@ def test_a_run_scores_and_records_full_precision(tiny, tmp_path, kind, monkeypat
             },
             "output_dir": str(tmp_path / name),
         }
-        return teach(parse_config(values, "a test"))
+        return teach(parse_config(values, "a test"), resume=resume)
 
     plain, record = run("plain"), run("quantised", quantize_frozen=kind)
     (note,) = [each for each in record.notes if each.startswith("Trained over a base")]
@@ -60,6 +61,15 @@ def test_a_run_scores_and_records_full_precision(tiny, tmp_path, kind, monkeypat
     assert record.proof.frozen_identical
     assert record.delta.tuned_fingerprint != plain.delta.tuned_fingerprint
     assert note in (tmp_path / "quantised/report.md").read_text()
+    # Stopped after its training, it says the same when it has gone on.
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "make_record", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("parts", quantize_frozen=kind)
+    parts = run("parts", resume=True, quantize_frozen=kind)
+    assert note in parts.notes
+    assert parts.delta.tuned_fingerprint == record.delta.tuned_fingerprint
+    assert "quantise the frozen part" in parts.seconds
     # What is scored as the tuned model is the delta on the checkpoint.
     base = load_model(str(folder), device="cpu")
     apply(base.model, Delta.load(tmp_path / "quantised/delta.safetensors"))

@@ -19,10 +19,11 @@ DIAL = {"dial": {"num_steps": 2}, "budget": 90.0}
 @pytest.fixture
 def settings(tiny, tmp_path, monkeypatch):
     """`settings(name, **changes)` is a run of three steps without checkpoints."""
-    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
     model = tiny("llama", torch.bfloat16)
 
     def make(name, **changes):
+        # Each has scores of its own: one would know the other's.
+        monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / f"cache-{name}"))
         path = write_run(tmp_path, model, name, training={"max_steps": 3})
         return load_config(path, {"drift.every": 2, **changes})
 
@@ -33,11 +34,23 @@ def fail(*_, **__):
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
 
-def stop_after_training(monkeypatch, config, where):
+def stop_after_training(monkeypatch, config, where, *, resume=False):
+    take_up, keep = pipeline.take_up, pipeline.keep
+
+    def then_fail(do):
+        def done(run, *more):
+            found = do(run, *more)
+            if found is not False:  # nothing was there to take up
+                patched.setattr(pipeline, where, fail)
+            return found
+
+        return done
+
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, where, fail)
+        patched.setattr(pipeline, "take_up", then_fail(take_up))
+        patched.setattr(pipeline, "keep", then_fail(keep))
         with pytest.raises(TrainingError, match="too little memory"):
-            teach(config)
+            teach(config, resume=resume)
 
 
 def without_times(values):
@@ -47,7 +60,12 @@ def without_times(values):
 
 @pytest.mark.parametrize(
     ("changes", "where"),
-    [({}, "measure_run_drift"), (DIAL, "turn"), ({"pack_delta": True}, "measure_run_drift")],
+    [
+        ({}, "measure_run_drift"),
+        ({"pack_delta": True}, "score_tasks"),
+        (DIAL, "turn"),
+        (DIAL, "measure_run_drift"),
+    ],
 )
 def test_a_run_goes_on_after_its_training(settings, tmp_path, monkeypatch, changes, where):
     whole = teach(settings("whole", **changes))
@@ -57,10 +75,17 @@ def test_a_run_goes_on_after_its_training(settings, tmp_path, monkeypatch, chang
     known = json.loads((folder / "trained.json").read_text())
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "fit", fail)
-        resumed = teach(config, resume=True)
+        stop_after_training(monkeypatch, config, where, resume=True)  # and once more
+        smaller = config.model_copy(update={"eval_batch_size": 3})
+        resumed = teach(smaller, resume=True)
+    assert "eval_batch_size: 3" in (folder / "resolved.yaml").read_text()
     assert without_times(resumed.training) == without_times(whole.training)
     assert resumed.training.seconds == known["summary"]["seconds"] > 0
-    assert resumed.seconds["train"] == round(known["seconds"], 2)
+    for stage in ("train", "answer the anchor's prompts"):
+        assert resumed.seconds[stage] == round(known["seconds"][stage], 2)
+    assert [task.after for task in resumed.tasks] == [task.after for task in whole.tasks]
+    assert resumed.verdict == whole.verdict
+    assert resumed.dial == whole.dial
     assert resumed.proof == whole.proof
     assert resumed.drift.kl_base_tuned == pytest.approx(whole.drift.kl_base_tuned, rel=1e-4)
     names = ("delta.safetensors", "delta_whole.safetensors")[: 1 + ("dial" in changes)]
@@ -89,7 +114,9 @@ def test_what_can_not_be_taken_up_is_said(settings, tmp_path, monkeypatch, name,
     if name == "trained.json" and content is None:  # nothing says that it had ended
         assert teach(config, resume=True).training.num_steps == 3
         return
-    with pytest.raises(TrainingError, match=r"(?s)training that ended.*trained\.json and train"):
+    with pytest.raises(
+        TrainingError, match=rf"(?s)training that ended.*Found: {name}.*trained\.json and train"
+    ):
         teach(config, resume=True)
     (tmp_path / "parts" / "trained.json").unlink()
     assert teach(config, resume=True).training.num_steps == 3

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from narrowtune.cli.flags import AsJson, MaxLength, Overwrite, Set, option
+from narrowtune.cli.flags import AsJson, MaxLength, Set, option
 from narrowtune.cli.printing import open_console
 from narrowtune.cli.settings import run_settings
 from narrowtune.core.errors import UsageError
@@ -28,9 +28,8 @@ def check(
         int, typer.Option(metavar="N", min=0, help="Rows to show as the model is given them.")
     ] = 1,
     refused: Annotated[
-        Path | None, option("FILE", "Gets every row that can't be used, a JSON line each.")
+        Path | None, option("FILE", "New; gets every row that can't be used, a JSON line each.")
     ] = None,
-    overwrite: Overwrite = False,
     more: Set = None,
     as_json: AsJson = False,
 ) -> None:
@@ -53,8 +52,7 @@ def check(
     from narrowtune.report.check_view import render_check
 
     if refused is not None:
-        check_output(refused.parent, [refused.name], overwrite=overwrite)
-        refused.unlink(missing_ok=True)  # none may be refused this time
+        check_output(refused.parent, [refused.name], overwrite=False)
     try:
         found = check_rows(settings, num_shown=show, refused_path=refused)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,15 +47,16 @@ def finish(record: RunRecord, folder: str, as_json: bool, console: Console) -> N
 
 
 def say_delta(record: RunRecord, folder: Path, console: Console) -> None:
-    """Say where a run's delta is, and how it becomes a model where the base is a folder."""
+    """Say where a run's delta is, and what writes a model with it."""
     if record.delta is None:
         return
-    path = RunFolder(folder).delta
-    console.print(f"Delta: {path}", markup=False, soft_wrap=True)
-    if record.model["is_folder"]:
-        words = ["narrowtune", "delta", "merge", record.model["source"], str(path)]
-        merge = f"{shlex.join(words)} --output FOLDER"
-        console.print(f"As a model: {merge}", markup=False, soft_wrap=True)
+    from narrowtune.report.sections import WRITES, delta_commands
+
+    here = record.delta.model_copy(update={"path": str(RunFolder(folder).delta)})
+    console.print(f"Delta: {here.path}", markup=False, soft_wrap=True)
+    for what, command in delta_commands(record, here):
+        if what.startswith(WRITES):
+            console.print(f"{what}: {command}", markup=False, soft_wrap=True)
 
 
 def say_written(what: str, result: FolderResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -87,13 +88,32 @@ def _check_defaults(defaults: dict[str, str | list[str]]) -> dict[str, str | lis
     asked = [name for name in defaults if name in PAIRS]
     if len(asked) > 1:
         raise ValueError(f"{' and '.join(asked)} both say what is asked: give one")
-    empty = [name for name, value in defaults.items() if not value or not "".join(value).strip()]
-    if empty:
-        raise ValueError(f"{', '.join(empty)} is empty")
-    lists = [name for name, value in defaults.items() if isinstance(value, list)]
-    if set(lists) - {"options"}:
-        raise ValueError(f"{', '.join(lists)} is a list, and only options are one")
-    return defaults
+    for name, value in defaults.items():
+        if name == "options":
+            continue
+        if isinstance(value, list):
+            raise ValueError(f"{name} is a list, and only options are one")
+        if not value.strip():
+            raise ValueError(f"{name} is empty")
+    return (
+        defaults | {"options": _options(defaults["options"])} if "options" in defaults else defaults
+    )
+
+
+def _options(given: str | list[str]) -> list[str]:
+    """Return a list of options; on the command line it is written as JSON."""
+    found: Any = given
+    if isinstance(given, str):
+        try:
+            found = json.loads(given)
+        except ValueError:
+            found = None
+    texts: list[Any] = found if isinstance(found, list) else [None]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f'options is {given!r}: give a list of texts, such as ["yes", "no"]')
+    if len(texts) < 2:
+        raise ValueError(f"options has {len(texts)} of two at least")
+    return texts
 
 
 Defaults = Annotated[dict[str, str | list[str]], AfterValidator(_check_defaults)]

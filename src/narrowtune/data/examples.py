@@ -6,6 +6,7 @@ Owns: the values `Text`, `Image`, `Message`, `Example`, `RefusedRow`, `Rows`, an
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -191,20 +192,23 @@ class RowError(DataError):
 
 
 _REASONS, _ROWS = 5, 3  # that are named
+_OWN_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")  # of a row, in the reason why it is refused
 
 
 def _by_reason(refused: Sequence[RefusedRow]) -> str:
-    """Return a line for each reason, those of most rows first, with the first of its rows."""
-    rows: dict[str, list[int]] = {}
+    """Return a line for each kind of reason, those of most rows first, with its first rows."""
+    kinds: dict[str, list[RefusedRow]] = {}
     for item in refused:
-        rows.setdefault(item.reason, []).append(item.row)
-    most = sorted(rows.items(), key=lambda pair: -len(pair[1]))
+        kinds.setdefault(_OWN_VALUES.sub("", item.reason), []).append(item)
+    most = sorted(kinds.values(), key=lambda rows: -len(rows))
     lines = []
-    for reason, numbers in most[:_REASONS]:
-        named = ", ".join(map(str, numbers[:_ROWS]))
-        more = f" and {len(numbers) - _ROWS} more" if len(numbers) > _ROWS else ""
-        lines.append(f"\n  row{'s' * (len(numbers) > 1)} {named}{more}: {reason}")
-    left = sum(len(numbers) for _, numbers in most[_REASONS:])
+    for rows in most[:_REASONS]:
+        named = ", ".join(str(item.row) for item in rows[:_ROWS])
+        more = f" and {len(rows) - _ROWS} more" if len(rows) > _ROWS else ""
+        one = len({item.reason for item in rows}) == 1
+        first = "" if one else f" (row {rows[0].row})"
+        lines.append(f"\n  row{'s' * (len(rows) > 1)} {named}{more}: {rows[0].reason}{first}")
+    left = sum(map(len, most[_REASONS:]))
     return "".join(lines) + (f"\n  and {left} more, for other reasons" if left else "")
 
 

@@ -117,15 +117,41 @@ def filled(row: dict[str, Any], defaults: Mapping[str, str | list[str]]) -> dict
     Raises:
         RowError: the row is asked something else, or says in turns what it is.
     """
-    missing = {name: value for name, value in defaults.items() if row.get(name) is None}
+    missing = {name: value for name, value in defaults.items() if _is_empty(row.get(name))}
+    if _opens_with_system(row):
+        missing.pop("system", None)
     for name in missing.keys() & PAIRS.keys():
-        others = [kind for kind in _KINDS if row.get(kind) is not None]
+        others = [kind for kind in _KINDS if not _is_empty(row.get(kind))]
         if others:
             raise RowError(
                 f"defaults has {name}, and the row says by {', '.join(others)} what it is asked: "
-                f"call {name} in defaults what the rows call it, or drop it there"
+                f"drop {name} from defaults" + ", or call it so there" * (others[0] in PAIRS)
             )
+        own = ("image", "images", "input", "system")
+        if all(_is_empty(row.get(key)) for key in own):
+            raise RowError(
+                f"defaults asks it the same as every row, by {name}, and it has no picture and no "
+                "input of its own: a text to be read goes beside an instruction (columns: {input: "
+                "TEXT, output: ANSWER}, defaults: {instruction: …})"
+            )
+    if "input" in missing and _is_empty((row | missing).get("instruction")):
+        raise RowError("defaults has input, which is read beside instruction alone: drop it there")
     return row | missing
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a column's value says nothing: none, blank text, or an empty list."""
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def _opens_with_system(row: dict[str, Any]) -> bool:
+    """Whether the turns of a row begin with a system turn."""
+    for kind in ("messages", "conversations", "prompt"):
+        turns = row.get(kind)
+        first = turns[0] if isinstance(turns, list) and turns else None
+        if isinstance(first, dict):
+            return "system" in (first.get("role"), first.get("from"))
+    return False
 
 
 def check_named(row: dict[str, Any], columns: Mapping[str, str]) -> None:

@@ -162,6 +162,7 @@ def _readable(
 def write_refused(path: Path, rows: Iterable[RefusedRow]) -> None:
     """Write rows_refused.jsonl: one `{"path", "row", "reason"}` per line."""
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(
         "".join(f"{line}\n" for line in lines), encoding="utf-8", errors="replace"
     )

@@ -3,8 +3,8 @@
 torch 2.13's fused attention takes, backwards in bf16 on a CPU with matrix units, four times as long
 as the products that it consists of, as long as rows are short. Forward and backward of 6 lines of
 180 tokens, 9 heads: 23.5 ms fused, 5.6 ms by products; of 2 lines of 512 tokens 17.0 and 9.3; of
-one of 1,024 tokens 29.7 and 43.3 (two cores, AMX). In fp32 with oneDNN's products it is 4 lines of
-128 tokens, 3 heads: 3.8 and 1.1 ms (two cores, AVX-512); with torch's own both take as long.
+one of 1,024 tokens 29.7 and 43.3 (two cores, AMX). In fp32 with oneDNN's products 4 lines of 128
+tokens, 3 heads, take 3.8 and 1.1 ms (two cores, AVX-512); with torch's own both take as long.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from narrowtune.core.config import RunConfig, parse_config
@@ -33,7 +32,7 @@ from narrowtune.core.run_folder import RunFolder
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_run
-from narrowtune.pipeline.folder import as_known_now, check_started, row_hashes
+from narrowtune.pipeline.folder import as_known_now, check_started, is_held_to, started_from
 from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stopwatch import Stopwatch
@@ -228,7 +227,8 @@ def _check_ways(
     base = fingerprint(loaded.model) if finished else ""
     for own in finished:
         _, inputs = shared.read(loaded, own, None)
-        _hold(RunFolder(Path(own.output_dir)), base, row_hashes(inputs.summaries))
+        data = started_from(loaded.model, own, inputs.summaries)
+        _hold(RunFolder(Path(own.output_dir)), base, data)
 
 
 def _hold(folder: RunFolder, base: str, data: dict[str, str]) -> None:
@@ -331,8 +331,8 @@ def _known(config: RunConfig) -> RunRecord | None:
     folder = RunFolder(Path(config.output_dir))
     if not folder.record.exists():
         return None
-    before = yaml.safe_load(as_known_now(folder.resolved.read_text(encoding="utf-8")))
-    if before != config.model_dump(mode="json"):
+    before = as_known_now(folder.resolved.read_text(encoding="utf-8"))
+    if not is_held_to(before, config):
         raise UsageError(
             asked=f"a comparison in {folder.root.parent}",
             found=f"a finished run in {folder.root} that has other settings",

@@ -10,15 +10,18 @@ from contextlib import contextmanager, suppress
 
 import yaml
 from filelock import FileLock, Timeout
+from torch import nn
 
 from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DataSummary
 from narrowtune.core.run_folder import RunFolder, write_json, write_text
+from narrowtune.train.proof import recomputed_buffers
 
 logger = logging.getLogger(__name__)
 
 _LOCK = ".run.lock"
+_BATCH = "eval_batch_size"
 
 _ALWAYS = {"model", "recipe", "skill", "training", "output_dir"}
 """Keys that every run's resolved settings have."""
@@ -106,7 +109,7 @@ def _check(folder: RunFolder, config: RunConfig, given: str | None, resume: bool
         _check_free(folder, given)
     if there:
         before = as_known_now(folder.resolved.read_text(encoding="utf-8"))
-        if before != _resolved(config):
+        if not is_held_to(before, config):
             raise UsageError(
                 asked=f"to resume the run in {folder.root}",
                 found="other settings than it was started with:\n"
@@ -132,6 +135,21 @@ def as_known_now(resolved: str) -> str:
         return _resolved(parse_config(yaml.safe_load(resolved), "an earlier run"))
     except (yaml.YAMLError, UsageError):
         return resolved
+
+
+def is_held_to(resolved: str, config: RunConfig) -> bool:
+    """Whether settings are those that a run was begun with, but for its batches of answers.
+
+    Answers don't depend on these; of models whose answers do, `check_started` knows.
+
+    Args:
+        resolved: what the run was begun with, from `as_known_now`.
+        config: the settings.
+    """
+    before, now = yaml.safe_load(resolved), config.model_dump(mode="json")
+    if isinstance(before, dict):
+        before[_BATCH] = now[_BATCH]
+    return bool(before == now)
 
 
 def _is_a_run(folder: RunFolder) -> bool:
@@ -174,13 +192,23 @@ def row_hashes(summaries: Sequence[DataSummary]) -> dict[str, str]:
     return rows | {f"metric of {part.name}": part.metric for part in summaries if part.metric}
 
 
+def started_from(
+    model: nn.Module, config: RunConfig, summaries: Sequence[DataSummary]
+) -> dict[str, str]:
+    """Return `row_hashes`, and what else a run must not go on without."""
+    found = row_hashes(summaries)
+    if recomputed_buffers(model):
+        found[_BATCH] = str(config.eval_batch_size)
+    return found
+
+
 def check_started(folder: RunFolder, base: str, data: dict[str, str], resume: bool) -> None:
     """Remember what a run started from, and hold a resumed one to it.
 
     Args:
         folder: the run's.
         base: fingerprint of the model as it was loaded.
-        data: from `row_hashes`.
+        data: from `started_from`.
         resume: whether the run goes on.
 
     Raises:
@@ -189,7 +217,9 @@ def check_started(folder: RunFolder, base: str, data: dict[str, str], resume: bo
     path = folder.root / "started.json"
     now = {"base": base, **data}
     if resume and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        # Earlier runs did not write down the size of their batches.
+        before = {key: now[key] for key in now.keys() & {_BATCH}}
+        before |= json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if changed:
             raise UsageError(

@@ -26,7 +26,7 @@ from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_launch, check_run
 from narrowtune.pipeline.dial import Halves, restrict, turn
-from narrowtune.pipeline.folder import check_started, opened, row_hashes
+from narrowtune.pipeline.folder import check_started, opened, started_from
 from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
 from narrowtune.pipeline.pitfalls import cannot_ship, nothing_to_lose, pitfalls, unused_rows
@@ -95,8 +95,8 @@ def teach(
             if not (resume and take_up(run, state)):
                 with frozen_part(run.loaded, config, run.watch):
                     _train(run, state, console, resume)
-                if state.is_main_process:
-                    keep(run)
+                    if state.is_main_process:
+                        keep(run)
             if not state.is_main_process:
                 return None
             _look_after(run)
@@ -143,8 +143,9 @@ def _prepare(
         halves = Halves(inputs.tasks, config.dial, config.seed)
         halves.check(config)
     if state.is_main_process:
-        check_room(folder.root, loaded.model, selection, number=1 + (halves is not None))
-        check_started(folder, base, row_hashes(inputs.summaries), resume)
+        ended = resume and folder.trained.exists()
+        check_room(folder.root, loaded.model, selection, number=(not ended) + bool(halves))
+        check_started(folder, base, started_from(loaded.model, config, inputs.summaries), resume)
     with watch.stage("measure the arithmetic"), state.main_process_first():
         arithmetic = choose_arithmetic(config, loaded, inputs, encoder, folder, base=base)
     if config.training.packing and not arithmetic.packing:

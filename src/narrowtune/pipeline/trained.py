@@ -32,15 +32,17 @@ class Trained(Value):
         tuned_fingerprint: of the model that it left, and that its delta gives.
         summary: its numbers.
         proof: what moved.
-        seconds: of all its parts.
+        seconds: of the run's stages up to its end.
         notes: what the run says of it.
+        model_notes: what is said of the model that was trained.
     """
 
     tuned_fingerprint: str
     summary: TrainingSummary
     proof: Proof
-    seconds: float
+    seconds: dict[str, float]
     notes: list[str]
+    model_notes: list[str]
 
 
 def extract_delta(run: Run) -> Delta:
@@ -75,8 +77,9 @@ def keep(run: Run) -> None:
             tuned_fingerprint=delta.metadata.tuned_fingerprint,
             summary=run.fitted.summary,
             proof=run.fitted.proof,
-            seconds=run.watch.seconds["train"],
+            seconds=run.watch.seconds,
             notes=run.training_notes,
+            model_notes=run.loaded.notes,
         )
         run.folder.trained.unlink(missing_ok=True)  # of a delta that is replaced now
         delta.save(_place(run), packed=run.config.pack_delta)
@@ -90,7 +93,9 @@ def take_up(run: Run, state: PartialState) -> bool:
     if state.is_main_process and run.folder.trained.exists():
         with run.watch.stage("take up what was trained"):
             known = _read(run)
-        run.watch.seconds["train"] = known.seconds
+        for stage, seconds in known.seconds.items():  # those that are not done again
+            run.watch.seconds.setdefault(stage, seconds)
+        run.loaded.notes += [note for note in known.model_notes if note not in run.loaded.notes]
         run.inputs.notes += [*known.notes, "Resumed after training, which had ended."]
         ended = [True]
     if state.num_processes > 1:
@@ -113,18 +118,24 @@ def _read(run: Run) -> Trained:
     selected = resolve(model, run.config.recipe).names
     try:
         known = Trained.model_validate_json(about.read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        raise _lost(run, about, str(error)) from None
+    try:
         delta = Delta.load(path)
         if delta.metadata.tuned_fingerprint != known.tuned_fingerprint:
-            raise DeltaError(f"to read {path}", "another delta than was trained", "")
+            raise _lost(run, path, "another delta than was trained")
         base = copy_tensors(model, selected, run.loaded.dtype)
         apply(model, delta)
-    except (DeltaError, ValidationError, UnicodeDecodeError) as error:
-        found = error.found if isinstance(error, DeltaError) else f"no such thing: {error}"
-        raise TrainingError(
-            asked=f"to go on after the training that ended in {run.folder.root}",
-            found=f"{path.name} and {about.name}, which can't be read: {found}",
-            do=f"put {path.name} back as it was; or delete {about} and train again",
-        ) from None
+    except DeltaError as error:
+        raise _lost(run, path, error.found) from None
     run.fitted = FitResult(known.summary, known.proof, base)
     run.tuned_fingerprint = known.tuned_fingerprint
     return known
+
+
+def _lost(run: Run, path: Path, found: str) -> TrainingError:
+    return TrainingError(
+        asked=f"to go on after the training that ended in {run.folder.root}",
+        found=f"{path.name}: {found}",
+        do=f"put {path.name} back as it was; or delete {run.folder.trained} and train again",
+    )

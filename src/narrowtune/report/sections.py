@@ -88,6 +88,10 @@ def proof_view(proof: Proof) -> ProofView:
     )
 
 
+WRITES = ("Fetch the base", "Write the")
+"""How commands are told by what they do that end in a model's folder."""
+
+
 def delta_commands(record: RunRecord, delta: DeltaInfo) -> list[tuple[str, str]]:
     """The commands that apply and undo the delta, with what each does."""
     source = os.path.expanduser(str(record.model.get("source") or "MODEL"))  # noqa: PTH111

@@ -28,6 +28,10 @@ _PLACES = {"path", "test_path", "name", "image_root", "max_refused"}
 """Where rows are and what they are called is no part of what they are."""
 
 
+_SINCE = {"drift.columns": {}, "drift.defaults": {}, "training.torch_compile": False}
+"""What earlier studies did not know, as it was for them."""
+
+
 def hold_to(settings: StudySettings, weights: str, *, begun: bool) -> None:
     """Hold a start to what earlier ones wrote down, and write down what it adds.
 
@@ -41,6 +45,7 @@ def hold_to(settings: StudySettings, weights: str, *, begun: bool) -> None:
     """
     path, now = Path(settings.output_dir) / "study.json", describe(settings, weights)
     known = json.loads(path.read_text("utf-8")) if begun and path.exists() else {}
+    known = {**_SINCE, **known} if known else known
     other = [key for key in now if key in known and not _same(key, known[key], now[key])]
     if other:
         raise UsageError(

@@ -43,7 +43,11 @@ def snapshot_frozen(model: nn.Module, selected_names: Iterable[str]) -> dict[str
     return hashes
 
 
-def _fixed_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def recomputed_buffers(model: nn.Module) -> set[str]:
+    """Return the rotary tables that follow from the length of the input, by name.
+
+    Answers of a model that has some depend on the longest row of their batch.
+    """
     recomputed: set[str] = set()
     for prefix, module in model.named_modules():
         rope_type = getattr(module, "rope_type", None)
@@ -54,6 +58,11 @@ def _fixed_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 for name, _ in module.named_buffers(recurse=False)
                 if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
             )
+    return recomputed
+
+
+def _fixed_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    recomputed = recomputed_buffers(model)
     for name, buffer in model.named_buffers():
         if name not in recomputed:
             yield name, buffer

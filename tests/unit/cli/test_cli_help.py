@@ -16,7 +16,7 @@ from narrowtune.cli.printing import finish, say_written
 from narrowtune.core.config import load_config
 from narrowtune.core.errors import UsageError
 from narrowtune.core.recipes import RECIPES
-from narrowtune.core.results import RunRecord
+from narrowtune.core.results import DeltaInfo, RunRecord
 from narrowtune.delta.folder import FolderResult
 from narrowtune.evaluate.metrics import METRICS
 
@@ -152,21 +152,27 @@ def test_the_end_of_a_run_prints_its_report_s_path_as_it_is():
     assert output.getvalue().splitlines()[-1] == f"Report: {folder}/report.html"
 
 
-@pytest.mark.parametrize(("is_folder", "merges"), [(True, True), (False, False)])
-def test_the_end_of_a_run_says_where_its_delta_is_and_what_makes_a_model_of_it(is_folder, merges):
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (
+            {"source": "my base", "is_folder": True},
+            "narrowtune delta apply 'my base' runs/a/delta.safetensors --output tuned",
+        ),
+        ({"source": "maker/base", "is_folder": False}, "hf download maker/base --local-dir"),
+        ({"source": "base", "ledger": "taught"}, "narrowtune ledger build taught --output tuned"),
+    ],
+)
+def test_the_end_of_a_run_says_where_its_delta_is_and_what_writes_a_model(model, told):
     output = io.StringIO()
-    record = RunRecord.model_construct(
-        verdict=None,
-        delta=object(),
-        tasks=[],
-        notes=[],
-        model={"source": "my base", "is_folder": is_folder},
-    )
+    delta = DeltaInfo.model_construct(path="elsewhere")
+    record = RunRecord.model_construct(verdict=None, delta=delta, tasks=[], notes=[], model=model)
     finish(record, "runs/a", False, Console(file=output, width=40))
-    *_, delta = [line for line in output.getvalue().splitlines() if line.startswith("Delta: ")]
-    assert delta == "Delta: runs/a/delta.safetensors"
-    merge = "narrowtune delta merge 'my base' runs/a/delta.safetensors --output FOLDER"
-    assert (f"As a model: {merge}" in output.getvalue()) == merges
+    lines = output.getvalue().splitlines()
+    assert "Delta: runs/a/delta.safetensors" in lines
+    assert any(told in line for line in lines)
+    assert "elsewhere" not in output.getvalue()
+    assert ("delta apply" in output.getvalue()) == ("ledger" not in model)
 
 
 def test_a_folder_that_was_written_is_printed_as_it_is(capsys, monkeypatch):

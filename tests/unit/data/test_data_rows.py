@@ -124,9 +124,15 @@ def test_a_column_of_a_csv_is_there_though_its_cells_are_empty(tmp_path: Path) -
     assert (example.answers, example.images) == (("A",), ())
 
 
-def test_what_all_rows_share_need_not_be_a_column(read: Callable[..., Rows]) -> None:
+def test_what_all_rows_share_need_not_be_a_column(
+    read: Callable[..., Rows], png: Callable[..., bytes]
+) -> None:
     defaults = {"system": "Be brief.", "question": QUESTION, "options": [ANSWER, "other"]}
-    rows = [{"label": ANSWER}, {"label": "other", "system": "Be long.", "question": "And?"}]
+    uri = "data:image/png;base64," + base64.b64encode(png()).decode()
+    rows = [
+        {"label": ANSWER, "image": uri},
+        {"label": "other", "system": "Be long.", "question": "And?"},
+    ]
     found = read(*rows, columns={"answer": "label"}, defaults=defaults, mode="options").examples
     assert [[m.text for m in example.prompt] for example in found] == [
         ["Be brief.", QUESTION],
@@ -135,11 +141,56 @@ def test_what_all_rows_share_need_not_be_a_column(read: Callable[..., Rows]) -> 
     assert [example.options for example in found] == [(ANSWER, "other")] * 2
 
 
-def test_an_empty_cell_gets_what_all_rows_share(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("question,answer\nQ?,A\n,B\n", encoding="utf-8")
-    found = read_rows(DataSettings(path=str(path), defaults={"question": "What?"})).examples
-    assert [example.messages[0].text for example in found] == ["Q?", "What?"]
+@pytest.mark.parametrize("empty", [None, "", " "])
+def test_what_is_empty_gets_what_all_rows_share(read: Callable[..., Rows], empty: Any) -> None:
+    defaults = {"system": "Be brief.", "instruction": "Which?", "options": ["A", "B"]}
+    row = {"instruction": empty, "input": "x", "output": "A", "system": empty, "options": []}
+    (example,) = read(row, defaults=defaults, mode="options").examples
+    assert [m.text for m in example.prompt] == ["Be brief.", "Which?\n\nx"]
+    assert example.options == ("A", "B")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "system", "content": "own"}, *LAYOUTS["messages"]["messages"]]},
+        {
+            "conversations": [
+                {"from": "system", "value": "own"},
+                {"from": "human", "value": QUESTION},
+                {"from": "gpt", "value": ANSWER},
+            ]
+        },
+        {
+            "prompt": [
+                {"role": "system", "content": "own"},
+                {"role": "user", "content": QUESTION},
+            ],
+            "completion": ANSWER,
+        },
+        {"question": QUESTION, "answer": ANSWER, "system": "own"},
+    ],
+)
+def test_a_system_turn_of_its_own_goes_before(
+    read: Callable[..., Rows], row: dict[str, Any]
+) -> None:
+    (example,) = read(row, defaults={"system": "shared"}).examples
+    assert example.prompt[0].text == "own"
+
+
+def test_a_question_that_would_be_every_rows_is_refused(read: Callable[..., Rows]) -> None:
+    row = {"text": "good", "label": "pos"}
+    with pytest.raises(RowsRefusedError, match="the same as every row"):
+        read(row, columns={"answer": "label"}, defaults={"question": "Which sentiment?"})
+    columns, defaults = {"input": "text", "output": "label"}, {"instruction": "Which sentiment?"}
+    (example,) = read(row, columns=columns, defaults=defaults).examples
+    assert example.prompt[0].text == "Which sentiment?\n\ngood"
+
+
+@pytest.mark.parametrize("layout", ["messages", "question_answer"])
+def test_an_input_that_nobody_reads_is_refused(read: Callable[..., Rows], layout: str) -> None:
+    with pytest.raises(RowsRefusedError, match="defaults has input, which is read beside"):
+        read(dict(LAYOUTS[layout]), defaults={"input": "x"})
 
 
 @pytest.mark.parametrize(
@@ -161,7 +212,9 @@ def test_a_row_that_is_asked_something_else_gets_no_question(
         ({"question": "a", "prompt": "b"}, "question and prompt both say what is asked"),
         ({"system": " "}, "system is empty"),
         ({"system": ["a"]}, "system is a list, and only options are one"),
-        ({"options": []}, "options is empty"),
+        ({"options": ["a"]}, "options has 1 of two at least"),
+        ({"options": ["a", ""]}, "give a list of texts"),
+        ({"options": "a, b"}, "give a list of texts"),
     ],
 )
 def test_what_rows_can_not_share_is_refused(defaults: dict[str, Any], reason: str) -> None:
@@ -456,13 +509,27 @@ def test_the_error_names_number_rows_and_reasons(read: Callable[..., Rows]) -> N
 
 
 def test_reasons_of_many_rows_come_first_and_few_are_named(read: Callable[..., Rows]) -> None:
-    rows = [{f"c{number}": "a"} for number in range(6)] + [{"question": "a"}] * 2
+    whole = LAYOUTS["question_answer"]
+    wrong: list[dict[str, Any]] = [{"c0": 1}, {**whole, "answer": " "}, {**whole, "question": " "}]
+    wrong += [{**whole, key: "x"} for key in ("history", "context")] + [{**whole, "image": ""}]
     with pytest.raises(RowsRefusedError) as error:
-        read(*rows)
+        read(*wrong, {"question": "a"}, {"question": "a"})
     lines = str(error.value).splitlines()
     assert lines[2].startswith("  rows 7, 8: answer is missing")
     assert lines[3].startswith("  row 1: no known columns")
     assert lines[7] == "  and 2 more, for other reasons"
+
+
+def test_rows_that_are_refused_for_the_same_are_so_whatever_their_values(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"question": "a", "answer": "b", "image": f"p{n}.png"} for n in range(20)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(RowsRefusedError) as error:
+        read_rows(DataSettings(path=str(path)))
+    shown = str(error.value).splitlines()[2]
+    assert shown.startswith("  rows 1, 2, 3 and 17 more: ")
+    assert shown.endswith("(row 1)")
+    assert "other reasons" not in str(error.value)
 
 
 def test_refused_rows_go_to_a_file(tmp_path: Path, read: Callable[..., Rows]) -> None:

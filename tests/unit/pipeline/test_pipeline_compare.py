@@ -9,6 +9,7 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from rich.console import Console
 
 from narrowtune.core.config import RunConfig
@@ -80,6 +81,9 @@ LEARNED = {"sa_proj": 20, "mlp": 40, "mlp_gate_up": 30, "sa_qkv": 5, "sa_o": 10}
 class Base:
     """Stands for a loaded model."""
 
+    def named_modules(self):
+        return []
+
 
 @pytest.fixture
 def now(monkeypatch):
@@ -120,7 +124,7 @@ def taught(monkeypatch, now):
         known = folder.arithmetic.read_text() if folder.arithmetic.exists() else "measured here"
         folder.root.mkdir(parents=True, exist_ok=True)
         folder.arithmetic.write_text(known)
-        folder.resolved.write_text(compare.yaml.safe_dump(settings.model_dump(mode="json")))
+        folder.resolved.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
         folder.record.write_text("{}")
         started = {"base": now.base, "rows of b (b.jsonl)": now.rows, "metric of b": now.metric}
         (folder.root / "started.json").write_text(json.dumps(started))

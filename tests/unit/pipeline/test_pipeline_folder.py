@@ -9,13 +9,14 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
 from narrowtune.core.run_folder import RunFolder
 from narrowtune.pipeline import trained
-from narrowtune.pipeline.folder import opened
+from narrowtune.pipeline.folder import check_started, opened, started_from
 
 SETTINGS = {"model": "m", "skill": {"path": "a.jsonl"}}
 
@@ -87,6 +88,32 @@ def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path, config):
         start(tmp_path, config, resume=True)
 
 
+def test_a_run_may_go_on_with_smaller_batches_of_answers(tmp_path, config):
+    start(tmp_path, config)
+    RunFolder(tmp_path).plan.write_text("{}")
+    smaller = config.model_copy(update={"eval_batch_size": 3})
+    start(tmp_path, smaller, resume=True)
+    assert "eval_batch_size: 3\n" in RunFolder(tmp_path).resolved.read_text()
+
+
+class Turned(torch.nn.Module):
+    rope_type = "longrope"
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("inv_freq", torch.ones(2))
+
+
+def test_but_not_where_answers_depend_on_them(tmp_path, config):
+    smaller = config.model_copy(update={"eval_batch_size": 3})
+    folder, plain, turned = RunFolder(tmp_path), torch.nn.Linear(1, 1), Turned()
+    assert started_from(plain, config, []) == started_from(plain, smaller, []) == {}
+    check_started(folder, "base", {}, resume=False)  # as earlier runs wrote it
+    check_started(folder, "base", started_from(turned, config, []), resume=True)
+    with pytest.raises(UsageError, match="eval_batch_size changed"):
+        check_started(folder, "base", started_from(turned, smaller, []), resume=True)
+
+
 def test_a_refusal_leaves_nothing_behind(tmp_path, config):
     with pytest.raises(UsageError, match="no run that had begun"):
         start(tmp_path / "typo" / "run", config, resume=True)
@@ -100,8 +127,7 @@ import sys, time
 from pathlib import Path
 from narrowtune.core.config import RunConfig
 from narrowtune.core.run_folder import RunFolder
-from narrowtune.pipeline import trained
-from narrowtune.pipeline.folder import opened
+from narrowtune.pipeline.folder import check_started, opened, started_from
 config = RunConfig.model_validate({SETTINGS!r})
 with opened(RunFolder(Path(sys.argv[1])), config, None, False):
     print("in", flush=True)

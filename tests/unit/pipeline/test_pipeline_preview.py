@@ -208,7 +208,7 @@ def test_the_command_prints_rows_or_json(without_weights, config, tmp_path):
 
 
 def test_all_rows_that_can_not_be_used_go_to_a_file_if_wanted(without_weights, config, tmp_path):
-    made, path = config(without_weights("llama")), tmp_path / "refused.jsonl"
+    made, path = config(without_weights("llama")), tmp_path / "new" / "refused.jsonl"
     flags = ["check", "--model", made.model, "--skill", made.skill.path, "--refused", str(path)]
     flags += ["--keep", made.keep[0].path]
     ran = CliRunner().invoke(app, [*flags, "--max-length", "3"])
@@ -217,6 +217,17 @@ def test_all_rows_that_can_not_be_used_go_to_a_file_if_wanted(without_weights, c
     assert f"Rows that can't be used: {path}" in ran.output
     ran = CliRunner().invoke(app, flags)
     assert isinstance(ran.exception, UsageError)
-    ran = CliRunner().invoke(app, [*flags, "--overwrite"])
+    path.unlink()
+    ran = CliRunner().invoke(app, flags)
     assert ran.exit_code == 0, ran.output
     assert not path.exists()
+
+
+def test_rows_are_not_replaced_by_those_that_are_refused(without_weights, config):
+    made = config(without_weights("llama"))
+    rows = Path(made.skill.path)
+    before = rows.read_bytes()
+    flags = ["check", "--model", made.model, "--skill", str(rows), "--keep", made.keep[0].path]
+    ran = CliRunner().invoke(app, [*flags, "--refused", str(rows)])
+    assert isinstance(ran.exception, UsageError)
+    assert rows.read_bytes() == before

@@ -91,9 +91,10 @@ def test_columns_and_a_metric_of_ones_own_reach_the_rows(tiny, tmp_path):
 
 
 def test_a_question_that_all_rows_share_reaches_them(tiny, tmp_path):
-    short = [{"answer": "pen"}, {"answer": "cup", "question": "Which cup?"}]
-    whole = [{"question": "Which = pen?", "system": "Be brief.", **row} for row in short]
-    defaults = ["--defaults", "question=Which = pen?", "--defaults", "system=Be brief."]
+    short = [{"output": "pen"}, {"output": "cup", "instruction": "Which cup?"}]
+    short = [{"input": f"text {number}", **row} for number, row in enumerate(short)]
+    whole = [{"instruction": "Which = pen?", "system": "Be brief.", **row} for row in short]
+    defaults = ["--defaults", "instruction=Which = pen?", "--defaults", "system=Be brief."]
     known = []
     for name, lines, flags in (("short", short, defaults), ("whole", whole, [])):
         path, out = tmp_path / name / "rows.jsonl", tmp_path / name / "out"
