@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import narrowtune
 from narrowtune.core.config import load_config
@@ -136,6 +137,18 @@ def test_the_trl_example_runs_and_its_delta_is_exact(tiny, tmp_path):
     drifts = [float(x) for x in re.findall(r"KL\(base‖tuned\) ([\d.]+)", done.stdout)]
     assert len(drifts) == 4
     assert drifts[-1] > 0
+
+
+def test_settings_in_the_documents_are_yaml():
+    found = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+        inline = re.findall(r"\b(?:columns|defaults|processor_kwargs): \{[^}`]*\}", text)
+        found += [(path.name, each) for each in (*blocks, *inline)]
+    assert len(found) >= 10
+    for name, each in found:
+        assert isinstance(yaml.safe_load(each), dict), (name, each)
 
 
 def test_examples_are_runs():

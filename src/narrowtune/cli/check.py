@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,13 @@ def check(
     from narrowtune.report.check_view import render_check
 
     if refused is not None:
-        check_output(refused.parent, [refused.name], overwrite=False)
+        check_output(refused.parent, [], overwrite=False)
+        if os.path.lexists(refused):
+            raise UsageError(
+                asked=f"rows that can't be used in {refused}",
+                found="that it is there already",
+                do="give the name of a new file, or remove that one",
+            )
     try:
         found = check_rows(settings, num_shown=show, refused_path=refused)
     finally:

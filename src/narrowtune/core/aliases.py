@@ -16,6 +16,7 @@ _STEP = "training.global_batch_size, the rows of a step on all devices; the pass
 _DTYPE = "training.compute_dtype"
 _BITS = "training.quantize_frozen"
 _KERNELS = "nothing: attention is chosen by what was measured"
+_SYSTEM = "a column system of the rows, or defaults of a data set: skill.defaults: {system: …}"
 _TEMPLATE = "the model's own chat template; chat_template_kwargs are passed to it"
 
 ALIASES: dict[str, str] = {
@@ -32,7 +33,7 @@ ALIASES: dict[str, str] = {
     **dict.fromkeys(("bf16", "fp16", "pure_bf16", "tf32", "mixed_precision"), _DTYPE),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit", "quant_bits"), _BITS),
     "torch_dtype": "dtype",
-    "system": "a column system of the rows",
+    **dict.fromkeys(("system", "default_system"), _SYSTEM),
     "num_epochs": "training.num_train_epochs",
     "lr": "training.learning_rate",
     "warmup_steps": "training.warmup_ratio, a share of the steps",

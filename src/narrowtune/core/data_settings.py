@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from narrowtune.core.mistakes import did_you_mean
 
@@ -60,7 +60,13 @@ COLUMNS = frozenset(
 
 
 def _check_columns(columns: dict[str, str]) -> dict[str, str]:
-    unknown = [name for name in columns if name not in COLUMNS]
+    unknown = [
+        f"{name} (did you mean {column}: {name}?)"
+        if column in COLUMNS
+        else f"{name}{did_you_mean(name, COLUMNS)}"
+        for name, column in columns.items()
+        if name not in COLUMNS
+    ]
     if unknown:
         raise ValueError(
             f"{', '.join(unknown)} is no name of ours, which come first: one of "
@@ -79,11 +85,29 @@ SHARED = frozenset({"system", *PAIRS, "input", "options"})
 """What all rows of a source may have alike, and so needs no column."""
 
 
+def _as_texts(defaults: Any) -> Any:
+    """Read whole numbers as texts, as rows' answers are; yes and no are none in YAML."""
+    if not isinstance(defaults, dict):
+        return defaults
+    found = {}
+    for name, value in defaults.items():
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(one, bool) for one in values):
+            raise ValueError(
+                f"{name} has true or false, as which YAML reads yes, no, on and off: put quotes "
+                "round texts"
+            )
+        texts = [str(one) if isinstance(one, int) else one for one in values]
+        found[name] = texts if isinstance(value, list) else texts[0]
+    return found
+
+
 def _check_defaults(defaults: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
-    unknown = [name for name in defaults if name not in SHARED]
+    unknown = [f"{name}{did_you_mean(name, SHARED)}" for name in defaults if name not in SHARED]
     if unknown:
         raise ValueError(
-            f"{', '.join(unknown)} can't be the same for all rows; {', '.join(sorted(SHARED))} can"
+            f"{', '.join(unknown)} is nothing that all rows can share; {', '.join(sorted(SHARED))} "
+            "can be"
         )
     asked = [name for name in defaults if name in PAIRS]
     if len(asked) > 1:
@@ -116,7 +140,11 @@ def _options(given: str | list[str]) -> list[str]:
     return texts
 
 
-Defaults = Annotated[dict[str, str | list[str]], AfterValidator(_check_defaults)]
+Defaults = Annotated[
+    dict[str, str | list[str]],
+    BeforeValidator(_as_texts),
+    AfterValidator(_check_defaults),
+]
 
 EVAL_BATCH_SIZE = 256
 """Items answered together at most, unless given. A step of a few tokens costs little more with many
@@ -138,7 +166,7 @@ class DataSettings(Settings):
         columns: which column of the rows is which of docs/data.md's, where they have other names,
             such as `{question: frage, answer: antwort}`.
         defaults: what a row has where it has no such column, such as
-            `{question: What is the diagnosis?}`: `system`, `options`, `input`, or what is asked.
+            `{question: "What is the diagnosis?"}`: `system`, `options`, `input`, or what is asked.
         split: which split of a `datasets` folder or hub id; all rows of a file.
         metric: how answers are scored: `exact_match`, `contains`, `number`, `relaxed_number`,
             `option_letter`, `anls`, `edit_distance` or `json`; or a function of your own,

@@ -40,6 +40,8 @@ _PICTURE_FILE = re.compile(r"\S.*\.(png|jpe?g|webp|bmp|gif|tiff?)", re.IGNORECAS
 """What a text that names a picture looks like, whatever its column is called."""
 
 
+_SHOWN = 80  # characters of options, or of an answer
+
 _KINDS = ("messages", "conversations", *PAIRS)
 """What says which layout a row has."""
 
@@ -85,7 +87,11 @@ def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
             messages = messages[:-1]
     options = tuple(_texts(row.get("options"), "options"))
     if reading.needs_options and (len(options) < 2 or not set(answers) & set(options)):
-        raise RowError("mode 'options' needs two or more options with the answer among them")
+        told = " / ".join(options)[:_SHOWN] or "none"
+        raise RowError(
+            "mode 'options' needs two or more options with the answer among them: "
+            f"options are {told}, the answer is {answers[0][:_SHOWN]!r}"
+        )
     return Example(
         id=_name(row.get("id"), "id") or f"{reading.stem}:{number}",
         messages=messages,
@@ -127,8 +133,10 @@ def filled(row: dict[str, Any], defaults: Mapping[str, str | list[str]]) -> dict
                 f"defaults has {name}, and the row says by {', '.join(others)} what it is asked: "
                 f"drop {name} from defaults" + ", or call it so there" * (others[0] in PAIRS)
             )
-        own = ("image", "images", "input", "system")
-        if all(_is_empty(row.get(key)) for key in own):
+        pictured = [key for key in ("image", "images") if key in row]
+        if pictured and all(_is_empty(row[key]) for key in pictured):
+            raise RowError(f"column {pictured[0]} is empty, and defaults asks about a picture")
+        if not pictured and all(_is_empty(row.get(key)) for key in ("input", "system")):
             raise RowError(
                 f"defaults asks it the same as every row, by {name}, and it has no picture and no "
                 "input of its own: a text to be read goes beside an instruction (columns: {input: "
@@ -216,7 +224,7 @@ def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]],
         cut = " (is the file separated by ;?)" if any(";" in str(key) for key in row) else ""
         raise RowError(
             f"no known columns; a row has one of {known}; this one has {_listed(row)}{cut}; "
-            "`columns` in the settings says which is which"
+            "`columns` in the settings says which is which, `defaults` what all rows share"
         )
     if len(found) > 1:
         raise RowError(f"ambiguous: columns {' and '.join(found)} both say what the row is")

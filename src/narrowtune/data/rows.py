@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from narrowtune.core.config import DataSettings
-from narrowtune.core.data_settings import COLUMNS
+from narrowtune.core.data_settings import COLUMNS, PAIRS
 from narrowtune.core.errors import DataError
+from narrowtune.core.mistakes import did_you_mean
 from narrowtune.data.examples import (
     Example,
     Image,
@@ -80,7 +82,8 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
     unreadable: list[RefusedRow] = []
     unusable: list[RefusedRow] = []
     seen: dict[str, int] = {}
-    readable = _readable(settings, reading, unreadable, seen, columns, pictures)
+    shared: Counter[str] = Counter()
+    readable = _readable(settings, reading, unreadable, seen, columns, pictures, shared)
     # Taken as they are read: many rows, or the pictures in them, would fill the memory.
     parsed: Iterable[Example] = readable
     notes = []
@@ -103,6 +106,7 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         )
     if refused:
         notes.append(f"{len(refused)} of {num_rows} rows could not be used (rows_refused.jsonl).")
+    notes += _check_defaults(settings, shared, len(seen))
     # A column is read by the name that it is given, or by its own where no other has that.
     own = COLUMNS - settings.columns.keys()
     unread = columns - own - set(settings.columns.values())
@@ -120,9 +124,31 @@ def _check_columns(settings: DataSettings, found: set[str]) -> None:
         named = ", ".join(f"{name}: {column}" for name, column in missing.items())
         raise DataError(
             asked=f"the columns {named} of {settings.path}",
-            found=f"no row that has them; there are {', '.join(sorted(found))}",
+            found=f"no row that has them; there are {', '.join(sorted(found))}"
+            + "".join(did_you_mean(column, found) for column in missing.values()),
             do="correct `columns`: our name first, then the rows' own",
         )
+
+
+def _check_defaults(settings: DataSettings, shared: Counter[str], num_rows: int) -> list[str]:
+    """See that what rows are asked by default is asked of some; say of how many rows what is so.
+
+    Raises:
+        DataError: all of them are asked something of their own.
+    """
+    asked = [name for name in settings.defaults if name in PAIRS and not shared[name]]
+    if asked:
+        raise DataError(
+            asked=f"the default {asked[0]} for the rows of {settings.path}",
+            found=f"that all {num_rows} have a {asked[0]} of their own",
+            do="leave it out; a text that all are asked the same about is input beside "
+            "instruction (columns: {input: TEXT, output: ANSWER}, defaults: {instruction: …})",
+        )
+    return [
+        f"The default {name} stands in {shared[name]} of {num_rows} rows."
+        for name in settings.defaults
+        if shared[name] < num_rows
+    ]
 
 
 def _readable(
@@ -132,6 +158,7 @@ def _readable(
     seen: dict[str, int],
     columns: set[str],
     pictures: set[str],
+    shared: Counter[str],
 ) -> Iterator[Example]:
     """Yield the rows that can be used; refuse the others.
 
@@ -140,13 +167,15 @@ def _readable(
         seen: gets each one's number by its id.
         columns: gets the columns of all rows.
         pictures: gets those that nothing is read from and that may hold pictures.
+        shared: gets how many rows have each of `settings.defaults`.
     """
     for raw in read_source(settings.path, settings.split, untaught(settings.columns)):
         try:
             if raw.values is None:
                 raise RowError(raw.reason)
             columns.update(map(str, raw.values))
-            values = filled(renamed(raw.values, settings.columns), settings.defaults)
+            own = renamed(raw.values, settings.columns)
+            values = filled(own, settings.defaults)
             example = parse_row(values, raw.number, reading)
             check_named(values, settings.columns)
             if example.id in seen:
@@ -155,6 +184,7 @@ def _readable(
             refused.append(error.refused(settings.path, raw.number))
             continue
         seen[example.id] = raw.number
+        shared.update(name for name in settings.defaults if values.get(name) != own.get(name))
         pictures |= picture_columns(values, example)
         yield example
 

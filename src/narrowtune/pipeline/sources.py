@@ -170,7 +170,7 @@ class Source:
             return ", or ".join(ways)
         if self._has_misfits:
             ways.append(f"choose a metric that fits ({self._option('metric', 'NAME')})")
-        if self.settings.mode == "options":
+        if any("mode 'options'" in reason for reason in reasons):
             ways.append(f"ask without options ({self._option('mode', 'generate')})")
         if len(refused) < num_rows:
             ways.append(f"go on without them ({self._option('max_refused', len(refused))})")

@@ -141,6 +141,38 @@ def test_what_all_rows_share_need_not_be_a_column(
     assert [example.options for example in found] == [(ANSWER, "other")] * 2
 
 
+def test_of_how_many_rows_a_default_is_so_is_said(read: Callable[..., Rows]) -> None:
+    rows = [{"question": QUESTION, "answer": ANSWER}] * 2
+    rows += [{"question": "And?", "answer": ANSWER, "system": "own"}]
+    found = read(*rows, defaults={"system": "shared"})
+    assert "The default system stands in 2 of 3 rows." in found.notes
+    assert read(rows[2], defaults={"system": "shared"}).notes == [
+        "The default system stands in 0 of 1 rows."
+    ]
+    with pytest.raises(DataError, match="all 3 have a question of their own"):
+        read(*rows, defaults={"question": "Sentiment?"})
+
+
+def test_whole_numbers_are_options(read: Callable[..., Rows]) -> None:
+    row = {"question": QUESTION, "answer": 1}
+    (example,) = read(row, defaults={"options": [0, 1]}, mode="options").examples
+    assert (example.options, example.answers) == (("0", "1"), ("1",))
+    told = "options are 0 / 2, the answer is '1'"
+    with pytest.raises(RowsRefusedError, match=told):
+        read(row, defaults={"options": [0, 2]}, mode="options")
+
+
+def test_a_picture_that_is_not_there_is_said(read: Callable[..., Rows]) -> None:
+    row = {"file": "", "label": "a"}
+    with pytest.raises(RowsRefusedError, match="column image is empty, and defaults asks about a"):
+        read(row, columns={"image": "file", "answer": "label"}, defaults={"question": "What?"})
+
+
+def test_a_column_that_is_misspelt_is_guessed(read: Callable[..., Rows]) -> None:
+    with pytest.raises(DataError, match=r"did you mean question\?"):
+        read(LAYOUTS["question_answer"], columns={"group": "questin"})
+
+
 @pytest.mark.parametrize("empty", [None, "", " "])
 def test_what_is_empty_gets_what_all_rows_share(read: Callable[..., Rows], empty: Any) -> None:
     defaults = {"system": "Be brief.", "instruction": "Which?", "options": ["A", "B"]}
@@ -208,7 +240,9 @@ def test_a_row_that_is_asked_something_else_gets_no_question(
 @pytest.mark.parametrize(
     ("defaults", "reason"),
     [
-        ({"answer": "a"}, "answer can't be the same for all rows; input, instruction, options"),
+        ({"answer": "a"}, "answer is nothing that all rows can share; input, instruction, op"),
+        ({"instructions": "a"}, r"instructions \(did you mean instruction\?\) is nothing"),
+        ({"options": [True, False]}, "YAML reads yes, no, on and off"),
         ({"question": "a", "prompt": "b"}, "question and prompt both say what is asked"),
         ({"system": " "}, "system is empty"),
         ({"system": ["a"]}, "system is a list, and only options are one"),
@@ -235,7 +269,11 @@ def test_a_path_from_the_home_folder_is_found(tmp_path, monkeypatch) -> None:
     [
         (
             {"frage": "question"},
-            "frage is no name of ours, which come first: one of answer, answers",
+            r"frage \(did you mean question: frage\?\) is no name of ours, which come first: one of",
+        ),
+        (
+            {"anser": "label"},
+            r"anser \(did you mean answer\?\) is no name of ours",
         ),
         ({"question": "text", "answer": "text"}, "column text can't be two of them"),
     ],

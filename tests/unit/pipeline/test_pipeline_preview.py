@@ -217,6 +217,7 @@ def test_all_rows_that_can_not_be_used_go_to_a_file_if_wanted(without_weights, c
     assert f"Rows that can't be used: {path}" in ran.output
     ran = CliRunner().invoke(app, flags)
     assert isinstance(ran.exception, UsageError)
+    assert "--overwrite" not in str(ran.exception)
     path.unlink()
     ran = CliRunner().invoke(app, flags)
     assert ran.exit_code == 0, ran.output
