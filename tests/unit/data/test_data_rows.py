@@ -269,7 +269,7 @@ def test_a_path_from_the_home_folder_is_found(tmp_path, monkeypatch) -> None:
     [
         (
             {"frage": "question"},
-            r"frage \(did you mean question: frage\?\) is no name of ours, which come first: one of",
+            r"frage \(did you mean question: frage\?\) is no name of ours, which come first: one",
         ),
         (
             {"anser": "label"},
