@@ -19,6 +19,7 @@ import yaml
 
 import narrowtune
 from narrowtune.core.config import load_config
+from narrowtune.core.data_settings import DataSettings
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "narrowtune"
@@ -148,7 +149,10 @@ def test_settings_in_the_documents_are_yaml():
         found += [(path.name, each) for each in (*blocks, *inline)]
     assert len(found) >= 10
     for name, each in found:
-        assert isinstance(yaml.safe_load(each), dict), (name, each)
+        values = yaml.safe_load(each)
+        assert isinstance(values, dict), (name, each)
+        if values.keys() <= {"columns", "defaults"}:
+            DataSettings.model_validate({"path": "rows.jsonl", **values})
 
 
 def test_examples_are_runs():

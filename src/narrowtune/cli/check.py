@@ -29,7 +29,7 @@ def check(
         int, typer.Option(metavar="N", min=0, help="Rows to show as the model is given them.")
     ] = 1,
     refused: Annotated[
-        Path | None, option("FILE", "New; gets every row that can't be used, a JSON line each.")
+        Path | None, option("FILE", "New; gets the rows that can't be used, a JSON line each.")
     ] = None,
     more: Set = None,
     as_json: AsJson = False,

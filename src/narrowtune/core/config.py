@@ -369,7 +369,7 @@ def read_yaml(path: Path, asked: str) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceEach)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         found = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        if isinstance(error, yaml.YAMLError):
+        if isinstance(error, (yaml.scanner.ScannerError, yaml.parser.ParserError)):
             do = "put quotes round texts that have one of ? : # , [ ] { } in them; " + do
         raise UsageError(asked=asked, found=found, do=do) from None
     if not isinstance(values, dict):

@@ -129,8 +129,8 @@ def _options(given: str | list[str]) -> list[str]:
     found: Any = given
     if isinstance(given, str):
         try:
-            found = json.loads(given)
-        except ValueError:
+            found = _as_texts({"options": json.loads(given)})["options"]
+        except json.JSONDecodeError:
             found = None
     texts: list[Any] = found if isinstance(found, list) else [None]
     if not all(isinstance(text, str) and text.strip() for text in texts):

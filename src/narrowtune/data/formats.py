@@ -90,7 +90,7 @@ def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
         told = " / ".join(options)[:_SHOWN] or "none"
         raise RowError(
             "mode 'options' needs two or more options with the answer among them: "
-            f"options are {told}, the answer is {answers[0][:_SHOWN]!r}"
+            f"options are {told!r}, the answer is {answers[0][:_SHOWN]!r}"
         )
     return Example(
         id=_name(row.get("id"), "id") or f"{reading.stem}:{number}",
@@ -133,10 +133,10 @@ def filled(row: dict[str, Any], defaults: Mapping[str, str | list[str]]) -> dict
                 f"defaults has {name}, and the row says by {', '.join(others)} what it is asked: "
                 f"drop {name} from defaults" + ", or call it so there" * (others[0] in PAIRS)
             )
-        pictured = [key for key in ("image", "images") if key in row]
-        if pictured and all(_is_empty(row[key]) for key in pictured):
-            raise RowError(f"column {pictured[0]} is empty, and defaults asks about a picture")
-        if not pictured and all(_is_empty(row.get(key)) for key in ("input", "system")):
+        if all(_is_empty(row.get(key)) for key in ("image", "images", "input", "system")):
+            pictured = [key for key in ("image", "images") if key in row]
+            if pictured:
+                raise RowError(f"column {pictured[0]} is empty, and defaults asks about a picture")
             raise RowError(
                 f"defaults asks it the same as every row, by {name}, and it has no picture and no "
                 "input of its own: a text to be read goes beside an instruction (columns: {input: "
@@ -144,7 +144,9 @@ def filled(row: dict[str, Any], defaults: Mapping[str, str | list[str]]) -> dict
             )
     if "input" in missing and _is_empty((row | missing).get("instruction")):
         raise RowError("defaults has input, which is read beside instruction alone: drop it there")
-    return row | missing
+    is_asked = bool(missing.keys() & PAIRS.keys())
+    own = {key: row[key] for key in row if not (is_asked and key in _KINDS)}  # those are empty
+    return own | missing
 
 
 def _is_empty(value: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -54,6 +55,8 @@ __all__ = [
     "write_refused",
 ]
 
+
+logger = logging.getLogger(__name__)
 
 _LISTED = 12  # columns that are named
 
@@ -106,7 +109,7 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         )
     if refused:
         notes.append(f"{len(refused)} of {num_rows} rows could not be used (rows_refused.jsonl).")
-    notes += _check_defaults(settings, shared, len(seen))
+    notes += _shared_notes(settings, shared, len(seen))
     # A column is read by the name that it is given, or by its own where no other has that.
     own = COLUMNS - settings.columns.keys()
     unread = columns - own - set(settings.columns.values())
@@ -130,22 +133,24 @@ def _check_columns(settings: DataSettings, found: set[str]) -> None:
         )
 
 
-def _check_defaults(settings: DataSettings, shared: Counter[str], num_rows: int) -> list[str]:
-    """See that what rows are asked by default is asked of some; say of how many rows what is so.
+def _shared_notes(settings: DataSettings, shared: Counter[str], num_rows: int) -> list[str]:
+    """Say of how many rows what is by default is so, where it is not so of all.
 
-    Raises:
-        DataError: all of them are asked something of their own.
+    That nobody is asked what all are to be asked is a warning: other rows with the same defaults
+    (those of `test_path`, say) may need it.
     """
-    asked = [name for name in settings.defaults if name in PAIRS and not shared[name]]
-    if asked:
-        raise DataError(
-            asked=f"the default {asked[0]} for the rows of {settings.path}",
-            found=f"that all {num_rows} have a {asked[0]} of their own",
-            do="leave it out; a text that all are asked the same about is input beside "
-            "instruction (columns: {input: TEXT, output: ANSWER}, defaults: {instruction: …})",
-        )
+    for name in settings.defaults:
+        if name in PAIRS and not shared[name]:
+            logger.warning(
+                "No row of %s is asked the default %s: all %d have one of their own. A text that "
+                "all are asked the same about is input beside instruction (columns: {input: TEXT, "
+                "output: ANSWER}, defaults: {instruction: …}).",
+                settings.path,
+                name,
+                num_rows,
+            )
     return [
-        f"The default {name} stands in {shared[name]} of {num_rows} rows."
+        f"The default {name} stands in {shared[name]} of the {num_rows} rows that can be read."
         for name in settings.defaults
         if shared[name] < num_rows
     ]

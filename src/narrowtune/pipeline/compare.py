@@ -32,7 +32,13 @@ from narrowtune.core.run_folder import RunFolder
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_run
-from narrowtune.pipeline.folder import as_known_now, check_started, is_held_to, started_from
+from narrowtune.pipeline.folder import (
+    as_known_now,
+    check_batches,
+    check_started,
+    is_held_to,
+    row_hashes,
+)
 from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stopwatch import Stopwatch
@@ -227,8 +233,9 @@ def _check_ways(
     base = fingerprint(loaded.model) if finished else ""
     for own in finished:
         _, inputs = shared.read(loaded, own, None)
-        data = started_from(loaded.model, own, inputs.summaries)
-        _hold(RunFolder(Path(own.output_dir)), base, data)
+        folder = RunFolder(Path(own.output_dir))
+        check_batches(folder, loaded.model, own)
+        _hold(folder, base, row_hashes(inputs.summaries))
 
 
 def _hold(folder: RunFolder, base: str, data: dict[str, str]) -> None:

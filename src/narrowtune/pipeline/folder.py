@@ -32,9 +32,10 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 @contextmanager
 def opened(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> Iterator[None]:
-    """Write the settings into the run's folder, and keep other runs out of it inside the block.
+    """Write a new run's settings into its folder, and keep other runs out of it inside the block.
 
-    After a kill it is free again. A refusal leaves the folder as it was.
+    After a kill it is free again. A refusal leaves the folder as it was; those of a run that goes on
+    are written by `write_settings`, once nothing refuses them.
 
     Args:
         folder: the run's.
@@ -54,8 +55,8 @@ def opened(folder: RunFolder, config: RunConfig, given: str | None, resume: bool
         _acquire(lock, folder)
         _check(folder, config, given, resume)  # another process may have been quicker
         folder.refused.unlink(missing_ok=True)  # of a start before this one
-        write_text(folder.given, given if given is not None else _resolved(config))
-        write_text(folder.resolved, _resolved(config))
+        if not resume:
+            write_settings(folder, config, given)
     except OSError as error:
         raise UsageError(
             asked=f"a run in {folder.root}",
@@ -140,7 +141,7 @@ def as_known_now(resolved: str) -> str:
 def is_held_to(resolved: str, config: RunConfig) -> bool:
     """Whether settings are those that a run was begun with, but for its batches of answers.
 
-    Answers don't depend on these; of models whose answers do, `check_started` knows.
+    Answers don't depend on these; of models whose answers do, `check_batches` knows.
 
     Args:
         resolved: what the run was begun with, from `as_known_now`.
@@ -192,14 +193,27 @@ def row_hashes(summaries: Sequence[DataSummary]) -> dict[str, str]:
     return rows | {f"metric of {part.name}": part.metric for part in summaries if part.metric}
 
 
-def started_from(
-    model: nn.Module, config: RunConfig, summaries: Sequence[DataSummary]
-) -> dict[str, str]:
-    """Return `row_hashes`, and what else a run must not go on without."""
-    found = row_hashes(summaries)
-    if recomputed_buffers(model):
-        found[_BATCH] = str(config.eval_batch_size)
-    return found
+def check_batches(folder: RunFolder, model: nn.Module, config: RunConfig) -> None:
+    """Hold a run to its batches of answers, if those of its model depend on them.
+
+    Raises:
+        UsageError: they do, and `eval_batch_size` is another than it was begun with.
+    """
+    values = yaml.safe_load(folder.resolved.read_text(encoding="utf-8"))
+    before = values.get(_BATCH, config.eval_batch_size)
+    if before != config.eval_batch_size and recomputed_buffers(model):
+        raise UsageError(
+            asked=f"eval_batch_size {config.eval_batch_size} for the run in {folder.root}",
+            found=f"that it was begun with {before}, and a model whose answers depend on it: its "
+            "rotary embedding changes with the longest row of a batch",
+            do=f"go on with {before}, or start a new run",
+        )
+
+
+def write_settings(folder: RunFolder, config: RunConfig, given: str | None) -> None:
+    """Write a run's settings, as the user wrote them, else resolved, and as they are resolved."""
+    write_text(folder.given, given if given is not None else _resolved(config))
+    write_text(folder.resolved, _resolved(config))
 
 
 def check_started(folder: RunFolder, base: str, data: dict[str, str], resume: bool) -> None:
@@ -208,7 +222,7 @@ def check_started(folder: RunFolder, base: str, data: dict[str, str], resume: bo
     Args:
         folder: the run's.
         base: fingerprint of the model as it was loaded.
-        data: from `started_from`.
+        data: from `row_hashes`.
         resume: whether the run goes on.
 
     Raises:
@@ -217,9 +231,7 @@ def check_started(folder: RunFolder, base: str, data: dict[str, str], resume: bo
     path = folder.root / "started.json"
     now = {"base": base, **data}
     if resume and path.exists():
-        # Earlier runs did not write down the size of their batches.
-        before = {key: now[key] for key in now.keys() & {_BATCH}}
-        before |= json.loads(path.read_text(encoding="utf-8"))
+        before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if changed:
             raise UsageError(

@@ -17,7 +17,10 @@ _IN_TRAINING = (
     "training.gradient_checkpointing: true or training.quantize_frozen, or lower max_length where "
     "few rows are long; narrowtune plan says what each of these needs"
 )
-_IN_ANSWERING = "go on with it (--resume) with a lower eval_batch_size"
+_IN_ANSWERING = (
+    "start it again with a lower eval_batch_size (narrowtune teach: with --resume); what was "
+    "trained is kept"
+)
 _LESS_IN = {
     "load the model": "load it in bfloat16 (dtype), or on a device with more memory",
     "evaluate the base": _IN_ANSWERING,

@@ -26,7 +26,7 @@ from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_launch, check_run
 from narrowtune.pipeline.dial import Halves, restrict, turn
-from narrowtune.pipeline.folder import check_started, opened, started_from
+from narrowtune.pipeline.folder import check_batches, check_started, opened, row_hashes, write_settings
 from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
 from narrowtune.pipeline.pitfalls import cannot_ship, nothing_to_lose, pitfalls, unused_rows
@@ -88,7 +88,7 @@ def teach(
     folder = RunFolder(Path(config.output_dir))
     main = state.is_main_process
     with opened(folder, config, given, resume) if main else nullcontext():
-        run = _prepare(config, folder, resume, console, state, shared or Shared())
+        run = _prepare(config, folder, given, resume, console, state, shared or Shared())
         with apply_arithmetic(run.arithmetic):
             if state.is_main_process:
                 _look_before(run, state.num_processes)
@@ -113,6 +113,7 @@ def teach(
 def _prepare(
     config: RunConfig,
     folder: RunFolder,
+    given: str | None,
     resume: bool,
     console: Console,
     state: PartialState,
@@ -145,7 +146,10 @@ def _prepare(
     if state.is_main_process:
         ended = resume and folder.trained.exists()
         check_room(folder.root, loaded.model, selection, number=(not ended) + bool(halves))
-        check_started(folder, base, started_from(loaded.model, config, inputs.summaries), resume)
+        check_started(folder, base, row_hashes(inputs.summaries), resume)
+        if resume:
+            check_batches(folder, loaded.model, config)
+            write_settings(folder, config, given)
     with watch.stage("measure the arithmetic"), state.main_process_first():
         arithmetic = choose_arithmetic(config, loaded, inputs, encoder, folder, base=base)
     if config.training.packing and not arithmetic.packing:

@@ -141,23 +141,26 @@ def test_what_all_rows_share_need_not_be_a_column(
     assert [example.options for example in found] == [(ANSWER, "other")] * 2
 
 
-def test_of_how_many_rows_a_default_is_so_is_said(read: Callable[..., Rows]) -> None:
+def test_of_how_many_rows_a_default_is_so_is_said(
+    read: Callable[..., Rows], caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"question": QUESTION, "answer": ANSWER}] * 2
     rows += [{"question": "And?", "answer": ANSWER, "system": "own"}]
     found = read(*rows, defaults={"system": "shared"})
-    assert "The default system stands in 2 of 3 rows." in found.notes
+    assert "The default system stands in 2 of the 3 rows that can be read." in found.notes
     assert read(rows[2], defaults={"system": "shared"}).notes == [
-        "The default system stands in 0 of 1 rows."
+        "The default system stands in 0 of the 1 rows that can be read."
     ]
-    with pytest.raises(DataError, match="all 3 have a question of their own"):
-        read(*rows, defaults={"question": "Sentiment?"})
+    assert not caplog.records
+    read(*rows, defaults={"question": "Sentiment?"})
+    assert "is asked the default question: all 3 have one of their own" in caplog.text
 
 
 def test_whole_numbers_are_options(read: Callable[..., Rows]) -> None:
     row = {"question": QUESTION, "answer": 1}
     (example,) = read(row, defaults={"options": [0, 1]}, mode="options").examples
     assert (example.options, example.answers) == (("0", "1"), ("1",))
-    told = "options are 0 / 2, the answer is '1'"
+    told = "options are '0 / 2', the answer is '1'"
     with pytest.raises(RowsRefusedError, match=told):
         read(row, defaults={"options": [0, 2]}, mode="options")
 
@@ -166,6 +169,25 @@ def test_a_picture_that_is_not_there_is_said(read: Callable[..., Rows]) -> None:
     row = {"file": "", "label": "a"}
     with pytest.raises(RowsRefusedError, match="column image is empty, and defaults asks about a"):
         read(row, columns={"image": "file", "answer": "label"}, defaults={"question": "What?"})
+    row |= {"image": None, "images": [], "messages": [], "input": "a text", "output": "a"}
+    del row["images"]
+    (example,) = read(row, defaults={"instruction": "Which?"}).examples
+    assert example.prompt[0].text == "Which?\n\na text"
+
+
+def test_answers_that_are_no_options_are_one_reason(read: Callable[..., Rows]) -> None:
+    rows = [
+        {"question": str(n), "answer": "B", "options": [f"cat{n}", f"dog {n}"]} for n in range(9)
+    ]
+    with pytest.raises(RowsRefusedError) as error:
+        read(*rows, mode="options")
+    assert "rows 1, 2, 3 and 6 more: mode 'options' needs" in str(error.value)
+
+
+def test_options_are_written_as_json_on_the_command_line(read: Callable[..., Rows]) -> None:
+    row = {"question": QUESTION, "answer": 1}
+    (example,) = read(row, defaults={"options": "[0, 1]"}, mode="options").examples
+    assert example.options == ("0", "1")
 
 
 def test_a_column_that_is_misspelt_is_guessed(read: Callable[..., Rows]) -> None:

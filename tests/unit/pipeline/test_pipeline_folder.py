@@ -16,7 +16,7 @@ from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import UsageError
 from narrowtune.core.run_folder import RunFolder
 from narrowtune.pipeline import trained
-from narrowtune.pipeline.folder import check_started, opened, started_from
+from narrowtune.pipeline.folder import check_batches, opened, write_settings
 
 SETTINGS = {"model": "m", "skill": {"path": "a.jsonl"}}
 
@@ -92,8 +92,13 @@ def test_a_run_may_go_on_with_smaller_batches_of_answers(tmp_path, config):
     start(tmp_path, config)
     RunFolder(tmp_path).plan.write_text("{}")
     smaller = config.model_copy(update={"eval_batch_size": 3})
+    before = RunFolder(tmp_path).resolved.read_bytes()
     start(tmp_path, smaller, resume=True)
+    assert RunFolder(tmp_path).resolved.read_bytes() == before  # until nothing refuses them
+    check_batches(RunFolder(tmp_path), torch.nn.Linear(1, 1), smaller)
+    write_settings(RunFolder(tmp_path), smaller, "as given")
     assert "eval_batch_size: 3\n" in RunFolder(tmp_path).resolved.read_text()
+    assert RunFolder(tmp_path).given.read_text() == "as given"
 
 
 class Turned(torch.nn.Module):
@@ -105,13 +110,11 @@ class Turned(torch.nn.Module):
 
 
 def test_but_not_where_answers_depend_on_them(tmp_path, config):
+    start(tmp_path, config)
+    check_batches(RunFolder(tmp_path), Turned(), config)
     smaller = config.model_copy(update={"eval_batch_size": 3})
-    folder, plain, turned = RunFolder(tmp_path), torch.nn.Linear(1, 1), Turned()
-    assert started_from(plain, config, []) == started_from(plain, smaller, []) == {}
-    check_started(folder, "base", {}, resume=False)  # as earlier runs wrote it
-    check_started(folder, "base", started_from(turned, config, []), resume=True)
-    with pytest.raises(UsageError, match="eval_batch_size changed"):
-        check_started(folder, "base", started_from(turned, smaller, []), resume=True)
+    with pytest.raises(UsageError, match="begun with 256, and a model whose answers depend"):
+        check_batches(RunFolder(tmp_path), Turned(), smaller)
 
 
 def test_a_refusal_leaves_nothing_behind(tmp_path, config):
@@ -127,7 +130,7 @@ import sys, time
 from pathlib import Path
 from narrowtune.core.config import RunConfig
 from narrowtune.core.run_folder import RunFolder
-from narrowtune.pipeline.folder import check_started, opened, started_from
+from narrowtune.pipeline.folder import opened
 config = RunConfig.model_validate({SETTINGS!r})
 with opened(RunFolder(Path(sys.argv[1])), config, None, False):
     print("in", flush=True)

@@ -78,6 +78,7 @@ def test_a_study_from_before_columns_goes_on_and_columns_bind(tmp_path):
     assert known.pop("training.torch_compile") is False
     assert "columns" not in json.dumps(known)
     assert "defaults" not in json.dumps(known)
+    earlier = json.dumps(known)
     path.write_text(json.dumps(known))
     hold_to(settings(tmp_path), "w", begun=True)
     base = settings(tmp_path)
@@ -87,6 +88,13 @@ def test_a_study_from_before_columns_goes_on_and_columns_bind(tmp_path):
     told = r"(?s)drift\.columns.*keep\.charts\.columns.*charts\.defaults"
     with pytest.raises(UsageError, match=told):
         hold_to(base.model_copy(update={"keep": [keep], "drift": drift}), "w", begun=True)
+    # What came later is held to what it was before, too.
+    drift = base.drift.model_copy(update={"defaults": {"system": "Be brief."}})
+    training = base.training.model_copy(update={"torch_compile": True})
+    for changes in ({"drift": drift}, {"training": training}):
+        path.write_text(earlier)
+        with pytest.raises(UsageError, match="results made with other"):
+            hold_to(base.model_copy(update=changes), "w", begun=True)
 
 
 def test_the_content_of_a_metric_of_ones_own_binds(tmp_path):
