@@ -34,8 +34,8 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 def opened(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> Iterator[None]:
     """Write a new run's settings into its folder, and keep other runs out of it inside the block.
 
-    After a kill it is free again. A refusal leaves the folder as it was; those of a run that goes on
-    are written by `write_settings`, once nothing refuses them.
+    After a kill it is free again. A refusal leaves the folder as it was; settings of a run that
+    goes on are written by `write_settings`, once nothing refuses them.
 
     Args:
         folder: the run's.

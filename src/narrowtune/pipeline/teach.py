@@ -26,7 +26,13 @@ from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_launch, check_run
 from narrowtune.pipeline.dial import Halves, restrict, turn
-from narrowtune.pipeline.folder import check_batches, check_started, opened, row_hashes, write_settings
+from narrowtune.pipeline.folder import (
+    check_batches,
+    check_started,
+    opened,
+    row_hashes,
+    write_settings,
+)
 from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
 from narrowtune.pipeline.pitfalls import cannot_ship, nothing_to_lose, pitfalls, unused_rows
