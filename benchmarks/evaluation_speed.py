@@ -27,7 +27,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.data.rows import read_rows
 from narrowtune.demo.files import write_demo_data
 from narrowtune.demo.weights import smollm2_folder
-from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
+from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic, torch_settings
 from narrowtune.evaluate.evaluate import evaluate
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.models.load import load_model
@@ -118,7 +118,7 @@ class Bench:
         """Answer by lm-evaluation-harness."""
         if best:
             lm.batch_size_per_gpu = HARNESS_BATCH[task.mode]
-        with apply_arithmetic(self.arithmetic) if best else nullcontext():
+        with self.torchs_own() if best else nullcontext():
             if task.mode != "options":
                 found = lm.generate_until(requests, disable_tqdm=True)
                 return [answer.strip() for answer in found]
@@ -130,12 +130,16 @@ class Bench:
             start += len(example.options)
         return answers
 
+    def torchs_own(self) -> AbstractContextManager[None]:
+        """Return the arithmetic as a user of torch alone has it."""
+        return torch_settings(self.arithmetic.float32_matmul_precision, self.arithmetic.threads)
+
     def loop(self, task: Task) -> list[str]:
         """Answer one item at a time by `generate`; options are not decoded, so there are none."""
         answers = []
         for example in task.examples:
             ids = torch.tensor([self.encoder.encode_prompt(example.prompt).input_ids])
-            with torch.inference_mode(), apply_arithmetic(self.arithmetic):
+            with torch.inference_mode(), self.torchs_own():
                 made = self.loaded.model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),

@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import Value
-from narrowtune.engine.attention import AttentionKind, attention_by_products, quicker_attention
+from narrowtune.engine.attention import (
+    AttentionKind,
+    answering_by_torchs_products,
+    attention_by_products,
+    quicker_attention,
+)
 from narrowtune.engine.packing import packing
 
 ComputeDtype = Literal["bfloat16", "float32"]
@@ -135,7 +140,7 @@ def measure_arithmetic(
     errors: dict[Mode, float] = {}
     notes = []
     for mode in modes:
-        with _settings(mode.precision, 1):
+        with torch_settings(mode.precision, 1):
             error = max(product.error(mode.dtype) for product in products)
         if mode.precision == "medium" and error > MAX_FLOAT32_ERROR:
             notes.append(f"float32 'medium' is not used: its relative error is {error:.1e}")
@@ -196,7 +201,7 @@ def _choose_attention(model: nn.Module, mode: Mode, threads: int) -> tuple[Atten
     if find is None:
         return "fused", ""
     dtype = torch.bfloat16 if mode.dtype == "bfloat16" else torch.float32
-    with _settings(mode.precision, threads):
+    with torch_settings(mode.precision, threads):
         return quicker_attention(find(), dtype)
 
 
@@ -206,10 +211,11 @@ def apply_arithmetic(arithmetic: Arithmetic) -> Iterator[None]:
 
     Casting is left to `autocast`, which must not span optimiser steps.
     """
-    settings = _settings(arithmetic.float32_matmul_precision, arithmetic.threads)
+    settings = torch_settings(arithmetic.float32_matmul_precision, arithmetic.threads)
     laid_out = packing("cheaper" if arithmetic.packing else "never")
+    answering = answering_by_torchs_products(arithmetic.float32_matmul_precision == "medium")
     products = attention_by_products(arithmetic.packing and arithmetic.attention == "products")
-    with settings, laid_out, products:
+    with settings, laid_out, answering, products:
         yield
 
 
@@ -225,7 +231,8 @@ def autocast(arithmetic: Arithmetic, device: torch.device | str) -> torch.autoca
 
 
 @contextmanager
-def _settings(precision: Precision, threads: int) -> Iterator[None]:
+def torch_settings(precision: Precision, threads: int) -> Iterator[None]:
+    """Set torch's own switches inside the block, and nothing of narrowtune's."""
     before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)
@@ -329,7 +336,7 @@ def _time(products: list[_Product], mode: Mode, threads: int, enough: float) -> 
         enough: seconds above which the first pass decides.
     """
     best: dict[_Product, float] = {}
-    with _settings(mode.precision, threads):
+    with torch_settings(mode.precision, threads):
         for product in products:
             product.run(mode.dtype)
         for _ in range(_REPEATS):

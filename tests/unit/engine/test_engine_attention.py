@@ -18,6 +18,7 @@ from narrowtune.engine.arithmetic import (
 )
 from narrowtune.engine.attention import attention_by_products, by_products
 from narrowtune.engine.forward import labelled_cross_entropy
+from narrowtune.engine.generate import generate_greedy
 from narrowtune.engine.packing import as_numbers, packing
 from narrowtune.models.load import load_model
 from narrowtune.train.workload import Batches, Workload
@@ -244,6 +245,44 @@ def test_what_changes_the_scores_is_left_to_the_fused_kernel(calls, more, expect
         found, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, *inputs, mask, **more)
     assert found.shape == (2, 37, 6, 16)
     assert len(calls) == expected
+
+
+MEDIUM = Arithmetic(compute_dtype="float32", float32_matmul_precision="medium", threads=1)
+
+
+@pytest.mark.parametrize("precision", ["medium", "highest"])
+def test_a_model_that_answers_attends_by_torchs_own_products(monkeypatch, precision):
+    seen, module = [], torch.nn.Module().eval()
+
+    def fused(_, query, **others):
+        seen.append((torch.get_float32_matmul_precision(), others))
+        if "fail" in others:
+            raise KeyError
+        return query, None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", fused)
+    before = torch.get_float32_matmul_precision()
+    query = torch.ones(1)
+    with apply_arithmetic(MEDIUM.model_copy(update={"float32_matmul_precision": precision})):
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, scaling=2.0) == (query, None)
+        with pytest.raises(KeyError):
+            ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, fail=True)
+        assert torch.get_float32_matmul_precision() == precision
+        ALL_ATTENTION_FUNCTIONS["sdpa"](module.train(), query)
+    assert [told for told, _ in seen] == ["highest", "highest", precision]
+    assert seen[0][1] == {"scaling": 2.0}
+    assert torch.get_float32_matmul_precision() == before
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is fused
+
+
+def test_its_answers_are_the_same(tiny):
+    loaded = load_model(str(tiny("llama")), device="cpu")
+    prompts = [Encoded(list(range(5, 5 + n)), [IGNORE_INDEX] * n) for n in (4, 9, 17)]
+    sizes = {"max_new_tokens": 6, "batch_size": 3}
+    plain = generate_greedy(loaded, prompts, **sizes)
+    with apply_arithmetic(MEDIUM):
+        found = generate_greedy(loaded, prompts, **sizes)
+    assert [answer.step_ids for answer in found] == [answer.step_ids for answer in plain]
 
 
 def test_what_was_there_is_there_again_after_an_error():
