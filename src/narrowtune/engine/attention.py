@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,8 @@ MOST_TOKENS = 512
 
 AttentionKind = Literal["fused", "products"]
 
+_Attend = Callable[..., tuple[Tensor, Tensor | None]]
+
 _NAME = "sdpa"
 _TRIED = (4, 128)
 """Rows and tokens of a layout on which both are timed."""
@@ -33,8 +35,7 @@ _MORE = ("position_bias", "softcap", "cache", "s_aux")
 """What changes the scores, or where keys are, if a model gives it."""
 
 
-@contextmanager
-def attention_by_products(enabled: bool) -> Iterator[None]:
+def attention_by_products(enabled: bool) -> AbstractContextManager[None]:
     """Inside the block, a layout's rows attend by products where that is quicker.
 
     Around whole steps and not around forward passes: what is computed again in the backward pass
@@ -43,10 +44,41 @@ def attention_by_products(enabled: bool) -> Iterator[None]:
     Args:
         enabled: False leaves everything as it is.
     """
-    if not enabled:
+    return _in_place_of_fused(_choosing) if enabled else nullcontext()
+
+
+def answering_by_torchs_products(enabled: bool) -> AbstractContextManager[None]:
+    """Inside the block, fused attention of a model that answers multiplies by torch's own kernels.
+
+    On a CPU in fp32. Where other products are oneDNN's (`float32_matmul_precision` medium), the
+    fused kernel takes them for its small blocks too, and several times as long: 32 tokens, 8 rows,
+    9 heads 1.2 ms in place of 0.3. A model that trains is left alone: its backward pass would
+    multiply otherwise than its forward pass.
+
+    Args:
+        enabled: False leaves everything as it is.
+    """
+    return _in_place_of_fused(_by_torchs_own) if enabled else nullcontext()
+
+
+@contextmanager
+def _in_place_of_fused(make: Callable[[_Attend], _Attend]) -> Iterator[None]:
+    """Have what is made of transformers' entry for fused attention stand there inside the block."""
+    attend = make(ALL_ATTENTION_FUNCTIONS[_NAME])
+    own = ALL_ATTENTION_FUNCTIONS._local_mapping
+    before = own.get(_NAME)
+    own[_NAME] = attend
+    try:
         yield
-        return
-    fused = ALL_ATTENTION_FUNCTIONS[_NAME]
+    finally:
+        if before is None:
+            del own[_NAME]
+        else:
+            own[_NAME] = before
+
+
+def _choosing(fused: _Attend) -> _Attend:
+    """Return attention that is by products where that is exact and quicker, else `fused`."""
 
     def choose(
         module: nn.Module,
@@ -62,33 +94,19 @@ def attention_by_products(enabled: bool) -> Iterator[None]:
         plain = module.training and not dropout and all(others.get(name) is None for name in _MORE)
         if plain and attention_mask is not None and _is_quicker(query, key, attention_mask):
             return by_products(query, key, value, attention_mask, scaling), None
-        found: tuple[Tensor, Tensor | None] = fused(
+        return fused(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-        return found
 
-    with _entered(choose):
-        yield
+    return choose
 
 
-@contextmanager
-def answering_by_torchs_products(enabled: bool) -> Iterator[None]:
-    """Inside the block, fused attention of a model that answers multiplies by torch's own kernels.
+def _by_torchs_own(fused: _Attend) -> _Attend:
+    """Return `fused`, with torch's own products around it where a model answers on a CPU."""
 
-    On a CPU in fp32. Where other products are oneDNN's (`float32_matmul_precision` medium), the
-    fused kernel takes them for its small blocks too, and several times as long: 32 tokens, 8 rows,
-    9 heads 1.2 ms in place of 0.3. A model that trains is left alone: its backward pass would
-    multiply otherwise than its forward pass.
-
-    Args:
-        enabled: False leaves everything as it is.
-    """
-    if not enabled:
-        yield
-        return
-    fused = ALL_ATTENTION_FUNCTIONS[_NAME]
-
-    def attend(module: nn.Module, query: Tensor, *args: Any, **others: Any) -> Any:
+    def attend(
+        module: nn.Module, query: Tensor, *args: Any, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
         if module.training or query.device.type != "cpu" or torch.compiler.is_compiling():
             return fused(module, query, *args, **others)
         before = torch.get_float32_matmul_precision()
@@ -98,23 +116,7 @@ def answering_by_torchs_products(enabled: bool) -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(before)
 
-    with _entered(attend):
-        yield
-
-
-@contextmanager
-def _entered(attend: Callable[..., Any]) -> Iterator[None]:
-    """Have transformers' entry for fused attention be `attend` inside the block."""
-    own = ALL_ATTENTION_FUNCTIONS._local_mapping
-    before = own.get(_NAME)
-    own[_NAME] = attend
-    try:
-        yield
-    finally:
-        if before is None:
-            del own[_NAME]
-        else:
-            own[_NAME] = before
+    return attend
 
 
 def quicker_attention(config: Any, dtype: torch.dtype) -> tuple[AttentionKind, str]:

@@ -159,6 +159,18 @@ def test_a_file_that_is_no_run(tmp_path, content, words):
     assert str(path) in caught.value.asked
 
 
+@pytest.mark.parametrize(
+    ("content", "is_told"),
+    [("defaults: {question: What is it?}\n", True), ("model: m\nmodel: n\n", False)],
+)
+def test_text_that_needs_quotes_is_told_so_and_nothing_else_is(tmp_path, content, is_told):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(UsageError) as caught:
+        load_config(path)
+    assert ("put quotes round texts" in caught.value.do) == is_told
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(UsageError, match="no such file"):
         load_config(tmp_path / "none.yaml")
