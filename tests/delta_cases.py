@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from narrowtune.delta.store import Delta
 from narrowtune.models.select import Selection
-from tiny_models import VISION_FAMILIES
 
 
 def load(folder: Path) -> nn.Module:
     """The folder's model, as transformers loads it."""
-    vision = any(f"tiny-{family}" in str(folder) for family in VISION_FAMILIES)
+    vision = "vision_config" in json.loads((folder / "config.json").read_text())
     loader = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     return loader.from_pretrained(folder)
 

@@ -16,14 +16,17 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from tiny_tokenizers import (
     CHATML,
+    CHATML_CONTEXT,
     CHATML_IMAGES,
     CHATML_IMAGES_FIRST,
     CHATML_THINKING,
     GEMMA,
+    GEMMA_IMAGES,
     HEADERS,
     INST,
     INST_IMAGES,
@@ -42,6 +45,8 @@ VISION_FAMILIES = (
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "gemma3",
+    "internvl",
 )
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", *VISION_FAMILIES)
 
@@ -130,26 +135,58 @@ def _qwen3() -> tuple[Any, Any, str]:
     return config, tokenizer, CHATML_THINKING
 
 
-def _gemma3_text() -> tuple[Any, Any, str]:
+def _gemma_tokenizer(*more: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     tokenizer = metaspace(
         transformers.GemmaTokenizer,
         ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"],
-        ["<start_of_turn>", "<end_of_turn>"],
+        ["<start_of_turn>", "<end_of_turn>", *more],
         add_bos_token=True,
+        **kwargs,
     )
-    ids = _ids(tokenizer, pad_token_id="<pad>", bos_token_id="<bos>")
-    config = transformers.Gemma3TextConfig(
+    # Line breaks are joined, also those that a processor writes with those of the text.
+    breaks = [AddedToken("\n" * number, special=False, normalized=False) for number in (2, 3, 4)]
+    tokenizer.add_tokens(breaks)
+    return tokenizer
+
+
+def _gemma3_text_config(tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> Any:
+    return transformers.Gemma3TextConfig(
         eos_token_id=tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"]),
         vocab_size=len(tokenizer),
         tie_word_embeddings=True,
         head_dim=8,
         query_pre_attn_scalar=8,
-        sliding_window=16,
         layer_types=["sliding_attention", "full_attention"],
-        **ids,
+        **_ids(tokenizer, pad_token_id="<pad>", bos_token_id="<bos>"),
+        **kwargs,
         **_LM,
     )
-    return config, tokenizer, GEMMA
+
+
+def _gemma3_text() -> tuple[Any, Any, str]:
+    tokenizer = _gemma_tokenizer()
+    return _gemma3_text_config(tokenizer, sliding_window=16), tokenizer, GEMMA
+
+
+def _gemma3() -> tuple[Any, Any, str]:
+    marks = {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+    }
+    tokenizer = _gemma_tokenizer(*marks.values(), extra_special_tokens=marks)
+    config = transformers.Gemma3Config(
+        text_config=_gemma3_text_config(tokenizer, sliding_window=512).to_dict(),
+        vision_config={**_SIGLIP, "image_size": 56, "patch_size": 7},
+        mm_tokens_per_image=16,
+        **_ids(
+            tokenizer,
+            image_token_index="<image_soft_token>",
+            boi_token_index="<start_of_image>",
+            eoi_token_index="<end_of_image>",
+        ),
+    )
+    return config, tokenizer, GEMMA_IMAGES
 
 
 def _phi3() -> tuple[Any, Any, str]:
@@ -284,6 +321,32 @@ def _qwen3_vl() -> tuple[Any, Any, str]:
     return config, tokenizer, template
 
 
+def _internvl() -> tuple[Any, Any, str]:
+    marks = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = chatml_tokenizer(*marks.values(), extra_special_tokens=marks)
+    ids = _ids(tokenizer, bos_token_id="<|endoftext|>", eos_token_id="<|im_end|>")
+    config = transformers.InternVLConfig(
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **ids, **_LM},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": [28, 28],
+            "patch_size": [7, 7],
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    return config, tokenizer, CHATML_CONTEXT
+
+
 _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -297,6 +360,8 @@ _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "gemma3": _gemma3,
+    "internvl": _internvl,
 }
 
 _CLIP_STEPS: dict[str, Any] = {
@@ -353,12 +418,31 @@ _PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen2_vl": (_QWEN_STEPS, {"processor_class": "Qwen2VLProcessor"}),
     "qwen2_5_vl": (_QWEN_STEPS, {"processor_class": "Qwen2_5_VLProcessor"}),
     "qwen3_vl": (_QWEN_STEPS, {"processor_class": "Qwen3VLProcessor"}),
+    "gemma3": (
+        {
+            "image_processor_type": "Gemma3ImageProcessor",
+            "size": {"height": 56, "width": 56},
+            "do_pan_and_scan": None,
+        },
+        {"processor_class": "Gemma3Processor", "image_seq_length": 16},
+    ),
+    "internvl": (
+        {
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "size": {"height": 28, "width": 28},
+            "crop_to_patches": True,
+            "min_patches": 1,
+            "max_patches": 3,
+        },
+        {"processor_class": "InternVLProcessor", "image_seq_length": 4},
+    ),
 }
 _VIDEO = {
     "llava_onevision": {"video_processor_type": "LlavaOnevisionVideoProcessor"},
     "qwen2_vl": {"video_processor_type": "Qwen2VLVideoProcessor"},
     "qwen2_5_vl": {"video_processor_type": "Qwen2VLVideoProcessor"},
     "qwen3_vl": {"video_processor_type": "Qwen3VLVideoProcessor"},
+    "internvl": {"video_processor_type": "InternVLVideoProcessor"},
 }
 
 
@@ -395,7 +479,7 @@ def build_model(config: Any, *, seed: int = 0) -> torch.nn.Module:
         with torch.no_grad():
             for parameter in model.parameters():
                 # Zero biases and unit norms would hide a tensor that is never used.
-                if parameter.ndim == 1:
+                if parameter.ndim == 1 or not parameter.any():
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model
 
@@ -406,7 +490,8 @@ def build(family: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     build_model(config, seed=seed).to(dtype).save_pretrained(folder)
-    if family in VISION_FAMILIES:
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    if tower in ("clip_vision_model", "siglip_vision_model"):
         _publish_names(folder / "model.safetensors")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)

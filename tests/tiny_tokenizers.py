@@ -55,6 +55,18 @@ GEMMA = (
     " + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+# As Gemma 3's own: the system turn stands at the head of the first user's.
+GEMMA_IMAGES = (
+    "{{ bos_token }}{% set first = '' %}{% if messages[0]['role'] == 'system' %}"
+    "{% set first = messages[0]['content'][0]['text'] + '\n\n' %}"
+    "{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n'"
+    " + (first if loop.first else '') }}"
+    "{% for b in m['content'] %}{% if b['type'] == 'image' %}{{ '<start_of_image>' }}"
+    "{% else %}{{ b['text'] | trim }}{% endif %}{% endfor %}{{ '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
 PHI = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}"
     "{% endfor %}"
@@ -95,6 +107,17 @@ CHATML_IMAGES = (
 )
 
 
+# As InternVL's own: a picture is one placeholder and a line break.
+CHATML_CONTEXT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for b in m['content'] %}"
+    "{% if b['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
+    "{% else %}{{ b['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
 def byte_level(specials: list[str], **kwargs: Any) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 400 entries with `specials` after it, as Llama 3 and Qwen have."""
     core = Tokenizer(models.BPE())
@@ -127,12 +150,15 @@ def metaspace(
     return tokenizer
 
 
-def chatml_tokenizer(*more: str, pad: str = "<|endoftext|>") -> PreTrainedTokenizerFast:
+def chatml_tokenizer(
+    *more: str, pad: str = "<|endoftext|>", **kwargs: Any
+) -> PreTrainedTokenizerFast:
     """Qwen's: ends a turn with <|im_end|>, pads with <|endoftext|>."""
     return byte_level(
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more],
         eos_token="<|im_end|>",
         pad_token=pad,
+        **kwargs,
     )
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-import PIL.Image
-import torch
 from torch import Tensor
 
 from narrowtune.core.errors import DataError
-from narrowtune.data.collate import IGNORE_INDEX, PER_TOKEN_FEATURES, Encoded
+from narrowtune.data.collate import IGNORE_INDEX, Encoded
 from narrowtune.data.examples import Example, Image, Message, RowError, Text
+from narrowtune.data.expansion import Tokens, expand, put_in_place, runs_of
 from narrowtune.data.images import open_image
 from narrowtune.data.literals import SpecialTokens, guard_tokens
 from narrowtune.data.room import Room
@@ -28,14 +27,6 @@ __all__ = ["ChatEncoder", "Encoded", "RowError"]
 
 _TOKEN_BYTES = 44
 """Of an encoded token in memory: a number, and two places in lists."""
-
-
-class _Tokens(NamedTuple):
-    """T tokens, the characters each stands for, and the model's other inputs."""
-
-    ids: list[int]
-    spans: list[Span]
-    features: dict[str, Tensor]
 
 
 class ChatEncoder:
@@ -138,8 +129,12 @@ class ChatEncoder:
 
     @property
     def image_token_id(self) -> int | None:
-        """The token that stands for parts of pictures; None where the model reads none."""
-        return self._specials.image_id
+        """The token that stands for parts of pictures; None where the model reads none.
+
+        Not always the one that templates write: Gemma 3's write where a picture begins.
+        """
+        known: list[int | None] = getattr(self._processor, "image_token_ids", None) or []
+        return next((token for token in known if token is not None), self._specials.image_id)
 
     def num_tokens(self, text: str) -> int:
         """Return how many tokens a text is by itself."""
@@ -210,7 +205,7 @@ class ChatEncoder:
         *,
         generation: bool,
         appended: bool = False,
-    ) -> _Tokens:
+    ) -> Tokens:
         tokens = self._tokenize_text(text)
         skeleton = self._template.skeleton(turns, generation=generation)
         found = self._specials.count(tokens.ids)
@@ -227,11 +222,17 @@ class ChatEncoder:
             )
         if found != expected:
             raise RowError("the text spells a special token together with its surroundings")
-        drop = guard_tokens(text, guard, tokens.spans)
         if images:
-            pictures = [open_image(image) for image in images]
-            tokens, drop = self._expand(text, tokens, drop, pictures)
-        return _without(tokens, drop)
+            tokens = expand(
+                self._processor,
+                text,
+                tokens,
+                [open_image(image) for image in images],
+                placeholders=self._specials.placeholders,
+                adds_special_tokens=self._adds_special_tokens(text),
+                close_gaps=_close_gaps,
+            )
+        return tokens.without(guard_tokens(text, guard, tokens.spans))
 
     def _own_specials(self, skeleton: Skeleton) -> Counter[int]:
         """The special tokens that the template itself writes."""
@@ -240,7 +241,7 @@ class ChatEncoder:
             self._known[skeleton.literals] = self._specials.count(ids)
         return self._known[skeleton.literals]
 
-    def _tokenize_text(self, text: str) -> _Tokens:
+    def _tokenize_text(self, text: str) -> Tokens:
         out = self._tokenizer(
             text,
             add_special_tokens=self._adds_special_tokens(text),
@@ -248,57 +249,14 @@ class ChatEncoder:
             return_attention_mask=False,
             verbose=False,
         )
-        spans: list[Span] = []
-        reached = 0
-        for start, end in out["offset_mapping"]:
-            # Some tokenizers leave the space before a word out of its offsets.
-            if reached < start and text[reached:start].isspace():
-                start = reached
-            spans.append((start, end))
-            reached = max(reached, end)
-        return _Tokens(list(out["input_ids"]), spans, {})
+        return Tokens(list(out["input_ids"]), _close_gaps(text, out["offset_mapping"]), {})
 
     def _adds_special_tokens(self, text: str) -> bool:
         """As transformers' own `apply_chat_template`: only processors, unless the text has it."""
         bos = self._tokenizer.bos_token
         return self._processor is not None and not (bos is not None and text.startswith(bos))
 
-    def _expand(
-        self, text: str, tokens: _Tokens, drop: frozenset[int], pictures: list[PIL.Image.Image]
-    ) -> tuple[_Tokens, frozenset[int]]:
-        """Run the processor, and carry positions over to its tokens."""
-        try:
-            out = self._processor(
-                text=[text],
-                images=[pictures],
-                add_special_tokens=self._adds_special_tokens(text),
-                return_tensors="pt",
-            )
-        # Image processors answer sizes that they can't handle with these.
-        except (ValueError, ZeroDivisionError, TypeError) as error:
-            raise RowError(f"the processor does not accept the pictures: {error}") from None
-        ids = out["input_ids"][0].tolist()
-        runs = _runs(tokens.ids, ids, self._specials.placeholders)
-        if runs is None:
-            raise DataError(
-                asked=f"the place of pictures in the tokens of {type(self._processor).__name__}",
-                found="tokens that differ from the tokenizer's in more than repeated placeholders",
-                do="use a model of a supported family (docs/how-to-add-a-family.md)",
-            )
-        spans: list[Span] = []
-        dropped: list[int] = []
-        for position, length in enumerate(runs):
-            if position in drop:
-                dropped.append(len(spans))
-            spans += [tokens.spans[position]] * length
-        features = {
-            name: value[0] if name in PER_TOKEN_FEATURES else torch.as_tensor(value)
-            for name, value in out.items()
-            if name not in ("input_ids", "attention_mask")
-        }
-        return _Tokens(ids, spans, features), frozenset(dropped)
-
-    def _finish(self, tokens: _Tokens, answers: Sequence[Span]) -> Encoded:
+    def _finish(self, tokens: Tokens, answers: Sequence[Span]) -> Encoded:
         if self._max_length is not None and len(tokens.ids) > self._max_length:
             raise RowError(f"{len(tokens.ids)} tokens, and max_length is {self._max_length}")
         labels = [
@@ -311,64 +269,49 @@ class ChatEncoder:
     def _is_of(self, answer: Span, token: int, span: Span) -> bool:
         """Whether a token is part of an answer.
 
-        A special token before it may have swallowed the answer's first spaces (Phi-3's
-        `<|assistant|>` strips what follows), and is not.
+        A token before it that takes the white space behind it along may have swallowed the
+        answer's first spaces (Phi-3's `<|assistant|>`), and is not.
         """
-        return _within(span, answer) and not (span[0] < answer[0] and token in self._special_ids)
+        return _within(span, answer) and not (span[0] < answer[0] and token in self._swallowing)
+
+    @cached_property
+    def _swallowing(self) -> frozenset[int]:
+        added = self._tokenizer.added_tokens_decoder
+        return frozenset(token for token, spelled in added.items() if spelled.rstrip)
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         tokenizer = self._tokenizer
         return frozenset((*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder))
 
-    def _compare_prefix(self, tokens: _Tokens, rendered: Rendered, guard: str | None) -> None:
+    def _compare_prefix(self, tokens: Tokens, rendered: Rendered, guard: str | None) -> None:
         """Count rows that generation would start differently from training."""
-        prompt = self._tokenize_text(rendered.prompt)
-        known = _without(prompt, guard_tokens(rendered.prompt, guard, prompt.spans)).ids
-        media = self._specials.placeholders
+        text, media = rendered.prompt, self._specials.placeholders
+        if tokens.replacements:
+            text = put_in_place(text, self._processor.image_token, tokens.replacements)
+            media = set()
+        prompt = self._tokenize_text(text)
+        known = prompt.without(guard_tokens(text, guard, prompt.spans)).ids
         last = rendered.answers[-1]
         pairs = enumerate(zip(tokens.ids, tokens.spans, strict=True))
         before = next(i for i, (token, span) in pairs if self._is_of(last, token, span))
-        if _runs(known, tokens.ids[:before], media) is None:
+        if runs_of(known, tokens.ids[:before], media) is None:
             self.num_prefix_mismatches += 1
+
+
+def _close_gaps(text: str, offsets: Sequence[Span]) -> list[Span]:
+    """Return each token's characters: some tokenizers leave the space before a word out."""
+    spans: list[Span] = []
+    reached = 0
+    for start, end in offsets:
+        if reached < start and text[reached:start].isspace():
+            start = reached
+        spans.append((start, end))
+        reached = max(reached, end)
+    return spans
 
 
 def _within(span: Span, answer: Span) -> bool:
     """Whether a token stands for any character of an answer; one without characters, by place."""
     start, end = span
     return start < answer[1] and (end > answer[0] or start == end == answer[0])
-
-
-def _without(tokens: _Tokens, drop: frozenset[int]) -> _Tokens:
-    if not drop:
-        return tokens
-    kept = [position for position in range(len(tokens.ids)) if position not in drop]
-    features = {
-        name: value[kept] if name in PER_TOKEN_FEATURES else value
-        for name, value in tokens.features.items()
-    }
-    return _Tokens([tokens.ids[i] for i in kept], [tokens.spans[i] for i in kept], features)
-
-
-def _runs(short: Sequence[int], long: Sequence[int], media: set[int]) -> list[int] | None:
-    """How many tokens of `long` each token of `short` became; None if they don't correspond.
-
-    Only placeholders are repeated. Where several stand side by side, the first takes what the
-    others leave, one each.
-    """
-    runs: list[int] = []
-    position = 0
-    for index, token in enumerate(short):
-        length = 1
-        if token in media:
-            while long[position + length : position + length + 1] == [token]:
-                length += 1
-            beside = index + 1
-            while beside < len(short) and short[beside] == token:
-                beside += 1
-            length -= beside - index - 1
-        if position >= len(long) or long[position] != token or length < 1:
-            return None
-        runs.append(length)
-        position += length
-    return runs if position == len(long) else None

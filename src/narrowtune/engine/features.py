@@ -222,7 +222,11 @@ def remembered_features(loaded: LoadedModel, store: FeatureStore | None) -> Iter
             )
             for picture in pictures
         ]
-        return _seen([each.to(pixels.device) for each in found], _num_parts(loaded))
+        return _seen(
+            [each.to(pixels.device) for each in found],
+            _num_parts(loaded),
+            stacked=loaded.family.stacks_features,
+        )
 
     inner.get_image_features = remembered
     try:
@@ -317,10 +321,13 @@ def _look(loaded: LoadedModel, plain: Callable[..., Any], picture: Mapping[str, 
         return torch.cat([features for (features,) in parts]).cpu().clone()
 
 
-def _seen(pictures: Sequence[Tensor], num_parts: int) -> BaseModelOutputWithPooling:
+def _seen(
+    pictures: Sequence[Tensor], num_parts: int, *, stacked: bool
+) -> BaseModelOutputWithPooling:
     """Return what `_look` gave for each picture as the model's own method would."""
     parts = list(zip(*(picture.chunk(num_parts) for picture in pictures), strict=True))
-    seen = BaseModelOutputWithPooling(pooler_output=list(parts[0]))  # type: ignore[arg-type]
+    pooled: Any = torch.stack(parts[0]) if stacked else list(parts[0])
+    seen = BaseModelOutputWithPooling(pooler_output=pooled)
     if num_parts > 1:
         seen.deepstack_features = [list(part) for part in parts[1:]]
     return seen

@@ -20,13 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from narrowtune.engine.lexical import in_order, shared_out
-from narrowtune.engine.pictures import PICTURE_INPUTS, pictures_apart
+from narrowtune.engine.pictures import PICTURE_INPUTS, pictures_of_rows
 
 When = Literal["never", "cheaper", "always"]
 
 _WHEN: ContextVar[When] = ContextVar("packing", default="cheaper")
 
 _TEXT = {"input_ids", "attention_mask"}
+PICTURE_KINDS = "token_type_ids"
+"""1 where a token is a picture's, given by processors of models whose pictures see themselves
+whole, also what is behind."""
 _PROBED = 64  # pixels by which pictures are told apart before all of them are compared
 _LINEAR_WIDTH = 6
 """A layer's products with weights cost a token about as much as attending to this many times the
@@ -91,7 +94,7 @@ def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | 
     placeholder = getattr(model.config, "image_token_id", None)
     laid = {
         "input_ids": ids[row, position].masked_fill(~filled, int(placeholder == 0)),
-        "attention_mask": _seen(row, position, filled, owner)[:, None],
+        "attention_mask": _seen(row, position, filled, owner, inputs.get(PICTURE_KINDS))[:, None],
         "position_ids": _positions(model, inputs)[..., row, position],
         **groups.pictures,
     }
@@ -148,7 +151,12 @@ def layout_size(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> La
     placeholder = getattr(model.config, "image_token_id", None)
     pictured = 0 if placeholder is None else int((ids == placeholder).any(dim=1).sum())
     rows, length = ids.shape
-    return LayoutSize(rows, length, pictured, masked=not bool(inputs["attention_mask"].all()))
+    return LayoutSize(rows, length, pictured, masked=_is_masked(inputs))
+
+
+def _is_masked(inputs: Mapping[str, Any]) -> bool:
+    """Whether attention row by row takes a mask: without, half of its square is skipped."""
+    return PICTURE_KINDS in inputs or not bool(inputs["attention_mask"].all())
 
 
 class _Groups(NamedTuple):
@@ -178,8 +186,7 @@ def _group(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups
         return None
     cost = _cost(model, len(groups.rows), groups.length, masked=True)
     rows, length = mask.shape
-    padded = not bool(inputs["attention_mask"].all())
-    pays = _MARGIN * cost < _cost(model, rows, length, masked=padded)
+    pays = _MARGIN * cost < _cost(model, rows, length, masked=_is_masked(inputs))
     return groups if pays or _WHEN.get() == "always" else None
 
 
@@ -224,17 +231,34 @@ def _owners(groups: _Groups, length: int) -> Tensor:
     return owner
 
 
-def _seen(row: Tensor, position: Tensor, filled: Tensor, owner: Tensor) -> Tensor:
+def _seen(
+    row: Tensor, position: Tensor, filled: Tensor, owner: Tensor, kinds: Tensor | None
+) -> Tensor:
     """Return which token [G, L, L] sees which: those before it that are its row's.
 
     Args:
         row, position, filled: [G, L], from `_laid_out`.
         owner: [B, T], from `_owners`.
+        kinds: [B, T], where pictures see themselves whole (`PICTURE_KINDS`).
     """
     seen = owner[row[:, :, None], position[:, None, :]] == row.to(owner.dtype)[:, None, :]
-    seen &= (position[:, None, :] <= position[:, :, None]) & filled[:, None, :]
+    allowed = position[:, None, :] <= position[:, :, None]
+    if kinds is not None:
+        block = _pictures_in_rows(kinds)[row, position]
+        allowed |= (block[:, None, :] == block[:, :, None]) & (block >= 0)[:, None, :]
+    seen &= allowed & filled[:, None, :]
     # What fills a row up sees itself: a softmax over nothing is not a number, and would spread.
     return seen | torch.eye(row.shape[1], dtype=torch.bool, device=seen.device)
+
+
+def _pictures_in_rows(kinds: Tensor) -> Tensor:
+    """Return the number of the picture that each token [B, T] is of, within its row; -1 for text.
+
+    Neighbouring tokens of pictures are of one picture, as for the model.
+    """
+    is_picture = kinds == 1
+    starts = is_picture & ~nn.functional.pad(is_picture, (1, 0))[:, :-1]
+    return torch.where(is_picture, starts.cumsum(dim=1) - 1, -1)
 
 
 def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> bool:
@@ -259,7 +283,7 @@ def _cost(model: nn.Module, rows: int, length: int, *, masked: bool) -> float:
 
 
 def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups | None:
-    """Share rows that have one picture each out: one row per picture, each question a branch.
+    """Share rows about the same pictures out: one row for these, each question a branch.
 
     What stands before the first difference, the picture among it, is computed once, and the picture
     goes through the tower once. Positions go on from there in every branch, in three axes for
@@ -268,17 +292,16 @@ def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Gro
     Returns:
         None where no two rows share their picture and what is before it, or as `pack`.
     """
-    known = {*_TEXT, *PICTURE_INPUTS, "mm_token_type_ids"}
+    known = {*_TEXT, *PICTURE_INPUTS, "mm_token_type_ids", PICTURE_KINDS}
     placeholder = getattr(model.config, "image_token_id", None)
     if placeholder is None or not set(inputs) <= known:
         return None
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
     given = {name: inputs[name] for name in PICTURE_INPUTS if name in inputs}
-    pictures = pictures_apart(given, model.config)
     places = ids == placeholder
     pictured = places.any(dim=1).nonzero()[:, 0].tolist()
-    # As many pictures as rows with places for one: one in each.
-    if pictures is None or len(pictures) != len(pictured):
+    pictures = pictures_of_rows(given, places, model.config)
+    if pictures is None:
         return None
     rows = _alike(ids, places, dict(zip(pictured, pictures, strict=True)))
     if len(rows) == len(ids):
@@ -361,6 +384,6 @@ def _joined(
     given: Mapping[str, Tensor], pictures: Sequence[Mapping[str, Tensor]], chosen: Sequence[int]
 ) -> dict[str, Tensor]:
     """Return the inputs of the chosen pictures alone, joined as a batch has them."""
-    if "image_grid_thw" in given:
+    if "image_grid_thw" in given or set(given) == {"pixel_values"}:
         return {name: torch.cat([pictures[number][name] for number in chosen]) for name in given}
     return {name: value[list(chosen)] for name, value in given.items()}

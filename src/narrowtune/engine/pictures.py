@@ -53,6 +53,31 @@ def pictures_apart(inputs: Mapping[str, Any], config: Any) -> list[dict[str, Ten
     return found
 
 
+def pictures_of_rows(
+    inputs: Mapping[str, Any], places: Tensor, config: Any
+) -> list[dict[str, Tensor]] | None:
+    """Return the inputs of each row's pictures, for rows that have any, in order.
+
+    Args:
+        inputs: what a batch's pictures are given by.
+        places: [B, T], true where a token stands for a part of a picture.
+        config: of the model.
+
+    None where they can't be told apart, or a row has several that are not tiles: pixels alone,
+    each seen by itself and in as many places as any other.
+    """
+    tokens = [number for number in places.sum(dim=1).tolist() if number]
+    pixels = inputs.get("pixel_values")
+    if set(inputs) == {"pixel_values"} and isinstance(pixels, Tensor) and len(pixels):
+        each, rest = divmod(sum(tokens), len(pixels))
+        if rest or each == 0 or any(number % each for number in tokens):
+            return None
+        return [{"pixel_values": own} for own in pixels.split([n // each for n in tokens])]
+    pictures = pictures_apart(inputs, config)
+    # As many pictures as rows with places for one: one in each.
+    return pictures if pictures is not None and len(pictures) == len(tokens) else None
+
+
 def picture_sha256(picture: Mapping[str, Tensor]) -> str:
     """Return the hash of one of `pictures_apart`: equal only for the same pixels and sizes."""
     lines = "".join(f"{name} {tensor_sha256(picture[name])}\n" for name in sorted(picture))

@@ -60,6 +60,7 @@ class _FamilyEntry(_Entry):
     vision_tower: tuple[str, ...] = ()
     projector: tuple[str, ...] = ()
     feature_layer: FeatureLayer | None = None
+    stacks_features: bool = False
     on_disk: tuple[tuple[str, str], ...] = ()
 
 
@@ -97,6 +98,7 @@ class Family:
         vision_tower: full names of modules or parameters that make up the tower.
         projector: the same for the projector.
         feature_layer: how to find what the tower computes in vain; None if nothing.
+        stacks_features: whether what pictures become is one tensor, as many states for each.
         on_disk: (name in memory, name on disk) prefixes, the published one first.
     """
 
@@ -109,6 +111,7 @@ class Family:
     vision_tower: tuple[str, ...]
     projector: tuple[str, ...]
     feature_layer: FeatureLayer | None
+    stacks_features: bool
     on_disk: tuple[tuple[str, str], ...]
 
     @property
@@ -207,6 +210,7 @@ def find_family(model_or_config: Any) -> Family:
         vision_tower=entry.vision_tower,
         projector=entry.projector,
         feature_layer=entry.feature_layer,
+        stacks_features=entry.stacks_features,
         on_disk=entry.on_disk,
     )
 

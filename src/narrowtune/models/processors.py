@@ -2,10 +2,10 @@
 
 Owns: what `processor_kwargs` may change, and what stands in where transformers insists on video.
 
-transformers' video processors need torchvision. The processors of Qwen's families and of
-LLaVA-OneVision name one in their constructor, so they cannot be built without it even where no
-video is ever seen. transformers reads a constructor's arguments to find a processor's parts, so
-what stands in has to spell them out, without the video processor.
+transformers' video processors need torchvision. The processors of Qwen's families, of
+LLaVA-OneVision and of InternVL name one in their constructor, so they cannot be built without it
+even where no video is ever seen. transformers reads a constructor's arguments to find a processor's
+parts, so what stands in has to spell them out, without the video processor.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import PIL.Image
 from transformers import (
+    InternVLProcessor,
     LlavaOnevisionProcessor,
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
@@ -80,6 +81,26 @@ class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
         )
 
 
+class ImageOnlyInternVLProcessor(InternVLProcessor):
+    """InternVL's processor for text and pictures."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_length: int = 256,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            image_processor,
+            tokenizer,
+            image_seq_length=image_seq_length,
+            chat_template=chat_template,
+            **kwargs,
+        )
+
+
 _TRIED = (64, 48)
 """Of a picture on which settings are tried, in pixels."""
 
@@ -116,7 +137,8 @@ def check_kwargs(
                     do="correct the name, or leave it out",
                 )
             if before:
-                changed.image_processor(images=[PIL.Image.new("RGB", _TRIED)])
+                others = {k: v for k, v in _call_defaults(changed).items() if k != key}
+                changed.image_processor(images=[PIL.Image.new("RGB", _TRIED)], **others)
         except UsageError:
             raise
         except Exception as error:  # validators of transformers and processors raise what they like
@@ -131,13 +153,24 @@ def leave_to_pictures(plain: Any, processor: Any, given: Iterable[str]) -> None:
     """Take from the tokenizer what was meant for pictures alone.
 
     transformers gives a processor's settings to all of its parts, and asks the tokenizer for
-    pictures' settings at every call, which warns of limits of pixels each time.
+    pictures' settings at every call, which warns of limits of pixels each time. What a processor
+    has a default of its own for stays: asking the tokenizer is how transformers comes by another.
     """
+    kept = _call_defaults(processor)
     before = getattr(getattr(plain, "tokenizer", plain), "init_kwargs", {})
     after = getattr(getattr(processor, "tokenizer", processor), "init_kwargs", {})
     for key in given:
-        if key not in before:
+        if key not in before and key not in kept:
             after.pop(key, None)
+
+
+def _call_defaults(processor: Any) -> dict[str, Any]:
+    """Return what a processor gives its image processor at every call, unless told otherwise."""
+    found = getattr(processor, "images_kwargs", None)
+    if found is None:  # up to transformers 5.12
+        kinds = getattr(processor, "valid_processor_kwargs", None)
+        found = getattr(kinds, "_defaults", {}).get("images_kwargs")
+    return dict(found or {})
 
 
 def _state(processor: Any) -> dict[str, Any]:
@@ -160,5 +193,6 @@ IMAGE_ONLY: dict[str, type] = {
     "qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor,
     "qwen3_vl": ImageOnlyQwen3VLProcessor,
     "llava_onevision": ImageOnlyLlavaOnevisionProcessor,
+    "internvl": ImageOnlyInternVLProcessor,
 }
 """By family."""

@@ -20,7 +20,7 @@ from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.attention import MOST_TOKENS
 from narrowtune.engine.forward import label_positions
-from narrowtune.engine.packing import LayoutSize, layout_size
+from narrowtune.engine.packing import PICTURE_KINDS, LayoutSize, layout_size
 from narrowtune.models.load import LoadedModel
 from narrowtune.train.arguments import accumulation_steps, per_device_batch_size, planned_steps
 from narrowtune.train.order import PictureSampler
@@ -185,8 +185,10 @@ class Batches:
     def size_plain(self, rows: Sequence[Encoded]) -> LayoutSize:
         """Return the same row by row."""
         lengths = _lengths(rows)
-        pictured = sum(bool(row.picture_digest) for row in rows)
-        return LayoutSize(len(rows), max(lengths), pictured, masked=len(set(lengths)) > 1)
+        pictured = [row for row in rows if row.picture_digest]
+        masked = len(set(lengths)) > 1
+        masked |= bool(pictured) and PICTURE_KINDS in pictured[0].features
+        return LayoutSize(len(rows), max(lengths), len(pictured), masked=masked)
 
     @cached_property
     def sizes(self) -> list[tuple[LayoutSize, LayoutSize]]:

@@ -34,10 +34,14 @@ END_OF_TURN = {
     "qwen2_vl": "<|im_end|>",
     "qwen2_5_vl": "<|im_end|>",
     "qwen3_vl": "<|im_end|>",
+    "gemma3": "<end_of_turn>",
+    "internvl": "<|im_end|>",
 }
 PLACEHOLDER = {
     **dict.fromkeys(("llava", "llava_next", "llava_onevision"), "<image>"),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|image_pad|>"),
+    "gemma3": "<start_of_image>",
+    "internvl": "<IMG_CONTEXT>",
 }
 THOUGHT = "<think>\n\n</think>\n\n"
 TEXT_FAMILIES = tuple(family for family in FAMILIES if family not in VISION_FAMILIES)
@@ -232,6 +236,59 @@ def test_a_typed_placeholder_never_takes_a_picture(
     alone = encoder.encode_prompt([_turn("user", f"no picture {name}")])
     assert place not in alone.input_ids
     assert not alone.features
+
+
+@pytest.mark.parametrize("question", ["\n\nWhat?", "\nWhat? ", " \n\n\n what <bos>?", "What?"])
+def test_line_breaks_that_a_processor_writes_may_join_those_of_the_text(
+    question: str, loaded: Loaded, png: Callable[..., bytes]
+) -> None:
+    model = loaded("gemma3")
+    # This template trims what users write; those of others keep it.
+    template = str(model.processor.chat_template).replace("b['text'] | trim", "b['text']")
+    model.processor.chat_template = template
+    try:
+        encoder = _encoder(model)
+        pictures = [Image(data=png(40, 30)), Image(data=png(20, 60, "blue"))]
+        turns = [
+            _turn("system", "Look."),
+            _turn("user", "One:\n", pictures[0], question),
+            _turn("assistant", "no"),
+            _turn("user", "Two:", pictures[1], question),
+        ]
+        whole = encoder.encode(_example(*turns, _turn("assistant", "\nred ")))
+        # The answer's line break is in one token with the template's, which is learned whole.
+        answers = [_answer("gemma3", "no"), _answer("gemma3", "\n\nred ")]
+        assert _labelled(model.tokenizer, whole) == answers
+        prompt = encoder.encode_prompt(turns).input_ids
+        assert whole.input_ids[: len(prompt)] != prompt
+        assert encoder.num_prefix_mismatches == 1
+        encoder = _encoder(model)
+        whole = encoder.encode(_example(*turns, _turn("assistant", "red")))
+        assert whole.input_ids[: len(prompt)] == prompt
+        assert encoder.num_prefix_mismatches == 0
+        kinds = whole.features["token_type_ids"]
+        soft = encoder.image_token_id
+        assert kinds.tolist() == [int(token == soft) for token in whole.input_ids]
+        assert kinds.sum() == 2 * 16
+        assert question.strip() in model.tokenizer.decode(whole.input_ids)
+    finally:
+        model.processor.chat_template = template.replace("b['text']", "b['text'] | trim")
+
+
+def test_an_older_transformers_says_what_is_missing(
+    loaded: Loaded, png: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded("gemma3")
+    kind = type(model.processor)
+    plain = kind.__call__
+
+    def older(*args: Any, return_text_replacement_offsets: bool = False, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(kind, "__call__", older)
+    turns = [_turn("user", Image(data=png(40, 30)), "a"), _turn("assistant", "b")]
+    with pytest.raises(DataError, match=r"install transformers 5\.12 or newer"):
+        _encoder(model).encode(_example(*turns))
 
 
 def test_a_special_token_in_two_pieces_is_refused(

@@ -13,6 +13,7 @@ from narrowtune.core.config import AnchorSettings
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate
 from narrowtune.data.examples import Image, Message, Text
+from narrowtune.engine import packing as packing_module
 from narrowtune.engine.features import FeatureStore, remembered_features
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
 from narrowtune.engine.packing import layout_size, pack, packing
@@ -45,6 +46,13 @@ def rows(loaded):
     ]
 
 
+def num_seen(loaded, rows):
+    """Pictures that are seen one by one, once each: tiles where a family cuts pictures up so."""
+    tiles = loaded.family.name == "internvl"
+    first = [rows[[which for which, *_ in ASKED].index(number)] for number in range(3)]
+    return sum(len(row.features["pixel_values"]) if tiles else 1 for row in first)
+
+
 def inputs_and_mask(batch):
     mask, _ = label_positions(batch["labels"])
     return {name: value for name, value in batch.items() if name != "labels"}, mask
@@ -58,7 +66,7 @@ def test_loss_gradients_and_logits_are_those_of_the_plain_path(loaded, rows):
     assert layout is not None, "the fast path was not taken"
     assert len(layout.mask) == 3
     pictures = "image_grid_thw" if "image_grid_thw" in inputs else "pixel_values"
-    assert len(layout.inputs[pictures]) == 3
+    assert len(layout.inputs[pictures]) == num_seen(loaded, rows)
     found = []
     for when in ("never", "cheaper"):
         model.requires_grad_(True).zero_grad()
@@ -94,7 +102,7 @@ def test_a_picture_goes_through_the_tower_once(loaded, rows):
     # With what was seen looked up, too.
     with remembered_features(loaded, store := FeatureStore()), torch.no_grad():
         again = logits_at(loaded.model, inputs, mask)
-    assert store.num_computed == 3
+    assert store.num_computed == num_seen(loaded, rows)
     for found in (shared, again):
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
 
@@ -130,7 +138,7 @@ def test_a_picture_behind_a_question_is_not_shared(loaded):
         assert pack(loaded.model, inputs, mask) is None
 
 
-def test_rows_with_two_pictures_are_left_as_they_are(loaded):
+def test_rows_with_two_pictures_share_them_where_each_is_seen_by_itself(loaded):
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     pictures = (noise(40, 30, 20), noise(40, 30, 40))
     made = [
@@ -139,7 +147,59 @@ def test_rows_with_two_pictures_are_left_as_they_are(loaded):
     ]
     inputs, mask = inputs_and_mask(collate(made, 0))
     with packing("always"):
-        assert pack(loaded.model, inputs, mask) is None
+        layout = pack(loaded.model, inputs, mask)
+    if loaded.family.name not in ("llava", "gemma3", "internvl"):
+        assert layout is None
+        return
+    assert layout is not None
+    assert len(layout.mask) == 1
+    with torch.no_grad():
+        with packing("never"):
+            plain = logits_at(loaded.model, inputs, mask)
+        with packing("always"):
+            found = logits_at(loaded.model, inputs, mask)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_crops_of_a_picture_are_shared_with_it(tiny):
+    cut_up = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8}
+    loaded = load_model(str(tiny("gemma3")), device="cpu", processor_kwargs=cut_up)
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    asked = [(noise(90, 28, 20), "one?"), (noise(40, 40, 30), "two?")]
+    made = [
+        encoder.encode_answer([Message("user", (picture, Text(question + more)))], "yes")
+        for picture, question in asked
+        for more in ("", " and why?")
+    ]
+    assert len(made[0].features["pixel_values"]) > 1
+    assert len(made[2].features["pixel_values"]) == 1
+    inputs, mask = inputs_and_mask(collate(made, 0))
+    layout = pack(loaded.model, inputs, mask)
+    assert layout is not None
+    assert len(layout.mask) == 2
+    with packing("never"), torch.no_grad():
+        plain = logits_at(loaded.model, inputs, mask)
+    with torch.no_grad():
+        found = logits_at(loaded.model, inputs, mask)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_that_see_themselves_whole_do_so_in_branches(tiny, monkeypatch):
+    """With a mask that only looks back, the numbers are others: the comparisons above can fail."""
+    loaded = load_model(str(tiny("gemma3")), device="cpu")
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    picture = noise(40, 30, 20)
+    made = [
+        encoder.encode_answer([Message("user", (picture, Text(question)))], "yes")
+        for question in ("one?", "two?")
+    ]
+    inputs, mask = inputs_and_mask(collate(made, 0))
+    found = []
+    for kinds in (packing_module._pictures_in_rows, lambda kinds: torch.full_like(kinds, -1)):
+        monkeypatch.setattr(packing_module, "_pictures_in_rows", kinds)
+        with packing("always"), torch.no_grad():
+            found.append(logits_at(loaded.model, inputs, mask))
+    assert (found[0] - found[1]).norm() > 0.01 * found[0].norm()
 
 
 def test_all_the_same_question_shares_all_but_the_answer(loaded, rows):
@@ -197,7 +257,9 @@ def test_pictures_that_differ_in_one_pixel_are_two(loaded, rows):
         assert pack(loaded.model, inputs, mask) is None
 
 
-@pytest.mark.parametrize("loaded", ["qwen2_5_vl", "qwen3_vl", "llava_next"], indirect=True)
+@pytest.mark.parametrize(
+    "loaded", ["qwen2_5_vl", "qwen3_vl", "llava_next", "gemma3", "internvl"], indirect=True
+)
 def test_anchors_and_checkpointing_go_with_branches(loaded, rows):
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     settings = AnchorSettings(rows_per_step=2, max_new_tokens=3)

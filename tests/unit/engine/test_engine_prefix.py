@@ -70,7 +70,9 @@ def _pictures(encoder: ChatEncoder, num: int):
     return [encoder.encode_prompt((Message("user", turns),))] * num
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+@pytest.mark.parametrize(
+    "family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "gemma3", "internvl"]
+)
 @pytest.mark.parametrize("system", [True, False], ids=["prefix", "no prefix"])
 @pytest.mark.parametrize("num_before", [0, 1, 3])
 def test_text_after_pictures_is_answered_as_on_a_model_that_saw_none(

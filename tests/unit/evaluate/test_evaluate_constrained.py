@@ -181,7 +181,9 @@ def test_the_result_does_not_depend_on_the_batch_size(tiny, dtype: torch.dtype):
         assert items[0] == items[1] == items[2] or any(item.tie for item in items)
 
 
-@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl"]
+)
 def test_pictures_keep_their_items(tiny, family: str):
     loaded = load_model(str(tiny(family)), device="cpu")
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)

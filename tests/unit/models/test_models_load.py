@@ -115,6 +115,27 @@ def test_names_on_disk_exist_in_the_folder(tiny, family: str) -> None:
             "model.visual.deepstack_merger_list.0.linear_fc1.bias",
             "model.visual.deepstack_merger_list.0.linear_fc1.bias",
         ),
+        (
+            "gemma3",
+            "model.language_model.layers.1.mlp.up_proj.weight",
+            "language_model.model.layers.1.mlp.up_proj.weight",
+        ),
+        (
+            "gemma3",
+            "model.vision_tower.post_layernorm.weight",
+            "vision_tower.vision_model.post_layernorm.weight",
+        ),
+        (
+            "gemma3",
+            "model.multi_modal_projector.mm_input_projection_weight",
+            "multi_modal_projector.mm_input_projection_weight",
+        ),
+        ("internvl", "lm_head.weight", "language_model.lm_head.weight"),
+        (
+            "internvl",
+            "model.vision_tower.encoder.layer.0.lambda_1",
+            "vision_tower.encoder.layer.0.lambda_1",
+        ),
     ],
 )
 def test_published_names(tiny, family: str, memory: str, disk: str) -> None:
@@ -224,7 +245,7 @@ def test_a_constant_that_is_not_loaded_has_no_say_in_the_dtype(tiny, tmp_path) -
     assert not any("stored in" in note for note in loaded.notes)
 
 
-@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"])
 def test_image_only_processors_say_so_once(tiny, family: str, monkeypatch, caplog) -> None:
     monkeypatch.setattr(load_module, "is_torchvision_available", lambda: False)
     load_module._warn_once.cache_clear()
@@ -402,6 +423,24 @@ def test_a_processor_s_settings_may_be_given(tiny, family):
     assert picture_settings(given.processor) != picture_settings(plain.processor)
     # What it has already is a setting that it knows.
     load_model(str(tiny(family)), device="cpu", processor_kwargs={"max_pixels": 28 * 28 * 6})
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "num_tiles"),
+    [
+        ("internvl", {"crop_to_patches": False}, 1),
+        ("internvl", {"max_patches": 1}, 1),
+        ("internvl", {}, 4),
+        ("gemma3", {}, 1),
+        ("gemma3", {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8}, 4),
+    ],
+)
+def test_what_a_processor_has_defaults_for_may_be_given(tiny, family, given, num_tiles):
+    loaded = load_model(str(tiny(family)), device="cpu", processor_kwargs=given)
+    picture = PIL.Image.new("RGB", (90, 28), "red")
+    text = [loaded.processor.image_token]
+    found = loaded.processor(text=text, images=[[picture]], return_tensors="pt")
+    assert len(found["pixel_values"]) == num_tiles
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ MATRICES = {
     "qwen2_vl": WITH_BIASES,
     "qwen2_5_vl": WITH_BIASES,
     "qwen3_vl": PLAIN,
+    "gemma3": PLAIN,
+    "internvl": WITH_BIASES,
 }
 # Everything in one decoder layer.
 WHOLE_LAYER = {
@@ -86,6 +88,8 @@ WHOLE_LAYER = {
     "qwen2_vl": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
     "qwen2_5_vl": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
     "qwen3_vl": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS],
+    "gemma3": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS, *GEMMA_NORMS],
+    "internvl": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
 }
 TIED = ["model.embed_tokens.weight", "model.norm.weight"]
 UNTIED = [*TIED, "lm_head.weight"]
@@ -107,6 +111,8 @@ OUTSIDE_LAYERS = {
     "qwen2_vl": MULTIMODAL,
     "qwen2_5_vl": MULTIMODAL,
     "qwen3_vl": MULTIMODAL,
+    "gemma3": MULTIMODAL[:2],
+    "internvl": MULTIMODAL,
 }
 LINEARS = [
     "model.multi_modal_projector.linear_1.weight",
@@ -137,6 +143,15 @@ PROJECTOR = {
         f"model.visual.{merger}.{module}.{kind}"
         for merger in ("merger", "deepstack_merger_list.0")
         for module in ("norm", "linear_fc1", "linear_fc2")
+        for kind in ("weight", "bias")
+    ],
+    "gemma3": [
+        "model.multi_modal_projector.mm_input_projection_weight",
+        "model.multi_modal_projector.mm_soft_emb_norm.weight",
+    ],
+    "internvl": [
+        f"model.multi_modal_projector.{module}.{kind}"
+        for module in ("layer_norm", "linear_1", "linear_2")
         for kind in ("weight", "bias")
     ],
 }
@@ -174,6 +189,24 @@ QWEN2_BLOCK = [
     for kind in ("weight", "bias")
 ]
 QWEN3_BLOCK = [name.replace("mlp.fc", "mlp.linear_fc") for name in QWEN2_BLOCK]
+INTERN_LAYER = [
+    "lambda_1",
+    "lambda_2",
+    "attention.q_proj.weight",
+    "attention.k_proj.weight",
+    "attention.v_proj.weight",
+    *(
+        f"{module}.{kind}"
+        for module in (
+            "attention.projection_layer",
+            "layernorm_before",
+            "layernorm_after",
+            "mlp.fc1",
+            "mlp.fc2",
+        )
+        for kind in ("weight", "bias")
+    ),
+]
 # The CLIP towers have three layers and are read before the last; the SigLIP tower has two.
 CLIP_TOWER = [
     "model.vision_tower.embeddings.class_embedding",
@@ -183,6 +216,10 @@ CLIP_TOWER = [
     "model.vision_tower.pre_layrnorm.bias",
     *(f"model.vision_tower.encoder.layers.0.{name}" for name in TOWER_LAYER),
     *(f"model.vision_tower.encoder.layers.1.{name}" for name in TOWER_LAYER),
+]
+POST_NORM = [
+    "model.vision_tower.post_layernorm.weight",
+    "model.vision_tower.post_layernorm.bias",
 ]
 TOWER = {
     "llava": CLIP_TOWER,
@@ -211,11 +248,23 @@ TOWER = {
         *(f"model.visual.blocks.0.{name}" for name in QWEN3_BLOCK),
         *(f"model.visual.blocks.1.{name}" for name in QWEN3_BLOCK),
     ],
+    "gemma3": [
+        "model.vision_tower.embeddings.patch_embedding.weight",
+        "model.vision_tower.embeddings.patch_embedding.bias",
+        "model.vision_tower.embeddings.position_embedding.weight",
+        *(f"model.vision_tower.encoder.layers.0.{name}" for name in TOWER_LAYER),
+        *(f"model.vision_tower.encoder.layers.1.{name}" for name in TOWER_LAYER),
+        *POST_NORM,
+    ],
+    "internvl": [
+        "model.vision_tower.embeddings.cls_token",
+        "model.vision_tower.embeddings.position_embeddings",
+        "model.vision_tower.embeddings.patch_embeddings.projection.weight",
+        "model.vision_tower.embeddings.patch_embeddings.projection.bias",
+        *(f"model.vision_tower.encoder.layer.0.{name}" for name in INTERN_LAYER),
+        *(f"model.vision_tower.encoder.layer.1.{name}" for name in INTERN_LAYER),
+    ],
 }
-POST_NORM = [
-    "model.vision_tower.post_layernorm.weight",
-    "model.vision_tower.post_layernorm.bias",
-]
 EXCLUDED = {
     "llava": [f"model.vision_tower.encoder.layers.2.{name}" for name in TOWER_LAYER] + POST_NORM,
     "llava_next": [f"model.vision_tower.encoder.layers.2.{name}" for name in TOWER_LAYER]
@@ -224,6 +273,8 @@ EXCLUDED = {
     "qwen2_vl": [],
     "qwen2_5_vl": [],
     "qwen3_vl": [],
+    "gemma3": [],
+    "internvl": [],
 }
 
 

@@ -71,7 +71,8 @@ def test_the_factor_is_that_of_the_pass_itself(family, recipe, tiny, tmp_path):
         with packing(when):
             counted[when] = count_flops(loaded.model, names, collate(rows[:8], 0))
     assert sharing.factor == pytest.approx(counted["never"] / counted["cheaper"], rel=0.05)
-    assert sharing.factor > 1.5
+    # Tiny InternVL's tower is a small part, and its rows are long for their pictures.
+    assert sharing.factor > (1.3 if family == "internvl" else 1.5)
 
 
 def text_rows(lengths):

@@ -85,7 +85,9 @@ def test_eyes_train_only_where_every_row_has_a_picture(tiny):
         check_sharing(loaded, resolve(loaded.model, "vision_tower"), [pictured, text])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "gemma3", "internvl"]
+)
 def test_the_copy_shares_what_is_frozen_and_nothing_that_trains(tiny, family):
     loaded = load_model(str(tiny(family)), device="cpu")
     chosen = set(resolve(loaded.model, "sa_proj").names)
