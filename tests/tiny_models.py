@@ -20,6 +20,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from tiny_tokenizers import (
+    CAPITALISED,
     CHATML,
     CHATML_CONTEXT,
     CHATML_IMAGES,
@@ -47,6 +48,8 @@ VISION_FAMILIES = (
     "qwen3_vl",
     "gemma3",
     "internvl",
+    "idefics3",
+    "smolvlm",
 )
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", *VISION_FAMILIES)
 
@@ -347,6 +350,47 @@ def _internvl() -> tuple[Any, Any, str]:
     return config, tokenizer, CHATML_CONTEXT
 
 
+def _tiled_siglip(kind: Any) -> tuple[Any, Any, str]:
+    places = [f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)]
+    tokenizer = byte_level(
+        [
+            "<|im_start|>",
+            "<end_of_utterance>",
+            "<fake_token_around_image>",
+            "<image>",
+            "<global-img>",
+            *places,
+        ],
+        bos_token="<|im_start|>",
+        eos_token="<end_of_utterance>",
+        pad_token="<|im_start|>",
+    )
+    ids = _ids(tokenizer, bos_token_id="<|im_start|>", eos_token_id="<end_of_utterance>")
+    config = kind(
+        text_config={"model_type": "llama", "vocab_size": len(tokenizer), **ids, **_LM},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 7,
+        },
+        scale_factor=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=False,
+    )
+    return config, tokenizer, CAPITALISED
+
+
+def _idefics3() -> tuple[Any, Any, str]:
+    return _tiled_siglip(transformers.Idefics3Config)
+
+
+def _smolvlm() -> tuple[Any, Any, str]:
+    return _tiled_siglip(transformers.SmolVLMConfig)
+
+
 _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -362,6 +406,8 @@ _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "qwen3_vl": _qwen3_vl,
     "gemma3": _gemma3,
     "internvl": _internvl,
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
 }
 
 _CLIP_STEPS: dict[str, Any] = {
@@ -383,6 +429,13 @@ _QWEN_STEPS: dict[str, Any] = {
     "patch_size": 14,
     "temporal_patch_size": 2,
     "merge_size": 2,
+}
+_TILED_STEPS: dict[str, Any] = {
+    "image_processor_type": "Idefics3ImageProcessor",
+    "size": {"longest_edge": 56},
+    "max_image_size": {"longest_edge": 28},
+    "do_image_splitting": True,
+    "do_pad": True,
 }
 # preprocessor_config.json and processor_config.json as published checkpoints have them.
 _PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -436,6 +489,11 @@ _PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"processor_class": "InternVLProcessor", "image_seq_length": 4},
     ),
+    "idefics3": (_TILED_STEPS, {"processor_class": "Idefics3Processor", "image_seq_len": 4}),
+    "smolvlm": (
+        {**_TILED_STEPS, "image_processor_type": "SmolVLMImageProcessor"},
+        {"processor_class": "SmolVLMProcessor", "image_seq_len": 4},
+    ),
 }
 _VIDEO = {
     "llava_onevision": {"video_processor_type": "LlavaOnevisionVideoProcessor"},
@@ -443,6 +501,7 @@ _VIDEO = {
     "qwen2_5_vl": {"video_processor_type": "Qwen2VLVideoProcessor"},
     "qwen3_vl": {"video_processor_type": "Qwen3VLVideoProcessor"},
     "internvl": {"video_processor_type": "InternVLVideoProcessor"},
+    "smolvlm": {"video_processor_type": "SmolVLMVideoProcessor"},
 }
 
 

@@ -118,6 +118,17 @@ CHATML_CONTEXT = (
 )
 
 
+# As SmolVLM's own: roles are words, one token ends every turn.
+CAPITALISED = (
+    "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}"
+    "{% if m['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for b in m['content'] %}{% if b['type'] == 'text' %}{{ b['text'] }}"
+    "{% elif b['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "{{ '<end_of_utterance>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
 def byte_level(specials: list[str], **kwargs: Any) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 400 entries with `specials` after it, as Llama 3 and Qwen have."""
     core = Tokenizer(models.BPE())

@@ -20,6 +20,9 @@ from narrowtune.data.digest import tensor_sha256
 IGNORE_INDEX = -100
 """The label of a token that carries no loss."""
 
+_TILE_MASK = "pixel_attention_mask"
+"""Which pixels of tiles are a picture's: pictures x tiles x height x width."""
+
 PER_TOKEN_FEATURES = ("mm_token_type_ids", "token_type_ids")
 """Features with one value per token, which are padded like tokens; 0 is text."""
 
@@ -139,15 +142,19 @@ def join_pictures(name: str, values: Sequence[Tensor]) -> Tensor:
         DataError: pictures have sizes that can't be joined.
     """
     _check_sizes(name, [value.shape for value in values])
-    if values[0].ndim == 5:
+    if _has_tiles(name, values[0].ndim):
         most = max(value.shape[1] for value in values)
         values = [_add_tiles(value, most) for value in values]
     return torch.cat(list(values))
 
 
+def _has_tiles(name: str, num_dimensions: int) -> bool:
+    return num_dimensions == 5 or name == _TILE_MASK
+
+
 def _check_sizes(name: str, whole: Sequence[torch.Size]) -> None:
     # Tiles are filled up; of a picture without them, every dimension counts.
-    first = 2 if len(whole[0]) == 5 else 1
+    first = 2 if _has_tiles(name, len(whole[0])) else 1
     shapes = {tuple(shape[first:]) for shape in whole}
     if len(shapes) > 1:
         raise DataError(

@@ -336,11 +336,12 @@ def _alike(
         end = int(places[number].nonzero().max()) + 1
         pixels = picture["pixel_values"].flatten()
         some = pixels[:: max(1, len(pixels) // _PROBED)].tolist()
-        sizes = [value.tolist() for name, value in picture.items() if name != "pixel_values"]
+        sizes = [tuple(value.shape) for value in picture.values()]
         key = (tuple(ids[number, :end].tolist()), str(sizes), tuple(some))
         groups = alike.setdefault(key, [])
         for group in groups:
-            if torch.equal(pictures[group[0]]["pixel_values"], picture["pixel_values"]):
+            other = pictures[group[0]]
+            if all(torch.equal(other[name], value) for name, value in picture.items()):
                 group.append(number)
                 break
         else:

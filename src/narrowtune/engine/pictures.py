@@ -15,7 +15,15 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from narrowtune.data.digest import tensor_sha256
 
-PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images")
+_TILE_MASK = "pixel_attention_mask"
+
+PICTURE_INPUTS = (
+    "pixel_values",
+    "image_grid_thw",
+    "image_sizes",
+    "batch_num_images",
+    _TILE_MASK,
+)
 """What models take pictures by."""
 
 
@@ -26,12 +34,15 @@ def pictures_apart(inputs: Mapping[str, Any], config: Any) -> list[dict[str, Ten
         inputs: what a batch's pictures are given by.
         config: of the model, whose settings say how many tiles a picture has.
 
+    Tiles that are seen by themselves count as pictures.
+
     None where they can't be told apart: other inputs than `PICTURE_INPUTS` decide too, or a row has
     several pictures, each of which LLaVA-OneVision sees otherwise than alone.
     """
     rest = dict(inputs)
     pixels, grids = rest.pop("pixel_values", None), rest.pop("image_grid_thw", None)
     numbers, sizes = rest.pop("batch_num_images", None), rest.pop("image_sizes", None)
+    masks = rest.pop(_TILE_MASK, None)
     several = numbers is not None and bool((numbers != 1).any())
     if rest or several or not isinstance(pixels, Tensor):
         return None
@@ -40,6 +51,13 @@ def pictures_apart(inputs: Mapping[str, Any], config: Any) -> list[dict[str, Ten
         return [
             {"pixel_values": part, "image_grid_thw": grid[None]}
             for part, grid in zip(parts, grids, strict=True)
+        ]
+    if masks is not None:
+        rows = _rows_of_tiles(pixels, masks)
+        return [
+            {name: value[:, [number]] for name, value in row.items()}
+            for row in rows
+            for number in range(row[_TILE_MASK].shape[1])
         ]
     found = []
     for number, picture in enumerate(pixels):
@@ -73,7 +91,10 @@ def pictures_of_rows(
         if rest or each == 0 or any(number % each for number in tokens):
             return None
         return [{"pixel_values": own} for own in pixels.split([n // each for n in tokens])]
-    pictures = pictures_apart(inputs, config)
+    if _TILE_MASK in inputs and isinstance(pixels, Tensor):
+        pictures: list[dict[str, Tensor]] | None = _rows_of_tiles(pixels, inputs[_TILE_MASK])
+    else:
+        pictures = pictures_apart(inputs, config)
     # As many pictures as rows with places for one: one in each.
     return pictures if pictures is not None and len(pictures) == len(tokens) else None
 
@@ -82,6 +103,18 @@ def picture_sha256(picture: Mapping[str, Tensor]) -> str:
     """Return the hash of one of `pictures_apart`: equal only for the same pixels and sizes."""
     lines = "".join(f"{name} {tensor_sha256(picture[name])}\n" for name in sorted(picture))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _rows_of_tiles(pixels: Tensor, masks: Tensor) -> list[dict[str, Tensor]]:
+    """Return each row's tiles [1, tiles, …] without those that fill up the batch behind them.
+
+    By models those are known as zeros, and left out.
+    """
+    numbers = pixels.flatten(2).any(dim=2).sum(dim=1).tolist()
+    return [
+        {"pixel_values": row[None, :number], _TILE_MASK: mask[None, :number]}
+        for row, mask, number in zip(pixels, masks, numbers, strict=True)
+    ]
 
 
 def _num_tiles(size: Tensor, config: Any) -> int:

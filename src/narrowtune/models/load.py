@@ -30,10 +30,11 @@ from transformers import (
 from transformers.utils import is_torchvision_available
 
 from narrowtune.core.errors import ModelError
+from narrowtune.core.extras import require
 from narrowtune.models.alignment import align_weights
 from narrowtune.models.disk import LEGACY_CONSTANTS, check_folder, stored_dtypes
 from narrowtune.models.families import Family, find_family
-from narrowtune.models.processors import IMAGE_ONLY, check_kwargs, leave_to_pictures
+from narrowtune.models.processors import IMAGE_ONLY, NEEDED, check_kwargs, leave_to_pictures
 from narrowtune.models.shortage import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -317,6 +318,8 @@ def _load_processor(
 ) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | None]:
     settings: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     kind: Any = AutoProcessor if family.is_multimodal else AutoTokenizer
+    if family.name in NEEDED:
+        require(family.name, *NEEDED[family.name], asked=f"load the processor of {family.title}")
     if family.name in IMAGE_ONLY and not is_torchvision_available():
         kind = IMAGE_ONLY[family.name]
         notes.append(

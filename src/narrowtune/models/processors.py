@@ -3,9 +3,9 @@
 Owns: what `processor_kwargs` may change, and what stands in where transformers insists on video.
 
 transformers' video processors need torchvision. The processors of Qwen's families, of
-LLaVA-OneVision and of InternVL name one in their constructor, so they cannot be built without it
-even where no video is ever seen. transformers reads a constructor's arguments to find a processor's
-parts, so what stands in has to spell them out, without the video processor.
+LLaVA-OneVision, InternVL and SmolVLM2 name one in their constructor, so they cannot be built
+without it even where no video is ever seen. transformers reads a constructor's arguments to find a
+processor's parts, so what stands in has to spell them out, without the video processor.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
     Qwen3VLProcessor,
+    SmolVLMProcessor,
 )
 
 from narrowtune.core.errors import UsageError
@@ -79,6 +80,31 @@ class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
             vision_aspect_ratio=vision_aspect_ratio,
             **kwargs,
         )
+
+
+class ImageOnlySmolVLMProcessor(SmolVLMProcessor):
+    """SmolVLM2's processor for text and pictures."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_len: int = 169,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            image_processor,
+            tokenizer,
+            None,
+            image_seq_len=image_seq_len,
+            chat_template=chat_template,
+            **kwargs,
+        )
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """As any processor's: what SmolVLM2's own adds are a video's settings."""
+        return super(SmolVLMProcessor, self).apply_chat_template(*args, **kwargs)
 
 
 class ImageOnlyInternVLProcessor(InternVLProcessor):
@@ -194,5 +220,9 @@ IMAGE_ONLY: dict[str, type] = {
     "qwen3_vl": ImageOnlyQwen3VLProcessor,
     "llava_onevision": ImageOnlyLlavaOnevisionProcessor,
     "internvl": ImageOnlyInternVLProcessor,
+    "smolvlm": ImageOnlySmolVLMProcessor,
 }
 """By family."""
+
+NEEDED: dict[str, tuple[str, ...]] = {"smolvlm": ("num2words",)}
+"""What transformers imports for a family's processor, by family: the extra of that name."""

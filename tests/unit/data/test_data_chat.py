@@ -36,9 +36,11 @@ END_OF_TURN = {
     "qwen3_vl": "<|im_end|>",
     "gemma3": "<end_of_turn>",
     "internvl": "<|im_end|>",
+    "idefics3": "<end_of_utterance>",
+    "smolvlm": "<end_of_utterance>",
 }
 PLACEHOLDER = {
-    **dict.fromkeys(("llava", "llava_next", "llava_onevision"), "<image>"),
+    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "idefics3", "smolvlm"), "<image>"),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|image_pad|>"),
     "gemma3": "<start_of_image>",
     "internvl": "<IMG_CONTEXT>",

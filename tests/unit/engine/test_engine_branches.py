@@ -48,9 +48,9 @@ def rows(loaded):
 
 def num_seen(loaded, rows):
     """Pictures that are seen one by one, once each: tiles where a family cuts pictures up so."""
-    tiles = loaded.family.name == "internvl"
     first = [rows[[which for which, *_ in ASKED].index(number)] for number in range(3)]
-    return sum(len(row.features["pixel_values"]) if tiles else 1 for row in first)
+    tiles = {"internvl": 0, "idefics3": 1, "smolvlm": 1}.get(loaded.family.name)
+    return sum(1 if tiles is None else row.features["pixel_values"].shape[tiles] for row in first)
 
 
 def inputs_and_mask(batch):
@@ -66,7 +66,8 @@ def test_loss_gradients_and_logits_are_those_of_the_plain_path(loaded, rows):
     assert layout is not None, "the fast path was not taken"
     assert len(layout.mask) == 3
     pictures = "image_grid_thw" if "image_grid_thw" in inputs else "pixel_values"
-    assert len(layout.inputs[pictures]) == num_seen(loaded, rows)
+    whole_rows = "pixel_attention_mask" in inputs
+    assert len(layout.inputs[pictures]) == 3 if whole_rows else num_seen(loaded, rows)
     found = []
     for when in ("never", "cheaper"):
         model.requires_grad_(True).zero_grad()
@@ -148,7 +149,7 @@ def test_rows_with_two_pictures_share_them_where_each_is_seen_by_itself(loaded):
     inputs, mask = inputs_and_mask(collate(made, 0))
     with packing("always"):
         layout = pack(loaded.model, inputs, mask)
-    if loaded.family.name not in ("llava", "gemma3", "internvl"):
+    if loaded.family.name not in ("llava", "gemma3", "internvl", "idefics3", "smolvlm"):
         assert layout is None
         return
     assert layout is not None
@@ -258,7 +259,9 @@ def test_pictures_that_differ_in_one_pixel_are_two(loaded, rows):
 
 
 @pytest.mark.parametrize(
-    "loaded", ["qwen2_5_vl", "qwen3_vl", "llava_next", "gemma3", "internvl"], indirect=True
+    "loaded",
+    ["qwen2_5_vl", "qwen3_vl", "llava_next", "gemma3", "internvl", "smolvlm"],
+    indirect=True,
 )
 def test_anchors_and_checkpointing_go_with_branches(loaded, rows):
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)

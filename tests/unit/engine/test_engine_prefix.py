@@ -71,7 +71,7 @@ def _pictures(encoder: ChatEncoder, num: int):
 
 
 @pytest.mark.parametrize(
-    "family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "gemma3", "internvl"]
+    "family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "gemma3", "internvl", "smolvlm"]
 )
 @pytest.mark.parametrize("system", [True, False], ids=["prefix", "no prefix"])
 @pytest.mark.parametrize("num_before", [0, 1, 3])

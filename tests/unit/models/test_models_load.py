@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from narrowtune.core import extras as extras_module
 from narrowtune.core.errors import ModelError, UnknownFamilyError, UsageError
 from narrowtune.core.recipes import RECIPES
 from narrowtune.models import load as load_module
@@ -245,7 +246,7 @@ def test_a_constant_that_is_not_loaded_has_no_say_in_the_dtype(tiny, tmp_path) -
     assert not any("stored in" in note for note in loaded.notes)
 
 
-@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"])
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "internvl", "smolvlm"])
 def test_image_only_processors_say_so_once(tiny, family: str, monkeypatch, caplog) -> None:
     monkeypatch.setattr(load_module, "is_torchvision_available", lambda: False)
     load_module._warn_once.cache_clear()
@@ -256,6 +257,12 @@ def test_image_only_processors_say_so_once(tiny, family: str, monkeypatch, caplo
     assert second.notes == first.notes
     assert sum("text and pictures only" in r.message for r in caplog.records) == 1
     assert not hasattr(first.processor, "video_processor")
+
+
+def test_what_a_processor_needs_is_named(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(extras_module, "_is_there", lambda name: name != "num2words")
+    with pytest.raises(UsageError, match=r"num2words is not installed[\s\S]*narrowtune\[smolvlm\]"):
+        load_model(str(tiny("smolvlm")), device="cpu")
 
 
 def test_pickles_are_refused(copy, no_transformers) -> None:

@@ -67,6 +67,8 @@ MATRICES = {
     "qwen3_vl": PLAIN,
     "gemma3": PLAIN,
     "internvl": WITH_BIASES,
+    "idefics3": PLAIN,
+    "smolvlm": PLAIN,
 }
 # Everything in one decoder layer.
 WHOLE_LAYER = {
@@ -90,6 +92,8 @@ WHOLE_LAYER = {
     "qwen3_vl": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS],
     "gemma3": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS, *GEMMA_NORMS],
     "internvl": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
+    "idefics3": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
+    "smolvlm": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
 }
 TIED = ["model.embed_tokens.weight", "model.norm.weight"]
 UNTIED = [*TIED, "lm_head.weight"]
@@ -113,6 +117,8 @@ OUTSIDE_LAYERS = {
     "qwen3_vl": MULTIMODAL,
     "gemma3": MULTIMODAL[:2],
     "internvl": MULTIMODAL,
+    "idefics3": [name.replace("language_model", "text_model") for name in MULTIMODAL],
+    "smolvlm": [name.replace("language_model", "text_model") for name in MULTIMODAL],
 }
 LINEARS = [
     "model.multi_modal_projector.linear_1.weight",
@@ -154,6 +160,8 @@ PROJECTOR = {
         for module in ("layer_norm", "linear_1", "linear_2")
         for kind in ("weight", "bias")
     ],
+    "idefics3": ["model.connector.modality_projection.proj.weight"],
+    "smolvlm": ["model.connector.modality_projection.proj.weight"],
 }
 TOWER_LAYER = [
     f"{module}.{kind}"
@@ -221,6 +229,15 @@ POST_NORM = [
     "model.vision_tower.post_layernorm.weight",
     "model.vision_tower.post_layernorm.bias",
 ]
+IDEFICS_TOWER = [
+    "model.vision_model.embeddings.patch_embedding.weight",
+    "model.vision_model.embeddings.patch_embedding.bias",
+    "model.vision_model.embeddings.position_embedding.weight",
+    *(f"model.vision_model.encoder.layers.0.{name}" for name in TOWER_LAYER),
+    *(f"model.vision_model.encoder.layers.1.{name}" for name in TOWER_LAYER),
+    "model.vision_model.post_layernorm.weight",
+    "model.vision_model.post_layernorm.bias",
+]
 TOWER = {
     "llava": CLIP_TOWER,
     "llava_next": CLIP_TOWER,
@@ -264,6 +281,8 @@ TOWER = {
         *(f"model.vision_tower.encoder.layer.0.{name}" for name in INTERN_LAYER),
         *(f"model.vision_tower.encoder.layer.1.{name}" for name in INTERN_LAYER),
     ],
+    "idefics3": IDEFICS_TOWER,
+    "smolvlm": IDEFICS_TOWER,
 }
 EXCLUDED = {
     "llava": [f"model.vision_tower.encoder.layers.2.{name}" for name in TOWER_LAYER] + POST_NORM,
@@ -275,12 +294,16 @@ EXCLUDED = {
     "qwen3_vl": [],
     "gemma3": [],
     "internvl": [],
+    "idefics3": [],
+    "smolvlm": [],
 }
 
 
 def expected_names(family: str, recipe: str) -> list[str]:
     """The names, put together from the lists above."""
     layers = "model.language_model.layers" if family in VISION_FAMILIES else "model.layers"
+    if family in ("idefics3", "smolvlm"):
+        layers = "model.text_model.layers"
     if recipe in MATRICES[family]:
         suffixes = MATRICES[family][recipe]
         return [f"{layers}.0.{s}" for s in suffixes] + [f"{layers}.1.{s}" for s in suffixes]
