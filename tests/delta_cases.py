@@ -28,6 +28,7 @@ def disturb(model: nn.Module, names: tuple[str, ...], seed: int = 0) -> None:
         if name in names:
             noise = torch.randn(parameter.shape, generator=generator)
             noise *= torch.rand(parameter.shape, generator=generator) < 0.5
+            noise.view(-1)[0] = 5.0  # somewhere, also where a tensor is small
             parameter.data = parameter.data.float() + 0.01 * noise
 
 

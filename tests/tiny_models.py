@@ -46,12 +46,25 @@ VISION_FAMILIES = (
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "qwen3_5",
     "gemma3",
     "internvl",
     "idefics3",
     "smolvlm",
 )
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", *VISION_FAMILIES)
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_5_text",
+    "gemma3_text",
+    "phi3",
+    *VISION_FAMILIES,
+)
+
+WITH_STATE = ("qwen3_5_text", "qwen3_5")
+"""Of which some layers keep a state in place of attending, so that rows can share nothing."""
 
 _LM: dict[str, Any] = {
     "hidden_size": 32,
@@ -81,6 +94,14 @@ _SIGLIP: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
     "vision_use_head": False,
+}
+_HYBRID: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
 }
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _GRID = [[28, 28], [28, 56], [56, 28], [56, 56]]
@@ -136,6 +157,21 @@ def _qwen3() -> tuple[Any, Any, str]:
         vocab_size=len(tokenizer), tie_word_embeddings=False, head_dim=16, **ids, **_LM
     )
     return config, tokenizer, CHATML_THINKING
+
+
+def _qwen3_5_text() -> tuple[Any, Any, str]:
+    tokenizer = chatml_tokenizer("<think>", "</think>")
+    ids = _ids(tokenizer, bos_token_id="<|endoftext|>", eos_token_id="<|im_end|>")
+    rope = {**_MROPE, "partial_rotary_factor": 1.0, "mrope_interleaved": True}
+    config = transformers.Qwen3_5TextConfig(
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+        rope_parameters=rope,
+        **ids,
+        **_HYBRID,
+        **_LM,
+    )
+    return config, tokenizer, CHATML
 
 
 def _gemma_tokenizer(*more: str, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -261,7 +297,9 @@ def _llava_onevision() -> tuple[Any, Any, str]:
     return config, tokenizer, CHATML_IMAGES_FIRST
 
 
-def _qwen_vl(kind: Any, vision: dict[str, Any], **rope: Any) -> tuple[Any, Any, str]:
+def _qwen_vl(
+    kind: Any, vision: dict[str, Any], *, text: dict[str, Any] | None = None, **rope: Any
+) -> tuple[Any, Any, str]:
     tokenizer = chatml_tokenizer(
         "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"
     )
@@ -269,6 +307,7 @@ def _qwen_vl(kind: Any, vision: dict[str, Any], **rope: Any) -> tuple[Any, Any, 
         text_config={
             "vocab_size": len(tokenizer),
             "rope_parameters": {**_MROPE, **rope},
+            **(text or {}),
             **_ids(tokenizer, bos_token_id="<|endoftext|>", eos_token_id="<|im_end|>"),
             **_LM,
         },
@@ -391,11 +430,29 @@ def _smolvlm() -> tuple[Any, Any, str]:
     return _tiled_siglip(transformers.SmolVLMConfig)
 
 
+def _qwen3_5() -> tuple[Any, Any, str]:
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 48,
+        "num_position_embeddings": 16,
+        "out_hidden_size": 32,
+    }
+    config, tokenizer, template = _qwen_vl(
+        transformers.Qwen3_5Config,
+        vision,
+        text=_HYBRID,
+        mrope_interleaved=True,
+        partial_rotary_factor=1.0,
+    )
+    return config, tokenizer, template
+
+
 _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3_5_text": _qwen3_5_text,
     "gemma3_text": _gemma3_text,
     "phi3": _phi3,
     "llava": _llava,
@@ -404,6 +461,7 @@ _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_5": _qwen3_5,
     "gemma3": _gemma3,
     "internvl": _internvl,
     "idefics3": _idefics3,
@@ -471,6 +529,7 @@ _PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen2_vl": (_QWEN_STEPS, {"processor_class": "Qwen2VLProcessor"}),
     "qwen2_5_vl": (_QWEN_STEPS, {"processor_class": "Qwen2_5_VLProcessor"}),
     "qwen3_vl": (_QWEN_STEPS, {"processor_class": "Qwen3VLProcessor"}),
+    "qwen3_5": (_QWEN_STEPS, {"processor_class": "Qwen3VLProcessor"}),
     "gemma3": (
         {
             "image_processor_type": "Gemma3ImageProcessor",
@@ -500,6 +559,7 @@ _VIDEO = {
     "qwen2_vl": {"video_processor_type": "Qwen2VLVideoProcessor"},
     "qwen2_5_vl": {"video_processor_type": "Qwen2VLVideoProcessor"},
     "qwen3_vl": {"video_processor_type": "Qwen3VLVideoProcessor"},
+    "qwen3_5": {"video_processor_type": "Qwen3VLVideoProcessor"},
     "internvl": {"video_processor_type": "InternVLVideoProcessor"},
     "smolvlm": {"video_processor_type": "SmolVLMVideoProcessor"},
 }

@@ -269,7 +269,8 @@ class _Decoder:
                 break
             if len(going) < len(active):
                 rows = torch.tensor(going, device=model.device)
-                batch["past_key_values"].batch_select_indices(rows)
+                # Every kind of layer can be put in another order, and so in a smaller batch.
+                batch["past_key_values"].reorder_cache(rows)
                 for name in ("input_ids", "attention_mask"):
                     batch[name] = batch[name][rows]
                 active = [active[row] for row in going]

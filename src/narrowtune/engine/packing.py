@@ -81,8 +81,8 @@ def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | 
         None where rows go through the model as they are: inside `packing("never")`, and where a
         layout would not be exact or not be cheaper. That is one row, pictures that no two rows
         share, other features, padding on the left, attention that is not SDPA or that reaches back
-        fewer tokens than a row has, or rows so long and so different that the empty part of the
-        layout's squares costs more than the padding.
+        fewer tokens than a row has, layers that don't attend, or rows so long and so different that
+        the empty part of the layout's squares costs more than the padding.
     """
     groups = _group(model, inputs, mask)
     if groups is None:
@@ -268,11 +268,23 @@ def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) 
     if _WHEN.get() == "never" or num_rows < 2 or mask.shape != ids.shape:
         return False
     config: Any = model.config
-    window = getattr(config.get_text_config(), "sliding_window", None)
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    if not attends(text):
+        return False
     if config._attn_implementation != "sdpa" or (window is not None and length > window):
         return False
     gaps = valid[:, 1:] & ~valid[:, :-1]
     return not bool(gaps.any()) and not bool((mask & ~valid).any()) and bool(mask.any())
+
+
+def attends(config: Any) -> bool:
+    """Whether every layer of a language model attends, so that a mask decides what it sees.
+
+    Layers with a state see whatever stands before them in a row.
+    """
+    kinds = getattr(config, "layer_types", None) or ()
+    return all(kind in ("full_attention", "sliding_attention") for kind in kinds)
 
 
 def _cost(model: nn.Module, rows: int, length: int, *, masked: bool) -> float:

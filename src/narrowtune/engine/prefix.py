@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from narrowtune.data.collate import Encoded, collate
+from narrowtune.engine.packing import attends
 
 MIN_TOKENS = 8
 """A shorter prefix is not worth a pass of its own."""
@@ -61,8 +62,8 @@ def share_prefix(
     """Compute what `prompts` have in common at their beginning.
 
     None where that is too little to pay, where rows carry pictures or other features, or where
-    the model's attention reaches back a limited number of places: padding behind the prefix would
-    count among them.
+    the model's attention reaches back a limited number of places, or some of its layers keep a
+    state: padding behind the prefix would count.
     """
     if len(prompts) < 2 or any(prompt.features for prompt in prompts):
         return None
@@ -72,8 +73,9 @@ def share_prefix(
     same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     shared = min(same, min(map(len, rows)) - 1)
     longest = max(len(prompt.input_ids) for prompt in prompts) + max_new_tokens
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    if shared < MIN_TOKENS or (window is not None and longest > window):
+    text: Any = model.config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    if not attends(text) or shared < MIN_TOKENS or (window is not None and longest > window):
         return None
     token_ids = tuple(prompts[0].input_ids[:shared])
     ids = torch.tensor([token_ids], device=model.device)

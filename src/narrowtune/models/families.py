@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from narrowtune.core.errors import UnknownFamilyError
 from narrowtune.core.recipes import Component, Matrix
@@ -65,8 +65,16 @@ class _FamilyEntry(_Entry):
 
 
 class _Table(_Entry):
-    decoders: dict[str, dict[Matrix, str]]
+    decoders: dict[str, dict[Matrix, tuple[str, ...]]]
     families: tuple[_FamilyEntry, ...]
+
+    @field_validator("decoders", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {
+            name: {role: [m] if isinstance(m, str) else m for role, m in matrices.items()}
+            for name, matrices in value.items()
+        }
 
     @model_validator(mode="after")
     def _complete(self) -> _Table:
@@ -94,7 +102,8 @@ class Family:
         model_types: `model_type` in config.json.
         architectures: model classes of transformers that the paths hold for.
         language_model: where the language model's modules are.
-        matrices: role of a projection → module name below a decoder layer.
+        matrices: role of a projection → module names below a decoder layer, of which a layer has
+            one: layers of several kinds have several.
         vision_tower: full names of modules or parameters that make up the tower.
         projector: the same for the projector.
         feature_layer: how to find what the tower computes in vain; None if nothing.
@@ -107,7 +116,7 @@ class Family:
     model_types: tuple[str, ...]
     architectures: tuple[str, ...]
     language_model: LanguageModelPaths
-    matrices: Mapping[Matrix, str]
+    matrices: Mapping[Matrix, tuple[str, ...]]
     vision_tower: tuple[str, ...]
     projector: tuple[str, ...]
     feature_layer: FeatureLayer | None

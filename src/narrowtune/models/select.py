@@ -114,7 +114,7 @@ def resolve(model: nn.Module, recipe: str | Recipe) -> Selection:
     if recipe.matrices:
         modules = find_fused(family, recipe.matrices, recipe.name)
         fused = {module: roles for module, roles in modules.items() if len(roles) > 1}
-        chosen = set(find_projections(model, family, list(modules)))
+        chosen = set(find_projections(model, family, recipe.matrices))
     else:
         mine = {n for n, component in components.items() if component in recipe.components}
         excluded = {n: why for n, why in find_unused(model, family).items() if n in mine}

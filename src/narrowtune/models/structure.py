@@ -60,21 +60,21 @@ def count_layers(model: nn.Module, family: Family) -> int:
     return len(model.get_submodule(family.language_model.layers))  # type: ignore[arg-type]
 
 
-def find_projections(model: nn.Module, family: Family, modules: Sequence[str]) -> list[str]:
-    """Full names of the parameters of `modules` (names below a decoder layer), biases included.
+def find_projections(model: nn.Module, family: Family, roles: Sequence[Matrix]) -> list[str]:
+    """Full names of the parameters of the projections `roles`, biases included.
 
     Raises:
-        SelectionError: a layer lacks one of the modules, or the module is no plain projection.
+        SelectionError: a layer lacks one of them, or has it twice, or a module is no plain
+            projection.
     """
     names: list[str] = []
     for index in range(count_layers(model, family)):
         layer_path = f"{family.language_model.layers}.{index}"
         layer = model.get_submodule(layer_path)
         parameters = dict(layer.named_parameters())
-        for module in modules:
+        modules = [_module_of(role, family, layer_path, list(parameters)) for role in roles]
+        for module in dict.fromkeys(modules):
             own = {name for name in parameters if is_below(name, module)}
-            if f"{module}.weight" not in own:
-                raise _unexpected(family, f"no {module}.weight in {layer_path}", list(parameters))
             extra = own - {f"{module}.weight", f"{module}.bias"}
             if extra:
                 raise _unexpected(
@@ -82,6 +82,17 @@ def find_projections(model: nn.Module, family: Family, modules: Sequence[str]) -
                 )
             names += [f"{layer_path}.{name}" for name in parameters if name in own]
     return names
+
+
+def _module_of(role: Matrix, family: Family, layer_path: str, parameters: list[str]) -> str:
+    """The one of a role's modules that a layer has."""
+    modules = family.matrices[role]
+    found = [module for module in modules if f"{module}.weight" in parameters]
+    if len(found) != 1:
+        named = " or ".join(f"{module}.weight" for module in modules)
+        how = "no" if not found else "more than one of"
+        raise _unexpected(family, f"{how} {named} in {layer_path}", parameters)
+    return found[0]
 
 
 def find_fused(
@@ -93,9 +104,8 @@ def find_fused(
         SelectionError: a module also holds a projection that the recipe leaves frozen.
     """
     modules: dict[str, tuple[Matrix, ...]] = {}
-    for role in roles:
-        module = family.matrices[role]
-        held = tuple(r for r, m in family.matrices.items() if m == module)
+    for module in dict.fromkeys(m for role in roles for m in family.matrices[role]):
+        held = tuple(role for role, names in family.matrices.items() if module in names)
         outside = [r for r in held if r not in roles]
         if outside:
             raise SelectionError(

@@ -101,11 +101,13 @@ def writers(loaded: LoadedModel) -> list[nn.Module]:
         "down": "post_feedforward_layernorm",
     }
     for matrix, norm in norms.items():
-        block = matrices[matrix].rpartition(".")[0]
+        blocks = [module.rpartition(".")[0] for module in matrices[matrix]]
         # "post_attention_layernorm" comes before the MLP, not after attention, in families
         # without norms after their blocks.
-        name = norm if hasattr(layers[0], "post_feedforward_layernorm") else block
-        found += [layer.get_submodule(name) for layer in layers]
+        names = [norm] if hasattr(layers[0], "post_feedforward_layernorm") else blocks
+        for layer in layers:
+            own = dict(layer.named_modules())
+            found.append(own[next(name for name in names if name in own)])
     return found
 
 

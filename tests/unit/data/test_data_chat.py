@@ -34,6 +34,8 @@ END_OF_TURN = {
     "qwen2_vl": "<|im_end|>",
     "qwen2_5_vl": "<|im_end|>",
     "qwen3_vl": "<|im_end|>",
+    "qwen3_5": "<|im_end|>",
+    "qwen3_5_text": "<|im_end|>",
     "gemma3": "<end_of_turn>",
     "internvl": "<|im_end|>",
     "idefics3": "<end_of_utterance>",
@@ -41,7 +43,7 @@ END_OF_TURN = {
 }
 PLACEHOLDER = {
     **dict.fromkeys(("llava", "llava_next", "llava_onevision", "idefics3", "smolvlm"), "<image>"),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|image_pad|>"),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), "<|image_pad|>"),
     "gemma3": "<start_of_image>",
     "internvl": "<IMG_CONTEXT>",
 }

@@ -16,7 +16,7 @@ from narrowtune.engine.forward import (
 from narrowtune.engine.memory import SavedTensors
 from narrowtune.engine.packing import layout_size, pack, packing
 from narrowtune.models.load import load_model
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, WITH_STATE
 
 SHARED = [5, 9, 6, 7, 11]
 
@@ -207,7 +207,23 @@ def test_rows_that_share_a_question_stay_in_one_line(llama):
     assert lines.inputs["input_ids"].numel() == 6 * (150 + 2 * 2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_STATE)
+def test_rows_of_models_that_keep_a_state_are_left_as_they_are(family, tiny):
+    model = load_model(str(tiny(family, torch.float32)), device="cpu").model
+    inputs, mask = inputs_and_mask(batch())
+    with packing("always"):
+        assert pack(model, inputs, mask) is None
+        together = logits_at(model, inputs, mask)
+    alone = []
+    for row, asked, valid in zip(
+        inputs["input_ids"], mask, inputs["attention_mask"].bool(), strict=True
+    ):
+        own = {"input_ids": row[valid][None], "attention_mask": valid[valid][None].long()}
+        alone.append(logits_at(model, own, asked[valid][None]))
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in WITH_STATE])
 def test_loss_and_gradients_are_those_of_the_plain_path(family, tiny):
     model = load_model(str(tiny(family, torch.float32)), device="cpu").model.double()
     model.requires_grad_(True)

@@ -182,7 +182,8 @@ def test_the_result_does_not_depend_on_the_batch_size(tiny, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize(
-    "family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl", "smolvlm"]
+    "family",
+    ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl", "smolvlm", "qwen3_5"],
 )
 def test_pictures_keep_their_items(tiny, family: str):
     loaded = load_model(str(tiny(family)), device="cpu")

@@ -399,7 +399,7 @@ def test_known_types_with_other_heads_or_language_models_are_unknown(copy) -> No
     with pytest.raises(UnknownFamilyError, match="language model of the model_type 'opt'"):
         find_family({"model_type": "llava", "text_config": {"model_type": "opt"}})
     # Published Qwen2.5-VL files have the language model's settings at the top.
-    assert find_family({"model_type": "qwen2_5_vl"}).matrices["q"] == "self_attn.q_proj"
+    assert find_family({"model_type": "qwen2_5_vl"}).matrices["q"] == ("self_attn.q_proj",)
 
 
 def test_sources_that_are_not_there(monkeypatch) -> None:

@@ -65,11 +65,40 @@ MATRICES = {
     "qwen2_vl": WITH_BIASES,
     "qwen2_5_vl": WITH_BIASES,
     "qwen3_vl": PLAIN,
+    "qwen3_5": PLAIN,
+    "qwen3_5_text": PLAIN,
     "gemma3": PLAIN,
     "internvl": WITH_BIASES,
     "idefics3": PLAIN,
     "smolvlm": PLAIN,
 }
+# Of Qwen3.5's two layers the first keeps a state, and the second attends.
+STATE_QKV, STATE_OUT = "linear_attn.in_proj_qkv.weight", "linear_attn.out_proj.weight"
+WITH_STATE = {
+    "sa_proj": [STATE_QKV, STATE_OUT],
+    "sa_qkv": [STATE_QKV],
+    "sa_o": [STATE_OUT],
+    "mlp": [GATE, UP, DOWN],
+    "mlp_gate_up": [GATE, UP],
+    "mlp_down": [DOWN],
+    "sa_proj+mlp_gate_up": [STATE_QKV, STATE_OUT, GATE, UP],
+}
+WHOLE_STATE = [
+    STATE_QKV,
+    STATE_OUT,
+    "linear_attn.in_proj_z.weight",
+    "linear_attn.in_proj_a.weight",
+    "linear_attn.in_proj_b.weight",
+    "linear_attn.conv1d.weight",
+    "linear_attn.norm.weight",
+    "linear_attn.A_log",
+    "linear_attn.dt_bias",
+    GATE,
+    UP,
+    DOWN,
+    *NORMS,
+]
+HYBRID = ("qwen3_5", "qwen3_5_text")
 # Everything in one decoder layer.
 WHOLE_LAYER = {
     "llama": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
@@ -90,6 +119,8 @@ WHOLE_LAYER = {
     "qwen2_vl": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
     "qwen2_5_vl": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
     "qwen3_vl": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS],
+    "qwen3_5": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS],
+    "qwen3_5_text": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS],
     "gemma3": [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS, *GEMMA_NORMS],
     "internvl": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
     "idefics3": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
@@ -115,6 +146,8 @@ OUTSIDE_LAYERS = {
     "qwen2_vl": MULTIMODAL,
     "qwen2_5_vl": MULTIMODAL,
     "qwen3_vl": MULTIMODAL,
+    "qwen3_5": MULTIMODAL,
+    "qwen3_5_text": TIED,
     "gemma3": MULTIMODAL[:2],
     "internvl": MULTIMODAL,
     "idefics3": [name.replace("language_model", "text_model") for name in MULTIMODAL],
@@ -148,6 +181,11 @@ PROJECTOR = {
     "qwen3_vl": [
         f"model.visual.{merger}.{module}.{kind}"
         for merger in ("merger", "deepstack_merger_list.0")
+        for module in ("norm", "linear_fc1", "linear_fc2")
+        for kind in ("weight", "bias")
+    ],
+    "qwen3_5": [
+        f"model.visual.merger.{module}.{kind}"
         for module in ("norm", "linear_fc1", "linear_fc2")
         for kind in ("weight", "bias")
     ],
@@ -265,6 +303,13 @@ TOWER = {
         *(f"model.visual.blocks.0.{name}" for name in QWEN3_BLOCK),
         *(f"model.visual.blocks.1.{name}" for name in QWEN3_BLOCK),
     ],
+    "qwen3_5": [
+        "model.visual.patch_embed.proj.weight",
+        "model.visual.patch_embed.proj.bias",
+        "model.visual.pos_embed.weight",
+        *(f"model.visual.blocks.0.{name}" for name in QWEN3_BLOCK),
+        *(f"model.visual.blocks.1.{name}" for name in QWEN3_BLOCK),
+    ],
     "gemma3": [
         "model.vision_tower.embeddings.patch_embedding.weight",
         "model.vision_tower.embeddings.patch_embedding.bias",
@@ -292,6 +337,7 @@ EXCLUDED = {
     "qwen2_vl": [],
     "qwen2_5_vl": [],
     "qwen3_vl": [],
+    "qwen3_5": [],
     "gemma3": [],
     "internvl": [],
     "idefics3": [],
@@ -305,13 +351,15 @@ def expected_names(family: str, recipe: str) -> list[str]:
     if family in ("idefics3", "smolvlm"):
         layers = "model.text_model.layers"
     if recipe in MATRICES[family]:
-        suffixes = MATRICES[family][recipe]
-        return [f"{layers}.0.{s}" for s in suffixes] + [f"{layers}.1.{s}" for s in suffixes]
-    whole = WHOLE_LAYER[family]
+        second = MATRICES[family][recipe]
+        first = WITH_STATE[recipe] if family in HYBRID else second
+        return [f"{layers}.0.{s}" for s in first] + [f"{layers}.1.{s}" for s in second]
+    second = WHOLE_LAYER[family]
+    first = WHOLE_STATE if family in HYBRID else second
     language_model = [
         *OUTSIDE_LAYERS[family],
-        *(f"{layers}.0.{s}" for s in whole),
-        *(f"{layers}.1.{s}" for s in whole),
+        *(f"{layers}.0.{s}" for s in first),
+        *(f"{layers}.1.{s}" for s in second),
     ]
     if recipe == "language_model":
         return language_model

@@ -20,7 +20,7 @@ from narrowtune.report.plan_view import render_plan
 from narrowtune.train.plan import make_plan
 from narrowtune.train.trial import count_flops, count_row_flops
 from narrowtune.train.workload import Workload
-from tiny_models import VISION_FAMILIES
+from tiny_models import VISION_FAMILIES, WITH_STATE
 
 FP32 = Arithmetic(compute_dtype="float32", threads=1)
 QUESTIONS = 4
@@ -55,7 +55,7 @@ def picture_rows(loaded, num_pictures=4):
     return rows
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", [name for name in VISION_FAMILIES if name not in WITH_STATE])
 @pytest.mark.parametrize("recipe", ["sa_proj", "vision_tower"])
 def test_the_factor_is_that_of_the_pass_itself(family, recipe, tiny, tmp_path):
     loaded = load_model(str(tiny(family, torch.float32)), device="cpu")
