@@ -59,6 +59,9 @@ FAMILIES = (
     "qwen3",
     "qwen3_5_text",
     "gemma3_text",
+    "granite",
+    "olmo2",
+    "smollm3",
     "phi3",
     *VISION_FAMILIES,
 )
@@ -200,6 +203,36 @@ def _gemma3_text_config(tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> An
         **kwargs,
         **_LM,
     )
+
+
+def _chatml(kind: Any, **settings: Any) -> tuple[Any, Any, str]:
+    tokenizer = chatml_tokenizer()
+    ids = _ids(
+        tokenizer,
+        bos_token_id="<|endoftext|>",
+        eos_token_id="<|im_end|>",
+        pad_token_id="<|endoftext|>",
+    )
+    config = kind(vocab_size=len(tokenizer), tie_word_embeddings=False, **settings, **ids, **_LM)
+    return config, tokenizer, CHATML
+
+
+def _granite() -> tuple[Any, Any, str]:
+    return _chatml(
+        transformers.GraniteConfig,
+        attention_multiplier=0.2,
+        embedding_multiplier=2.0,
+        residual_multiplier=0.5,
+        logits_scaling=2.0,
+    )
+
+
+def _olmo2() -> tuple[Any, Any, str]:
+    return _chatml(transformers.Olmo2Config)
+
+
+def _smollm3() -> tuple[Any, Any, str]:
+    return _chatml(transformers.SmolLM3Config, no_rope_layers=[1, 0])
 
 
 def _gemma3_text() -> tuple[Any, Any, str]:
@@ -454,6 +487,9 @@ _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "qwen3": _qwen3,
     "qwen3_5_text": _qwen3_5_text,
     "gemma3_text": _gemma3_text,
+    "granite": _granite,
+    "olmo2": _olmo2,
+    "smollm3": _smollm3,
     "phi3": _phi3,
     "llava": _llava,
     "llava_next": _llava_next,

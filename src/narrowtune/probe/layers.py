@@ -138,4 +138,12 @@ def _writes(
     finally:
         for handle in handles:
             handle.remove()
-    return torch.stack([states for states in found if states is not None])
+    return _share_of_writes(model) * torch.stack([s for s in found if s is not None])
+
+
+def _share_of_writes(model: nn.Module) -> float:
+    """Return what a layer's output is multiplied by on its way to the logits: 1 but for Granite."""
+    config: Any = model.config
+    text = config.get_text_config()
+    into_stream = getattr(text, "residual_multiplier", None) or 1.0
+    return float(into_stream / (getattr(text, "logits_scaling", None) or 1.0))
