@@ -61,6 +61,7 @@ class _FamilyEntry(_Entry):
     projector: tuple[str, ...] = ()
     feature_layer: FeatureLayer | None = None
     stacks_features: bool = False
+    transformers: str | None = None
     on_disk: tuple[tuple[str, str], ...] = ()
 
 
@@ -108,6 +109,8 @@ class Family:
         projector: the same for the projector.
         feature_layer: how to find what the tower computes in vain; None if nothing.
         stacks_features: whether what pictures become is one tensor, as many states for each.
+        transformers: the oldest version with which it is known to work; None for any that is
+            supported.
         on_disk: (name in memory, name on disk) prefixes, the published one first.
     """
 
@@ -121,6 +124,7 @@ class Family:
     projector: tuple[str, ...]
     feature_layer: FeatureLayer | None
     stacks_features: bool
+    transformers: str | None
     on_disk: tuple[tuple[str, str], ...]
 
     @property
@@ -220,6 +224,7 @@ def find_family(model_or_config: Any) -> Family:
         projector=entry.projector,
         feature_layer=entry.feature_layer,
         stacks_features=entry.stacks_features,
+        transformers=entry.transformers,
         on_disk=entry.on_disk,
     )
 

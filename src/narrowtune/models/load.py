@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from packaging.version import Version
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -145,6 +147,7 @@ def load_model(
     folder = _find_folder(source, revision)
     config = check_folder(folder)
     family = find_family(config)
+    _check_version(family)
     notes: list[str] = []
     torch_dtype = _choose_dtype(folder, dtype, notes)
     model = _load_weights(folder, family, torch_dtype, notes)
@@ -311,6 +314,19 @@ def _load_weights(
     other = [name for name, p in model.named_parameters() if p.dtype != dtype]
     assert not other, f"transformers kept {other[:4]} in a dtype of their own"
     return model
+
+
+def _check_version(family: Family) -> None:
+    """Refuse a family that this transformers reads otherwise than the tests have seen it."""
+    if family.transformers is None:
+        return
+    installed = Version(transformers.__version__)
+    if (installed.major, installed.minor) < Version(family.transformers).release:
+        raise ModelError(
+            f"load a model of the family {family.title}",
+            f"transformers {installed}; it is known to work with {family.transformers} and newer",
+            f"pip install 'transformers>={family.transformers}'",
+        )
 
 
 def _load_processor(

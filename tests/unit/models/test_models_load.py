@@ -259,6 +259,18 @@ def test_image_only_processors_say_so_once(tiny, family: str, monkeypatch, caplo
     assert not hasattr(first.processor, "video_processor")
 
 
+@pytest.mark.parametrize(("version", "works"), [("5.20.2", False), ("5.21.0", True)])
+def test_an_older_transformers_is_refused_by_family(tiny, monkeypatch, version, works) -> None:
+    folder = str(tiny("idefics3"))
+    monkeypatch.setattr(load_module.transformers, "__version__", version)
+    load_model(str(tiny("llama")), device="cpu")
+    if works:
+        load_model(folder, device="cpu")
+        return
+    with pytest.raises(ModelError, match=r"known to work with 5\.21 and newer"):
+        load_model(folder, device="cpu")
+
+
 def test_what_a_processor_needs_is_named(tiny, monkeypatch) -> None:
     monkeypatch.setattr(extras_module, "_is_there", lambda name: name != "num2words")
     with pytest.raises(UsageError, match=r"num2words is not installed[\s\S]*narrowtune\[smolvlm\]"):
