@@ -20,16 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from narrowtune.engine.lexical import in_order, shared_out
-from narrowtune.engine.pictures import PICTURE_INPUTS, pictures_of_rows
+from narrowtune.engine.pictures import (
+    PICTURE_INPUTS,
+    PICTURE_KINDS,
+    pictures_in_rows,
+    pictures_of_rows,
+)
 
 When = Literal["never", "cheaper", "always"]
 
 _WHEN: ContextVar[When] = ContextVar("packing", default="cheaper")
 
 _TEXT = {"input_ids", "attention_mask"}
-PICTURE_KINDS = "token_type_ids"
-"""1 where a token is a picture's, given by processors of models whose pictures see themselves
-whole, also what is behind."""
 _PROBED = 64  # pixels by which pictures are told apart before all of them are compared
 _LINEAR_WIDTH = 6
 """A layer's products with weights cost a token about as much as attending to this many times the
@@ -244,21 +246,11 @@ def _seen(
     seen = owner[row[:, :, None], position[:, None, :]] == row.to(owner.dtype)[:, None, :]
     allowed = position[:, None, :] <= position[:, :, None]
     if kinds is not None:
-        block = _pictures_in_rows(kinds)[row, position]
+        block = pictures_in_rows(kinds)[row, position]
         allowed |= (block[:, None, :] == block[:, :, None]) & (block >= 0)[:, None, :]
     seen &= allowed & filled[:, None, :]
     # What fills a row up sees itself: a softmax over nothing is not a number, and would spread.
     return seen | torch.eye(row.shape[1], dtype=torch.bool, device=seen.device)
-
-
-def _pictures_in_rows(kinds: Tensor) -> Tensor:
-    """Return the number of the picture that each token [B, T] is of, within its row; -1 for text.
-
-    Neighbouring tokens of pictures are of one picture, as for the model.
-    """
-    is_picture = kinds == 1
-    starts = is_picture & ~nn.functional.pad(is_picture, (1, 0))[:, :-1]
-    return torch.where(is_picture, starts.cumsum(dim=1) - 1, -1)
 
 
 def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> bool:

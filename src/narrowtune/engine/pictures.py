@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
@@ -25,6 +26,10 @@ PICTURE_INPUTS = (
     _TILE_MASK,
 )
 """What models take pictures by."""
+
+PICTURE_KINDS = "token_type_ids"
+"""1 where a token is a picture's, given by processors of models whose pictures see themselves
+whole, also what is behind."""
 
 
 def pictures_apart(inputs: Mapping[str, Any], config: Any) -> list[dict[str, Tensor]] | None:
@@ -97,6 +102,16 @@ def pictures_of_rows(
         pictures = pictures_apart(inputs, config)
     # As many pictures as rows with places for one: one in each.
     return pictures if pictures is not None and len(pictures) == len(tokens) else None
+
+
+def pictures_in_rows(kinds: Tensor) -> Tensor:
+    """Return the number of the picture that each token [B, T] is of, within its row; -1 for text.
+
+    Neighbouring tokens of pictures are of one picture, as for the model.
+    """
+    is_picture = kinds == 1
+    starts = is_picture & ~nn.functional.pad(is_picture, (1, 0))[:, :-1]
+    return torch.where(is_picture, starts.cumsum(dim=1) - 1, -1)
 
 
 def picture_sha256(picture: Mapping[str, Tensor]) -> str:

@@ -20,7 +20,8 @@ from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.attention import MOST_TOKENS
 from narrowtune.engine.forward import label_positions
-from narrowtune.engine.packing import PICTURE_KINDS, LayoutSize, layout_size
+from narrowtune.engine.packing import LayoutSize, layout_size
+from narrowtune.engine.pictures import PICTURE_KINDS
 from narrowtune.models.load import LoadedModel
 from narrowtune.train.arguments import accumulation_steps, per_device_batch_size, planned_steps
 from narrowtune.train.order import PictureSampler

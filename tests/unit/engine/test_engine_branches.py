@@ -196,8 +196,8 @@ def test_pictures_that_see_themselves_whole_do_so_in_branches(tiny, monkeypatch)
     ]
     inputs, mask = inputs_and_mask(collate(made, 0))
     found = []
-    for kinds in (packing_module._pictures_in_rows, lambda kinds: torch.full_like(kinds, -1)):
-        monkeypatch.setattr(packing_module, "_pictures_in_rows", kinds)
+    for kinds in (packing_module.pictures_in_rows, lambda kinds: torch.full_like(kinds, -1)):
+        monkeypatch.setattr(packing_module, "pictures_in_rows", kinds)
         with packing("always"), torch.no_grad():
             found.append(logits_at(loaded.model, inputs, mask))
     assert (found[0] - found[1]).norm() > 0.01 * found[0].norm()
