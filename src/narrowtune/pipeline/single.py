@@ -28,7 +28,7 @@ from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic, measure_a
 from narrowtune.engine.features import changes_eyes
 from narrowtune.evaluate.own_metrics import identity
 from narrowtune.models.fingerprint import fingerprint
-from narrowtune.models.load import LoadedModel
+from narrowtune.models.load import LoadedModel, load_reader
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.checks import Named, check_paths, check_run, check_stage
 from narrowtune.pipeline.inputs import (
@@ -123,7 +123,7 @@ def evaluate(
         overwrite: replace what is there already; never rows that are read.
 
     Raises:
-        NarrowtuneError: before the model is loaded, where what is asked for can't be.
+        NarrowtuneError: before weights are loaded, where what is asked for can't be.
     """
     settings = [parse_data_settings(task, f"to evaluate {task['path']}") for task in tasks]
     labels = [each.label for each in settings]
@@ -140,10 +140,11 @@ def evaluate(
     files = [f"{label}.jsonl" for label in labels]
     _check_rows_stay([Path(each.path) for each in settings], [output / name for name in files])
     check_output(output, [*files, REFUSED], overwrite=overwrite)
-    loaded = load(model)
-    if delta_path is not None:
-        apply(loaded.model, Delta.load(delta_path))
-    encoder = make_encoder(loaded, model)
+    # Rows first: a column that is not there shows before weights are read.
+    reader = load_reader(
+        model.model, revision=model.revision, processor_kwargs=model.processor_kwargs
+    )
+    encoder = make_encoder(reader, model)
     found = Evaluation()
     (output / REFUSED).unlink(missing_ok=True)
     try:
@@ -154,6 +155,9 @@ def evaluate(
             write_refused(output / REFUSED, found.refused)
     for text in limits_too_short(made, encoder):
         logger.warning(text)
+    loaded = load(model)
+    if delta_path is not None:
+        apply(loaded.model, Delta.load(delta_path))
     prompts = (example.prompt for task in made for example in task.examples)
     arithmetic = _choose(loaded, prompts_as_batches(prompts, encoder))
     with apply_arithmetic(arithmetic):

@@ -90,6 +90,17 @@ def test_columns_and_a_metric_of_ones_own_reach_the_rows(tiny, tmp_path):
     assert (found["strict"]["mean"], found["metric"]) == (0.5, f"{scoring}:half")
 
 
+def test_a_column_that_is_not_there_shows_before_weights_are_read(tiny, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"frage": "Which pen?", "antwort": "pen"}\n')
+    monkeypatch.setattr(single, "load", lambda _: pytest.fail("weights were read"))
+    flags = ["--columns", "question=frge", "--columns", "answer=antwort"]
+    flags += ["--output", str(tmp_path / "out")]
+    ran = CliRunner().invoke(app, ["evaluate", str(tiny("llama")), "--tasks", str(rows), *flags])
+    assert isinstance(ran.exception, DataError)
+    assert "frage" in str(ran.exception)
+
+
 def test_a_question_that_all_rows_share_reaches_them(tiny, tmp_path):
     short = [{"output": "pen"}, {"output": "cup", "instruction": "Which cup?"}]
     short = [{"input": f"text {number}", **row} for number, row in enumerate(short)]
