@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from narrowtune.core.config import ModelSettings, RunConfig, parse_data_settings
 from narrowtune.core.data_settings import DataSettings, SkillSettings
@@ -41,6 +43,8 @@ class Taught:
     settings: SkillSettings
     seed: int
 
+
+_Read = TypeVar("_Read")
 
 PIXEL_BYTES = 2**30
 """Of the pictures of training rows that are held; those of others are prepared in every epoch."""
@@ -172,17 +176,31 @@ class _Reader:
     ) -> None:
         self.config, self.encoder, self.inputs, self.taught = config, encoder, inputs, taught
         self._room = Room(PIXEL_BYTES)
+        self._failed: list[DataError] = []
 
     def read(self, with_skill: bool) -> None:
-        """Read everything, and compare what is taught with what is measured."""
-        skill = self._skill() if with_skill else None
+        """Read everything, and compare what is taught with what is measured.
+
+        What can't be used of the skill and of what is kept is said at once.
+        """
+        skill = self._tried(self._skill) if with_skill else None
         keep = self._keep()
+        if self._failed:
+            raise _together(self._failed)
         if skill is not None:
             self._check_overlap(Joined(skill.values()), keep, "taught")
             mixed = self._mix(len(skill["train"]))
             tested = self.inputs.tasks[0].examples
             self._check_overlap(mixed, {"tested": tested, **keep}, "mixed in")
         self._drift_prompts(keep)
+
+    def _tried(self, read: Callable[[], _Read]) -> _Read | None:
+        """Read a source; put aside why it can't be used."""
+        try:
+            return read()
+        except DataError as error:
+            self._failed.append(error)
+            return None
 
     def _stored(self, examples: Sequence[Example], source: Source) -> StoredRows:
         source.check_pictures(self.encoder)
@@ -239,19 +257,24 @@ class _Reader:
         return test, [f"{len(overlap)} rows are both taught and tested."] if overlap else []
 
     def _keep(self) -> dict[str, Sequence[Example]]:
-        keep = {}
-        for number, settings in enumerate(self.config.keep):
-            source = self._source(settings, f"keep.{number}")
-            examples = source.encode_items(source.examples, self.encoder)
-            source.check()
-            if not examples:
-                raise _nothing_left("keep", settings.path, len(source.examples))
-            keep[settings.label] = examples
-            self.inputs.tasks.append(make_task(settings, examples, "held_out"))
-            self.inputs.summaries.append(source.summary("held_out", len(examples)))
-        for earlier in self.taught:
-            keep[earlier.settings.label] = self._earlier(earlier)
-        return keep
+        wanted: list[tuple[str, Callable[[], Sequence[Example]]]] = [
+            (settings.label, partial(self._kept, settings, f"keep.{number}"))
+            for number, settings in enumerate(self.config.keep)
+        ]
+        wanted += [(e.settings.label, partial(self._earlier, e)) for e in self.taught]
+        found = {label: self._tried(read) for label, read in wanted}
+        return {label: examples for label, examples in found.items() if examples is not None}
+
+    def _kept(self, settings: DataSettings, key: str) -> Sequence[Example]:
+        """Read a set that is to be kept."""
+        source = self._source(settings, key)
+        examples = source.encode_items(source.examples, self.encoder)
+        source.check()
+        if not examples:
+            raise _nothing_left("keep", settings.path, len(source.examples))
+        self.inputs.tasks.append(make_task(settings, examples, "held_out"))
+        self.inputs.summaries.append(source.summary("held_out", len(examples)))
+        return examples
 
     def _earlier(self, taught: Taught) -> Sequence[Example]:
         """Read what an earlier skill is tested on; it is to be kept."""
@@ -346,6 +369,18 @@ def _nothing_left(split: str, path: str, number: int) -> DataError:
         asked=f"{split} rows from {path}",
         found=f"{number} rows, none of which can be used (rows_refused.jsonl)",
         do="correct these rows, give more, or raise max_length",
+    )
+
+
+def _together(errors: Sequence[DataError]) -> DataError:
+    """Return one error that says what several do; one alone as it is."""
+    if len(errors) == 1:
+        return errors[0]
+    ways = dict.fromkeys(error.do for error in errors)
+    return DataError(
+        asked=f"{len(errors)} sets of rows",
+        found="\n".join(f"of {error.asked}: {error.found}" for error in errors),
+        do="\n".join(ways),
     )
 
 

@@ -83,6 +83,29 @@ def test_a_keep_row_that_is_too_long_is_named_when_it_is_read(read, config, tmp_
     assert (allowed.summaries[1].num_used, allowed.summaries[1].num_refused) == (3, 1)
 
 
+def test_all_sets_with_rows_that_can_not_be_used_are_named_at_once(read, config, tmp_path):
+    dogs, trees, pens = (rows_about(what, 6) for what in ("dog", "tree", "pen"))
+    del dogs[1]["answer"]
+    trees[3]["question"] += LONG
+    del pens[0]["question"]
+    bad, long, odd = (
+        write(tmp_path / f"bad {name}.jsonl", rows)
+        for name, rows in (("dogs", dogs), ("trees", trees), ("pens", pens))
+    )
+    fine = write(tmp_path / "fine.jsonl", rows_about("cup", 6))
+    with pytest.raises(DataError) as error:
+        read(config(skill={"path": bad}, keep=[long, fine, odd]))
+    assert error.value.asked == "3 sets of rows"
+    assert all(path in error.value.found for path in (bad, long, odd))
+    assert fine not in error.value.found
+    for key in ("skill", "keep.0", "keep.2"):
+        assert f"--set {key}.max_refused=1" in error.value.do
+    assert refused_rows(tmp_path) == [(bad, 2), (long, 4), (odd, 1)]
+    allowed = [{"path": path, "max_refused": 1} for path in (long, fine, odd)]
+    inputs = read(config(skill={"path": bad, "max_refused": 1}, keep=allowed))
+    assert [summary.num_used for summary in inputs.summaries[:4]] == [5, 5, 6, 5]
+
+
 @pytest.mark.parametrize("key", ["drift", "anchor"])
 def test_a_prompt_that_is_too_long_is_named_when_it_is_read(read, config, tmp_path, key):
     prompts = [{"prompt": "Hello."}, {"prompt": LONG}, {"prompt": "Bye."}]
