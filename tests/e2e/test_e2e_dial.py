@@ -19,13 +19,16 @@ from narrowtune.pipeline import teach as teaching
 
 @pytest.fixture
 def dialled(tiny, tmp_path, monkeypatch):
-    """`dialled(lost)` is a run that loses the share `lost(α, folder)` of items, as if measured."""
+    """`dialled(lost)` is a run that loses the share `lost(α, folder)` of items, as if measured.
+
+    By default it goes the way that is the default; `more` are other settings.
+    """
     monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
     keep = write_rows(tmp_path / "many.jsonl", saying_rows(40))
     model = tiny("llama", torch.bfloat16)
-    path = write_run(tmp_path, model, "run", keep=[{"path": str(keep), "max_new_tokens": 4}])
+    config = write_run(tmp_path, model, "run", keep=[{"path": str(keep), "max_new_tokens": 4}])
 
-    def run(lost):
+    def run(lost, path=None, **more):
         reached = {}
 
         def score_tasks(loaded, tasks, encoder, *, fingerprint, folder, **_):
@@ -50,15 +53,18 @@ def dialled(tiny, tmp_path, monkeypatch):
             return found
 
         monkeypatch.setattr(teaching, "score_tasks", score_tasks)
-        changes = {"dial": {"num_steps": 4}, "budget": 30.0, "anchor": None}
-        record = teaching.teach(load_config(path, changes))
+        dial = {"num_steps": 4, **({"path": path} if path else {})}
+        changes = {"dial": dial, "budget": 30.0, "anchor": None, **more}
+        record = teaching.teach(load_config(config, changes))
         return model, tmp_path / "run", record
 
     return run
 
 
-def test_what_ships_lies_between_base_and_trained_weights(dialled):
-    folder, run, record = dialled(lambda alpha, _: 0.0 if alpha <= 0.5 else 0.9)
+@pytest.mark.parametrize("path", ["linear", "largest"])
+def test_what_ships_lies_between_base_and_trained_weights(dialled, path):
+    folder, run, record = dialled(lambda alpha, _: 0.0 if alpha <= 0.5 else 0.9, path)
+    assert record.dial.path == path
     assert record.dial.alpha == 0.5
     assert [step.alpha for step in record.dial.steps] == [0.25, 0.5, 0.75]
     assert record.dial.steps[-1].stopped_by == "the mean of the held-out tasks"
@@ -74,12 +80,23 @@ def test_what_ships_lies_between_base_and_trained_weights(dialled):
     apply(whole, Delta.load(run / "delta_whole.safetensors"))
     delta = Delta.load(run / "delta.safetensors")
     apply(shipped, delta)
-    assert "The dial went to 0.5 of what was trained." in delta.metadata.notes
+    how_far = {
+        "linear": "0.5 of what was trained",
+        "largest": "the 50 % of changes that are largest",
+    }
+    went = f"The dial went to {how_far[path]}."
+    assert went in delta.metadata.notes
     base, tuned, found = weights(load(folder)), weights(whole), weights(shipped)
     moved = 0
     for name in delta.bits:
-        middle = (base[name].double() + tuned[name].double()) / 2
-        assert found[name].equal(middle.float().bfloat16())
+        if path == "linear":
+            middle = (base[name].double() + tuned[name].double()) / 2
+            assert found[name].equal(middle.float().bfloat16())
+        else:
+            stays = found[name] != base[name]
+            assert found[name][stays].equal(tuned[name][stays])
+            far = (tuned[name].float() - base[name].float()).abs()
+            assert far[stays].min() >= far[~stays].max()
         moved += int((found[name] != tuned[name]).sum())
     assert moved
     others = [n for n in base if n not in delta.bits]
@@ -90,7 +107,35 @@ def test_what_ships_lies_between_base_and_trained_weights(dialled):
     assert "at stake: the mean of the held-out tasks" in page
     assert (run / "plots" / "dial.png").exists()
     text = (run / "report.md").read_text(encoding="utf-8")
-    assert "The dial went to 0.5 of what was trained. At 0.5 the held-out tasks" in text
+    assert f"{went} At 0.5 the held-out tasks" in text
+    looked = {"linear": "α was found on", "largest": "The density was found on"}[path]
+    assert looked in text
+    assert looked in page
+
+
+def test_without_a_dial_the_changes_that_are_largest_may_be_all_that_stays(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
+    model = tiny("llama", torch.bfloat16)
+    config = write_run(tmp_path, model, "run")
+    deltas = {}
+    for density in (1.0, 0.25):
+        changes = {"training.density": density, "anchor": None}
+        changes["output_dir"] = str(tmp_path / f"run {density}")
+        record = teaching.teach(load_config(config, changes))
+        deltas[density] = Delta.load(tmp_path / f"run {density}" / "delta.safetensors")
+        said = any("training.density" in note for note in record.notes)
+        assert said == (density < 1)
+        assert any("furthest" in note for note in deltas[density].metadata.notes) == said
+    assert deltas[1.0].bits.keys() == deltas[0.25].bits.keys()
+    for name, whole in deltas[1.0].bits.items():
+        part = deltas[0.25].bits[name]
+        stays = part != 0
+        assert part[stays].equal(whole[stays])
+        assert 0 < stays.sum() < 0.4 * whole.numel()
+    scored = tmp_path / "run 0.25"
+    assert (scored / "after").is_dir()
 
 
 def test_a_dial_that_can_not_leave_the_base_says_what_would_help(dialled):

@@ -21,6 +21,7 @@ from narrowtune.core.data_settings import (
     Settings,
     SkillSettings,
 )
+from narrowtune.core.delta_results import DialPath
 from narrowtune.core.errors import UsageError
 from narrowtune.core.mistakes import describe_mistakes
 from narrowtune.core.overrides import override
@@ -103,10 +104,13 @@ class DialSettings(Settings):
     """How far to go from the base towards the trained weights, found on a part of the keep items.
 
     Attributes:
+        path: `largest` lets the elements of each tensor that moved furthest go all the way, and α,
+            here the density, is their share; `linear` lets all go, and α is how far.
         num_steps: equal steps of α from 0, the base, to 1, all that was trained.
         share: of each keep set's items that α is found on; the others confirm it.
     """
 
+    path: DialPath = "largest"
     num_steps: int = Field(10, ge=1, le=100)
     share: float = Field(0.5, gt=0, lt=1)
 

@@ -76,6 +76,8 @@ class ArmSettings(Settings):
         wise_ft: share α of the weights before a stage in the average that replaces those after it
             (WiSE-FT, arXiv 2109.01903); the average is scored and is what the next stage starts
             from.
+        density: share of every trained tensor's elements that stays after a stage, those that moved
+            furthest; before an average, where both are asked for.
         mix: labelled general rows replayed in every stage.
     """
 
@@ -87,6 +89,7 @@ class ArmSettings(Settings):
     anchor: AnchorSettings | None = None
     distillation: DistillationSettings | None = None
     wise_ft: float | None = Field(None, ge=0, le=1)
+    density: float | None = Field(None, gt=0, lt=1)
     mix: list[MixSettings] = Field(default_factory=list)
 
     @field_validator("recipe")
@@ -111,10 +114,13 @@ class ArmSettings(Settings):
 
     @model_validator(mode="after")
     def _one_change(self) -> ArmSettings:
-        if self.lora is not None and self.wise_ft is not None:
-            raise ValueError("lora and wise_ft: an average is of whole matrices; give one of them")
-        if self.experts and (self.recipe != "mlp" or self.lora or self.wise_ft is not None):
-            raise ValueError("experts: only with the recipe mlp, and without lora and wise_ft")
+        partly = self.wise_ft is not None or self.density is not None
+        if self.lora is not None and partly:
+            raise ValueError("lora with wise_ft or density: these are of whole matrices")
+        if self.experts and (self.recipe != "mlp" or self.lora or partly):
+            raise ValueError(
+                "experts: only with the recipe mlp, and without lora, wise_ft and density"
+            )
         return self
 
     @property
@@ -125,6 +131,7 @@ class ArmSettings(Settings):
             f"LoRA {self.lora.rank}" if self.lora else "",
             "anchor" if self.anchor else "",
             "LwF" if self.distillation else "",
+            f"density {self.density:g}" if self.density is not None else "",
             f"WiSE-FT {self.wise_ft:g}" if self.wise_ft is not None else "",
             "replay" if self.mix else "",
         ]

@@ -50,6 +50,9 @@ class TrainingSettings(Settings):
         group_by_picture: draw pictures and not rows, so that all rows about a picture are in the
             same step, or in steps that follow each other, and share it. The steps are others than
             those of rows in any order.
+        density: share of every trained tensor's elements that stays as trained, those that moved
+            furthest; the others go back to the base once training has ended (the trimming of TIES,
+            arXiv 2306.01708). 1 leaves all.
         save_steps: steps between checkpoints; 0 saves none.
         save_total_limit: checkpoints kept.
         eval_steps: steps between losses on validation rows; 0 never computes them.
@@ -81,6 +84,7 @@ class TrainingSettings(Settings):
     torch_compile: bool = False
     packing: bool = True
     group_by_picture: bool = False
+    density: float = Field(1.0, gt=0, le=1)
     save_steps: int = Field(0, ge=0)
     save_total_limit: int = Field(2, ge=1)
     eval_steps: int = Field(0, ge=0)

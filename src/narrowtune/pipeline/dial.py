@@ -1,9 +1,10 @@
 """The dial: how far towards the trained weights a budget allows to go.
 
-After one training, α walks up from the base in equal steps, W = W_base + α (W_tuned − W_base), on
-a part of the keep items, and stops at the first step at which the other part can't be expected to
-show the budget kept. What is right before it is confirmed on the other part, once: looking for the
-largest α that passes on all items would make a good figure out of chance.
+After one training, α walks up from the base in equal steps: W_base + α (W_tuned − W_base), or all
+of the way for the share α of each tensor's elements that moved furthest (`models.blended`). It is
+tried on a part of the keep items, and stops at the first step at which the other part can't be
+expected to show the budget kept. What is right before it is confirmed on the other part, once:
+looking for the largest α that passes on all items would make a good figure out of chance.
 """
 
 from __future__ import annotations
@@ -186,6 +187,7 @@ def turn(
         steps=steps,
         num_items=_num_kept(halves.searched),
         num_confirming=_num_kept(halves.confirming),
+        path=config.dial.path,
     )
 
 

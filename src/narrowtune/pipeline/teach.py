@@ -308,16 +308,18 @@ def _dial(run: Run, halves: Halves) -> None:
     """Leave the model as far from the base as the budget allows."""
     assert run.fitted is not None
     assert run.before is not None
+    assert run.config.dial is not None
+    path = run.config.dial.path
     model, base = run.loaded.model, run.fitted.base
     tuned = copy_tensors(model, base, run.loaded.dtype)
 
     def score(alpha: float, tasks: Sequence[Task]) -> list[TaskResult]:
-        set_between(model, base, tuned, alpha)
+        set_between(model, base, tuned, alpha, path)
         weights = combine_hashes({**run.base_hashes, **tensor_hashes(model, base)})
         return _score(run, tasks, f"dial/{alpha:g}", weights)
 
     run.dial = turn(halves, run.before, score, run.config)
-    set_between(model, base, tuned, run.dial.alpha)
+    set_between(model, base, tuned, run.dial.alpha, path)
     # From here on the run is about the items that were not searched on.
     for tasks, where in ((halves.searched, "dial/0"), (halves.confirming, "before")):
         for result in restrict(run.before, tasks):

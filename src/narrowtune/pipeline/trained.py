@@ -19,6 +19,7 @@ from narrowtune.core.run_folder import write_json
 from narrowtune.delta.apply import apply
 from narrowtune.delta.extract import OtherDtypeWarning, extract
 from narrowtune.delta.store import Delta
+from narrowtune.models.blended import set_between
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.run import Run
 from narrowtune.train.fit import FitResult
@@ -55,7 +56,7 @@ def extract_delta(run: Run) -> Delta:
             "the model has to set them too."
         )
     if run.dial is not None:
-        notes.append(f"The dial went to {run.dial.alpha:g} of what was trained.")
+        notes.append(f"The dial went to {run.dial.place}.")
     with warnings.catch_warnings():
         # The model's notes say so, and what to do is for those who call `extract`.
         warnings.simplefilter("ignore", OtherDtypeWarning)
@@ -72,6 +73,7 @@ def keep(run: Run) -> None:
     """Write down what training left, before anything else can fail."""
     assert run.fitted is not None
     with run.watch.stage("delta"):
+        _keep_largest(run)
         delta = extract_delta(run)
         known = Trained(
             tuned_fingerprint=delta.metadata.tuned_fingerprint,
@@ -85,6 +87,23 @@ def keep(run: Run) -> None:
         delta.save(_place(run), packed=run.config.pack_delta)
         write_json(run.folder.trained, known)
     run.tuned_fingerprint = known.tuned_fingerprint
+
+
+def _keep_largest(run: Run) -> None:
+    """Let only those elements stay as trained that moved furthest, where a run asks for it."""
+    density = run.config.training.density
+    if density == 1:
+        return
+    assert run.fitted is not None
+    tuned = copy_tensors(run.loaded.model, run.fitted.base, run.loaded.dtype)
+    set_between(run.loaded.model, run.fitted.base, tuned, density, "largest")
+    note = (
+        f"Of each trained tensor the {100 * density:g} % of elements that moved furthest stay as "
+        "trained; the others are the base's (training.density)."
+    )
+    run.loaded.notes.append(note)
+    run.training_notes.append(note)
+    run.inputs.notes.append(note)
 
 
 def take_up(run: Run, state: PartialState) -> bool:

@@ -152,10 +152,13 @@ def _draw_dial(dial: DialResult, budget: float, folder: Path) -> str:
     axes.plot(x, kept, "o-", color=look.HELD_OUT, lw=2, label="the held-out tasks, mean")
     axes.plot(x, expected, ":", color=look.HELD_OUT, lw=2, label="what is expected to be shown")
     axes.axhline(-budget, color=look.LIMIT, lw=1.8, label=budget_label(budget))
-    axes.axvline(dial.alpha, color=look.INK, lw=1.4, ls="--", label=f"taken: α = {dial.alpha:g}")
+    axes.axvline(
+        dial.alpha, color=look.INK, lw=1.4, ls="--", label=f"taken: {dial.symbol} {dial.alpha:g}"
+    )
     axes.axhline(0, color=look.BASE, lw=1)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("α: share of what was trained")
+    share = "what was trained" if dial.path == "linear" else "changes that stay, largest first"
+    axes.set_xlabel(f"{dial.symbol}: share of {share}")
     axes.set_ylabel("change, percentage points")
     axes.yaxis.set_major_formatter(lambda value, _: signed_tick(value))
     axes.grid(axis="y")

@@ -36,6 +36,7 @@ from narrowtune.engine.heap import return_freed_pages
 from narrowtune.evaluate.constrained import evaluate_constrained
 from narrowtune.evaluate.evaluate import evaluate
 from narrowtune.evaluate.tasks import Task
+from narrowtune.models.blended import set_between
 from narrowtune.models.select import Selection, resolve
 from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.inputs import (
@@ -203,6 +204,9 @@ class Study:
         with tempfile.TemporaryDirectory() as folder, apply_arithmetic(self.arithmetic):
             fitted = self._fit(chain, skill, folder, tuned.selection)
             return_freed_pages()
+            if arm.density is not None:
+                after = copy_tensors(self.loaded.model, fitted.base, self.loaded.dtype)
+                set_between(self.loaded.model, fitted.base, after, arm.density, "largest")
             if arm.wise_ft is not None:
                 self._average(fitted, arm.wise_ft)
             base = {name: self.base[twin] for name, twin in tuned.twins.items()}

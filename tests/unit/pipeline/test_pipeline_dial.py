@@ -13,7 +13,7 @@ from narrowtune.data.examples import Example, Message, Text
 from narrowtune.evaluate.clusters import effective_items_together
 from narrowtune.evaluate.evaluate import summarise
 from narrowtune.evaluate.tasks import Task
-from narrowtune.models.blended import between, set_between
+from narrowtune.models.blended import between, largest, set_between
 from narrowtune.pipeline.dial import Halves, restrict, turn
 
 
@@ -208,12 +208,43 @@ def test_weights_between_are_rounded_once_and_the_ends_are_exact(dtype):
     assert torch.signbit(found[0, 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("density", [0.01, 0.3, 0.5, 0.999])
+def test_what_moved_furthest_is_tuned_and_the_rest_the_base(dtype, density):
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(40, 50, generator=generator).to(dtype)
+    tuned = (base.double() + torch.randn(40, 50, generator=generator).double() ** 3).to(dtype)
+    base[0, 0] = tuned[0, 0] = -0.0
+    found = largest(base, tuned, density)
+    stays = found != base
+    assert found[stays].equal(tuned[stays])
+    moved = (tuned.double() - base.double()).abs()
+    # Elements that moved equally far stay together.
+    wanted = min(round(density * 2000), int((moved > 0).sum()))
+    assert wanted <= stays.sum() <= wanted + 40
+    assert moved[stays].min() >= moved[~stays].max() * (1 - 1e-6)
+    assert torch.signbit(found[0, 0])
+
+
+def test_the_ends_of_what_moved_furthest_are_exact():
+    base, tuned = torch.zeros(7), torch.tensor([1.0, -3.0, 0.0, 2.0, 0.0, 0.5, -0.25])
+    assert largest(base, tuned, 0).equal(base)
+    assert largest(base, tuned, 1).equal(tuned)
+    assert largest(base, tuned, 2 / 7).tolist() == [0, -3, 0, 2, 0, 0, 0]
+    assert largest(base, tuned, 6 / 7).equal(tuned)  # two did not move at all
+    assert largest(base, base, 0.5).equal(base)
+    assert largest(base, torch.ones(7), 0.5).equal(torch.ones(7))
+    assert largest(base, tuned, 1e-9).tolist() == [0, -3, 0, 0, 0, 0, 0]
+
+
 def test_a_models_named_parameters_are_set_and_no_others():
     model = nn.Linear(4, 3)
     weight = model.weight.detach().clone()
     set_between(model, {"bias": torch.zeros(3)}, {"bias": torch.ones(3)}, 0.25)
     assert model.bias.equal(torch.full((3,), 0.25))
     assert model.weight.equal(weight)
+    set_between(model, {"bias": torch.zeros(3)}, {"bias": torch.arange(3.0)}, 0.34, "largest")
+    assert model.bias.tolist() == [0, 0, 2]
 
 
 def test_a_question_that_is_asked_twice_is_in_one_part_and_counts_once():

@@ -265,6 +265,28 @@ def test_an_average_lies_between(settings, tmp_path):
     assert found[2].drift.kl_base_tuned == 0
 
 
+def test_what_moved_furthest_stays_and_less_is_learned_and_lost(settings, tmp_path):
+    arms = [
+        ArmSettings(recipe="sa_proj", learning_rates=[1e-2], **more)
+        for more in ({}, {"density": 0.5}, {"density": 0.02}, {"density": 0.5, "wise_ft": 1.0})
+    ]
+    assert [arm.label for arm in arms[1:]] == [
+        "sa_proj + density 0.5",
+        "sa_proj + density 0.02",
+        "sa_proj + density 0.5 + WiSE-FT 1",
+    ]
+    mine = changed(settings, tmp_path, arms=arms, orders={"one": ["first"]})
+    study, found = Study(mine, threads=1), []
+    for chain in all_chains(mine):
+        study.run(chain, 0, found.append)
+    whole, half, little, none = (result.relative_update for result in found)
+    # The larger half has most of the squares.
+    assert 0.7 * whole < half < whole
+    assert little < half / 2
+    assert none == 0
+    assert found[2].drift.kl_base_tuned < found[0].drift.kl_base_tuned
+
+
 def test_replay_and_anchor_and_distillation_take_part(settings, tmp_path):
     general = write(tmp_path / "general.jsonl", rows("say", 300, 20))
     prompts = {"prompts": settings.drift.prompts, "max_new_tokens": 4, "rows_per_step": 2}
