@@ -25,7 +25,8 @@ import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ ARMS: dict[str, tuple[str, float, float]] = {
     "mlp_gate_up + anchor": ("mlp_gate_up", 3e-3, 0.3),
 }
 """Recipe, learning rate, weight of the anchor."""
+
+Tensors = dict[str, Tensor]
 
 Scores = dict[str, list[float]]
 """Strict score of every item, by task."""
@@ -142,8 +145,9 @@ class Bench:
             100 * np.mean([np.mean(self.base[name]) - np.mean(scores[name]) for name in kept])
         )
 
-    def run(self, arm: str, seed: int) -> dict[str, Any]:
-        """Teach, and score along both walks.
+    @contextmanager
+    def taught(self, arm: str, seed: int) -> Iterator[tuple[Tensors, Tensors, Moments]]:
+        """Teach; give the base's and the tuned tensors, and those on the way. Ends at the base.
 
         Args:
             arm: one of `ARMS`.
@@ -182,7 +186,18 @@ class Bench:
                 callbacks=[moments],
                 features=self.store,
             )
-        tuned = copy_tensors(model, selection.names)
+        try:
+            yield base, copy_tensors(model, selection.names), moments
+        finally:
+            set_between(model, base, base, 0.0)
+
+    def run(self, arm: str, seed: int) -> dict[str, Any]:
+        """Teach, and score along both walks; arguments as for `taught`."""
+        with self.taught(arm, seed) as (base, tuned, moments):
+            return self._walks(base, tuned, moments)
+
+    def _walks(self, base: Tensors, tuned: Tensors, moments: Moments) -> dict[str, Any]:
+        model = self.loaded.model
         dial: dict[str, Scores] = {"0": self.base}
         for alpha in (0.5, 1.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9):
             set_between(model, base, tuned, alpha)
@@ -195,7 +210,6 @@ class Bench:
             stages[str(step)] = self.score()
             if self.lost(stages[str(step)]) > ENOUGH:
                 break
-        set_between(model, base, base, 0.0)
         return {"dial": dial, "stages": stages}
 
 

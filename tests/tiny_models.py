@@ -617,6 +617,15 @@ def _publish_names(path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def _widen(path: Path) -> None:
+    """Store in fp32 what published checkpoints of Qwen3.5 store so, in whatever the rest is."""
+    wide = ("linear_attn.A_log", "linear_attn.norm.weight")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = {n: t.float() if n.endswith(wide) else t for n, t in tensors.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -648,6 +657,8 @@ def build(family: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed
     tower = getattr(getattr(config, "vision_config", None), "model_type", None)
     if tower in ("clip_vision_model", "siglip_vision_model"):
         _publish_names(folder / "model.safetensors")
+    if family in WITH_STATE:
+        _widen(folder / "model.safetensors")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     if family in _PROCESSORS:

@@ -99,7 +99,8 @@ class ChatEncoder:
         The model's own end of text may be another one, and both end an answer.
         """
         turns = (Message("user", (Text("a"),)), Message("assistant", (Text("b"),)))
-        last = self._encode(turns, every_turn=True).labels[-1]
+        labels = self._encode(turns, every_turn=True).labels
+        last = next(label for label in reversed(labels) if label != IGNORE_INDEX)
         return (last,) if last in self._special_ids else ()
 
     def encode(self, example: Example) -> Encoded:

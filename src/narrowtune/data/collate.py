@@ -6,7 +6,7 @@ Owns: `Encoded`, padding, and how each family's picture features are joined. B r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from narrowtune.data.digest import tensor_sha256
 IGNORE_INDEX = -100
 """The label of a token that carries no loss."""
 
-_TILE_MASK = "pixel_attention_mask"
+TILE_MASK = "pixel_attention_mask"
 """Which pixels of tiles are a picture's: pictures x tiles x height x width."""
 
 PER_TOKEN_FEATURES = ("mm_token_type_ids", "token_type_ids")
@@ -120,7 +120,7 @@ def _per_token(features: Mapping[str, Tensor], name: str, length: int) -> list[i
     return known + [0] * (length - len(known))
 
 
-def check_pictures(rows: Sequence[Encoded]) -> None:
+def check_pictures(rows: Iterable[Encoded]) -> None:
     """Make sure that any of `rows` can be in one batch with any other.
 
     Raises:
@@ -149,7 +149,7 @@ def join_pictures(name: str, values: Sequence[Tensor]) -> Tensor:
 
 
 def _has_tiles(name: str, num_dimensions: int) -> bool:
-    return num_dimensions == 5 or name == _TILE_MASK
+    return num_dimensions == 5 or name == TILE_MASK
 
 
 def _check_sizes(name: str, whole: Sequence[torch.Size]) -> None:

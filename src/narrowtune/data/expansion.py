@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from narrowtune.core.errors import DataError
-from narrowtune.data.collate import PER_TOKEN_FEATURES
+from narrowtune.data.collate import PER_TOKEN_FEATURES, TILE_MASK
 from narrowtune.data.examples import RowError
 from narrowtune.data.template import Span
 
@@ -99,6 +99,8 @@ def expand(
         for name, value in out.items()
         if name not in ("input_ids", "attention_mask", _OFFSETS, _REPLACED)
     }
+    if TILE_MASK in features:  # eight bytes for each pixel's yes or no
+        features[TILE_MASK] = features[TILE_MASK].bool()
     runs = runs_of(tokens.ids, ids, placeholders)
     if runs is not None:
         spans = [

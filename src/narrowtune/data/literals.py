@@ -33,7 +33,8 @@ class SpecialTokens:
         ids = {name: tokenizer.convert_tokens_to_ids(name) for name in self.names}
         # What the tokenizer can't spell becomes its unknown token: no one wrote that.
         self._counted = {i for i in ids.values() if i is not None and i != tokenizer.unk_token_id}
-        self.placeholders = {ids[name] for name in media if ids[name] is not None}
+        unspelt = (None, tokenizer.unk_token_id)
+        self.placeholders = {ids[name] for name in media if ids[name] not in unspelt}
         self.image_id: int | None = ids[media[0]] if media else None
         starts = [name for name in self.names if ids[name] not in self.placeholders]
         if tokenizer.bos_token != tokenizer.eos_token:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import flip
 from narrowtune.delta.layout import read_layout
 from narrowtune.delta.store import Delta, TensorRecord
@@ -43,11 +42,13 @@ class Base:
         family = verify_family(self.folder, deltas, asked)
         found = locate(family, self.records, self.folder, ties)
         self._places = {name: several[0] for name, several in found.items()}
-        digests = {name: tensor_sha256(self._layout.read(name)) for name in self._layout.places}
+        dtypes = {record.dtype for record in self.records.values()}
+        layout = self._layout
+        digests = {name: layout.sha256_as_loaded(name, dtypes) for name in layout.places}
         for delta in deltas:
             verify_selected(delta, "apply", lambda name, _: self.read(name), asked)
             own = {self._places[name] for name in delta.metadata.tensors}
-            others = {digest for name, digest in digests.items() if name not in own}
+            others = {h for name, found in digests.items() if name not in own for h in found}
             verify_frozen(delta, partial(_is_among, others), asked)
 
     def read(self, name: str) -> Tensor:

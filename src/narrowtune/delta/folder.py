@@ -183,7 +183,8 @@ def _verify(
                 )
     if strict:
         others = [disk_name for disk_name in layout.places if disk_name not in changes]
-        hashes = {tensor_sha256(layout.read(disk_name)) for disk_name in others}
+        dtypes = {record.dtype for record in records.values()}
+        hashes = {h for name in others for h in layout.sha256_as_loaded(name, dtypes)}
         verify_frozen(delta, lambda _, digest: digest in hashes, asked)
     return changes
 

@@ -5,14 +5,17 @@ Reads headers only; nothing here imports transformers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from narrowtune.core.errors import ModelError
+from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.header import Entry, read_header
 from narrowtune.models.disk import INDEX, WEIGHTS, disk_files
 
@@ -48,6 +51,20 @@ class Layout:
         if shard not in self._open:  # opening reads the header, which may be long
             self._open[shard] = safe_open(shard, framework="pt")
         return self._open[shard].get_tensor(disk_name)
+
+    def sha256_as_loaded(self, disk_name: str, dtypes: Iterable[str]) -> set[str]:
+        """Return a tensor's hash, and that of what it is in a model of one of `dtypes`.
+
+        Few tensors of a checkpoint may be stored in a wider dtype than it is loaded in: Qwen3.5's
+        decays are.
+        """
+        tensor = self.read(disk_name)
+        found = {tensor_sha256(tensor)}
+        for name in dtypes:
+            dtype = getattr(torch, name)
+            if tensor.is_floating_point() and tensor.dtype.itemsize > dtype.itemsize:
+                found.add(tensor_sha256(tensor.to(dtype)))
+        return found
 
 
 def read_layout(folder: str | Path) -> Layout:

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from narrowtune.data.collate import TILE_MASK
 from narrowtune.data.digest import tensor_sha256
-
-_TILE_MASK = "pixel_attention_mask"
 
 PICTURE_INPUTS = (
     "pixel_values",
     "image_grid_thw",
     "image_sizes",
     "batch_num_images",
-    _TILE_MASK,
+    TILE_MASK,
 )
 """What models take pictures by."""
 
@@ -47,7 +46,7 @@ def pictures_apart(inputs: Mapping[str, Any], config: Any) -> list[dict[str, Ten
     rest = dict(inputs)
     pixels, grids = rest.pop("pixel_values", None), rest.pop("image_grid_thw", None)
     numbers, sizes = rest.pop("batch_num_images", None), rest.pop("image_sizes", None)
-    masks = rest.pop(_TILE_MASK, None)
+    masks = rest.pop(TILE_MASK, None)
     several = numbers is not None and bool((numbers != 1).any())
     if rest or several or not isinstance(pixels, Tensor):
         return None
@@ -62,7 +61,7 @@ def pictures_apart(inputs: Mapping[str, Any], config: Any) -> list[dict[str, Ten
         return [
             {name: value[:, [number]] for name, value in row.items()}
             for row in rows
-            for number in range(row[_TILE_MASK].shape[1])
+            for number in range(row[TILE_MASK].shape[1])
         ]
     found = []
     for number, picture in enumerate(pixels):
@@ -96,8 +95,8 @@ def pictures_of_rows(
         if rest or each == 0 or any(number % each for number in tokens):
             return None
         return [{"pixel_values": own} for own in pixels.split([n // each for n in tokens])]
-    if _TILE_MASK in inputs and isinstance(pixels, Tensor):
-        pictures: list[dict[str, Tensor]] | None = _rows_of_tiles(pixels, inputs[_TILE_MASK])
+    if TILE_MASK in inputs and isinstance(pixels, Tensor):
+        pictures: list[dict[str, Tensor]] | None = _rows_of_tiles(pixels, inputs[TILE_MASK])
     else:
         pictures = pictures_apart(inputs, config)
     # As many pictures as rows with places for one: one in each.
@@ -127,7 +126,7 @@ def _rows_of_tiles(pixels: Tensor, masks: Tensor) -> list[dict[str, Tensor]]:
     """
     numbers = pixels.flatten(2).any(dim=2).sum(dim=1).tolist()
     return [
-        {"pixel_values": row[None, :number], _TILE_MASK: mask[None, :number]}
+        {"pixel_values": row[None, :number], TILE_MASK: mask[None, :number]}
         for row, mask, number in zip(pixels, masks, numbers, strict=True)
     ]
 

@@ -41,6 +41,9 @@ from narrowtune.models.shortage import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
+_FEW = 0.01
+"""Share of a checkpoint's numbers in another dtype that does not decide what it is loaded in."""
+
 _SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model"]
 # What save_pretrained copies as it is: everything that belongs to text and pictures.
 _PROCESSOR_FILES = (
@@ -116,6 +119,7 @@ def load_reader(
     folder = _find_folder(source, revision, weights=False)
     config = check_folder(folder, weights=False)
     family = find_family(config)
+    _check_version(family)
     notes: list[str] = []
     tokenizer, processor = _load_processor(folder, family, notes, processor_kwargs or {})
     return RowReader(tokenizer, processor, family, notes)
@@ -238,9 +242,20 @@ def _find_folder(source: str, revision: str | None, *, weights: bool = True) -> 
 
 
 def _choose_dtype(folder: Path, dtype: str, notes: list[str]) -> torch.dtype:
-    """The dtype to load in; "auto" loses no bit of what is stored."""
-    stored = list(stored_dtypes(folder))
+    """The dtype to load in; "auto" is that of nearly all numbers, else one that loses no bit."""
+    counts = stored_dtypes(folder)
+    stored = list(counts)
     if dtype == "auto":
+        most = max(stored, key=lambda name: counts[name])
+        rest = 1 - counts[most] / sum(counts.values())
+        if len(stored) > 1 and rest <= _FEW:
+            notes.append(
+                f"{100 * rest:.2g} % of the weights' numbers are stored in "
+                f"{' and '.join(name for name in stored if name != most)}, and loaded in {most} as "
+                "the others are. A delta leaves them in the folder as they are stored; one of a "
+                "recipe that trains them (full, language_model) fits no folder that has them so."
+            )
+            return getattr(torch, most)
         if len(stored) > 1:
             notes.append(
                 f"The weights are stored in {' and '.join(stored)}; all are loaded in {stored[0]}: "
@@ -257,7 +272,8 @@ def _choose_dtype(folder: Path, dtype: str, notes: list[str]) -> torch.dtype:
     if [dtype] != stored:
         notes.append(
             f"The weights are stored in {' and '.join(stored)} and loaded in {dtype}: "
-            f"a delta will fit the model in {dtype} only."
+            f"a delta will fit the model in {dtype} only, and a folder that stores what is trained "
+            "in it."
         )
     return getattr(torch, dtype)
 

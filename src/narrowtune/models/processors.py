@@ -206,7 +206,10 @@ def _state(processor: Any) -> dict[str, Any]:
         return {}
     plain = (bool, int, float, str, list, dict)
     own = {key: value for key, value in vars(processor).items() if isinstance(value, plain)}
-    return {**own, **pictures.to_dict()}
+    # What a call gives wins, and is asked of the tokenizer first.
+    told = getattr(getattr(processor, "tokenizer", None), "init_kwargs", {})
+    called = {key: told.get(key, value) for key, value in _call_defaults(processor).items()}
+    return {**own, **pictures.to_dict(), **called}
 
 
 def picture_settings(processor: Any) -> str:

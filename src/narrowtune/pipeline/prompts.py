@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from narrowtune.core.config import AnchorSettings
@@ -113,9 +113,10 @@ def _unusable(
     that only pictures of one size go together. The user's are what matters.
     """
     try:
-        encoded = [encoder.encode_prompt(prompt.messages) for prompt in prompts]
+        # One at a time: some processors make tens of megabytes of a picture.
+        encoded = (encoder.encode_prompt(prompt.messages) for prompt in prompts)
         pictured = (row for row in beside if row.picture_digest)
-        check_pictures([*islice(pictured, 1), *encoded])
+        check_pictures(chain(islice(pictured, 1), encoded))
     except RowError as error:
         return error.reason
     except DataError as error:

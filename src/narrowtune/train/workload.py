@@ -20,7 +20,7 @@ from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.attention import MOST_TOKENS
 from narrowtune.engine.forward import label_positions
-from narrowtune.engine.packing import LayoutSize, layout_size
+from narrowtune.engine.packing import LayoutSize, attends, layout_size
 from narrowtune.engine.pictures import PICTURE_KINDS
 from narrowtune.models.load import LoadedModel
 from narrowtune.train.arguments import accumulation_steps, per_device_batch_size, planned_steps
@@ -212,6 +212,8 @@ class Batches:
             return 0
         config: Any = self._loaded.model.config
         text = config.get_text_config()
+        if not attends(text):
+            return 0
         squares = (s.rows * s.length**2 for s, _ in self.sizes if s.length <= MOST_TOKENS)
         layers = 1 if checkpointing else text.num_hidden_layers
         item = arithmetic.torch_dtype.itemsize

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AddedToken, AutoTokenizer
 
 from narrowtune.core.errors import DataError, UsageError
@@ -16,8 +17,9 @@ from narrowtune.data.chat import ChatEncoder, Encoded
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.data.examples import Example, Image, Message, RowError, Text
 from narrowtune.data.images import open_image
+from narrowtune.data.literals import SpecialTokens
 from narrowtune.data.rows import Rows
-from narrowtune.models.load import LoadedModel
+from narrowtune.models.load import LoadedModel, load_model
 from tiny_models import FAMILIES, VISION_FAMILIES
 from tiny_tokenizers import byte_level, chatml_tokenizer
 
@@ -151,6 +153,13 @@ def test_every_turn_is_labelled_and_the_system_turn_is_not(family: str, loaded: 
     assert _labelled(model.tokenizer, encoded) == [first, _answer(family, "no 2")]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_ends_a_turn_ends_an_answer(family: str, loaded: Loaded) -> None:
+    model = loaded(family)
+    found = _encoder(model).stop_tokens
+    assert model.tokenizer.convert_ids_to_tokens(list(found)) == [END_OF_TURN[family]]
+
+
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
 def test_tokens_are_those_of_transformers(family: str, loaded: Loaded) -> None:
     tokenizer = loaded(family).tokenizer
@@ -187,6 +196,8 @@ def test_tokens_and_features_are_those_of_the_processor(
         return_tensors="pt",
     )
     assert encoded.input_ids == expected["input_ids"][0].tolist()
+    if "pixel_attention_mask" in expected:
+        assert encoded.features["pixel_attention_mask"].dtype == torch.bool
     for name in set(expected) - {"input_ids", "attention_mask", "mm_token_type_ids"}:
         assert (encoded.features[name] == expected[name]).all(), name
     if "mm_token_type_ids" in expected:
@@ -369,6 +380,15 @@ def test_onevision_answers_follow_the_generation_prompt(loaded: Loaded) -> None:
     assert model.tokenizer.decode(encoded.input_ids).endswith("assistant\nb<|im_end|>")
     assert encoder.num_prefix_mismatches == 0
     assert "generation prompt is used" in encoder.notes[0]
+
+
+def test_a_mark_that_the_tokenizer_can_not_spell_stands_for_no_picture(tiny: Any) -> None:
+    """SmolVLM's processor names a token for videos, which is the unknown one without them."""
+    model = load_model(str(tiny("smolvlm")), device="cpu")
+    model.tokenizer.unk_token = "<end_of_utterance>"
+    specials = SpecialTokens(model.tokenizer, model.processor)
+    assert specials.placeholders == {model.tokenizer.convert_tokens_to_ids("<image>")}
+    assert specials.end_of_turn("<end_of_utterance>\n") == len("<end_of_utterance>")
 
 
 def test_the_end_of_turn_may_be_the_pad_token() -> None:

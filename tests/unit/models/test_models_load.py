@@ -15,16 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from narrowtune.core import extras as extras_module
-from narrowtune.core.errors import ModelError, UnknownFamilyError, UsageError
+from narrowtune.core.errors import DeltaError, ModelError, UnknownFamilyError, UsageError
 from narrowtune.core.recipes import RECIPES
+from narrowtune.delta.extract import extract
+from narrowtune.delta.folder import apply_to_folder, undo_folder
 from narrowtune.models import load as load_module
 from narrowtune.models.disk import disk_files, locate
 from narrowtune.models.families import find_family, known_families
 from narrowtune.models.fingerprint import fingerprint, tensor_hashes
-from narrowtune.models.load import load_model, save_pretrained
+from narrowtune.models.load import load_model, load_reader, save_pretrained
 from narrowtune.models.processors import picture_settings
 from narrowtune.models.select import resolve
 from narrowtune.models.structure import find_ties
+from narrowtune.train.masters import copy_tensors
 from tiny_models import FAMILIES, VISION_FAMILIES
 
 
@@ -227,6 +230,15 @@ def test_dtypes(tiny, copy) -> None:
         tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
 
     edit_weights(folder, widen_norm)
+    few = load_model(str(folder))
+    assert few.dtype == torch.bfloat16
+    assert "stored in float32, and loaded in bfloat16" in few.notes[0]
+
+    def widen_embeddings(tensors: dict[str, torch.Tensor]) -> None:
+        name = "model.embed_tokens.weight"
+        tensors[name] = tensors[name].float()
+
+    edit_weights(folder, widen_embeddings)
     mixed = load_model(str(folder))
     assert mixed.dtype == torch.float32
     assert "float32 and bfloat16" in mixed.notes[0]
@@ -259,6 +271,52 @@ def test_image_only_processors_say_so_once(tiny, family: str, monkeypatch, caplo
     assert not hasattr(first.processor, "video_processor")
 
 
+def test_few_numbers_in_a_wider_dtype_do_not_widen_the_rest(tiny, tmp_path) -> None:
+    folder = tiny("qwen3_5", torch.bfloat16)
+    loaded = load_model(str(folder), device="cpu")
+    assert loaded.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+    assert any("stored in float32, and loaded in bfloat16" in note for note in loaded.notes)
+    selection = resolve(loaded.model, "sa_proj")
+    base = copy_tensors(loaded.model, selection.names)
+    with torch.no_grad():
+        for name in selection.names:
+            loaded.model.get_parameter(name).mul_(1.5)
+    delta = tmp_path / "delta.safetensors"
+    extract(loaded.model, selection, base).save(delta)
+    tuned = apply_to_folder(folder, delta, tmp_path / "tuned").folder
+    stored, changed = (load_file(path / "model.safetensors") for path in (folder, tuned))
+    for name, tensor in stored.items():
+        assert changed[name].dtype == tensor.dtype
+        if "A_log" in name:
+            assert tensor.dtype == torch.float32
+            assert changed[name].equal(tensor)
+    again = load_model(str(tuned), device="cpu").model
+    assert tensor_hashes(again) == tensor_hashes(loaded.model)
+    undone = undo_folder(tuned, delta, tmp_path / "undone").folder
+    assert (undone / "model.safetensors").read_bytes() == (
+        folder / "model.safetensors"
+    ).read_bytes()
+    # A frozen tensor that is another number, and not only a wider one, is seen.
+    stored = load_file(folder / "model.safetensors")
+    name = next(name for name in stored if "A_log" in name)
+    stored[name] = stored[name] + 1
+    other = shutil.copytree(folder, tmp_path / "other")
+    save_file(stored, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DeltaError, match="leaves alone are not its base's"):
+        apply_to_folder(other, delta, tmp_path / "refused")
+
+
+def test_what_a_call_of_the_processor_decides_is_among_its_settings(tiny) -> None:
+    """What was scored with pictures that are cut up is not taken for pictures that are not."""
+    folder = tiny("internvl")
+    found = [
+        picture_settings(load_model(str(folder), device="cpu", processor_kwargs=given).processor)
+        for given in ({}, {"crop_to_patches": False}, {"max_patches": 1})
+    ]
+    assert len(set(found)) == 3
+
+
 @pytest.mark.parametrize(("version", "works"), [("5.20.2", False), ("5.21.0", True)])
 def test_an_older_transformers_is_refused_by_family(tiny, monkeypatch, version, works) -> None:
     folder = str(tiny("idefics3"))
@@ -267,8 +325,9 @@ def test_an_older_transformers_is_refused_by_family(tiny, monkeypatch, version, 
     if works:
         load_model(folder, device="cpu")
         return
-    with pytest.raises(ModelError, match=r"known to work with 5\.21 and newer"):
-        load_model(folder, device="cpu")
+    for read in (load_model, load_reader):
+        with pytest.raises(ModelError, match=r"known to work with 5\.21 and newer"):
+            read(folder)
 
 
 def test_what_a_processor_needs_is_named(tiny, monkeypatch) -> None:

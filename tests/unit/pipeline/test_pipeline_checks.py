@@ -24,10 +24,11 @@ def rows(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_model(monkeypatch):
-    def load(_settings):
+    def load(_settings, **_):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(single, "load", load)
+    monkeypatch.setattr(single, "load_reader", load)
     monkeypatch.setattr("narrowtune.pipeline.teach.load", load)
 
 

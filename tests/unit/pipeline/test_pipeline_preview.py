@@ -213,7 +213,7 @@ def test_all_rows_that_can_not_be_used_go_to_a_file_if_wanted(without_weights, c
     flags += ["--keep", made.keep[0].path]
     ran = CliRunner().invoke(app, [*flags, "--max-length", "3"])
     assert isinstance(ran.exception, DataError)
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 20
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 20 + 6
     assert f"Rows that can't be used: {path}" in ran.output
     ran = CliRunner().invoke(app, flags)
     assert isinstance(ran.exception, UsageError)

@@ -1,0 +1,144 @@
+"""Two ways from the base to what was trained: which one keeps more learning within a budget?
+
+    python benchmarks/dial_paths.py --skills clock --seeds 0 1
+    python benchmarks/dial_paths.py --table
+
+Trainings, rows and draws of keep sets are those of `budget_coverage.py`. After each training the
+dial's ten places are scored on both of its paths: all elements α of the way (`linear`), and the
+share α of each tensor's elements that moved furthest all of the way (`largest`). All scores of an
+item are kept, in a file per run (docs/results/dial-paths); what is there is not measured again.
+
+The table: learned and truly lost at every place; and what the product's own dial keeps on either
+path, for 200 draws of 96 items a task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from budget_coverage import (
+    ARMS,
+    BUDGETS,
+    DRAWS,
+    ENOUGH,
+    Bench,
+    Draw,
+    Scores,
+    turned,
+)
+
+from narrowtune.core.delta_results import DialPath
+from narrowtune.engine.heap import keep_freed_blocks
+from narrowtune.models.blended import set_between
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "dial-paths"
+TAUGHT = ("mlp_gate_up + anchor", "mlp_gate_up", "language_model")
+PLACES = tuple(number / 10 for number in range(1, 11))
+PATHS: tuple[DialPath, ...] = get_args(DialPath)
+
+
+def walk(bench: Bench, arm: str, seed: int) -> dict[str, dict[str, Scores]]:
+    """Teach, and score along both paths, each up to the first place that loses far too much."""
+    found: dict[str, dict[str, Scores]] = {path: {"0": bench.base} for path in PATHS}
+    with bench.taught(arm, seed) as (base, tuned, _):
+        for path in PATHS:
+            for place in PLACES:
+                set_between(bench.loaded.model, base, tuned, place, path)
+                scores = bench.score()
+                found[path][f"{place:g}"] = scores
+                if bench.lost(scores) > ENOUGH:
+                    break
+    return found
+
+
+def measure(skills: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """Measure what is missing."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for skill in skills:
+        wanted = [(arm, seed) for seed in seeds for arm in arms]
+        missing = [which for which in wanted if not _path(skill, *which).exists()]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(skill, Path(folder))
+            for arm, seed in missing:
+                found = walk(bench, arm, seed)
+                written = json.dumps(found, separators=(",", ":")) + "\n"
+                _path(skill, arm, seed).write_text(written, encoding="utf-8")
+                for path, scores in found.items():
+                    lost = {place: round(bench.lost(s), 1) for place, s in scores.items()}
+                    print(skill, arm, seed, path, lost, flush=True)
+
+
+def _path(skill: str, arm: str, seed: int) -> Path:
+    return RESULTS / f"{skill} {arm} seed {seed}.json".replace(" ", "_").replace("+", "and")
+
+
+def table() -> None:
+    """Print what lies on the paths, and what a dial keeps on each."""
+    means: dict[tuple[str, str, float], list[tuple[float, float, float, float]]] = {}
+    for file in sorted(RESULTS.glob("*.json")):
+        skill, _, arm = file.stem.partition("_")
+        found: dict[str, dict[str, Scores]] = json.loads(file.read_text("utf-8"))
+        base = found[PATHS[0]]["0"]
+        kept = [name for name in base if name != skill]
+        for path, places in found.items():
+            told = [
+                f"{place}: {_change(base, scores, [skill]):.1f} / "
+                f"{-_change(base, scores, kept):.1f}"
+                for place, scores in places.items()
+                if place != "0"
+            ]
+            print(f"{skill} {arm}, {path}: " + ", ".join(told))
+        for number in range(DRAWS):
+            draw = Draw(skill, base, number)
+            for budget in BUDGETS:
+                for path, places in found.items():
+                    made = turned(draw, places, budget)
+                    if made is None:
+                        continue
+                    scores = places[made[0]]
+                    lost = draw.true_loss(base, scores)
+                    name = f"{skill} {arm.rpartition('_seed')[0]}"
+                    over = float(lost > budget and made[0] != "0")
+                    means.setdefault((name, path, budget), []).append(
+                        (draw.learned(base, scores), lost, float(made[1]), over)
+                    )
+    print("skill and arm, path, budget | learned | truly lost | confirmed | truly over")
+    for (name, path, budget), rows in means.items():
+        learned, lost, confirmed, over = np.mean(rows, axis=0)
+        print(
+            f"{name}, {path}, {budget:g} | {learned:.1f} | {lost:.1f} | {confirmed:.0%} | {over:.1%}"
+        )
+
+
+def _change(base: Scores, scores: Scores, names: Sequence[str]) -> float:
+    return float(100 * np.mean([np.mean(scores[n]) - np.mean(base[n]) for n in names]))
+
+
+def main() -> None:
+    """Measure, or print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--skills", nargs="+", default=["clock", "birds"])
+    parser.add_argument("--arms", nargs="+", default=list(TAUGHT), choices=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of training")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true")
+    given: Any = parser.parse_args()
+    if given.table:
+        table()
+        return
+    keep_freed_blocks()
+    torch.set_num_threads(given.threads)
+    measure(given.skills, given.arms, given.seeds)
+
+
+if __name__ == "__main__":
+    main()
