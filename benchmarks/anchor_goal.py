@@ -13,8 +13,9 @@ the split `test` that no study and no choice has seen. Prompts are of kinds that
 nor kept; `choices` (options with letters about shapes) and `relations` (yes or no) are near some
 that are kept, so that charts, forms and infographics, which have no kin among them, are told apart.
 Blended are what was trained and the base, 88 to 12, which was chosen on another such seed, as were
-their rates. `prompts like those kept` are outside of the goal: 64 of each kept kind, without
-answers, stand beside the others.
+their rates. Of the *larger half* half of each matrix's elements stay as trained, those that moved
+furthest; shortened, they go 93 % of the way. `prompts like those kept` are outside of the goal: 64
+of each kept kind, without answers, stand beside the others.
 Results are lines of results.jsonl, so a stopped run goes on.
 """
 
@@ -52,7 +53,10 @@ RATES = {
     "mlp + anchor, blended": ("mlp", [1.7e-3, 2.2e-3]),
     f"mlp + anchor, {LIKE}": ("mlp", [2.4e-3]),
     f"mlp + anchor, {LIKE}, blended": ("mlp", [2.4e-3]),
+    "mlp + anchor, larger half": ("mlp", [1.7e-3, 2.2e-3]),
+    "mlp + anchor, larger half, shortened": ("mlp", [2.2e-3]),
 }
+SHORTENED = 0.07
 
 
 def make_settings(folder: Path) -> StudySettings:
@@ -82,7 +86,8 @@ def make_settings(folder: Path) -> StudySettings:
                     "recipe": recipe,
                     "learning_rates": rates,
                     "anchor": None if name == REFERENCE else anchors[name],
-                    "wise_ft": BASE_SHARE if name.endswith("blended") else None,
+                    "density": 0.5 if "larger half" in name else None,
+                    "wise_ft": _base_share(name),
                 }
             )
             for name, (recipe, rates) in RATES.items()
@@ -93,6 +98,12 @@ def make_settings(folder: Path) -> StudySettings:
         drift=DriftSettings(prompts=str(world / "drift.jsonl"), max_prompts=32),
         output_dir=str(folder),
     )
+
+
+def _base_share(name: str) -> float | None:
+    if name.endswith("blended"):
+        return BASE_SHARE
+    return SHORTENED if name.endswith("shortened") else None
 
 
 def _write_like_kept(world: Path) -> None:

@@ -114,9 +114,8 @@ def table() -> None:
     print("skill and arm, path, budget | learned | truly lost | confirmed | truly over")
     for (name, path, budget), rows in means.items():
         learned, lost, confirmed, over = np.mean(rows, axis=0)
-        print(
-            f"{name}, {path}, {budget:g} | {learned:.1f} | {lost:.1f} | {confirmed:.0%} | {over:.1%}"
-        )
+        told = f"{learned:.1f} | {lost:.1f} | {confirmed:.0%} | {over:.1%}"
+        print(f"{name}, {path}, {budget:g} | {told}")
 
 
 def _change(base: Scores, scores: Scores, names: Sequence[str]) -> float:

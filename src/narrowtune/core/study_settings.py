@@ -198,6 +198,8 @@ class StudySettings(ModelSettings):
             mistakes.append("training.quantize_frozen is for a run of `teach`: leave it out")
         if self.training.torch_compile:
             mistakes.append("training.torch_compile is for a run of `teach`: leave it out")
+        if self.training.density < 1:
+            mistakes.append("training.density is for a run of `teach`: give arms a density")
         if self.training.fsdp or self.training.deepspeed:
             mistakes.append("a study runs in one process: leave training.fsdp and deepspeed out")
         if mistakes:

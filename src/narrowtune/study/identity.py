@@ -28,7 +28,12 @@ _PLACES = {"path", "test_path", "name", "image_root", "max_refused"}
 """Where rows are and what they are called is no part of what they are."""
 
 
-_SINCE = {"drift.columns": {}, "drift.defaults": {}, "training.torch_compile": False}
+_SINCE = {
+    "drift.columns": {},
+    "drift.defaults": {},
+    "training.torch_compile": False,
+    "training.density": 1.0,
+}
 """What earlier studies did not know, as it was for them."""
 
 
@@ -118,6 +123,8 @@ def _rows(settings: DataSettings) -> dict[str, Any]:
 
 def _arm(arm: ArmSettings) -> dict[str, Any]:
     made = arm.model_dump(mode="json", exclude={"learning_rates", "name"})
+    if arm.density is None:  # earlier studies did not know it
+        del made["density"]
     if arm.anchor is not None:
         made["anchor"]["prompts"] = _file(anchor_files(arm.anchor, pictures=False)[0])
         del made["anchor"]["image_root"]
