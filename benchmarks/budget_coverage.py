@@ -1,5 +1,7 @@
 """Is a budget kept on untouched items, on real runs? And how often does the gate err?
 
+The dial here goes the straight way (`dial.way: linear`); `dial_paths.py` has both.
+
     python benchmarks/budget_coverage.py --skills clock
     python benchmarks/budget_coverage.py --skills birds
     python benchmarks/budget_coverage.py --skills clock --seeds 1 2      # further trainings

@@ -39,7 +39,7 @@ from narrowtune.engine.heap import keep_freed_blocks
 from narrowtune.models.blended import set_between
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "dial-paths"
-TAUGHT = ("mlp_gate_up + anchor", "mlp_gate_up", "language_model")
+TAUGHT = ("mlp_gate_up + anchor", "mlp_gate_up")
 PLACES = tuple(number / 10 for number in range(1, 11))
 PATHS: tuple[DialPath, ...] = get_args(DialPath)
 

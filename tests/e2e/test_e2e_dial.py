@@ -6,15 +6,19 @@ import json
 
 import pytest
 import torch
+import yaml
 from runs import counting_rows, run_cli, saying_rows, write_rows, write_run
 
 from delta_cases import load, same_bits, weights
 from narrowtune.core.config import load_config
+from narrowtune.core.errors import UsageError
 from narrowtune.core.results import ItemResult
 from narrowtune.delta.apply import apply
 from narrowtune.delta.store import Delta
 from narrowtune.evaluate.evaluate import summarise, write_items
+from narrowtune.models.fingerprint import fingerprint
 from narrowtune.pipeline import teach as teaching
+from narrowtune.pipeline.folder import as_known_now
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def dialled(tiny, tmp_path, monkeypatch):
     model = tiny("llama", torch.bfloat16)
     config = write_run(tmp_path, model, "run", keep=[{"path": str(keep), "max_new_tokens": 4}])
 
-    def run(lost, path=None, **more):
+    def run(lost, way=None, **more):
         reached = {}
 
         def score_tasks(loaded, tasks, encoder, *, fingerprint, folder, **_):
@@ -53,7 +57,7 @@ def dialled(tiny, tmp_path, monkeypatch):
             return found
 
         monkeypatch.setattr(teaching, "score_tasks", score_tasks)
-        dial = {"num_steps": 4, **({"path": path} if path else {})}
+        dial = {"num_steps": 4, **({"way": way} if way else {})}
         changes = {"dial": dial, "budget": 30.0, "anchor": None, **more}
         record = teaching.teach(load_config(config, changes))
         return model, tmp_path / "run", record
@@ -61,10 +65,10 @@ def dialled(tiny, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("path", ["linear", "largest"])
-def test_what_ships_lies_between_base_and_trained_weights(dialled, path):
-    folder, run, record = dialled(lambda alpha, _: 0.0 if alpha <= 0.5 else 0.9, path)
-    assert record.dial.path == path
+@pytest.mark.parametrize("way", ["linear", "largest"])
+def test_what_ships_lies_between_base_and_trained_weights(dialled, way):
+    folder, run, record = dialled(lambda alpha, _: 0.0 if alpha <= 0.5 else 0.9, way)
+    assert record.dial.way == way
     assert record.dial.alpha == 0.5
     assert [step.alpha for step in record.dial.steps] == [0.25, 0.5, 0.75]
     assert record.dial.steps[-1].stopped_by == "the mean of the held-out tasks"
@@ -82,14 +86,14 @@ def test_what_ships_lies_between_base_and_trained_weights(dialled, path):
     apply(shipped, delta)
     how_far = {
         "linear": "0.5 of what was trained",
-        "largest": "the 50 % of changes that are largest",
+        "largest": "the 50 % of elements that moved furthest",
     }
-    went = f"The dial went to {how_far[path]}."
+    went = f"The dial went to {how_far[way]}."
     assert went in delta.metadata.notes
     base, tuned, found = weights(load(folder)), weights(whole), weights(shipped)
     moved = 0
     for name in delta.bits:
-        if path == "linear":
+        if way == "linear":
             middle = (base[name].double() + tuned[name].double()) / 2
             assert found[name].equal(middle.float().bfloat16())
         else:
@@ -108,7 +112,7 @@ def test_what_ships_lies_between_base_and_trained_weights(dialled, path):
     assert (run / "plots" / "dial.png").exists()
     text = (run / "report.md").read_text(encoding="utf-8")
     assert f"{went} At 0.5 the held-out tasks" in text
-    looked = {"linear": "α was found on", "largest": "The density was found on"}[path]
+    looked = {"linear": "α was found on", "largest": "The density was found on"}[way]
     assert looked in text
     assert looked in page
 
@@ -134,8 +138,20 @@ def test_without_a_dial_the_changes_that_are_largest_may_be_all_that_stays(
         stays = part != 0
         assert part[stays].equal(whole[stays])
         assert 0 < stays.sum() < 0.4 * whole.numel()
-    scored = tmp_path / "run 0.25"
-    assert (scored / "after").is_dir()
+    # The tuned model that was scored is the one that the delta gives.
+    loaded = load(model)
+    apply(loaded, Delta.load(tmp_path / "run 0.25" / "delta.safetensors"))
+    assert fingerprint(loaded) == deltas[0.25].metadata.tuned_fingerprint
+
+
+def test_a_density_with_a_dial_is_refused_and_earlier_dials_go_straight(tiny, tmp_path):
+    config = write_run(tmp_path, tiny("llama", torch.bfloat16), "run")
+    with pytest.raises(UsageError, match="a dial finds how much may stay"):
+        load_config(config, {"dial": {"num_steps": 4}, "training.density": 0.5})
+    now = load_config(config, {"dial": {"num_steps": 4}}).model_dump(mode="json")
+    assert now["dial"].pop("way") == "largest"
+    known = yaml.safe_load(as_known_now(yaml.safe_dump(now)))
+    assert known["dial"]["way"] == "linear"
 
 
 def test_a_dial_that_can_not_leave_the_base_says_what_would_help(dialled):

@@ -104,13 +104,13 @@ class DialSettings(Settings):
     """How far to go from the base towards the trained weights, found on a part of the keep items.
 
     Attributes:
-        path: `largest` lets the elements of each tensor that moved furthest go all the way, and α,
+        way: `largest` lets the elements of each tensor that moved furthest go all the way, and α,
             here the density, is their share; `linear` lets all go, and α is how far.
         num_steps: equal steps of α from 0, the base, to 1, all that was trained.
         share: of each keep set's items that α is found on; the others confirm it.
     """
 
-    path: DialPath = "largest"
+    way: DialPath = "largest"
     num_steps: int = Field(10, ge=1, le=100)
     share: float = Field(0.5, gt=0, lt=1)
 
@@ -234,6 +234,8 @@ class RunConfig(ModelSettings):
             mistakes.append(f"two data sets are called {', '.join(repeated)}: give each a name")
         if self.dial is not None and not self.keep:
             mistakes.append("dial needs keep: without items to keep, no budget can be held")
+        if self.dial is not None and self.training.density < 1:
+            mistakes.append("dial and training.density: a dial finds how much may stay; give one")
         if self.drift.budget is not None and not self.drift.every:
             mistakes.append("drift.budget needs drift.every: how often drift is measured")
         if self.drift.action == "raise_anchor" and self.anchor is None:

@@ -59,7 +59,7 @@ class DialStep(Value):
     """One place between the base and the trained weights.
 
     Attributes:
-        alpha: 0 is the base, 1 all that was trained; between, as the dial's path has it.
+        alpha: 0 is the base, 1 all that was trained; between, as the dial's way has it.
         learning: change of the skill's score, percentage points.
         forgetting: mean loss over the keep items that are looked at, percentage points.
         expected: what the other keep items can be expected to show as the upper bound of that
@@ -88,23 +88,23 @@ class DialResult(Value):
         steps: those that were tried, in order.
         num_items: keep items that they were tried on, over all tasks.
         num_confirming: the other keep items, which the verdict is of.
-        path: on which α lies.
+        way: on which α lies.
     """
 
     alpha: float
     steps: list[DialStep]
     num_items: int
     num_confirming: int
-    path: DialPath = "linear"
+    way: DialPath = "linear"
 
     @property
     def symbol(self) -> str:
-        """What α is called on the dial's path."""
-        return "α" if self.path == "linear" else "density"
+        """What α is called on the dial's way."""
+        return "α" if self.way == "linear" else "density"
 
     @property
     def place(self) -> str:
         """How far it went, for people."""
-        if self.path == "linear":
+        if self.way == "linear":
             return f"{self.alpha:g} of what was trained"
-        return f"the {100 * self.alpha:g} % of changes that are largest"
+        return f"the {100 * self.alpha:g} % of elements that moved furthest"

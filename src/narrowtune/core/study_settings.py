@@ -89,7 +89,7 @@ class ArmSettings(Settings):
     anchor: AnchorSettings | None = None
     distillation: DistillationSettings | None = None
     wise_ft: float | None = Field(None, ge=0, le=1)
-    density: float | None = Field(None, gt=0, lt=1)
+    density: float | None = Field(None, gt=0, le=1)
     mix: list[MixSettings] = Field(default_factory=list)
 
     @field_validator("recipe")

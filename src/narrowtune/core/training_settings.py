@@ -52,7 +52,8 @@ class TrainingSettings(Settings):
             those of rows in any order.
         density: share of every trained tensor's elements that stays as trained, those that moved
             furthest; the others go back to the base once training has ended (the trimming of TIES,
-            arXiv 2306.01708). 1 leaves all.
+            arXiv 2306.01708). 1 leaves all. What is measured while training, and the proof, are of
+            all that was trained.
         save_steps: steps between checkpoints; 0 saves none.
         save_total_limit: checkpoints kept.
         eval_steps: steps between losses on validation rows; 0 never computes them.

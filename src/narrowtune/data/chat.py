@@ -100,7 +100,7 @@ class ChatEncoder:
         """
         turns = (Message("user", (Text("a"),)), Message("assistant", (Text("b"),)))
         labels = self._encode(turns, every_turn=True).labels
-        last = next(label for label in reversed(labels) if label != IGNORE_INDEX)
+        last = next((label for label in reversed(labels) if label != IGNORE_INDEX), None)
         return (last,) if last in self._special_ids else ()
 
     def encode(self, example: Example) -> Encoded:

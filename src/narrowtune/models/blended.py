@@ -32,8 +32,8 @@ def largest(base: Tensor, tuned: Tensor, density: float) -> Tensor:
     """Return the tuned elements that moved furthest, and the base's for all others.
 
     The first step of TIES-merging ("trim", arXiv 2306.01708), by tensor. At 0 and 1 it is base and
-    tuned, bit for bit. Of elements that moved equally far at the edge, all are kept, so that a
-    few more may stay.
+    tuned, bit for bit. Of elements that moved equally far at the edge, all are kept, so that more
+    may stay: at small rates many elements of bf16 weights move by the same few last bits.
 
     Args:
         base: of any shape.
@@ -59,7 +59,7 @@ def set_between(
     base: Mapping[str, Tensor],
     tuned: Mapping[str, Tensor],
     place: float,
-    path: DialPath = "linear",
+    way: DialPath = "linear",
 ) -> None:
     """Set the parameters named in `base` to a place on the way to `tuned`, in place.
 
@@ -68,10 +68,10 @@ def set_between(
         base: by name in memory.
         tuned: the same names, in the base's dtype.
         place: 0, the base, to 1.
-        path: `linear` goes that share of the way with every element (`between`), `largest` all of
+        way: `linear` goes that share of the way with every element (`between`), `largest` all of
             the way with that share of each tensor's elements (`largest`).
     """
-    step = between if path == "linear" else largest
+    step = between if way == "linear" else largest
     parameters = dict(model.named_parameters())
     for name, before in base.items():
         parameters[name].copy_(step(before, tuned[name], place))

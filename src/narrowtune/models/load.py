@@ -248,7 +248,8 @@ def _choose_dtype(folder: Path, dtype: str, notes: list[str]) -> torch.dtype:
     if dtype == "auto":
         most = max(stored, key=lambda name: counts[name])
         rest = 1 - counts[most] / sum(counts.values())
-        if len(stored) > 1 and rest <= _FEW:
+        # Wider ones alone: bf16 has the range of fp32, and what is rounded can be told from it.
+        if most == "bfloat16" and {*stored} <= {most, "float32", "float64"} and 0 < rest <= _FEW:
             notes.append(
                 f"{100 * rest:.2g} % of the weights' numbers are stored in "
                 f"{' and '.join(name for name in stored if name != most)}, and loaded in {most} as "

@@ -187,7 +187,7 @@ def turn(
         steps=steps,
         num_items=_num_kept(halves.searched),
         num_confirming=_num_kept(halves.confirming),
-        path=config.dial.path,
+        way=config.dial.way,
     )
 
 

@@ -195,10 +195,10 @@ class _Reader:
         self._drift_prompts(keep)
 
     def _tried(self, read: Callable[[], _Read]) -> _Read | None:
-        """Read a source; put aside why it can't be used."""
+        """Read a source; put aside why too many of its rows can't be used."""
         try:
             return read()
-        except DataError as error:
+        except RowsRefusedError as error:
             self._failed.append(error)
             return None
 

@@ -140,6 +140,7 @@ def evaluate(
     files = [f"{label}.jsonl" for label in labels]
     _check_rows_stay([Path(each.path) for each in settings], [output / name for name in files])
     check_output(output, [*files, REFUSED], overwrite=overwrite)
+    delta = None if delta_path is None else Delta.load(delta_path)
     # Rows first: a column that is not there shows before weights are read.
     reader = load_reader(
         model.model, revision=model.revision, processor_kwargs=model.processor_kwargs
@@ -156,8 +157,8 @@ def evaluate(
     for text in limits_too_short(made, encoder):
         logger.warning(text)
     loaded = load(model)
-    if delta_path is not None:
-        apply(loaded.model, Delta.load(delta_path))
+    if delta is not None:
+        apply(loaded.model, delta)
     prompts = (example.prompt for task in made for example in task.examples)
     arithmetic = _choose(loaded, prompts_as_batches(prompts, encoder))
     with apply_arithmetic(arithmetic):

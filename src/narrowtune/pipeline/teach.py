@@ -309,17 +309,17 @@ def _dial(run: Run, halves: Halves) -> None:
     assert run.fitted is not None
     assert run.before is not None
     assert run.config.dial is not None
-    path = run.config.dial.path
+    way = run.config.dial.way
     model, base = run.loaded.model, run.fitted.base
     tuned = copy_tensors(model, base, run.loaded.dtype)
 
     def score(alpha: float, tasks: Sequence[Task]) -> list[TaskResult]:
-        set_between(model, base, tuned, alpha, path)
+        set_between(model, base, tuned, alpha, way)
         weights = combine_hashes({**run.base_hashes, **tensor_hashes(model, base)})
         return _score(run, tasks, f"dial/{alpha:g}", weights)
 
     run.dial = turn(halves, run.before, score, run.config)
-    set_between(model, base, tuned, run.dial.alpha, path)
+    set_between(model, base, tuned, run.dial.alpha, way)
     # From here on the run is about the items that were not searched on.
     for tasks, where in ((halves.searched, "dial/0"), (halves.confirming, "before")):
         for result in restrict(run.before, tasks):

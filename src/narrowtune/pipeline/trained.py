@@ -99,11 +99,10 @@ def _keep_largest(run: Run) -> None:
     set_between(run.loaded.model, run.fitted.base, tuned, density, "largest")
     note = (
         f"Of each trained tensor the {100 * density:g} % of elements that moved furthest stay as "
-        "trained; the others are the base's (training.density)."
+        "trained; the others are the base's (training.density). What the proof counts is all that "
+        "was trained."
     )
     run.loaded.notes.append(note)
-    run.training_notes.append(note)
-    run.inputs.notes.append(note)
 
 
 def take_up(run: Run, state: PartialState) -> bool:

@@ -157,7 +157,7 @@ def _draw_dial(dial: DialResult, budget: float, folder: Path) -> str:
     )
     axes.axhline(0, color=look.BASE, lw=1)
     axes.set_xlim(0, 1)
-    share = "what was trained" if dial.path == "linear" else "changes that stay, largest first"
+    share = "what was trained" if dial.way == "linear" else "elements that stay as trained"
     axes.set_xlabel(f"{dial.symbol}: share of {share}")
     axes.set_ylabel("change, percentage points")
     axes.yaxis.set_major_formatter(lambda value, _: signed_tick(value))

@@ -276,7 +276,7 @@ def dial_sentence(dial: DialResult) -> str:
 
 def _at(step: DialStep, dial: DialResult) -> str:
     loss = step.forgetting
-    looked = f"where {'α' if dial.path == 'linear' else 'the density'} was looked for"
+    looked = f"where {'α' if dial.way == 'linear' else 'the density'} was looked for"
     found = f"At {step.alpha:g} the held-out tasks {moved(loss.value)} {looked}"
     if step.stopped_by:
         return f"{found}: there {step.stopped_by} puts a budget at stake"
