@@ -104,13 +104,15 @@ class DialSettings(Settings):
     """How far to go from the base towards the trained weights, found on a part of the keep items.
 
     Attributes:
-        way: `largest` lets the elements of each tensor that moved furthest go all the way, and α,
-            here the density, is their share; `linear` lets all go, and α is how far.
+        way: `linear` lets all elements go, and α is how far; `largest` lets those of each tensor
+            that moved furthest go all the way, and α, here the density, is their share. That keeps
+            more learning where training moved most weights by many of their last bits, and goes
+            by leaps where it moved them by one or two.
         num_steps: equal steps of α from 0, the base, to 1, all that was trained.
         share: of each keep set's items that α is found on; the others confirm it.
     """
 
-    way: DialPath = "largest"
+    way: DialPath = "linear"
     num_steps: int = Field(10, ge=1, le=100)
     share: float = Field(0.5, gt=0, lt=1)
 

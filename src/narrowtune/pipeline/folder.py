@@ -133,10 +133,7 @@ def as_known_now(resolved: str) -> str:
         resolved: text of its resolved.yaml.
     """
     try:
-        known = yaml.safe_load(resolved)
-        if isinstance(known, dict) and isinstance(known.get("dial"), dict):
-            known["dial"].setdefault("way", "linear")  # the only one there was
-        return _resolved(parse_config(known, "an earlier run"))
+        return _resolved(parse_config(yaml.safe_load(resolved), "an earlier run"))
     except (yaml.YAMLError, UsageError):
         return resolved
 
