@@ -27,7 +27,7 @@ import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -451,12 +451,18 @@ def _runs() -> list[tuple[str, str, dict[str, Any]]]:
     return found
 
 
-def main() -> None:
-    """Measure, or print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(
+    measure: Callable[[Sequence[str], Sequence[str], Sequence[int]], None],
+    table: Callable[[], None],
+    about: str | None,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+) -> None:
+    """Measure, or print; `arms` and `seeds` are those that are meant unless others are given."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("--skills", nargs="+", default=["clock", "birds"])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of training")
+    parser.add_argument("--arms", nargs="+", default=list(arms), choices=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds), help="of training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
@@ -469,4 +475,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, table, __doc__, list(ARMS), [0])

@@ -14,41 +14,38 @@ path, for 200 draws of 96 items a task.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
-import torch
 from budget_coverage import (
-    ARMS,
     BUDGETS,
     DRAWS,
     ENOUGH,
     Bench,
     Draw,
     Scores,
+    main,
     turned,
 )
 
-from narrowtune.core.delta_results import DialPath
-from narrowtune.engine.heap import keep_freed_blocks
+from narrowtune.core.delta_results import DialWay
 from narrowtune.models.blended import set_between
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "dial-paths"
 TAUGHT = ("mlp_gate_up + anchor", "mlp_gate_up")
 PLACES = tuple(number / 10 for number in range(1, 11))
-PATHS: tuple[DialPath, ...] = get_args(DialPath)
+WAYS: tuple[DialWay, ...] = get_args(DialWay)
 
 
 def walk(bench: Bench, arm: str, seed: int) -> dict[str, dict[str, Scores]]:
     """Teach, and score along both paths, each up to the first place that loses far too much."""
-    found: dict[str, dict[str, Scores]] = {path: {"0": bench.base} for path in PATHS}
+    found: dict[str, dict[str, Scores]] = {path: {"0": bench.base} for path in WAYS}
     with bench.taught(arm, seed) as (base, tuned, _):
-        for path in PATHS:
+        for path in WAYS:
             for place in PLACES:
                 set_between(bench.loaded.model, base, tuned, place, path)
                 scores = bench.score()
@@ -87,7 +84,7 @@ def table() -> None:
     for file in sorted(RESULTS.glob("*.json")):
         skill, _, arm = file.stem.partition("_")
         found: dict[str, dict[str, Scores]] = json.loads(file.read_text("utf-8"))
-        base = found[PATHS[0]]["0"]
+        base = found[WAYS[0]]["0"]
         kept = [name for name in base if name != skill]
         for path, places in found.items():
             told = [
@@ -122,22 +119,5 @@ def _change(base: Scores, scores: Scores, names: Sequence[str]) -> float:
     return float(100 * np.mean([np.mean(scores[n]) - np.mean(base[n]) for n in names]))
 
 
-def main() -> None:
-    """Measure, or print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--skills", nargs="+", default=["clock", "birds"])
-    parser.add_argument("--arms", nargs="+", default=list(TAUGHT), choices=list(ARMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of training")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true")
-    given: Any = parser.parse_args()
-    if given.table:
-        table()
-        return
-    keep_freed_blocks()
-    torch.set_num_threads(given.threads)
-    measure(given.skills, given.arms, given.seeds)
-
-
 if __name__ == "__main__":
-    main()
+    main(measure, table, __doc__, TAUGHT, [0, 1])

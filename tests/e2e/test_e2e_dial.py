@@ -110,9 +110,9 @@ def test_what_ships_lies_between_base_and_trained_weights(dialled, way):
     assert (run / "plots" / "dial.png").exists()
     text = (run / "report.md").read_text(encoding="utf-8")
     assert f"{went} At 0.5 the held-out tasks" in text
-    looked = {"linear": "α was found on", "largest": "The density was found on"}[way]
-    assert looked in text
-    assert looked in page
+    symbol = {"linear": "α", "largest": "density"}[way]
+    assert f"| {symbol} | held-out mean, points" in text
+    assert f'role="columnheader">{symbol}</th>' in page
 
 
 def test_without_a_dial_the_changes_that_are_largest_may_be_all_that_stays(

@@ -21,7 +21,7 @@ from narrowtune.core.data_settings import (
     Settings,
     SkillSettings,
 )
-from narrowtune.core.delta_results import DialPath
+from narrowtune.core.delta_results import DialWay
 from narrowtune.core.errors import UsageError
 from narrowtune.core.mistakes import describe_mistakes
 from narrowtune.core.overrides import override
@@ -112,7 +112,7 @@ class DialSettings(Settings):
         share: of each keep set's items that α is found on; the others confirm it.
     """
 
-    way: DialPath = "linear"
+    way: DialWay = "linear"
     num_steps: int = Field(10, ge=1, le=100)
     share: float = Field(0.5, gt=0, lt=1)
 

@@ -50,7 +50,7 @@ class Kept(Value):
     needed: dict[str, int | None]
 
 
-DialPath = Literal["linear", "largest"]
+DialWay = Literal["linear", "largest"]
 """The way from the base to the trained weights: all elements together, or those that moved furthest
 first."""
 
@@ -95,7 +95,7 @@ class DialResult(Value):
     steps: list[DialStep]
     num_items: int
     num_confirming: int
-    way: DialPath = "linear"
+    way: DialWay = "linear"
 
     @property
     def symbol(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from narrowtune.core.delta_results import DialPath
+from narrowtune.core.delta_results import DialWay
 
 
 def between(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
@@ -59,7 +59,7 @@ def set_between(
     base: Mapping[str, Tensor],
     tuned: Mapping[str, Tensor],
     place: float,
-    way: DialPath = "linear",
+    way: DialWay = "linear",
 ) -> None:
     """Set the parameters named in `base` to a place on the way to `tuned`, in place.
 

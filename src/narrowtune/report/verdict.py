@@ -267,17 +267,16 @@ def dial_sentence(dial: DialResult) -> str:
     """Say how far the dial went, and why no further."""
     last = dial.steps[-1]
     if dial.alpha == 0:
-        return f"The dial stayed at the base. {_at(last, dial)}."
+        return f"The dial stayed at the base. {_at(last)}."
     taken = next(step for step in dial.steps if step.alpha == dial.alpha)
     if last is taken:
-        return f"The dial went all the way to what was trained. {_at(taken, dial)}."
-    return f"The dial went to {dial.place}. {_at(taken, dial)}. {_at(last, dial)}."
+        return f"The dial went all the way to what was trained. {_at(taken)}."
+    return f"The dial went to {dial.place}. {_at(taken)}. {_at(last)}."
 
 
-def _at(step: DialStep, dial: DialResult) -> str:
+def _at(step: DialStep) -> str:
     loss = step.forgetting
-    looked = f"where {'α' if dial.way == 'linear' else 'the density'} was looked for"
-    found = f"At {step.alpha:g} the held-out tasks {moved(loss.value)} {looked}"
+    found = f"At {step.alpha:g} the held-out tasks {moved(loss.value)} where the dial was turned"
     if step.stopped_by:
         return f"{found}: there {step.stopped_by} puts a budget at stake"
     return found

@@ -67,7 +67,7 @@ def test_loss_gradients_and_logits_are_those_of_the_plain_path(loaded, rows):
     assert len(layout.mask) == 3
     pictures = "image_grid_thw" if "image_grid_thw" in inputs else "pixel_values"
     whole_rows = "pixel_attention_mask" in inputs
-    assert len(layout.inputs[pictures]) == 3 if whole_rows else num_seen(loaded, rows)
+    assert len(layout.inputs[pictures]) == (3 if whole_rows else num_seen(loaded, rows))
     found = []
     for when in ("never", "cheaper"):
         model.requires_grad_(True).zero_grad()
