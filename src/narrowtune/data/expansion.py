@@ -116,7 +116,7 @@ def expand(
             "place, and use a model of a supported family (docs/how-to-add-a-family.md)",
         )
     replacements = tuple(each["replacement"] for each in replaced[0])
-    whole = _replace(text, replaced[0])
+    whole = put_in_place(text, processor.image_token, replacements)
     spans = close_gaps(whole, [(int(a), int(b)) for a, b in out[_OFFSETS][0].tolist()])
     return Tokens(ids, _carried_back(spans, replaced[0]), features, replacements)
 
@@ -150,15 +150,6 @@ def put_in_place(text: str, placeholder: str, replacements: Sequence[str]) -> st
     pieces = text.split(placeholder)
     assert len(pieces) == len(replacements) + 1, "a placeholder for each picture"
     return "".join(part for pair in zip(pieces, (*replacements, ""), strict=True) for part in pair)
-
-
-def _replace(text: str, replaced: Sequence[Mapping[str, Any]]) -> str:
-    pieces, reached = [], 0
-    for each in replaced:
-        start, end = each["span"]
-        pieces += [text[reached:start], each["replacement"]]
-        reached = end
-    return "".join([*pieces, text[reached:]])
 
 
 def _carried_back(spans: Sequence[Span], replaced: Sequence[Mapping[str, Any]]) -> list[Span]:
