@@ -15,7 +15,8 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from narrowtune.core.config import AnchorSettings, DriftSettings, TrainingSettings
+from narrowtune.core.anchor_settings import AnchorSettings
+from narrowtune.core.config import DriftSettings, TrainingSettings
 from narrowtune.core.data_settings import DataSettings, SkillSettings
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.miniature.reference.shipped import reference_folder

@@ -37,8 +37,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.core.config import (
-    AnchorSettings,
     DialSettings,
     ModelSettings,
     RunConfig,

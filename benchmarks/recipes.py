@@ -131,7 +131,7 @@ class Bench:
 
     def anchor(self, weight: float) -> Any:
         """Return the base's answers to the prompts that ship, computed once."""
-        from narrowtune.core.config import AnchorSettings
+        from narrowtune.core.anchor_settings import AnchorSettings
         from narrowtune.pipeline.prompts import read_anchor_prompts
         from narrowtune.train.anchor import build_anchor
         from narrowtune.train.masters import computing_in

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.core.data_settings import (
     EVAL_BATCH_SIZE,
     DataSettings,
@@ -29,26 +30,6 @@ from narrowtune.core.recipes import get_recipe
 from narrowtune.core.training_settings import TrainingSettings
 
 Kind = TypeVar("Kind", bound=Settings)
-
-
-class AnchorSettings(PromptSettings):
-    """A KL pull towards the base on the base's own answers to general, unlabelled prompts.
-
-    Attributes:
-        prompts: file of prompts, with or without pictures; unless given, 160 that ship with the
-            package: texts, half of them about pictures where the model reads these.
-        max_prompts: how many of them; all unless given. The first of a file, and shipped ones
-            spread over all forms.
-        weight: of the KL term, beside cross-entropy at weight 1.
-        rows_per_step: anchor rows in every optimiser step.
-        max_new_tokens: length of the base's answers. Forgetting begins with an answer's first
-            tokens, and the pull is a mean over tokens, so short answers hold more.
-    """
-
-    max_prompts: int | None = Field(None, ge=1)
-    weight: float = Field(1.0, gt=0)
-    rows_per_step: int = Field(4, ge=1)
-    max_new_tokens: int = Field(12, ge=1)
 
 
 DriftAction = Literal["stop", "lower_rate", "raise_anchor"]
@@ -240,8 +221,8 @@ class RunConfig(ModelSettings):
             mistakes.append("dial and training.density: a dial finds how much may stay; give one")
         if self.drift.budget is not None and not self.drift.every:
             mistakes.append("drift.budget needs drift.every: how often drift is measured")
-        if self.drift.action == "raise_anchor" and self.anchor is None:
-            mistakes.append("drift.action: raise_anchor needs an anchor")
+        if self.drift.action == "raise_anchor" and not (self.anchor and self.anchor.weight):
+            mistakes.append("drift.action: raise_anchor needs an anchor with a weight")
         if self.training.load_best_model_at_end and not self.training.eval_steps:
             mistakes.append("training.load_best_model_at_end needs training.eval_steps")
         if self.training.eval_steps and not self.skill.validation:
@@ -254,6 +235,12 @@ class RunConfig(ModelSettings):
     def _shared_out(self) -> list[str]:
         """Name what can't be where several devices, or fewer bits, have the model."""
         mistakes: list[str] = []
+        if (
+            self.anchor
+            and self.anchor.projection
+            and (self.training.deepspeed or self.training.fsdp)
+        ):
+            mistakes.append("anchor.projection can't be used with deepspeed or fsdp")
         if self.training.quantize_frozen and (self.training.deepspeed or self.training.fsdp):
             mistakes.append("training.quantize_frozen can't be used with deepspeed or fsdp")
         if self.training.deepspeed and (self.training.save_steps or self.training.eval_steps):

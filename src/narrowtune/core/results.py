@@ -329,8 +329,7 @@ class TrainingSummary(Value):
     """What the training stage did; of a resumed run, in all its parts.
 
     Attributes:
-        seconds: of training. What was done after the last checkpoint and before a stop was done
-            again, and counts once.
+        seconds: of training; what was done again after a stop counts once.
         peak_memory_bytes: of the part that took most.
         energy_kwh: measured, of the whole machine; None unless `cost.measure_energy`.
         energy_source: what measured it, or why there is no figure.
@@ -357,6 +356,7 @@ class TrainingSummary(Value):
     energy_kwh: float | None = None
     energy_source: str | None = None
     compilation: Compilation | None = None
+    anchor_projection: float | None = None
 
 
 class DataSummary(Value):

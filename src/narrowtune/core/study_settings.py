@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.core.config import (
-    AnchorSettings,
     DriftSettings,
     ModelSettings,
     TrainingSettings,
@@ -117,6 +117,8 @@ class ArmSettings(Settings):
         partly = self.wise_ft is not None or self.density is not None
         if self.lora is not None and partly:
             raise ValueError("lora with wise_ft or density: these are of whole matrices")
+        if self.anchor and self.anchor.projection and (self.lora or self.experts):
+            raise ValueError("anchor.projection is of whole matrices: without lora and experts")
         if self.experts and (self.recipe != "mlp" or self.lora or partly):
             raise ValueError(
                 "experts: only with the recipe mlp, and without lora, wise_ft and density"

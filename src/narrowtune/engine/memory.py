@@ -146,6 +146,8 @@ def estimate_memory(
     logits: int,
     anchor_logits: int = 0,
     anchor_cache_bytes: int = 0,
+    matrix_bytes: int = 0,
+    step_copy_bytes: int = 0,
     head_gradient_bytes: int = 0,
     accumulates: bool = False,
     workspace: int = 0,
@@ -160,6 +162,8 @@ def estimate_memory(
         num_positions: of a micro-batch as the model computes it, anchor rows included.
         logits: label positions in the micro-batch x vocabulary; `anchor_logits` likewise.
         anchor_cache_bytes: the base's distributions, kept on the CPU.
+        matrix_bytes: of what steps are multiplied by, on the device.
+        step_copy_bytes: of what trains as it was before a step, while the step is taken.
         head_gradient_bytes: of the head's weight, if it trains: it exists before the activations
             are freed.
         accumulates: several micro-batches make a step, so gradients are held through all of them.
@@ -178,7 +182,7 @@ def estimate_memory(
     kept = activations.at(num_positions)
     losses = math.ceil(HEAP_LOSS * (kept + logit_bytes)) if on_cpu else 0
     weights = frozen_bytes + (base_bytes if on_cpu else 0)
-    cache = anchor_cache_bytes if on_cpu else 0
+    cache = matrix_bytes + (anchor_cache_bytes if on_cpu else 0)
     held = weights + masters + optimizer + cache + workspace
     beginning = kept + logit_bytes + (gradients if accumulates else head_gradient_bytes)
     return MemoryEstimate(
@@ -190,7 +194,7 @@ def estimate_memory(
         logits=logit_bytes,
         anchor=cache,
         workspace=workspace + losses,
-        total=held + losses + max(beginning, gradients + head_gradient_bytes),
+        total=held + losses + max(beginning, gradients + max(head_gradient_bytes, step_copy_bytes)),
     )
 
 

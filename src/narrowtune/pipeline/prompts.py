@@ -13,7 +13,7 @@ from importlib import resources
 from itertools import chain, islice
 from pathlib import Path
 
-from narrowtune.core.config import AnchorSettings
+from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.core.data_settings import DataSettings, PromptSettings
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import DataSummary

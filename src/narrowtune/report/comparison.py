@@ -26,7 +26,7 @@ from narrowtune.report.folder import read_record
 from narrowtune.report.plots import draw_comparison
 from narrowtune.report.render import render_html, render_json, render_markdown
 from narrowtune.report.scale import make_scale, mark, span
-from narrowtune.report.text import duration, percent, size, small, tick
+from narrowtune.report.text import anchor, duration, percent, size, small, tick
 from narrowtune.report.verdict import Headline, headline
 
 COMPARISON_SCHEMA = 1
@@ -129,7 +129,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     learning = None if verdict is None else verdict.learning
     loss = None if verdict is None else verdict.forgetting
     none = "–"
-    anchor = None if training is None else training.anchor_weight
+    held = None if training is None else anchor(training)
     memory = None if training is None else training.peak_memory_bytes
     return [
         ("Skill, change in points", none if learning is None else _with_interval(learning)),
@@ -138,7 +138,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("KL(base‖tuned)", none if drift is None else small(drift.kl_base_tuned)),
         ("Same top-1", none if drift is None else percent(drift.top1_agreement)),
         ("Recipe", record.recipe),
-        ("Anchor", none if anchor is None else f"weight {tick(anchor)}"),
+        ("Anchor", held or none),
         ("Learning rate", none if training is None else tick(training.learning_rate)),
         ("Steps", none if training is None else f"{training.num_steps:,}"),
         ("Training time", none if training is None else duration(training.seconds)),

@@ -17,7 +17,7 @@ from narrowtune.core.results import (
     TensorProof,
     TrainingSummary,
 )
-from narrowtune.report.text import count, duration, percent, plural, size, small, tick
+from narrowtune.report.text import anchor, count, duration, percent, plural, size, small, tick
 
 SHOWN_TENSORS = 10
 """Rows of the proof that are open at once; the others fold out."""
@@ -154,10 +154,7 @@ def training_facts(record: RunRecord) -> list[Fact]:
         Fact("batch", f"{training.global_batch_size} over {processes}"),
         Fact("peak learning rate", tick(training.learning_rate)),
         Fact("compute dtype", training.compute_dtype),
-        Fact(
-            "anchor",
-            "none" if training.anchor_weight is None else f"weight {tick(training.anchor_weight)}",
-        ),
+        Fact("anchor", anchor(training) or "none"),
     ]
     if (compiled := training.compilation) is not None:
         told = "used" if compiled.used else "not used"

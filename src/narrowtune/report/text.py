@@ -12,6 +12,7 @@ import unicodedata
 from datetime import datetime
 
 from narrowtune.core.numbers import MINUS, number
+from narrowtune.core.results import TrainingSummary
 
 _MARKDOWN = re.compile(r"([\\`*{}\[\]#|~$])|(?<![^\W_])(_)|(_)(?![^\W_])")
 _LINE_START = re.compile(r"^(\s*\d*)([-+.)])(?=\s)")
@@ -111,6 +112,16 @@ def count(value: int) -> str:
 def plural(value: int, word: str) -> str:
     """ "1 item", "1,200 items"."""
     return f"{count(value)} {word}" + ("" if value == 1 else "s")
+
+
+def anchor(training: TrainingSummary) -> str | None:
+    """Return how hard a run was held; None without an anchor."""
+    weight, projection = training.anchor_weight, training.anchor_projection
+    if weight is None:
+        return None
+    parts = [f"weight {tick(weight)}"] if weight else []
+    parts += [f"projection {tick(projection)}"] if projection else []
+    return ", ".join(parts)
 
 
 def moment(created: str) -> str:

@@ -138,8 +138,8 @@ def _arm(arm: ArmSettings) -> dict[str, Any]:
 
 def _without_unused(values: dict[str, Any]) -> None:
     """Leave out what is not given and what earlier studies did not know."""
-    for name in ("columns", "defaults"):
-        if not values[name]:
+    for name in ("columns", "defaults", "projection"):
+        if not values.get(name, True):
             del values[name]
 
 

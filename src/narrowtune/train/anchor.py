@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from narrowtune.core.config import AnchorSettings
+from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.core.errors import TrainingError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import (
@@ -58,7 +58,8 @@ class Anchor:
     Args:
         rows: what `build_anchor` made.
         rows_per_step: how many of them every optimiser step sees.
-        weight: of the KL term in the loss.
+        weight: of the KL term in the loss; 0 takes no rows into steps.
+        projection: strength by which steps are kept off what the base is given on the rows.
         pad_token_id: to merge the rows with a task batch.
         seed: of the order. Which rows a step sees depends on the step's number alone, so that a
             resumed run and a run on more devices see the same ones.
@@ -74,10 +75,12 @@ class Anchor:
         pad_token_id: int,
         seed: int,
         seconds: float,
+        projection: float = 0.0,
     ) -> None:
         self.rows = list(rows)
         self.rows_per_step = min(rows_per_step, len(self.rows))
         self.weight = weight
+        self.projection = projection
         self.pad_token_id = pad_token_id
         self.seed = seed
         self.seconds = seconds
@@ -216,6 +219,7 @@ def build_anchor(
         rows,
         rows_per_step=settings.rows_per_step,
         weight=settings.weight,
+        projection=settings.projection,
         pad_token_id=padding_id(loaded.tokenizer),
         seed=seed,
         seconds=time.perf_counter() - started,

@@ -47,6 +47,7 @@ from narrowtune.train.masters import (
     set_parameter_dtype,
 )
 from narrowtune.train.order import EpochOrder, PictureSampler
+from narrowtune.train.projected import ProjectedSteps, project_steps, projected_layers
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
 from narrowtune.train.quantised import is_quantised
 from narrowtune.train.sharded import (
@@ -154,6 +155,7 @@ def fit(
         distillation=Distillation(WeightSwap(model, base), **distillation.model_dump())
         if distillation is not None
         else None,
+        projected=(projected := _projected(loaded, selection, anchor, config, arithmetic)),
         sampler=sampler,
         callbacks=[
             LogFile(RunFolder(Path(config.output_dir)).log),
@@ -221,7 +223,8 @@ def fit(
         if config.training.load_best_model_at_end
         else None,
         anchor_weight=anchor.weight if anchor else None,
-        anchor_seconds=anchor.seconds if anchor else None,
+        anchor_projection=projected.strength if projected else None,
+        anchor_seconds=anchor.seconds + (projected.seconds if projected else 0) if anchor else None,
         resumed_from=checkpoint.name if checkpoint else None,
         energy_kwh=effort.energy_kwh,
         energy_source=_energy_source(energy, effort),
@@ -262,6 +265,28 @@ def _compile(
     seconds = time.perf_counter() - started
     found = Compilation(used=error <= limit, error=error, limit=limit, seconds=seconds)
     return found, layers if found.used else []
+
+
+def _projected(
+    loaded: LoadedModel,
+    selection: Selection,
+    anchor: Anchor | None,
+    config: RunConfig,
+    arithmetic: Arithmetic,
+) -> ProjectedSteps | None:
+    """Look at what the base is given on the anchor's prompts, if steps are to be kept off it."""
+    if anchor is None or not anchor.projection:
+        return None
+    model = loaded.model
+    with computing_in(model, torch.float32, layer_norm_names(model)):
+        return project_steps(
+            loaded,
+            projected_layers(model, selection.names),
+            [row.encoded for row in anchor.rows],
+            strength=anchor.projection,
+            arithmetic=arithmetic,
+            batch_size=config.eval_batch_size,
+        )
 
 
 def _put_back(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype], device: Device) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import random
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +31,6 @@ from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
 from narrowtune.engine.cost import estimate_cost
 from narrowtune.engine.forward import label_positions, to_device
-from narrowtune.engine.generate import generate_greedy
 from narrowtune.engine.memory import (
     Activations,
     Kept,
@@ -42,13 +40,13 @@ from narrowtune.engine.memory import (
     process_bytes,
     sum_bytes,
 )
-from narrowtune.engine.options import option_logprobs
 from narrowtune.engine.packing import LayoutSize, packing
 from narrowtune.evaluate.statistics import smallest_provable_budget
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection, resolve
 from narrowtune.train.arguments import planned_samples, training_arguments
-from narrowtune.train.masters import computing_in
+from narrowtune.train.plan_evaluation import evaluation_seconds
+from narrowtune.train.plan_projected import projected_cost
 from narrowtune.train.quantised import quantised_cost
 from narrowtune.train.trial import (
     MakeOptimizer,
@@ -64,14 +62,12 @@ from narrowtune.train.workload import (
     EXAMPLE_LABELS,
     EXAMPLE_TOKENS,
     Batches,
-    TaskLoad,
     Workload,
     shortened,
 )
 
 _HEADER_BYTES = 330  # of a delta's header per tensor, beside its name twice: hashes, shape, place
 _TRACED_ROWS, _TRACED_TOKENS = 2, 512  # what is kept goes by positions, however long rows are
-_ENOUGH_SECONDS = 10.0  # of measuring evaluation
 _QUICK_SECONDS = 5.0  # of a pass over half a batch, for a whole one to be measured as well
 
 
@@ -125,7 +121,9 @@ class _Planner:
         self.tasks, self.num_samples = workload.tasks, workload.num_samples
         self.looked_at_once = workload.looked_at_once
         self.quantised = quantised_cost(loaded, self.selection, config.training.quantize_frozen)
-        self.notes = [*self.selection.notes, *self.quantised.notes]
+        strength = config.anchor.projection if config.anchor is not None else 0.0
+        self.projected = projected_cost(self.model, self.selection.names, strength, arithmetic)
+        self.notes = [*self.selection.notes, *self.quantised.notes, *self.projected.notes]
         if not workload.rows:
             self.notes.append(
                 f"No rows given: sizes are for rows of {EXAMPLE_TOKENS} tokens of text, "
@@ -174,7 +172,8 @@ class _Planner:
             flops_per_token_full=flops_full,
             flops_total=None
             if steps is None
-            else flops_per_pass * self.batches.micro_batches * steps + flops_once,
+            else (flops_per_pass * self.batches.micro_batches + self.projected.flops) * steps
+            + flops_once,
             sharing=sharing,
             memory=memory,
             time=seconds,
@@ -273,6 +272,8 @@ class _Planner:
             logits=math.ceil(batches.batch_size * batches.labels_per_sample * vocabulary),
             anchor_logits=batches.num_anchor_rows * anchor_logits,
             anchor_cache_bytes=4 * len(batches.anchor_rows) * anchor_logits,
+            matrix_bytes=self.projected.matrix_bytes,
+            step_copy_bytes=self.projected.copy_bytes,
             head_gradient_bytes=4 * head.numel() if any(p is head for p in chosen) else 0,
             accumulates=batches.micro_batches > 1,
             workspace=max(0, workspace)
@@ -332,7 +333,8 @@ class _Planner:
                 seconds = time_pass(self.model, self._batch(rows), self.arithmetic)
                 points.append((self.batches.width(rows), seconds))
             limit = self.config.training.max_grad_norm
-            update = time_update(parameters, self.make_optimizer, limit)
+            make = self.projected.attached(self.make_optimizer)
+            update = time_update(parameters, make, limit)
         again = 3 if self.config.training.gradient_checkpointing else 2  # forward and backward
         seconds = seconds_at(points, self.batches.positions()) + again * self.quantised.seconds
         step = self.batches.micro_batches * seconds + update
@@ -341,45 +343,10 @@ class _Planner:
             measured_step_seconds=step,
             compute_dtype=self.arithmetic.compute_dtype,
             training_seconds=None if steps is None else step * steps,
-            evaluation_seconds=self._evaluation_seconds(),
+            evaluation_seconds=evaluation_seconds(
+                self.loaded, self.config, self.tasks, self.device.type == "cpu"
+            ),
         )
-
-    def _evaluation_seconds(self) -> float | None:
-        """Answer one batch of each task, and multiply.
-
-        Once this has taken a while, the tasks that are left are taken to need the mean time of
-        those measured, item for item.
-        """
-        if not self.tasks:
-            return None
-        # As evaluation does: on a CPU in fp32, for answers that don't depend on the batch.
-        dtype = torch.float32 if self.device.type == "cpu" else self.loaded.dtype
-        per_item: list[float] = []
-        started = time.perf_counter()
-        with computing_in(self.model, dtype):
-            for task in self.tasks:
-                per_item.append(self._seconds_per_item(task))
-                if time.perf_counter() - started > _ENOUGH_SECONDS:
-                    break
-        per_item += [statistics.fmean(per_item)] * (len(self.tasks) - len(per_item))
-        items = [task.num_items * task.passes(self.config.dial) for task in self.tasks]
-        return sum(s * n for s, n in zip(per_item, items, strict=True))
-
-    def _seconds_per_item(self, task: TaskLoad) -> float:
-        size = self.config.eval_batch_size
-        started = time.perf_counter()
-        if task.options:
-            num_items = len(task.options[:size])
-            option_logprobs(self.loaded, task.options[:size], batch_size=size)
-        else:
-            num_items = len(task.prompts[:size])
-            generate_greedy(
-                self.loaded,
-                task.prompts[:size],
-                max_new_tokens=task.max_new_tokens,
-                batch_size=size,
-            )
-        return (time.perf_counter() - started) / max(1, num_items)
 
     def _delta_bytes(self) -> int:
         parameters = dict(self.model.named_parameters())

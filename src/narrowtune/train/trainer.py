@@ -27,6 +27,7 @@ from narrowtune.train.arguments import validation_batches
 from narrowtune.train.checkpoint import Progress, load_trainable, save_trainable
 from narrowtune.train.distillation import Distillation
 from narrowtune.train.effort import EffortMeter
+from narrowtune.train.projected import ProjectedSteps
 from narrowtune.train.proof import GradientWitness
 from narrowtune.train.sharded import join, parameters_of, whole
 
@@ -58,6 +59,7 @@ class NarrowTrainer(Trainer):
         effort: measures what training takes; this goes into checkpoints and comes back too.
         anchor: rows that hold the model to the base; None trains on the task alone.
         distillation: holds the model to what it was, on the task's own rows; None does not.
+        projected: what every step is multiplied by; None takes steps as they are.
         sampler: the order of the rows; any order unless given.
     """
 
@@ -77,10 +79,11 @@ class NarrowTrainer(Trainer):
         eval_dataset: Dataset[Encoded] | None = None,
         anchor: Anchor | None = None,
         distillation: Distillation | None = None,
+        projected: ProjectedSteps | None = None,
         sampler: Sampler[int] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self._sampler = sampler
+        self._sampler, self._projected = sampler, projected
         super().__init__(
             model=model,
             args=args,
@@ -95,7 +98,7 @@ class NarrowTrainer(Trainer):
         self.arithmetic = arithmetic
         self.witness = witness
         self.effort = effort
-        self.anchor = anchor
+        self.anchor = anchor if anchor is not None and anchor.weight > 0 else None
         self.distillation = distillation
         self.num_tokens = 0
         self.num_labels = 0
@@ -117,6 +120,13 @@ class NarrowTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return self._sampler or super()._get_train_sampler(train_dataset)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Return the Trainer's own optimiser, with its steps projected where that is asked for."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self._projected is not None:
+            self._projected.attach(optimizer, dict(self._inner_model().named_parameters()))
+        return optimizer
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -123,6 +123,7 @@ class Batches:
                 _answered(prompt, self.anchor_labels) for prompt in workload.anchor_prompts
             ]
             wanted = min(config.anchor.rows_per_step, len(self.anchor_rows))
+            wanted *= config.anchor.weight > 0
             self.num_anchor_rows = math.ceil(wanted / (self.micro_batches * num_processes))
 
     @cached_property

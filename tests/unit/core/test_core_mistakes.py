@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from narrowtune.core.aliases import ALIASES
-from narrowtune.core.config import AnchorSettings, RunConfig, TrainingSettings, parse_config
+from narrowtune.core.anchor_settings import AnchorSettings
+from narrowtune.core.config import RunConfig, TrainingSettings, parse_config
 from narrowtune.core.data_settings import SkillSettings
 from narrowtune.core.errors import UsageError
 from narrowtune.core.mistakes import allowed_values, did_you_mean

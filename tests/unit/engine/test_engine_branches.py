@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 
-from narrowtune.core.config import AnchorSettings
+from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate
 from narrowtune.data.examples import Image, Message, Text

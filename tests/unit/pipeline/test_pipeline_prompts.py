@@ -11,7 +11,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from narrowtune.core.config import AnchorSettings, DriftSettings, parse_config
+from narrowtune.core.anchor_settings import AnchorSettings
+from narrowtune.core.config import DriftSettings, parse_config
 from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder

@@ -20,6 +20,7 @@ from narrowtune.evaluate.statistics import smallest_provable_budget
 from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
 from narrowtune.train import plan as module
+from narrowtune.train import plan_evaluation
 from narrowtune.train.plan import make_plan
 from narrowtune.train.trial import borrowed, seconds_at, time_pass, time_update
 from narrowtune.train.workload import TaskLoad, Workload
@@ -264,9 +265,9 @@ def test_time_and_cost(base, tmp_path):
 
 def test_measuring_evaluation_ends_after_a_while(base, tmp_path, monkeypatch):
     measured = []
-    monkeypatch.setattr(module, "_ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(plan_evaluation, "_ENOUGH_SECONDS", 0.0)
     monkeypatch.setattr(
-        module._Planner, "_seconds_per_item", lambda _, task: measured.append(task) or 0.5
+        plan_evaluation, "_seconds_per_item", lambda _, task, __: measured.append(task) or 0.5
     )
     tasks = [TaskLoad("held_out", num, num, prompts=text_rows(1)) for num in (10, 30)]
     workload = Workload(rows=text_rows(), num_samples=8, tasks=tasks)

@@ -15,7 +15,8 @@ from rich.console import Console
 from torch.utils.data import BatchSampler
 from transformers import TrainerCallback, TrainingArguments
 
-from narrowtune.core.config import AnchorSettings, RunConfig, TrainingSettings
+from narrowtune.core.anchor_settings import AnchorSettings
+from narrowtune.core.config import RunConfig, TrainingSettings
 from narrowtune.core.errors import ProofError, TrainingError, UsageError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate, padding_id

@@ -1,0 +1,38 @@
+"""What holds a model to its own answers while it is taught."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from narrowtune.core.data_settings import PromptSettings
+
+
+class AnchorSettings(PromptSettings):
+    """A KL pull towards the base on the base's own answers to general, unlabelled prompts.
+
+    Attributes:
+        prompts: file of prompts, with or without pictures; unless given, 160 that ship with the
+            package: texts, half of them about pictures where the model reads these.
+        max_prompts: how many of them; all unless given. The first of a file, and shipped ones
+            spread over all forms.
+        weight: of the KL term, beside cross-entropy at weight 1; 0 leaves it to `projection`, and
+            steps without anchor rows.
+        projection: strength by which every step is kept off what the base's layers are given on
+            these prompts; 0 does not. A direction that they use as much as the mean one moves
+            1 / (1 + strength) as far, one that they don't use as far as ever.
+        rows_per_step: anchor rows in every optimiser step.
+        max_new_tokens: length of the base's answers. Forgetting begins with an answer's first
+            tokens, and the pull is a mean over tokens, so short answers hold more.
+    """
+
+    max_prompts: int | None = Field(None, ge=1)
+    weight: float = Field(1.0, ge=0)
+    projection: float = Field(0.0, ge=0)
+    rows_per_step: int = Field(4, ge=1)
+    max_new_tokens: int = Field(12, ge=1)
+
+    @model_validator(mode="after")
+    def _holds(self) -> AnchorSettings:
+        if not self.weight and not self.projection:
+            raise ValueError("weight 0 without projection holds nothing: give one, or no anchor")
+        return self

@@ -1,0 +1,312 @@
+"""Steps that leave alone what the base computes on general prompts: scaled gradient projection.
+
+A change D of a linear layer's weight moves its outputs on an input x by D x: over the anchor's
+positions by tr(D C Dᵀ) on average, C = E[x xᵀ] being the second moment of the layer's inputs in
+the base. So every step of the optimiser is replaced by the nearest one that moves them less: the
+D' that minimises |D' − D|² + s · tr(D' C D'ᵀ) / m, with m = tr(C) / in, which is D (I + s C/m)⁻¹.
+The gradient goes through the same matrix, so that what the optimiser knows of it is of what can
+move. Directions that general prompts use stay, others learn at their full rate; it takes no
+labels, no second model and, by itself, no further rows in a step.
+
+After the hard projections of GPM (arXiv 2103.09762) and Adam-NSCL (arXiv 2103.07113), the scaled
+one of SGP (arXiv 2302.01386), and AlphaEdit's on language models (arXiv 2410.02355).
+
+Shapes: I inputs and O outputs of a layer, N positions, B rows of T tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from narrowtune.core.errors import TrainingError
+from narrowtune.data.collate import Encoded, collate, padding_id
+from narrowtune.engine.arithmetic import Arithmetic, autocast
+from narrowtune.engine.batches import length_batches
+from narrowtune.engine.forward import label_positions, logits_at, to_device
+from narrowtune.engine.modes import evaluation_mode
+from narrowtune.engine.packing import packing
+from narrowtune.models.families import find_family, is_below
+from narrowtune.models.load import LoadedModel
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer of which the weight trains.
+
+    Attributes:
+        module: its full name.
+        has_bias: whether its bias trains too; it counts as the weight of an input that is 1.
+    """
+
+    module: str
+    has_bias: bool
+
+    @property
+    def weight(self) -> str:
+        """Name of its weight."""
+        return f"{self.module}.weight"
+
+    @property
+    def bias(self) -> str:
+        """Name of its bias."""
+        return f"{self.module}.bias"
+
+
+def projected_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
+    """Return the layers whose steps can be projected: linear ones of the decoder.
+
+    Not the head, embeddings and norms, which are no maps of a position's state within a layer, and
+    not what a model sees with, which the anchor's positions say nothing of.
+    """
+    chosen = set(names)
+    layers = find_family(model).language_model.layers
+    return [
+        Layer(path, f"{path}.bias" in chosen)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and is_below(path, layers) and f"{path}.weight" in chosen
+    ]
+
+
+class ProjectedSteps:
+    """The matrices by which steps are multiplied.
+
+    Args:
+        matrices: (I + s C/m)⁻¹ by layer, [I, I], or [I + 1, I + 1] where a bias trains; those of
+            layers with the same inputs are one tensor.
+        strength: s.
+        seconds: what computing them took.
+    """
+
+    def __init__(
+        self, matrices: Mapping[Layer, Tensor], *, strength: float, seconds: float
+    ) -> None:
+        self.matrices = dict(matrices)
+        self.strength = strength
+        self.seconds = seconds
+
+    def attach(
+        self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Project every further step of `optimizer`, and the gradients that it is given.
+
+        Args:
+            optimizer: whichever; what it adds to a weight in a step, decay included, is projected.
+            parameters: by name, those of the layers among them.
+        """
+        before: dict[str, Tensor] = {}
+
+        def project_gradients(*_: Any) -> None:
+            for layer, matrix in self.matrices.items():
+                weight, bias = _pair(layer, parameters)
+                if weight.grad is None:
+                    continue
+                grad, bias_grad = _project(matrix, weight.grad, None if bias is None else bias.grad)
+                weight.grad.copy_(grad)
+                if bias is not None and bias_grad is not None:
+                    assert bias.grad is not None
+                    bias.grad.copy_(bias_grad)
+                for name, parameter in ((layer.weight, weight), (layer.bias, bias)):
+                    if parameter is not None:
+                        before[name] = parameter.detach().clone()
+
+        @torch.no_grad()
+        def project_steps(*_: Any) -> None:
+            for layer, matrix in self.matrices.items():
+                if layer.weight not in before:
+                    continue
+                weight, bias = _pair(layer, parameters)
+                old, old_bias = before.pop(layer.weight), before.pop(layer.bias, None)
+                moved = None if bias is None or old_bias is None else bias - old_bias
+                step, bias_step = _project(matrix, weight - old, moved)
+                weight.copy_(old.add_(step))
+                if bias is not None and bias_step is not None and old_bias is not None:
+                    bias.copy_(old_bias.add_(bias_step))
+
+        optimizer.register_step_pre_hook(project_gradients)
+        optimizer.register_step_post_hook(project_steps)
+
+
+def _pair(
+    layer: Layer, parameters: Mapping[str, nn.Parameter]
+) -> tuple[nn.Parameter, nn.Parameter | None]:
+    return parameters[layer.weight], parameters[layer.bias] if layer.has_bias else None
+
+
+def _project(
+    matrix: Tensor, weight_OI: Tensor, bias_O: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Multiply what is to be added to a weight, and to a bias, by a layer's matrix.
+
+    In the matrix's dtype: a step's rounding is a thousandth of a step, and not of a weight.
+    """
+    if bias_O is None:
+        num_inputs = weight_OI.shape[1]
+        product = weight_OI.to(matrix.dtype) @ matrix[:num_inputs, :num_inputs]
+        return product.to(weight_OI.dtype), None
+    joined = torch.cat([weight_OI, bias_O[:, None]], dim=1)
+    product = (joined.to(matrix.dtype) @ matrix).to(weight_OI.dtype)
+    return product[:, :-1], product[:, -1]
+
+
+def project_steps(
+    loaded: LoadedModel,
+    layers: Sequence[Layer],
+    rows: Sequence[Encoded],
+    *,
+    strength: float,
+    arithmetic: Arithmetic,
+    batch_size: int,
+) -> ProjectedSteps:
+    """Run the base on the anchor's rows once, and make the matrices of its layers.
+
+    Args:
+        loaded: the model; it is still the base, as it computes while training.
+        layers: whose steps are to be projected.
+        rows: prompts with answers; positions that predict a labelled token count.
+        strength: s; of the mean direction's movement 1 / (1 + s) is left.
+        arithmetic: what it computes in; the matrices too.
+        batch_size: most rows computed together.
+
+    Raises:
+        TrainingError: no layer can be projected, or a layer's inputs are not finite.
+    """
+    started = time.perf_counter()
+    if not layers:
+        raise TrainingError(
+            asked=f"anchor.projection {strength:g}",
+            found="no linear layer of the language model's decoder among what trains",
+            do="choose a recipe of the language model, or leave anchor.projection out",
+        )
+    found = _second_moments(loaded, layers, rows, arithmetic, batch_size)
+    made: dict[int, Tensor] = {}
+    matrices = {}
+    for layer in layers:
+        moment = found[layer]
+        if id(moment) not in made:
+            made[id(moment)] = _inverse(moment, layer, strength).to(arithmetic.torch_dtype)
+        matrices[layer] = made[id(moment)]
+    seconds = time.perf_counter() - started
+    return ProjectedSteps(matrices, strength=strength, seconds=seconds)
+
+
+def _inverse(moment: Tensor, layer: Layer, strength: float) -> Tensor:
+    """Return (I + s C/m)⁻¹ in fp64; m is the mean over true inputs, without the bias's."""
+    num_inputs = len(moment) - layer.has_bias
+    mean = moment.diagonal()[:num_inputs].mean()
+    if not bool(torch.isfinite(moment).all()) or float(mean) <= 0:
+        raise TrainingError(
+            asked="anchor.projection",
+            found=f"inputs of {layer.module} that are zero or not finite on the anchor's prompts",
+            do="leave anchor.projection out for this model",
+        )
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky(identity + strength / mean * moment))
+
+
+@dataclass
+class _Sums:
+    """Sums of x xᵀ over positions, by layer; layers that are given the same tensor share one.
+
+    Attributes:
+        layers: whose inputs are looked at.
+        mask: [B, T], positions that count in the batch at hand.
+        sums: by the first layer that was given a tensor.
+        twin: each layer's first.
+    """
+
+    layers: Mapping[str, Layer]
+    mask: Tensor = field(default_factory=lambda: torch.empty(0))
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    twin: dict[str, str] = field(default_factory=dict)
+    _last: tuple[str, Tensor] | None = None
+
+    def hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """Return what looks at a layer's input."""
+
+        def look(_: nn.Module, args: tuple[Any, ...]) -> None:
+            given: Tensor = args[0]
+            if self._last is not None and given is self._last[1]:
+                first = self._last[0]
+                if self.layers[first].has_bias == self.layers[path].has_bias:
+                    self.twin[path] = first
+                    return
+            self._last = path, given
+            self.twin[path] = path
+            chosen_NI = given[self.mask].to(torch.float64)
+            if self.layers[path].has_bias:
+                chosen_NI = nn.functional.pad(chosen_NI, (0, 1), value=1.0)
+            product = chosen_NI.T @ chosen_NI
+            self.sums[path] = self.sums[path] + product if path in self.sums else product
+
+        return look
+
+    def forget(self) -> None:
+        """Let go of the last input."""
+        self._last = None
+
+
+@torch.no_grad()
+def _second_moments(
+    loaded: LoadedModel,
+    layers: Sequence[Layer],
+    rows: Sequence[Encoded],
+    arithmetic: Arithmetic,
+    batch_size: int,
+) -> dict[Layer, Tensor]:
+    """Return E[x xᵀ] in fp64 by layer; layers with the same inputs share a tensor."""
+    model = loaded.model
+    sums = _Sums({layer.module: layer for layer in layers})
+    count = 0
+    # Row by row: a layout has other positions than the mask.
+    with _looking(model, sums), evaluation_mode(model), packing("never"):
+        for indices in length_batches([len(row.input_ids) for row in rows], batch_size):
+            batch = collate([rows[i] for i in indices], padding_id(loaded.tokenizer))
+            batch = to_device(batch, model.device)
+            sums.mask, targets = label_positions(batch["labels"])
+            count += len(targets)
+            with autocast(arithmetic, model.device):
+                logits_at(model, batch, sums.mask)
+            sums.forget()
+    means = {path: total / count for path, total in sums.sums.items()}
+    return {layer: means[sums.twin[layer.module]] for layer in layers}
+
+
+@contextmanager
+def _looking(model: nn.Module, sums: _Sums) -> Iterator[None]:
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(sums.hook(path)) for path in sums.layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def input_sizes(model: nn.Module, layers: Sequence[Layer]) -> list[int]:
+    """Return I, with the bias's, of every input that layers have, for what matrices take.
+
+    The projections q, k and v of a decoder layer have the same input, and so have gate and up.
+    """
+    roles = find_family(model).matrices
+    alike = [
+        {f".{path}" for role in group for path in roles[role]}
+        for group in (("q", "k", "v"), ("gate", "up"))
+    ]
+    found: dict[tuple[str, int | str, bool], int] = {}
+    for layer in layers:
+        parent, _, name = layer.module.rpartition(".")
+        group: int | str = name
+        for number, paths in enumerate(alike):
+            if any(layer.module.endswith(path) for path in paths):
+                group = number
+        weight: Tensor = model.get_submodule(layer.module).weight  # type: ignore[assignment]
+        found[parent, group, layer.has_bias] = weight.shape[1] + layer.has_bias
+    return list(found.values())
