@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,6 +41,7 @@ SKILLS = ("clock", "birds")
 SEED, ANCHOR_SEED, DRIFT_SEED, REPLAY_SEED = 5, 105, 106, 107
 NUM_TRAIN, NUM_SKILL, NUM_KEPT, NUM_PROMPTS, NUM_REPLAYED = 3200, 200, 48, 256, 400
 RATES = (3e-3, 5.5e-3)
+PROJECTED_RATES = (5.5e-3, 1e-2)
 SEEDS = (0, 1)
 
 PROMPTS = {
@@ -56,9 +57,11 @@ an option's letter and for a number; one that is like nothing that is kept."""
 def arms(world: Path) -> Iterator[ArmSettings]:
     """Yield the anchor as it is by default, and everything that differs from it in one thing."""
 
-    def anchor(name: str, prompts: str = "general", **changes: Any) -> ArmSettings:
+    def anchor(
+        name: str, prompts: str = "general", *, rates: Sequence[float] = RATES, **changes: Any
+    ) -> ArmSettings:
         path = str(world / f"prompts-{prompts}.jsonl")
-        return arm(name, anchor={"prompts": path, "rows_per_step": 2, **changes})
+        return arm(name, rates=rates, anchor={"prompts": path, "rows_per_step": 2, **changes})
 
     yield arm("nothing")
     yield anchor("anchor")
@@ -70,6 +73,10 @@ def arms(world: Path) -> Iterator[ArmSettings]:
         yield anchor(f"{tokens} tokens", max_new_tokens=tokens)
     for weight in (0.3, 4.0):
         yield anchor(f"weight {weight:g}", weight=weight)
+    # Steps that are kept off what prompts use are shorter: a higher rate in place of the lowest.
+    for weight, strength in ((1.0, 3.0), (0.3, 3.0), (0.3, 10.0), (0.0, 3.0)):
+        name = f"weight {weight:g}, projection {strength:g}"
+        yield anchor(name, weight=weight, projection=strength, rates=PROJECTED_RATES)
     for prompts in ("captions", "letters", "pages"):
         yield anchor(f"prompts: {prompts}", prompts)
     texts = str(shipped_prompts(SHIPPED_TEXTS))
@@ -82,9 +89,9 @@ def arms(world: Path) -> Iterator[ArmSettings]:
     yield arm("a third of the rate", rates=[rate / 3 for rate in RATES])
 
 
-def arm(name: str, *, rates: list[float] | None = None, **changes: Any) -> ArmSettings:
+def arm(name: str, *, rates: Sequence[float] = RATES, **changes: Any) -> ArmSettings:
     """Return `mlp_gate_up` with something added."""
-    values = {"recipe": "mlp_gate_up", "name": name, "learning_rates": rates or list(RATES)}
+    values = {"recipe": "mlp_gate_up", "name": name, "learning_rates": list(rates)}
     return ArmSettings.model_validate({**values, **changes})
 
 

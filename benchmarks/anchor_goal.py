@@ -14,8 +14,10 @@ nor kept; `choices` (options with letters about shapes) and `relations` (yes or 
 that are kept, so that charts, forms and infographics, which have no kin among them, are told apart.
 Blended are what was trained and the base, 88 to 12, which was chosen on another such seed, as were
 their rates. Of the *larger half* half of each matrix's elements stay as trained, those that moved
-furthest; shortened, they go 93 % of the way. `prompts like those kept` are outside of the goal: 64
-of each kept kind, without answers, stand beside the others.
+furthest; shortened, they go 93 % of the way. *Projected* steps are kept off what the prompts use
+(`anchor.projection`), at a strength and rates that were chosen on rows of `validation`; *alone*, no
+prompts stand in a step. `prompts like those kept` are outside of the goal: 64 of each kept kind,
+without answers, stand beside the others.
 Results are lines of results.jsonl, so a stopped run goes on.
 """
 
@@ -55,7 +57,12 @@ RATES = {
     f"mlp + anchor, {LIKE}, blended": ("mlp", [2.4e-3]),
     "mlp + anchor, larger half": ("mlp", [1.7e-3, 2.2e-3]),
     "mlp + anchor, larger half, shortened": ("mlp", [2.2e-3]),
+    "mlp + anchor, projected": ("mlp", [2.8e-3, 3.4e-3]),
+    "mlp + anchor, projected, larger half": ("mlp", [3.4e-3]),
+    "mlp, projected alone": ("mlp", [3.4e-3]),
+    "mlp_gate_up + anchor, projected": ("mlp_gate_up", [1e-2]),
 }
+PROJECTION = 3.0
 SHORTENED = 0.07
 
 
@@ -72,7 +79,12 @@ def make_settings(folder: Path) -> StudySettings:
     _write_like_kept(world)
     prompts = {name: "prompts-like-kept" if LIKE in name else "prompts" for name in RATES}
     anchors = {
-        name: {"prompts": str(world / f"{file}.jsonl"), "weight": 0.3, "rows_per_step": 4}
+        name: {
+            "prompts": str(world / f"{file}.jsonl"),
+            "weight": 0.0 if name.endswith("alone") else 0.3,
+            "projection": PROJECTION if "projected" in name else 0.0,
+            "rows_per_step": 4,
+        }
         for name, file in prompts.items()
     }
     return StudySettings(

@@ -35,7 +35,8 @@ class Run:
     Attributes:
         recipe: what trains.
         learning_rate: peak of the schedule.
-        anchored: whether the anchor holds the model to its own answers.
+        anchored: whether the anchor holds the model to its own answers, and its steps are kept off
+            what these use.
     """
 
     recipe: str
@@ -47,10 +48,14 @@ RUNS = {
     "sa_proj": Run("sa_proj", 1e-3),
     "mlp_gate_up": Run("mlp_gate_up", 3e-3),
     "language_model": Run("language_model", 1e-3),
-    "mlp_gate_up_anchored": Run("mlp_gate_up", 3e-3, anchored=True),
+    "mlp_gate_up_anchored": Run("mlp_gate_up", 1e-2, anchored=True),
 }
 """By the name of their folder, in order. Rates at which each learned much in 200 steps on other
-rows (docs/results/anchor-weights); gate and up alone bear and need a higher one."""
+rows (docs/results/anchor-weights, docs/results/anchor-ablations); gate and up alone bear and need
+a higher one, and a higher one still where steps are kept off what the anchor's prompts use."""
+
+PROJECTION = 3.0
+"""Strength of `anchor.projection`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def prepare(folder: Path, model: Path, *, seed: int, quick: bool) -> list[RunCon
     # What drifts is seen best in free answers; what holds the model should be of every kind.
     write_general(drift, ["captions"], size.drift, _DRIFT_SEED)
     write_general(anchor, GENERAL, size.anchor, _ANCHOR_SEED)
+    held = {"prompts": str(anchor), "projection": PROJECTION, **ANCHOR}
     shared = {
         "model": str(model),
         "skill": skill.model_dump(),
@@ -102,7 +108,7 @@ def prepare(folder: Path, model: Path, *, seed: int, quick: bool) -> list[RunCon
             {
                 **shared,
                 "recipe": run.recipe,
-                "anchor": {"prompts": str(anchor), **ANCHOR} if run.anchored else None,
+                "anchor": held if run.anchored else None,
                 "training": {
                     "learning_rate": run.learning_rate,
                     "global_batch_size": BATCH_SIZE,

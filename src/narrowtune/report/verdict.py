@@ -124,21 +124,22 @@ def _over_budget(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
 
 
 def _how_to_hold(record: RunRecord) -> str:
-    """An anchor first; and where there was one, prompts for the forms of answers that it missed.
+    """An anchor first; then steps that are kept off its prompts, and prompts for what it missed.
 
-    Kinds of prompts count for more than the weight, which buys little beyond its default
-    (docs/anchor.md).
+    Both count for more than the weight, which buys little beyond its default (docs/anchor.md).
     """
-    if record.training is None or record.training.anchor_weight is None:
+    training = record.training
+    if training is None or training.anchor_weight is None:
         return "train again with the anchor (--anchor)"
+    hints = [] if training.anchor_projection else ["set anchor.projection to 3"]
     lost = [t for t in record.tasks if t.role == "held_out" and t.change.high < 0]
-    if not lost:
-        return "raise the anchor's weight"
     names = " and ".join(t.name for t in sorted(lost, key=lambda t: t.change.value)[:_MOST_NAMED])
-    return (
-        "add prompts to the anchor (anchor.prompts, without answers) that are answered in the "
-        f"form of {names}"
-    )
+    if names:
+        hints.append(
+            "add prompts to the anchor (anchor.prompts, without answers) that are answered in the "
+            f"form of {names}"
+        )
+    return ", ".join(hints) or "raise anchor.projection"
 
 
 def _not_enough(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
