@@ -57,12 +57,12 @@ RATES = {
     f"mlp + anchor, {LIKE}, blended": ("mlp", [2.4e-3]),
     "mlp + anchor, larger half": ("mlp", [1.7e-3, 2.2e-3]),
     "mlp + anchor, larger half, shortened": ("mlp", [2.2e-3]),
-    "mlp + anchor, projected": ("mlp", [2.8e-3, 3.4e-3]),
-    "mlp + anchor, projected, larger half": ("mlp", [3.4e-3]),
-    "mlp, projected alone": ("mlp", [3.4e-3]),
-    "mlp_gate_up + anchor, projected": ("mlp_gate_up", [1e-2]),
+    "mlp + anchor, projected by 3": ("mlp", [2.8e-3, 3.4e-3]),
+    "mlp + anchor, projected by 3, larger half": ("mlp", [3.4e-3]),
+    "mlp + anchor, projected by 10": ("mlp", [5e-3]),
+    "mlp_gate_up + anchor, projected by 3": ("mlp_gate_up", [1e-2]),
+    "mlp, projected by 3 alone": ("mlp", [3.4e-3]),
 }
-PROJECTION = 3.0
 SHORTENED = 0.07
 
 
@@ -82,7 +82,7 @@ def make_settings(folder: Path) -> StudySettings:
         name: {
             "prompts": str(world / f"{file}.jsonl"),
             "weight": 0.0 if name.endswith("alone") else 0.3,
-            "projection": PROJECTION if "projected" in name else 0.0,
+            "projection": _projection(name),
             "rows_per_step": 4,
         }
         for name, file in prompts.items()
@@ -110,6 +110,10 @@ def make_settings(folder: Path) -> StudySettings:
         drift=DriftSettings(prompts=str(world / "drift.jsonl"), max_prompts=32),
         output_dir=str(folder),
     )
+
+
+def _projection(name: str) -> float:
+    return next((strength for strength in (10.0, 3.0) if f"by {strength:g}" in name), 0.0)
 
 
 def _base_share(name: str) -> float | None:
