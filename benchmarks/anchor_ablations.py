@@ -6,7 +6,8 @@
 `mlp_gate_up` on the reference model, 1,600 rows of a skill in 200 steps of 8, at two rates: one at
 which it loses a little without an anchor and one at which it loses much. One thing at a time
 differs from the anchor as it is by default but for two rows a step: 256 prompts of four kinds, the
-first 12 tokens of the base's answers, weight 1. The prompts that ship with the package are tried
+first 12 tokens of the base's answers, weight 1; where steps are projected, the weight too. The
+prompts that ship with the package are tried
 too: the texts alone, and half of them with pictures, as a model with eyes gets them. Beside it what
 else holds a model: labelled replay of as many rows (a quarter more, so 250 steps), LwF on the
 skill's own rows, WiSE-FT, a lower rate.
@@ -64,15 +65,15 @@ def arms(world: Path) -> Iterator[ArmSettings]:
         return arm(name, rates=rates, anchor={"prompts": path, "rows_per_step": 2, **changes})
 
     yield arm("nothing")
-    yield anchor("anchor")
+    yield anchor("anchor", rates=(*RATES, PROJECTED_RATES[-1]))
     for number in (16, 64):
         yield anchor(f"{number} prompts", max_prompts=number)
     for rows in (1, 4):
         yield anchor(f"{rows} rows a step", rows_per_step=rows)
     for tokens in (1, 3, 32):
         yield anchor(f"{tokens} tokens", max_new_tokens=tokens)
-    for weight in (0.3, 4.0):
-        yield anchor(f"weight {weight:g}", weight=weight)
+    yield anchor("weight 0.3", weight=0.3, rates=(*RATES, PROJECTED_RATES[-1]))
+    yield anchor("weight 4", weight=4.0)
     # Steps that are kept off what prompts use are shorter: a higher rate in place of the lowest.
     for weight, strength in ((1.0, 3.0), (0.3, 3.0), (0.3, 10.0), (0.0, 3.0)):
         name = f"weight {weight:g}, projection {strength:g}"
@@ -130,9 +131,9 @@ def print_table(folder: Path) -> None:
     print(f"{folder.name}: learned / lost in points (each seed's), × the seconds of nothing's")
     for name, rates in points.items():
         cells = []
-        for place, (rate, found) in enumerate(sorted(rates.items())):
+        for rate, found in sorted(rates.items()):
             each = ", ".join(f"{p.learning:.0f}/{p.forgetting:.1f}" for p in found)
-            plain = sorted(points["nothing"].items())[place][1]
+            plain = points["nothing"].get(rate) or max(points["nothing"].items())[1]
             ratio = fmean(seconds[p.chain] for p in found) / fmean(seconds[p.chain] for p in plain)
             learned = fmean(p.learning for p in found)
             lost = fmean(p.forgetting for p in found)

@@ -17,9 +17,10 @@ class AnchorSettings(PromptSettings):
             spread over all forms.
         weight: of the KL term, beside cross-entropy at weight 1; 0 leaves it to `projection`, and
             steps without anchor rows.
-        projection: strength by which every step is kept off what the base's layers are given on
-            these prompts; 0 does not. A direction that they use as much as the mean one moves
-            1 / (1 + strength) as far, one that they don't use as far as ever.
+        projection: strength by which steps of the language model's layers are kept off what these
+            are given on the prompts; 0 does not. What prompts use as much as the mean direction
+            moves at most 1 / (1 + strength) as far, what they use more less. Heads, embeddings,
+            norms and what sees pictures are not held by it.
         rows_per_step: anchor rows in every optimiser step.
         max_new_tokens: length of the base's answers. Forgetting begins with an answer's first
             tokens, and the pull is a mean over tokens, so short answers hold more.
@@ -27,7 +28,7 @@ class AnchorSettings(PromptSettings):
 
     max_prompts: int | None = Field(None, ge=1)
     weight: float = Field(1.0, ge=0)
-    projection: float = Field(0.0, ge=0)
+    projection: float = Field(0.0, ge=0, le=1e6)
     rows_per_step: int = Field(4, ge=1)
     max_new_tokens: int = Field(12, ge=1)
 

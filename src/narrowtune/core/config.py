@@ -6,6 +6,7 @@ Key names follow `transformers.TrainingArguments` where that has the setting.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +32,9 @@ from narrowtune.core.training_settings import TrainingSettings
 
 Kind = TypeVar("Kind", bound=Settings)
 
+
+_OWN_STEPS = re.compile("lomo|schedule_free|layerwise")
+"""Optimisers that change weights otherwise than in their step."""
 
 DriftAction = Literal["stop", "lower_rate", "raise_anchor"]
 """What may be done where drift is over its budget while a model is trained."""
@@ -241,6 +245,11 @@ class RunConfig(ModelSettings):
             and (self.training.deepspeed or self.training.fsdp)
         ):
             mistakes.append("anchor.projection can't be used with deepspeed or fsdp")
+        if self.anchor and self.anchor.projection and _OWN_STEPS.search(self.training.optim):
+            mistakes.append(
+                f"anchor.projection needs an optimiser that steps at once: {self.training.optim} "
+                "does not"
+            )
         if self.training.quantize_frozen and (self.training.deepspeed or self.training.fsdp):
             mistakes.append("training.quantize_frozen can't be used with deepspeed or fsdp")
         if self.training.deepspeed and (self.training.save_steps or self.training.eval_steps):

@@ -147,6 +147,7 @@ def estimate_memory(
     anchor_logits: int = 0,
     anchor_cache_bytes: int = 0,
     matrix_bytes: int = 0,
+    moment_bytes: int = 0,
     step_copy_bytes: int = 0,
     head_gradient_bytes: int = 0,
     accumulates: bool = False,
@@ -163,6 +164,7 @@ def estimate_memory(
         logits: label positions in the micro-batch x vocabulary; `anchor_logits` likewise.
         anchor_cache_bytes: the base's distributions, kept on the CPU.
         matrix_bytes: of what steps are multiplied by, on the device.
+        moment_bytes: of what these are made of, before there is a gradient or an optimiser.
         step_copy_bytes: of what trains as it was before a step, while the step is taken.
         head_gradient_bytes: of the head's weight, if it trains: it exists before the activations
             are freed.
@@ -170,9 +172,9 @@ def estimate_memory(
         workspace: what the process held without the model (a GPU: 0).
 
     Returns:
-        Parts, and as `total` the larger of two moments: the backward pass's beginning (all
-        activations, no new gradients) and its end (all gradients). So the parts add up to more
-        than the total, unless gradients are accumulated.
+        Parts, and as `total` the largest of three moments: before training, the backward pass's
+        beginning (all activations, no new gradients) and its end (all gradients). So the parts add
+        up to more than the total, unless gradients are accumulated.
     """
     on_cpu = device.type == "cpu"
     masters = _MASTER_BYTES * num_trainable
@@ -184,6 +186,8 @@ def estimate_memory(
     weights = frozen_bytes + (base_bytes if on_cpu else 0)
     cache = matrix_bytes + (anchor_cache_bytes if on_cpu else 0)
     held = weights + masters + optimizer + cache + workspace
+    before = held - optimizer + moment_bytes
+    ending = gradients + max(head_gradient_bytes, step_copy_bytes)
     beginning = kept + logit_bytes + (gradients if accumulates else head_gradient_bytes)
     return MemoryEstimate(
         weights=weights,
@@ -194,7 +198,7 @@ def estimate_memory(
         logits=logit_bytes,
         anchor=cache,
         workspace=workspace + losses,
-        total=held + losses + max(beginning, gradients + max(head_gradient_bytes, step_copy_bytes)),
+        total=max(before, held + losses + max(beginning, ending)),
     )
 
 

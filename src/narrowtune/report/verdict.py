@@ -8,6 +8,7 @@ from typing import Literal
 
 from narrowtune.core.delta_results import DialResult, DialStep
 from narrowtune.core.numbers import digits_beside, loss_range, moved, signed, worst_case
+from narrowtune.core.recipes import get_recipe
 from narrowtune.core.results import DriftResult, Estimate, Outcome, RunRecord, TaskChange, Verdict
 from narrowtune.report.text import percent, plural, small, tick
 
@@ -131,7 +132,8 @@ def _how_to_hold(record: RunRecord) -> str:
     training = record.training
     if training is None or training.anchor_weight is None:
         return "train again with the anchor (--anchor)"
-    hints = [] if training.anchor_projection else ["set anchor.projection to 3"]
+    projects = "language_model" in get_recipe(record.recipe).components
+    hints = ["set anchor.projection to 3"] if projects and not training.anchor_projection else []
     lost = [t for t in record.tasks if t.role == "held_out" and t.change.high < 0]
     names = " and ".join(t.name for t in sorted(lost, key=lambda t: t.change.value)[:_MOST_NAMED])
     if names:

@@ -196,10 +196,30 @@ def build_anchor(
     )
     answered = [with_answer(p, g) for p, g in zip(encoded, generations, strict=True)]
     num_labels = [len(generation.step_ids) for generation in generations]
+    if settings.weight:
+        found = _distributions(loaded, answered, num_labels, batch_size)
+    else:  # steps are held by the rows' inputs alone
+        found = {index: torch.empty(number, 0) for index, number in enumerate(num_labels)}
+    rows = [AnchorRow(row, found[index]) for index, row in enumerate(answered)]
+    return Anchor(
+        rows,
+        rows_per_step=settings.rows_per_step,
+        weight=settings.weight,
+        projection=settings.projection,
+        pad_token_id=padding_id(loaded.tokenizer),
+        seed=seed,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _distributions(
+    loaded: LoadedModel, answered: Sequence[Encoded], num_labels: Sequence[int], batch_size: int
+) -> dict[int, Tensor]:
+    """Return the base's log-probabilities along each row's answer, [labels, vocabulary]."""
     vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
     if 4 * sum(num_labels) * vocabulary > MAX_CACHE_BYTES:
         raise TrainingError(
-            asked=f"an anchor on {len(prompts)} prompts",
+            asked=f"an anchor on {len(answered)} prompts",
             found=f"base distributions of {4 * sum(num_labels) * vocabulary / 2**30:.1f} GiB",
             do="use fewer prompts or a smaller anchor.max_new_tokens",
         )
@@ -214,13 +234,4 @@ def build_anchor(
             log_probs = logits_at(loaded.model, batch, mask).float().log_softmax(dim=-1).cpu()
         parts = log_probs.split([num_labels[i] for i in indices])
         found.update(zip(indices, (part.clone() for part in parts), strict=True))
-    rows = [AnchorRow(row, found[index]) for index, row in enumerate(answered)]
-    return Anchor(
-        rows,
-        rows_per_step=settings.rows_per_step,
-        weight=settings.weight,
-        projection=settings.projection,
-        pad_token_id=padding_id(loaded.tokenizer),
-        seed=seed,
-        seconds=time.perf_counter() - started,
-    )
+    return found

@@ -155,7 +155,9 @@ def fit(
         distillation=Distillation(WeightSwap(model, base), **distillation.model_dump())
         if distillation is not None
         else None,
-        projected=(projected := _projected(loaded, selection, anchor, config, arithmetic)),
+        projected=(
+            projected := _projected(loaded, selection, anchor, config, arithmetic, len(rows))
+        ),
         sampler=sampler,
         callbacks=[
             LogFile(RunFolder(Path(config.output_dir)).log),
@@ -273,9 +275,10 @@ def _projected(
     anchor: Anchor | None,
     config: RunConfig,
     arithmetic: Arithmetic,
+    num_rows: int,
 ) -> ProjectedSteps | None:
-    """Look at what the base is given on the anchor's prompts, if steps are to be kept off it."""
-    if anchor is None or not anchor.projection:
+    """Look at what layers are given on the anchor's prompts, if steps are to be kept off it."""
+    if anchor is None or not anchor.projection or not planned_steps(config, num_rows):
         return None
     model = loaded.model
     with computing_in(model, torch.float32, layer_norm_names(model)):

@@ -273,6 +273,7 @@ class _Planner:
             anchor_logits=batches.num_anchor_rows * anchor_logits,
             anchor_cache_bytes=4 * len(batches.anchor_rows) * anchor_logits,
             matrix_bytes=self.projected.matrix_bytes,
+            moment_bytes=self.projected.moment_bytes,
             step_copy_bytes=self.projected.copy_bytes,
             head_gradient_bytes=4 * head.numel() if any(p is head for p in chosen) else 0,
             accumulates=batches.micro_batches > 1,

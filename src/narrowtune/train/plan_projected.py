@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from narrowtune.engine.arithmetic import Arithmetic
-from narrowtune.train.projected import Layer, ProjectedSteps, input_sizes, projected_layers
+from narrowtune.train.projected import (
+    Layer,
+    ProjectedSteps,
+    check_layers,
+    input_sizes,
+    projected_layers,
+)
 from narrowtune.train.trial import MakeOptimizer
 
 
@@ -22,6 +28,7 @@ class ProjectedCost:
         parameters: of the model, by name.
         dtype: of the matrices.
         matrix_bytes: of all of them.
+        moment_bytes: of the moments that they are made of, in fp64, before training.
         num_others: tensors that train and are not projected.
     """
 
@@ -29,6 +36,7 @@ class ProjectedCost:
     parameters: Mapping[str, nn.Parameter]
     dtype: torch.dtype
     matrix_bytes: int
+    moment_bytes: int
     num_others: int
 
     @property
@@ -90,8 +98,14 @@ class ProjectedCost:
 def projected_cost(
     model: nn.Module, names: Sequence[str], strength: float, arithmetic: Arithmetic
 ) -> ProjectedCost:
-    """Return what `anchor.projection` at `strength` costs a training of `names`."""
+    """Return what `anchor.projection` at `strength` costs a training of `names`.
+
+    Raises:
+        TrainingError: there is nothing to project.
+    """
     layers = projected_layers(model, names) if strength else []
+    if strength:
+        check_layers(layers, strength)
     dtype = arithmetic.torch_dtype
     sizes = input_sizes(model, layers)
     num_projected = sum(1 + layer.has_bias for layer in layers)
@@ -100,5 +114,6 @@ def projected_cost(
         parameters=dict(model.named_parameters()),
         dtype=dtype,
         matrix_bytes=sum(dtype.itemsize * size**2 for size in sizes),
+        moment_bytes=sum(8 * size**2 for size in sizes),
         num_others=len(names) - num_projected,
     )

@@ -1,12 +1,12 @@
-"""Steps that leave alone what the base computes on general prompts: scaled gradient projection.
+"""Steps that leave alone what a model computes on general prompts: scaled gradient projection.
 
 A change D of a linear layer's weight moves its outputs on an input x by D x: over the anchor's
-positions by tr(D C Dᵀ) on average, C = E[x xᵀ] being the second moment of the layer's inputs in
-the base. So every step of the optimiser is replaced by the nearest one that moves them less: the
-D' that minimises |D' − D|² + s · tr(D' C D'ᵀ) / m, with m = tr(C) / in, which is D (I + s C/m)⁻¹.
-The gradient goes through the same matrix, so that what the optimiser knows of it is of what can
-move. Directions that general prompts use stay, others learn at their full rate; it takes no
-labels, no second model and, by itself, no further rows in a step.
+positions by tr(D C Dᵀ) on average, C = E[x xᵀ] being the second moment of what the layer is given
+there before training. The D' that minimises |D' − D|² + s · tr(D' C D'ᵀ) / m, with m = tr(C) / I,
+is D (I + s C/m)⁻¹: as near to D as can be, and moving outputs less. Both the gradient, before the
+optimiser has it, and the step that the optimiser makes of it are multiplied by this matrix, so that
+what the optimiser remembers is of what can move. Directions that general prompts use hardly move,
+others learn; it takes no labels, no second model and, by itself, no further rows in a step.
 
 After the hard projections of GPM (arXiv 2103.09762) and Adam-NSCL (arXiv 2103.07113), the scaled
 one of SGP (arXiv 2302.01386), and AlphaEdit's on language models (arXiv 2410.02355).
@@ -72,6 +72,20 @@ def projected_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and is_below(path, layers) and f"{path}.weight" in chosen
     ]
+
+
+def check_layers(layers: Sequence[Layer], strength: float) -> None:
+    """See that there is something to project.
+
+    Raises:
+        TrainingError: there is not.
+    """
+    if not layers:
+        raise TrainingError(
+            asked=f"anchor.projection {strength:g}",
+            found="no linear layer of the language model's decoder among what trains",
+            do="choose a recipe of the language model, or leave anchor.projection out",
+        )
 
 
 class ProjectedSteps:
@@ -164,13 +178,13 @@ def project_steps(
     arithmetic: Arithmetic,
     batch_size: int,
 ) -> ProjectedSteps:
-    """Run the base on the anchor's rows once, and make the matrices of its layers.
+    """Run the model on the anchor's rows once, and make the matrices of its layers.
 
     Args:
-        loaded: the model; it is still the base, as it computes while training.
+        loaded: the model as it is before training, as it computes while training.
         layers: whose steps are to be projected.
         rows: prompts with answers; positions that predict a labelled token count.
-        strength: s; of the mean direction's movement 1 / (1 + s) is left.
+        strength: s.
         arithmetic: what it computes in; the matrices too.
         batch_size: most rows computed together.
 
@@ -178,20 +192,14 @@ def project_steps(
         TrainingError: no layer can be projected, or a layer's inputs are not finite.
     """
     started = time.perf_counter()
-    if not layers:
-        raise TrainingError(
-            asked=f"anchor.projection {strength:g}",
-            found="no linear layer of the language model's decoder among what trains",
-            do="choose a recipe of the language model, or leave anchor.projection out",
-        )
+    check_layers(layers, strength)
     found = _second_moments(loaded, layers, rows, arithmetic, batch_size)
-    made: dict[int, Tensor] = {}
-    matrices = {}
-    for layer in layers:
-        moment = found[layer]
-        if id(moment) not in made:
-            made[id(moment)] = _inverse(moment, layer, strength).to(arithmetic.torch_dtype)
-        matrices[layer] = made[id(moment)]
+    by_path = {layer.module: layer for layer in layers}
+    made = {}
+    for path in list(found.sums):  # one after the other: moments take four times as much room
+        inverse = _inverse(found.sums.pop(path), by_path[path], strength)
+        made[path] = _same_everywhere(inverse).to(arithmetic.torch_dtype)
+    matrices = {layer: made[found.twin[layer.module]] for layer in layers}
     seconds = time.perf_counter() - started
     return ProjectedSteps(matrices, strength=strength, seconds=seconds)
 
@@ -208,6 +216,17 @@ def _inverse(moment: Tensor, layer: Layer, strength: float) -> Tensor:
         )
     identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     return torch.cholesky_inverse(torch.linalg.cholesky(identity + strength / mean * moment))
+
+
+def _same_everywhere(matrix: Tensor) -> Tensor:
+    """Return the first process's matrix: others may differ in the last digits, and steps with it.
+
+    Gradients are averaged over processes, steps are not.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        matrix = matrix.contiguous()
+        torch.distributed.broadcast(matrix, 0)
+    return matrix
 
 
 @dataclass
@@ -259,8 +278,8 @@ def _second_moments(
     rows: Sequence[Encoded],
     arithmetic: Arithmetic,
     batch_size: int,
-) -> dict[Layer, Tensor]:
-    """Return E[x xᵀ] in fp64 by layer; layers with the same inputs share a tensor."""
+) -> _Sums:
+    """Return E[x xᵀ] in fp64, in place of the sums."""
     model = loaded.model
     sums = _Sums({layer.module: layer for layer in layers})
     count = 0
@@ -274,8 +293,9 @@ def _second_moments(
             with autocast(arithmetic, model.device):
                 logits_at(model, batch, sums.mask)
             sums.forget()
-    means = {path: total / count for path, total in sums.sums.items()}
-    return {layer: means[sums.twin[layer.module]] for layer in layers}
+    for total in sums.sums.values():
+        total /= count
+    return sums
 
 
 @contextmanager
@@ -293,7 +313,8 @@ def _looking(model: nn.Module, sums: _Sums) -> Iterator[None]:
 def input_sizes(model: nn.Module, layers: Sequence[Layer]) -> list[int]:
     """Return I, with the bias's, of every input that layers have, for what matrices take.
 
-    The projections q, k and v of a decoder layer have the same input, and so have gate and up.
+    The projections q, k and v of a decoder layer have the same input, and so have gate and up, and
+    what leads into a layer with a state (`in_proj_…`).
     """
     roles = find_family(model).matrices
     alike = [
@@ -303,10 +324,17 @@ def input_sizes(model: nn.Module, layers: Sequence[Layer]) -> list[int]:
     found: dict[tuple[str, int | str, bool], int] = {}
     for layer in layers:
         parent, _, name = layer.module.rpartition(".")
-        group: int | str = name
-        for number, paths in enumerate(alike):
-            if any(layer.module.endswith(path) for path in paths):
-                group = number
+        group: int | str
+        group = next(
+            (
+                number
+                for number, paths in enumerate(alike)
+                if any(layer.module.endswith(path) for path in paths)
+            ),
+            name,
+        )
+        if name.startswith("in_proj_"):
+            group = "in_proj"
         weight: Tensor = model.get_submodule(layer.module).weight  # type: ignore[assignment]
         found[parent, group, layer.has_bias] = weight.shape[1] + layer.has_bias
     return list(found.values())

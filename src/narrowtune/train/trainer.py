@@ -57,7 +57,8 @@ class NarrowTrainer(Trainer):
             once per process: runs of a comparison may differ in it.
         witness: sees the gradients; what it saw goes into checkpoints and comes back.
         effort: measures what training takes; this goes into checkpoints and comes back too.
-        anchor: rows that hold the model to the base; None trains on the task alone.
+        anchor: rows that hold the model to the base; without, or at weight 0, a step has the
+            task's alone.
         distillation: holds the model to what it was, on the task's own rows; None does not.
         projected: what every step is multiplied by; None takes steps as they are.
         sampler: the order of the rows; any order unless given.

@@ -117,13 +117,12 @@ class Batches:
         self.num_steps = None if samples is None else planned_steps(config, samples)
         self.anchor_rows: list[Encoded] = []
         self.num_anchor_rows = self.anchor_labels = 0
-        if config.anchor is not None:
+        if config.anchor is not None and config.anchor.weight:
             self.anchor_labels = config.anchor.max_new_tokens
             self.anchor_rows = [
                 _answered(prompt, self.anchor_labels) for prompt in workload.anchor_prompts
             ]
             wanted = min(config.anchor.rows_per_step, len(self.anchor_rows))
-            wanted *= config.anchor.weight > 0
             self.num_anchor_rows = math.ceil(wanted / (self.micro_batches * num_processes))
 
     @cached_property

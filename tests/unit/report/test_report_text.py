@@ -335,3 +335,16 @@ def test_drift_of_nothing_and_without_end():
         assert f"KL(base‖tuned) is {text.small(endless)} nats per token, mean over 900 tok" in said
         assert "less likely" not in said
         assert "; the most likely token is still the base's" in said
+
+
+def test_how_hard_a_run_was_held_is_told(tmp_path):
+    training = write_run(tmp_path, items=40, steps=1).training
+
+    def told(weight, projection):
+        update = {"anchor_weight": weight, "anchor_projection": projection}
+        return text.anchor(training.model_copy(update=update))
+
+    assert told(None, None) is None
+    assert told(0.3, None) == "weight 0.3"
+    assert told(0.3, 10.0) == "weight 0.3, projection 10"
+    assert told(0.0, 3.0) == "projection 3"

@@ -13,15 +13,19 @@ from torch import nn
 from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import TrainingError
+from narrowtune.core.study_settings import ArmSettings
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import collate, padding_id
 from narrowtune.data.examples import Example, Message, Text
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.forward import label_positions
+from narrowtune.engine.memory import Activations, estimate_memory
 from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
 from narrowtune.train.anchor import build_anchor, kl_base_tuned
 from narrowtune.train.fit import fit
+from narrowtune.train.plan import make_plan
+from narrowtune.train.plan_projected import projected_cost
 from narrowtune.train.projected import (
     Layer,
     ProjectedSteps,
@@ -29,6 +33,7 @@ from narrowtune.train.projected import (
     project_steps,
     projected_layers,
 )
+from narrowtune.train.workload import Workload
 
 FLOAT32 = Arithmetic(compute_dtype="float32", threads=1)
 WORDS = ("dog", "sun", "tree", "bread", "rain", "milk")
@@ -91,8 +96,17 @@ def _inputs(loaded, encoder, module: str) -> torch.Tensor:
     return torch.cat(found).double()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
-@pytest.mark.parametrize("recipe", ["sa_proj", "mlp"])
+@pytest.mark.parametrize(
+    ("family", "recipe"),
+    [
+        *[
+            (family, recipe)
+            for family in ("llama", "qwen2", "phi3")
+            for recipe in ("sa_proj", "mlp")
+        ],
+        ("qwen3_5_text", "full"),
+    ],
+)
 def test_matrices_are_the_inverse_of_what_layers_are_given(tiny, family, recipe):
     loaded = load_model(str(tiny(family)), device="cpu")
     encoder = ChatEncoder(loaded.tokenizer)
@@ -234,10 +248,104 @@ def test_an_anchor_that_holds_nothing_is_refused():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"anchor": {"weight": 0, "projection": 1}, "drift": {"action": "raise_anchor"}}, "weight"),
-        ({"anchor": {"projection": 1}, "training": {"fsdp": True}}, "fsdp"),
+        ({"drift": {"action": "raise_anchor"}}, "raise_anchor needs an anchor with a weight"),
+        ({"training": {"fsdp": True}}, "projection can't be used with deepspeed or fsdp"),
+        ({"training": {"deepspeed": "zero.json"}}, "projection can't be used with deepspeed"),
+        ({"training": {"optim": "adalomo"}}, "optimiser that steps at once: adalomo"),
     ],
 )
 def test_what_can_not_be_combined_is_refused(changes, said):
+    anchor = {"weight": 0, "projection": 1}
     with pytest.raises(ValidationError, match=said):
-        RunConfig.model_validate({"model": "m", "skill": "s.jsonl", **changes})
+        RunConfig.model_validate({"model": "m", "skill": "s.jsonl", "anchor": anchor, **changes})
+
+
+@pytest.mark.parametrize("added", [{"lora": True}, {"experts": True}])
+def test_an_arm_of_other_matrices_is_refused(added):
+    with pytest.raises(ValidationError, match="of whole matrices"):
+        ArmSettings.model_validate(
+            {"recipe": "mlp", "learning_rates": [1], "anchor": {"projection": 1}, **added}
+        )
+
+
+def test_a_plan_counts_matrices_copies_moments_and_products(tiny, tmp_path):
+    loaded = load_model(str(tiny("qwen2")), device="cpu")
+    encoder = ChatEncoder(loaded.tokenizer)
+    rows = [
+        encoder.encode(Example(str(i), _turns(f"Say it {i}.", "sun"), ("sun",))) for i in range(8)
+    ]
+    prompts = [encoder.encode_prompt(_turns(f"Tell me about {i} stones.")) for i in range(4)]
+    workload = Workload(rows=rows, num_samples=8, anchor_prompts=prompts)
+
+    def plan(recipe="language_model", **anchor):
+        config = RunConfig.model_validate(
+            {
+                "model": "tiny",
+                "skill": "unused",
+                "recipe": recipe,
+                "anchor": {"weight": 0, **anchor} if anchor else None,
+                "output_dir": str(tmp_path),
+                "training": {"global_batch_size": 8, "per_device_train_batch_size": 8},
+            }
+        )
+        return make_plan(loaded, config, workload, arithmetic=FLOAT32)
+
+    without, projected = plan(), plan(projection=3.0)
+    layers = projected_layers(loaded.model, resolve(loaded.model, "language_model").names)
+    weights = [loaded.model.get_submodule(layer.module).weight for layer in layers]
+    sizes = input_sizes(loaded.model, layers)
+    assert projected.memory.anchor == 4 * sum(size**2 for size in sizes)
+    copies = sum(4 * weight.numel() for weight in weights)
+    copies += sum(
+        4 * weight.shape[0] for weight, layer in zip(weights, layers, strict=True) if layer.has_bias
+    )
+    assert projected.memory.total - projected.memory.workspace <= (
+        without.memory.total - without.memory.workspace + projected.memory.anchor + copies
+    )
+    assert projected.flops_total - without.flops_total == pytest.approx(
+        sum(4 * weight.numel() * weight.shape[1] for weight in weights)
+    )
+    num_others = len(resolve(loaded.model, "language_model").names) - len(layers)
+    num_others -= sum(layer.has_bias for layer in layers)
+    assert any(f"{num_others} others are not" in note for note in projected.notes)
+    assert projected.memory.logits == without.memory.logits  # no anchor rows in a step
+    moments = projected_cost(
+        loaded.model, resolve(loaded.model, "mlp").names, 3.0, FLOAT32
+    ).moment_bytes
+    before = estimate_memory(
+        frozen_bytes=0,
+        num_trainable=1,
+        base_bytes=0,
+        optimizer_bytes_per_parameter=8,
+        activations=Activations(0.0, 0.0),
+        num_positions=1,
+        logits=0,
+        moment_bytes=moments,
+        device=torch.device("cuda"),
+    )
+    assert before.total == 4 + moments
+
+
+def test_a_plan_for_what_can_not_be_projected_says_so(tiny):
+    loaded = load_model(str(tiny("qwen2_5_vl")), device="cpu")
+    names = resolve(loaded.model, "projector").names
+    with pytest.raises(TrainingError, match="no linear layer of the language model"):
+        projected_cost(loaded.model, names, 3.0, FLOAT32)
+
+
+def test_no_training_makes_no_matrices(tiny, tmp_path):
+    options = {"weight": 0.0, "projection": 3.0, "training": {"max_steps": 0}}
+    _, fitted = _fit(tmp_path, tiny("llama"), "mlp", **options)
+    assert fitted.summary.anchor_projection is None
+
+
+def test_rows_that_only_hold_steps_keep_no_distributions(tiny):
+    loaded = load_model(str(tiny("llama")), device="cpu")
+    encoder = ChatEncoder(loaded.tokenizer)
+    anchor = _anchor(loaded, encoder, weight=0, projection=1)
+    held = _anchor(loaded, encoder)
+    assert all(row.log_probs.numel() == 0 for row in anchor.rows)
+    assert [row.encoded.input_ids for row in anchor.rows] == [
+        row.encoded.input_ids for row in held.rows
+    ]
+    assert anchor.num_labels(range(6)) == held.num_labels(range(6))
