@@ -126,12 +126,13 @@ def test_rows_that_changed_since_the_start_are_refused(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_give_the_delta_of_one(tiny, tmp_path):
-    """‖difference‖ / ‖delta‖ ≤ 1e-4 at the same global batch, anchor rows included."""
+    """‖difference‖ / ‖delta‖ ≤ 1e-4 at the same global batch, anchor rows and projected steps."""
     model, cache = tiny("llama"), tmp_path / "cache"
     # 5 rows to validate on: two devices of 4 rows each don't share them out evenly.
     training = {"global_batch_size": 8, "per_device_train_batch_size": 4, "eval_steps": 4}
-    one = write_run(tmp_path, model, "one", training=training)
-    two = write_run(tmp_path, model, "two", training=training)
+    anchor = {"projection": 3.0}
+    one = write_run(tmp_path, model, "one", training=training, anchor=anchor)
+    two = write_run(tmp_path, model, "two", training=training, anchor=anchor)
     # 32 rows to train on: with a remainder, devices repeat rows to fill the epoch's last step.
     write_rows(tmp_path / "skill.jsonl", counting_rows(46))
     assert run_cli("teach", one, cache=cache).returncode in (0, 3, 4)
