@@ -51,8 +51,8 @@ RUNS = {
     "mlp_gate_up_anchored": Run("mlp_gate_up", 1e-2, anchored=True),
 }
 """By the name of their folder, in order. Rates at which each learned much in 200 steps on other
-rows (docs/results/anchor-weights, docs/results/anchor-ablations); gate and up alone bear and need
-a higher one, and a higher one still where steps are kept off what the anchor's prompts use."""
+rows (docs/results/anchor-weights; the last one's: docs/LOG.md, 2026-11-29); gate and up alone bear
+and need a higher one, and a higher one still where steps are kept off what prompts use."""
 
 PROJECTION = 3.0
 """Strength of `anchor.projection`."""
