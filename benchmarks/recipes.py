@@ -22,7 +22,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from recipes_protocol import ARMS, DECIDING, GRID, HELD, SEEDS, Arm, Job, next_jobs, read_runs
+from recipes_protocol import (
+    ARMS,
+    DECIDING,
+    GRID,
+    HELD,
+    SEEDS,
+    Arm,
+    Job,
+    job_of,
+    next_jobs,
+    read_runs,
+)
 from recipes_table import print_tables
 
 RESULTS = Path(__file__).parent / "results" / "recipes"
@@ -129,7 +140,7 @@ class Bench:
                 for task in tasks
             }
 
-    def anchor(self, weight: float) -> Any:
+    def anchor(self, arm: Arm) -> Any:
         """Return the base's answers to the prompts that ship, computed once."""
         from narrowtune.core.anchor_settings import AnchorSettings
         from narrowtune.pipeline.prompts import read_anchor_prompts
@@ -150,7 +161,7 @@ class Bench:
                     seed=0,
                 )
         anchor = copy.copy(self._anchor)
-        anchor.weight = weight
+        anchor.weight, anchor.projection = arm.weight, arm.projection
         return anchor
 
     def fit(self, job: Job, max_steps: int = -1) -> Any:
@@ -171,7 +182,7 @@ class Bench:
                     "output_dir": folder,
                 }
             )
-            anchor = self.anchor(job.weight) if job.weight else None
+            anchor = self.anchor(job.arm) if job.weight else None
             return fit(
                 self.loaded,
                 resolve(self.loaded.model, job.recipe),
@@ -249,9 +260,9 @@ class Bench:
 
     def cost(self, arm: Arm, steps: int) -> dict[str, Any]:
         """Time some steps with nothing else running."""
-        job = Job(*arm, 0, 0)
+        job = job_of(arm, 0, 0)
         if arm.weight:
-            self.anchor(arm.weight)
+            self.anchor(arm)
         summary = self.fit(job, max_steps=steps).summary
         self.restore()
         return {
@@ -378,7 +389,7 @@ def describe(run: dict[str, Any]) -> str:
     """Return a run in one line."""
     verdict, drift = run["verdict"], run["drift"]
     kl = f"KL {drift['kl_base_tuned']:.3f}" if drift else ""
-    arm = Arm(*run["job"][:2])
+    arm = Job(*run["job"]).arm
     learning, forgetting = (verdict[key]["value"] for key in ("learning", "forgetting"))
     return (
         f"{run['job'][4]:6} {arm!s:26} {run['learning_rate']:7g} s{run['job'][3]} "

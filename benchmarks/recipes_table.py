@@ -19,6 +19,7 @@ from recipes_protocol import (
     Job,
     best_exponent,
     holding_exponent,
+    job_of,
     next_jobs,
     read_runs,
 )
@@ -125,7 +126,7 @@ def print_kept(runs: dict[Job, dict[str, Any]]) -> None:
     reference = {
         job.seed: run
         for job, run in runs.items()
-        if job == Job(*ARMS[0], best_exponent(ARMS[0], runs) or 0, job.seed, "result")
+        if job == job_of(ARMS[0], best_exponent(ARMS[0], runs) or 0, job.seed, "result")
     }
     print(f"\nAt a rate that keeps {', '.join(DECIDING)}; each seed's own\n")
     print(
@@ -135,7 +136,7 @@ def print_kept(runs: dict[Job, dict[str, Any]]) -> None:
     for arm in HELD:
         exponent = holding_exponent(arm, runs)
         for seed in SEEDS:
-            run = runs.get(Job(*arm, exponent or 0, seed, "kept"))
+            run = runs.get(job_of(arm, exponent or 0, seed, "kept"))
             if run is None or seed not in reference:
                 continue
             others = [name for name in list(run["items"])[1:] if name not in DECIDING]
@@ -172,7 +173,9 @@ def paired(kind: str, items: dict[str, Any]) -> PairedTask:
 
 def print_tasks(runs: dict[Job, dict[str, Any]]) -> None:
     """Print the change of every task of the runs on all held-out items."""
-    chosen = {job.arm: run for job, run in sorted(runs.items()) if job[3:] == (0, "result")}
+    chosen = {
+        job.arm: run for job, run in sorted(runs.items()) if (job.seed, job.stage) == (0, "result")
+    }
     if not chosen:
         return
     names = [task["name"] for task in next(iter(chosen.values()))["tasks"]]
