@@ -121,14 +121,14 @@ class ProjectedSteps:
                 weight, bias = _pair(layer, parameters)
                 if weight.grad is None:
                     continue
-                grad, bias_grad = _project(matrix, weight.grad, None if bias is None else bias.grad)
-                weight.grad.copy_(grad)
-                if bias is not None and bias_grad is not None:
-                    assert bias.grad is not None
-                    bias.grad.copy_(bias_grad)
-                for name, parameter in ((layer.weight, weight), (layer.bias, bias)):
-                    if parameter is not None:
-                        before[name] = parameter.detach().clone()
+                bias_grad = None if bias is None else bias.grad
+                projected, projected_bias = _project(matrix, weight.grad, bias_grad)
+                weight.grad.copy_(projected)
+                if bias_grad is not None and projected_bias is not None:
+                    bias_grad.copy_(projected_bias)
+                before[layer.weight] = weight.detach().clone()
+                if bias is not None:
+                    before[layer.bias] = bias.detach().clone()
 
         @torch.no_grad()
         def project_steps(*_: Any) -> None:
@@ -137,11 +137,13 @@ class ProjectedSteps:
                     continue
                 weight, bias = _pair(layer, parameters)
                 old, old_bias = before.pop(layer.weight), before.pop(layer.bias, None)
-                moved = None if bias is None or old_bias is None else bias - old_bias
-                step, bias_step = _project(matrix, weight - old, moved)
-                weight.copy_(old.add_(step))
-                if bias is not None and bias_step is not None and old_bias is not None:
-                    bias.copy_(old_bias.add_(bias_step))
+                # In place: a pass over all that trains is felt on a CPU.
+                step = weight.sub_(old)
+                bias_step = None if bias is None or old_bias is None else bias.sub_(old_bias)
+                projected, projected_bias = _project(matrix, step, bias_step)
+                torch.add(old, projected, out=weight)
+                if bias is not None and old_bias is not None and projected_bias is not None:
+                    torch.add(old_bias, projected_bias, out=bias)
 
         optimizer.register_step_pre_hook(project_gradients)
         optimizer.register_step_post_hook(project_steps)
@@ -158,14 +160,14 @@ def _project(
 ) -> tuple[Tensor, Tensor | None]:
     """Multiply what is to be added to a weight, and to a bias, by a layer's matrix.
 
-    In the matrix's dtype: a step's rounding is a thousandth of a step, and not of a weight.
+    In the matrix's dtype, and left in it: a step's rounding is a thousandth of a step, and not of a
+    weight.
     """
     if bias_O is None:
         num_inputs = weight_OI.shape[1]
-        product = weight_OI.to(matrix.dtype) @ matrix[:num_inputs, :num_inputs]
-        return product.to(weight_OI.dtype), None
-    joined = torch.cat([weight_OI, bias_O[:, None]], dim=1)
-    product = (joined.to(matrix.dtype) @ matrix).to(weight_OI.dtype)
+        return weight_OI.to(matrix.dtype) @ matrix[:num_inputs, :num_inputs], None
+    joined = torch.cat([weight_OI.to(matrix.dtype), bias_O.to(matrix.dtype)[:, None]], dim=1)
+    product = joined @ matrix
     return product[:, :-1], product[:, -1]
 
 
