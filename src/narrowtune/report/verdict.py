@@ -133,7 +133,7 @@ def _how_to_hold(record: RunRecord) -> str:
     if training is None or training.anchor_weight is None:
         return "train again with the anchor (--anchor)"
     projects = "language_model" in get_recipe(record.recipe).components
-    hints = ["set anchor.projection to 3"] if projects and not training.anchor_projection else []
+    hints = ["set anchor.projection to 10"] if projects and not training.anchor_projection else []
     lost = [t for t in record.tasks if t.role == "held_out" and t.change.high < 0]
     names = " and ".join(t.name for t in sorted(lost, key=lambda t: t.change.value)[:_MOST_NAMED])
     if names:

@@ -263,8 +263,10 @@ class _Sums:
             chosen_NI = given[self.mask].to(torch.float64)
             if self.layers[path].has_bias:
                 chosen_NI = nn.functional.pad(chosen_NI, (0, 1), value=1.0)
-            product = chosen_NI.T @ chosen_NI
-            self.sums[path] = self.sums[path] + product if path in self.sums else product
+            if path in self.sums:
+                self.sums[path].addmm_(chosen_NI.T, chosen_NI)
+            else:
+                self.sums[path] = chosen_NI.T @ chosen_NI
 
         return look
 
@@ -319,24 +321,16 @@ def input_sizes(model: nn.Module, layers: Sequence[Layer]) -> list[int]:
     what leads into a layer with a state (`in_proj_…`).
     """
     roles = find_family(model).matrices
-    alike = [
-        {f".{path}" for role in group for path in roles[role]}
+    shared = {
+        path.rpartition(".")[2]: group[0]
         for group in (("q", "k", "v"), ("gate", "up"))
-    ]
-    found: dict[tuple[str, int | str, bool], int] = {}
+        for role in group
+        for path in roles[role]
+    }
+    found: dict[tuple[str, str, bool], int] = {}
     for layer in layers:
         parent, _, name = layer.module.rpartition(".")
-        group: int | str
-        group = next(
-            (
-                number
-                for number, paths in enumerate(alike)
-                if any(layer.module.endswith(path) for path in paths)
-            ),
-            name,
-        )
-        if name.startswith("in_proj_"):
-            group = "in_proj"
+        given = "in_proj" if name.startswith("in_proj_") else shared.get(name, name)
         weight: Tensor = model.get_submodule(layer.module).weight  # type: ignore[assignment]
-        found[parent, group, layer.has_bias] = weight.shape[1] + layer.has_bias
+        found[parent, given, layer.has_bias] = weight.shape[1] + layer.has_bias
     return list(found.values())

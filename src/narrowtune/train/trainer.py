@@ -124,8 +124,9 @@ class NarrowTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Return the Trainer's own optimiser, with its steps projected where that is asked for."""
+        is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if self._projected is not None:
+        if self._projected is not None and is_new:
             self._projected.attach(optimizer, dict(self._inner_model().named_parameters()))
         return optimizer
 

@@ -162,11 +162,11 @@ def test_over_budget_with_an_anchor_asks_for_prompts_in_the_forms_that_were_lost
     ]
     anchored = record.model_copy(update={"training": training, "tasks": tasks})
     next_step = headline(anchored).next_step
-    assert "set anchor.projection to 3, add prompts" in next_step
+    assert "set anchor.projection to 10, add prompts" in next_step
     assert "in the form of continents and opposites, lower" in next_step
     unsure = [t.model_copy(update={"change": estimate(-1.0, 2.0)}) for t in tasks]
     anchored = anchored.model_copy(update={"tasks": unsure})
-    assert "set anchor.projection to 3, lower" in headline(anchored).next_step
+    assert "set anchor.projection to 10, lower" in headline(anchored).next_step
     training = training.model_copy(update={"anchor_projection": 3.0})
     projected = anchored.model_copy(update={"training": training})
     assert "raise anchor.projection, lower" in headline(projected).next_step

@@ -309,10 +309,23 @@ def test_a_plan_counts_matrices_copies_moments_and_products(tiny, tmp_path):
     num_others -= sum(layer.has_bias for layer in layers)
     assert any(f"{num_others} others are not" in note for note in projected.notes)
     assert projected.memory.logits == without.memory.logits  # no anchor rows in a step
-    moments = projected_cost(
-        loaded.model, resolve(loaded.model, "mlp").names, 3.0, FLOAT32
-    ).moment_bytes
-    before = estimate_memory(
+    names = resolve(loaded.model, "language_model").names
+    cost = projected_cost(loaded.model, names, 3.0, FLOAT32)
+    assert cost.copy_bytes == copies
+    assert cost.moment_bytes == 2 * projected.memory.anchor  # fp64 where matrices are fp32
+
+
+@pytest.mark.parametrize(
+    ("held", "total"),
+    [
+        ({}, 16),  # master, gradient, optimiser
+        ({"step_copy_bytes": 40}, 56),
+        ({"matrix_bytes": 40}, 56),
+        ({"moment_bytes": 40}, 44),  # beside the master alone
+    ],
+)
+def test_what_projecting_holds_is_in_the_peak(held, total):
+    found = estimate_memory(
         frozen_bytes=0,
         num_trainable=1,
         base_bytes=0,
@@ -320,10 +333,10 @@ def test_a_plan_counts_matrices_copies_moments_and_products(tiny, tmp_path):
         activations=Activations(0.0, 0.0),
         num_positions=1,
         logits=0,
-        moment_bytes=moments,
         device=torch.device("cuda"),
+        **held,
     )
-    assert before.total == 4 + moments
+    assert found.total == total
 
 
 def test_a_plan_for_what_can_not_be_projected_says_so(tiny):
