@@ -12,9 +12,17 @@ second are from the median of the others. Attention is SDPA for all.
 
 narrowtune keeps fp32 masters of what it trains. TRL trains bf16 weights with bf16 optimiser states,
 without which 8.3 billion parameters fit no such GPU; LoRA has rank 16 on every linear layer of the
-language model, not of the tower, which would cost it more. "Checkpointed" is gradient
-checkpointing, TRL's default. What runs out of memory is recorded with its message; what could not
-hold weights, gradients and optimiser states alone is not started.
+language model, not of the tower, which would cost it more; "Liger" is TRL with that library's
+kernels, its documentation's advice for speed. "Checkpointed" is gradient checkpointing, TRL's
+default; "compiled" is narrowtune's `training.torch_compile`. What runs out of memory is recorded
+with its message; what could not hold weights, gradients and optimiser states alone is not started.
+
+Processes import and draw their rows side by side; then one after the other has the device, so that
+a lease of some minutes is spent on steps. `--profile FOLDER` trains one more step of every case and
+writes there what its time went to.
+
+Every arm's process also times a product of two random 8192 x 8192 bf16 matrices, so that shares of
+what the device does with such products can be told from shares of what its maker states.
 
 The share of peak is of the FLOPs that an arm's rows need at least: forward, and backward for what
 it trains; the head at labels alone; nothing for padding or what is computed again. narrowtune's
@@ -30,11 +38,15 @@ that fails is left out, and tried again by the next start.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +59,10 @@ from narrowtune.core import provenance
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLES = 8
-WARM_UP, STEPS = 2, 5
+WARM_UP, STEPS = 2, 8
+CALIBRATED = 8192
+PATIENCE = 90.0
+"""Seconds that a process waits for the others to be ready."""
 MINUTES = 9.0
 KINDS = ("pictures", "questions", "text")
 
@@ -70,19 +85,27 @@ class Arm:
         recipe: what narrowtune trains; of TRL `full`, or `lora`.
         peer: whether TRL trains it.
         checkpointed: whether activations are computed again in the backward pass.
+        liger: whether TRL takes Liger's kernels.
+        compiled: whether narrowtune compiles the decoder's layers.
     """
 
     recipe: str
     peer: bool = False
     checkpointed: bool = False
+    liger: bool = False
+    compiled: bool = False
 
 
 ARMS: Mapping[str, Arm] = {
     "narrowtune sa_proj": Arm("sa_proj"),
+    "narrowtune sa_proj, compiled": Arm("sa_proj", compiled=True),
+    "narrowtune mlp_gate_up": Arm("mlp_gate_up"),
     "narrowtune mlp_gate_up, checkpointed": Arm("mlp_gate_up", checkpointed=True),
     "narrowtune language_model, checkpointed": Arm("language_model", checkpointed=True),
     "TRL + peft LoRA": Arm("lora", peer=True),
+    "TRL + peft LoRA, Liger": Arm("lora", peer=True, liger=True),
     "TRL + peft LoRA, checkpointed": Arm("lora", peer=True, checkpointed=True),
+    "TRL, everything": Arm("full", peer=True),
     "TRL, everything, checkpointed": Arm("full", peer=True, checkpointed=True),
 }
 
@@ -100,50 +123,113 @@ def lora_config(model: Any) -> Any:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Train one arm for some steps, in this process."""
+    """Train one arm for some steps on each kind of rows, in this process."""
     import torch
-    from training.arms import fit_recipe
-    from training.qwen import make_model, make_rows
+    from filelock import FileLock
+    from training.qwen import make_rows
     from trl import SFTTrainer
 
-    from narrowtune.engine.arithmetic import measure_arithmetic
     from narrowtune.engine.heap import keep_freed_blocks
+
+    assert SFTTrainer  # whoever runs: it is in what the process held before
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not ARMS[given.arm].peer:
+        keep_freed_blocks()
+    num_rows = (WARM_UP + STEPS + bool(given.profile)) * SAMPLES
+    rows = {kind: make_rows(given.size, kind, num_rows) for kind in given.kinds}
+    wait_for_others(Path(given.meeting), given.expected)
+    found: dict[str, Any] = {}
+    with FileLock(Path(given.meeting) / "device"):
+        products = products_per_second(device) if device.type == "cuda" else None
+        for kind in given.kinds:
+            if time.time() > given.until:
+                break
+            try:
+                found[kind] = {**train(given, kind, rows.pop(kind), device), **calibrated(products)}
+            except torch.OutOfMemoryError as error:
+                found[kind] = {"out_of_memory": str(error).splitlines()[0]}
+            except Exception:  # the other kinds' time on the device is not to be lost
+                found[kind] = {"failed": traceback.format_exc()[-3000:]}
+            gc.collect()
+            torch.cuda.empty_cache()
+    return found
+
+
+def wait_for_others(meeting: Path, expected: int) -> None:
+    """Return once so many processes are ready, or have had enough time to be."""
+    (meeting / str(os.getpid())).touch()
+    started = time.monotonic()
+    while len(list(meeting.glob("[0-9]*"))) < expected and time.monotonic() - started < PATIENCE:
+        time.sleep(0.2)
+
+
+def calibrated(products: float | None) -> dict[str, float]:
+    """Return what the device does with large products, if that was measured."""
+    return {} if products is None else {"products_per_second": products}
+
+
+def train(given: argparse.Namespace, kind: str, rows: list[Any], device: Any) -> dict[str, Any]:
+    """Train one arm for some steps on rows of a kind."""
+    import torch
+    from training.arms import StepProfile, fit_recipe
+    from training.qwen import make_model
+
+    from narrowtune.engine.arithmetic import measure_arithmetic
     from narrowtune.engine.memory import process_bytes
     from narrowtune.engine.peak import PeakMemory
+    from narrowtune.models.chunks import attend_to_chunks_together
 
     arm = ARMS[given.arm]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not arm.peer:
-        keep_freed_blocks()
-    steps = WARM_UP + STEPS
-    rows = make_rows(given.size, given.kind, steps * SAMPLES)
-    assert SFTTrainer  # whoever runs: it is in what the process held before
+    steps = len(rows) // SAMPLES
+    profile = StepProfile(steps) if given.profile else None
+    callbacks = [profile] if profile else []
     before = process_bytes() if device.type == "cpu" else 0
     torch.manual_seed(0)
-    try:
-        with PeakMemory(device) as peak, tempfile.TemporaryDirectory() as folder:
-            loaded = make_model(given.size, device)
-            if arm.peer:
-                found = train_with_trl(loaded, arm, rows, steps, folder)
-            else:
-                arithmetic = measure_arithmetic(loaded.model, requested="bfloat16")
-                training = {
-                    "global_batch_size": SAMPLES,
-                    "per_device_train_batch_size": SAMPLES,
-                    "max_steps": steps,
-                    "gradient_checkpointing": arm.checkpointed,
-                    "group_by_picture": given.kind == "questions",
-                }
-                found = fit_recipe(loaded, arm.recipe, rows, arithmetic, folder, training)
-    except torch.OutOfMemoryError as error:
-        return {"out_of_memory": str(error).splitlines()[0]}
+    with PeakMemory(device) as peak, tempfile.TemporaryDirectory() as folder:
+        loaded = make_model(given.size, device)
+        if arm.peer:
+            found = train_with_trl(loaded, arm, rows, steps, folder, callbacks)
+        else:
+            attend_to_chunks_together(loaded.model)  # as load_model does
+            arithmetic = measure_arithmetic(loaded.model, requested="bfloat16")
+            training = {
+                "global_batch_size": SAMPLES,
+                "per_device_train_batch_size": SAMPLES,
+                "max_steps": steps,
+                "gradient_checkpointing": arm.checkpointed,
+                "group_by_picture": kind == "questions",
+                "torch_compile": arm.compiled,
+            }
+            found = fit_recipe(
+                loaded, arm.recipe, rows, arithmetic, folder, training, callbacks=callbacks
+            )
+    if profile:
+        name = f"{given.arm}, {kind}.txt".replace(" ", "_").replace(",", "")
+        (Path(given.profile) / name).write_text(profile.table(), encoding="utf-8")
     assert peak.bytes is not None
-    # The first step is not among these.
-    return {**found, "seconds": found["seconds"][WARM_UP - 1 :], "peak_bytes": peak.bytes - before}
+    # The first step is not among these, nor is one that was profiled.
+    seconds = found["seconds"][WARM_UP - 1 : WARM_UP - 1 + STEPS]
+    return {**found, "seconds": seconds, "peak_bytes": peak.bytes - before}
+
+
+def products_per_second(device: Any) -> float:
+    """Return FLOP/s of a large bf16 product on a GPU."""
+    import torch
+
+    a, b = (torch.randn(2, CALIBRATED, CALIBRATED, device=device)).bfloat16()
+    seconds = []
+    for _ in range(10):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - started) / 10)
+    return 2 * CALIBRATED**3 / statistics.median(seconds)
 
 
 def train_with_trl(
-    loaded: Any, arm: Arm, rows: list[Any], steps: int, folder: str
+    loaded: Any, arm: Arm, rows: list[Any], steps: int, folder: str, callbacks: list[Any]
 ) -> dict[str, Any]:
     """Train everything, or LoRA, by TRL's SFTTrainer on the same encoded rows."""
     from datasets import Dataset
@@ -161,6 +247,7 @@ def train_with_trl(
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
+        "use_liger_kernel": arm.liger,
     }
     pad = padding_id(loaded.tokenizer)
     clock = StepClock()
@@ -174,7 +261,7 @@ def train_with_trl(
         data_collator=lambda batch: collate([rows[one["place"]] for one in batch], pad),
         processing_class=loaded.tokenizer,
         peft_config=lora_config(loaded.model) if arm.recipe == "lora" else None,
-        callbacks=[clock],
+        callbacks=[clock, *callbacks],
     )
     trainer.train()
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -182,21 +269,26 @@ def train_with_trl(
 
 
 def predict(given: argparse.Namespace) -> dict[str, Any]:
-    """Plan one arm for a GPU, on shapes without weights."""
+    """Plan one arm for a GPU on each kind of rows, on shapes without weights."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from training.qwen import make_model, make_rows
 
     from narrowtune.engine.arithmetic import Arithmetic
 
-    with FakeTensorMode(allow_non_fake_inputs=True):  # rows are real
-        loaded = make_model(given.size, torch.device("cpu"))
-    rows = make_rows(given.size, given.kind, (WARM_UP + STEPS) * SAMPLES)
     arithmetic = Arithmetic(compute_dtype="bfloat16", threads=torch.get_num_threads())
     arm = ARMS[given.arm]
-    if arm.peer:
-        return predict_peer(loaded, arm, rows, arithmetic)
-    return predict_ours(loaded, arm, rows, arithmetic, grouped=given.kind == "questions")
+    planned = {}
+    for kind in given.kinds:
+        with FakeTensorMode(allow_non_fake_inputs=True):  # rows are real
+            loaded = make_model(given.size, torch.device("cpu"))
+        rows = make_rows(given.size, kind, (WARM_UP + STEPS) * SAMPLES)
+        planned[kind] = (
+            predict_peer(loaded, arm, rows, arithmetic)
+            if arm.peer
+            else predict_ours(loaded, arm, rows, arithmetic, grouped=kind == "questions")
+        )
+    return planned
 
 
 def predict_ours(
@@ -307,9 +399,60 @@ def traced(model: Any, rows: list[Any], pad: int, arithmetic: Any) -> int:
 TASKS = {"measure": measure, "predict": predict}
 
 
-def run_case(task: str, arm: str, kind: str, size: str) -> dict[str, Any]:
-    """Run one task in a process of its own."""
-    return run_alone(__file__, task=task, arm=arm, kind=kind, size=size)
+def run_all(
+    given: argparse.Namespace,
+    task: str,
+    plans: Mapping[str, Any],
+    device: Mapping[str, Any],
+    size: str,
+    asked: Mapping[str, Sequence[str]],
+    until: float,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run arms in processes of their own; yield what was found by case, but for what failed.
+
+    Plans one after the other, since each takes some GB; measurements side by side until they need
+    the device.
+    """
+    out_of_room: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, list[str]] = {}
+    for arm, kinds in asked.items():
+        for kind in kinds:
+            case = f"{arm}|{kind}"
+            reason = fits(plans.get(case), device) if task == "measure" else None
+            if reason:
+                out_of_room.setdefault(arm, {})[case] = {"out_of_memory": reason}
+            else:
+                wanted.setdefault(arm, []).append(kind)
+    yield from out_of_room.items()
+    workers = len(wanted) if task == "measure" else 1
+    with tempfile.TemporaryDirectory() as meeting, ThreadPoolExecutor(workers or 1) as pool:
+        hidden = {"size": size, "meeting": meeting, "expected": workers, "until": until}
+        if given.profile:
+            Path(given.profile).mkdir(parents=True, exist_ok=True)
+            hidden["profile"] = given.profile
+        running = {
+            pool.submit(run_arm, task, arm, kinds, hidden): arm for arm, kinds in wanted.items()
+        }
+        for done in as_completed(running):
+            yield running[done], done.result()
+
+
+def run_arm(task: str, arm: str, kinds: Sequence[str], hidden: Mapping[str, Any]) -> dict[str, Any]:
+    """Run an arm in a process of its own; return what was found by case, but for what failed."""
+    if time.time() > hidden["until"]:
+        return {}
+    try:
+        found = run_alone(__file__, task=task, arm=arm, only=",".join(kinds), **hidden)
+    except SystemExit as error:  # the others' time on the device is not to be lost
+        Console(stderr=True).print(error, markup=False)
+        return {}
+    for kind, one in found.items():
+        if "failed" in one:
+            Console(stderr=True).print(f"{arm}, {kind}: {one['failed']}", markup=False)
+    git = provenance.git_state(Path(__file__).parent)
+    return {
+        f"{arm}|{kind}": {**one, "git": git} for kind, one in found.items() if "failed" not in one
+    }
 
 
 def device_facts() -> dict[str, Any]:
@@ -390,10 +533,14 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.4, help="of peak, to predict speed at")
     parser.add_argument("--table", action="store_true", help="print what was found")
     parser.add_argument("--output", type=Path)
-    for hidden in ("task", "arm", "kind", "size"):
+    parser.add_argument("--profile", help="folder for what a step's time went to, by case")
+    for hidden in ("task", "arm", "only", "size", "meeting"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
+    parser.add_argument("--expected", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.task:
+        given.kinds = given.only.split(",")
         print(json.dumps(TASKS[given.task](given)))
         return
     size = "tiny" if given.tiny else "7B"
@@ -411,23 +558,18 @@ def main() -> None:
         if values["measured_on"] not in (None, device["name"]):
             parser.error(f"{output} was measured on {values['measured_on']}: name another --output")
     started = time.monotonic()
-    for case in missing:
-        if time.monotonic() - started > 60 * given.minutes:
-            break
-        arm, kind = case.split("|")
-        reason = fits(values["plans"].get(case), device) if task == "measure" else None
-        try:
-            found = {"out_of_memory": reason} if reason else run_case(task, arm, kind, size)
-        except SystemExit as error:  # the others' time on the GPU is not to be lost
-            Console(stderr=True).print(error)
-            continue
-        values[key][case] = {**found, "git": provenance.git_state(Path(__file__).parent)}
+    asked = {
+        arm: [kind for kind in given.kinds if f"{arm}|{kind}" in missing] for arm in given.arms
+    }
+    until = time.time() + 60 * given.minutes
+    for arm, found in run_all(given, task, values["plans"], device, size, asked, until):
+        values[key] |= found
         if task == "measure":
             values["measured_on"] = device["name"]
         values |= {"versions": provenance.versions(), "hardware": provenance.hardware()}
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        Console(stderr=True).print(f"{time.monotonic() - started:.0f} s: {case}")
+        Console(stderr=True).print(f"{time.monotonic() - started:.0f} s: {arm}")
     stated = given.peak_tflops * 1e12 if given.peak_tflops else None
     peak = peak_flops(values["measured_on"] or "H100", stated)
     for table in show(values, given.share, peak):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,42 @@ class StepClock(TrainerCallback):
     def seconds(self) -> list[float]:
         """Of every step but the first."""
         return [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
+
+
+class StepProfile(TrainerCallback):
+    """What one step's time goes to.
+
+    Args:
+        step: its number, from 1.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profile = torch.profiler.profile(activities=kinds)
+
+    def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Start with the step."""
+        if state.global_step == self.step - 1:
+            self._profile.start()
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Stop once a GPU has done what it was given."""
+        if state.global_step == self.step:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self._profile.stop()
+
+    def table(self) -> str:
+        """Return the operations that took longest on the device, and those on the CPU."""
+        found = self._profile.key_averages()
+        keys = ["self_cuda_time_total"] if torch.cuda.is_available() else []
+        return "\n".join(
+            found.table(sort_by=key, row_limit=40, max_name_column_width=90)
+            for key in [*keys, "self_cpu_time_total"]
+        )
 
 
 def _load(folder: str) -> tuple[Any, Any]:
@@ -126,6 +162,8 @@ def fit_recipe(
     arithmetic: Arithmetic,
     folder: str,
     training: dict[str, Any],
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Result:
     """Train a recipe in a loaded model on encoded rows, with these settings of `training`."""
     from narrowtune.core.config import parse_config
@@ -146,7 +184,8 @@ def fit_recipe(
     computed = arithmetic.torch_dtype if arithmetic.compute_dtype == "float32" else loaded.dtype
     with apply_arithmetic(arithmetic), computing_in(loaded.model, computed):
         selection = resolve(loaded.model, recipe)
-        fit(loaded, selection, encoded, config, arithmetic=arithmetic, callbacks=[clock])
+        watching = [clock, *callbacks]
+        fit(loaded, selection, encoded, config, arithmetic=arithmetic, callbacks=watching)
     return {
         "seconds": clock.seconds,
         "losses": clock.losses,

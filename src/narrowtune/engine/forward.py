@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from narrowtune.core.errors import ModelError
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.engine.modes import evaluation_mode
-from narrowtune.engine.packing import as_numbers, pack, packing
+from narrowtune.engine.packing import as_numbers, is_packing_allowed, pack, packing
+from narrowtune.engine.padding import without_mask
 
 LOGITS_AT_ONCE = 2**26
 """Logits of one model held at a time: 256 MiB in fp32."""
@@ -79,6 +80,8 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
         dtype = _attention_dtype(inner) if known else None
         if dtype is not None:
             inputs["attention_mask"] = as_numbers(inputs["attention_mask"], dtype)
+    elif is_packing_allowed():
+        inputs = without_mask(inner, inputs, mask.device.type)
     handle = head.register_forward_pre_hook(gather)
     try:
         logits_1NV = model(**inputs, use_cache=False).logits

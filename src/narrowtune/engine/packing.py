@@ -20,22 +20,27 @@ import torch
 from torch import Tensor, nn
 
 from narrowtune.engine.lexical import in_order, shared_out
+from narrowtune.engine.padding import (
+    TEXT,
+    attends,
+    is_masked,
+    is_padded_right,
+    relative_cost,
+    rotary_positions,
+)
 from narrowtune.engine.pictures import (
     PICTURE_INPUTS,
     PICTURE_KINDS,
     pictures_in_rows,
     pictures_of_rows,
 )
+from narrowtune.models.chunks import chunk_by_chunk
 
 When = Literal["never", "cheaper", "always"]
 
 _WHEN: ContextVar[When] = ContextVar("packing", default="cheaper")
 
-_TEXT = {"input_ids", "attention_mask"}
 _PROBED = 64  # pixels by which pictures are told apart before all of them are compared
-_LINEAR_WIDTH = 6
-"""A layer's products with weights cost a token about as much as attending to this many times the
-hidden size in tokens: some 12 h² weights against 2 h per token attended to."""
 _MARGIN = 1.05  # by which a layout must be cheaper: its masks have to be made
 _ALIGNED = 8
 
@@ -44,13 +49,21 @@ _ALIGNED = 8
 def packing(when: When) -> Iterator[None]:
     """Pack rows inside the block where it is exact: never, where it is cheaper, or always.
 
-    Outside it is as before; the default is where it is cheaper.
+    Outside it is as before; the default is where it is cheaper. Where rows are never packed, a
+    tower's windows aren't put together either: that is the plain path. What is computed again in a
+    backward pass must be so inside the same block.
     """
     token = _WHEN.set(when)
     try:
-        yield
+        with chunk_by_chunk(when == "never"):
+            yield
     finally:
         _WHEN.reset(token)
+
+
+def is_packing_allowed() -> bool:
+    """Whether what is exact and quicker than rows as they come is taken here."""
+    return _WHEN.get() != "never"
 
 
 class Layout(NamedTuple):
@@ -86,7 +99,7 @@ def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | 
         fewer tokens than a row has, layers that don't attend, or rows so long and so different that
         the empty part of the layout's squares costs more than the padding.
     """
-    groups = _group(model, inputs, mask)
+    groups = _group(model, inputs, mask, mask.device.type)
     if groups is None:
         return None
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
@@ -144,21 +157,24 @@ class LayoutSize(NamedTuple):
         return self.rows * self.length
 
 
-def layout_size(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> LayoutSize:
-    """Return what `model` computes for a batch: its layout's, or B x T positions."""
-    groups = _group(model, inputs, mask)
+def layout_size(
+    model: nn.Module, inputs: Mapping[str, Any], mask: Tensor, kind: str | None = None
+) -> LayoutSize:
+    """Return what `model` computes for a batch: its layout's, or B x T positions.
+
+    Args:
+        model, inputs, mask: as for `pack`.
+        kind: of the device on which it would; where the batch is, unless given.
+    """
+    kind = kind or mask.device.type
+    groups = _group(model, inputs, mask, kind)
     if groups is not None:
         return LayoutSize(len(groups.rows), groups.length, groups.num_pictured, masked=True)
     ids = inputs["input_ids"]
     placeholder = getattr(model.config, "image_token_id", None)
     pictured = 0 if placeholder is None else int((ids == placeholder).any(dim=1).sum())
     rows, length = ids.shape
-    return LayoutSize(rows, length, pictured, masked=_is_masked(inputs))
-
-
-def _is_masked(inputs: Mapping[str, Any]) -> bool:
-    """Whether attention row by row takes a mask: without, half of its square is skipped."""
-    return PICTURE_KINDS in inputs or not bool(inputs["attention_mask"].all())
+    return LayoutSize(rows, length, pictured, masked=is_masked(model.config, inputs, kind))
 
 
 class _Groups(NamedTuple):
@@ -179,20 +195,23 @@ class _Groups(NamedTuple):
     pictures: dict[str, Tensor]
 
 
-def _group(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups | None:
+def _group(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor, kind: str) -> _Groups | None:
     """Share a batch's rows out over a layout, where there is one that is exact and pays."""
     if not _can_be_laid_out(model, inputs, mask):
         return None
-    groups = (_lines if set(inputs) == _TEXT else _branches)(model, inputs, mask)
+    text = set(inputs) == TEXT
+    groups = _lines(model, inputs, kind) if text else _branches(model, inputs)
     if groups is None:
         return None
-    cost = _cost(model, len(groups.rows), groups.length, masked=True)
+    config = model.config
+    cost = relative_cost(config, len(groups.rows), groups.length, masked=True, kind=kind)
     rows, length = mask.shape
-    pays = _MARGIN * cost < _cost(model, rows, length, masked=_is_masked(inputs))
+    plain = is_masked(config, inputs, kind)
+    pays = _MARGIN * cost < relative_cost(config, rows, length, masked=plain, kind=kind)
     return groups if pays or _WHEN.get() == "always" else None
 
 
-def _lines(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups:
+def _lines(model: nn.Module, inputs: Mapping[str, Any], kind: str) -> _Groups:
     """Lay rows of text end to end, each beginning once that several of a line share.
 
     In one line every token's scores are computed against all others', most of them of other rows
@@ -211,7 +230,7 @@ def _lines(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups
             for line in shared_out(own, number)
         ]
         length = max(order.num_tokens(tokens, line) for line in lines)
-        cost = _cost(model, number, length, masked=True)
+        cost = relative_cost(model.config, number, length, masked=True, kind=kind)
         if best is None or cost < best[0]:
             rows = [[order.rows[place] for place in line] for line in lines]
             starts = [order.starts_of(line) for line in lines]
@@ -266,27 +285,11 @@ def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) 
         return False
     if config._attn_implementation != "sdpa" or (window is not None and length > window):
         return False
-    gaps = valid[:, 1:] & ~valid[:, :-1]
-    return not bool(gaps.any()) and not bool((mask & ~valid).any()) and bool(mask.any())
+    outside = bool((mask & ~valid).any())
+    return is_padded_right(valid) and not outside and bool(mask.any())
 
 
-def attends(config: Any) -> bool:
-    """Whether every layer of a language model attends, so that a mask decides what it sees.
-
-    Layers with a state see whatever stands before them in a row.
-    """
-    kinds = getattr(config, "layer_types", None) or ()
-    return all(kind in ("full_attention", "sliding_attention") for kind in kinds)
-
-
-def _cost(model: nn.Module, rows: int, length: int, *, masked: bool) -> float:
-    """Return what so many rows of such a length cost, relative to others."""
-    config: Any = model.config
-    width = _LINEAR_WIDTH * int(config.get_text_config().hidden_size)
-    return rows * length * (width + (length if masked else length / 2))
-
-
-def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Groups | None:
+def _branches(model: nn.Module, inputs: Mapping[str, Any]) -> _Groups | None:
     """Share rows about the same pictures out: one row for these, each question a branch.
 
     What stands before the first difference, the picture among it, is computed once, and the picture
@@ -296,7 +299,7 @@ def _branches(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> _Gro
     Returns:
         None where no two rows share their picture and what is before it, or as `pack`.
     """
-    known = {*_TEXT, *PICTURE_INPUTS, "mm_token_type_ids", PICTURE_KINDS}
+    known = {*TEXT, *PICTURE_INPUTS, "mm_token_type_ids", PICTURE_KINDS}
     placeholder = getattr(model.config, "image_token_id", None)
     if placeholder is None or not set(inputs) <= known:
         return None
@@ -374,15 +377,7 @@ def _positions(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     ids = inputs["input_ids"]
     if "image_grid_thw" not in inputs:
         return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-    inner: Any = model.model
-    positions: Tensor
-    positions, _ = inner.get_rope_index(
-        ids,
-        mm_token_type_ids=inputs["mm_token_type_ids"],
-        image_grid_thw=inputs["image_grid_thw"],
-        attention_mask=inputs["attention_mask"],
-    )
-    return positions
+    return rotary_positions(model, inputs)
 
 
 def _joined(

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from narrowtune.data.collate import Encoded, collate
-from narrowtune.engine.packing import attends
+from narrowtune.engine.padding import attends
 
 MIN_TOKENS = 8
 """A shorter prefix is not worth a pass of its own."""

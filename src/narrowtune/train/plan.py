@@ -117,7 +117,7 @@ class _Planner:
         self.loaded, self.model, self.config = loaded, loaded.model, config
         self.arithmetic, self.num_processes, self.device = arithmetic, num_processes, device
         self.selection: Selection = resolve(loaded.model, config.recipe)
-        self.batches = Batches(loaded, config, workload, num_processes)
+        self.batches = Batches(loaded, config, workload, num_processes, device.type)
         self.tasks, self.num_samples = workload.tasks, workload.num_samples
         self.looked_at_once = workload.looked_at_once
         self.quantised = quantised_cost(loaded, self.selection, config.training.quantize_frozen)

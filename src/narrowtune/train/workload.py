@@ -20,7 +20,8 @@ from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.attention import MOST_TOKENS
 from narrowtune.engine.forward import label_positions
-from narrowtune.engine.packing import LayoutSize, attends, layout_size
+from narrowtune.engine.packing import LayoutSize, layout_size
+from narrowtune.engine.padding import attends
 from narrowtune.engine.pictures import PICTURE_KINDS
 from narrowtune.models.load import LoadedModel
 from narrowtune.train.arguments import accumulation_steps, per_device_batch_size, planned_steps
@@ -96,14 +97,23 @@ class Batches:
         num_steps: optimiser steps of the run; None if the number of samples is not known.
         anchor_labels: label positions of one anchor row.
 
+    Args:
+        device_kind: of the device that would compute them; the model's own unless given.
+
     Raises:
         UsageError: the batch sizes don't fit each other.
     """
 
     def __init__(
-        self, loaded: LoadedModel, config: RunConfig, workload: Workload, num_processes: int
+        self,
+        loaded: LoadedModel,
+        config: RunConfig,
+        workload: Workload,
+        num_processes: int,
+        device_kind: str | None = None,
     ) -> None:
         self._loaded = loaded
+        self._device_kind = device_kind or loaded.model.device.type
         self.rows = workload.rows or _example_rows(loaded)
         self._seed = config.seed
         training = config.training
@@ -181,7 +191,7 @@ class Batches:
         except DataError:  # pictures that can't be joined: the run itself will say so
             return self.size_plain(rows)
         mask, _ = label_positions(batch.pop("labels"))
-        return layout_size(self._loaded.model, batch, mask)
+        return layout_size(self._loaded.model, batch, mask, self._device_kind)
 
     def size_plain(self, rows: Sequence[Encoded]) -> LayoutSize:
         """Return the same row by row."""

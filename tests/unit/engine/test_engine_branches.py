@@ -278,7 +278,7 @@ def test_anchors_and_checkpointing_go_with_branches(loaded, rows):
         loaded.model.zero_grad()
         with packing(when):
             logits = logits_at(loaded.model, merged, asked | labels)
-        (logits.log_softmax(-1)[-len(held) :] * held).sum().backward()
+            (logits.log_softmax(-1)[-len(held) :] * held).sum().backward()
         gradient = loaded.model.get_input_embeddings().weight.grad
         found.append((logits.detach(), gradient.clone()))
     for plain, shared in zip(*found, strict=True):
