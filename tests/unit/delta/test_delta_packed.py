@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 
 import pytest
 import torch
@@ -41,6 +42,20 @@ def test_bits_of_small_steps_take_a_third():
     tuned = base + torch.randn(400, 500, generator=generator) * 3e-4
     bits = base.bfloat16().view(torch.int16) ^ tuned.bfloat16().view(torch.int16)
     assert 0.2 < pack(bits).nbytes / bits.nbytes <= 0.35
+
+
+def test_every_rank_is_deflated_by_what_suits_it():
+    """Of long steps the lower bytes are close to random and the upper ones repeat."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(700, 500, generator=generator) * 0.05
+    tuned = base + torch.randn(700, 500, generator=generator) * 2e-2
+    bits = base.bfloat16().view(torch.int16) ^ tuned.bfloat16().view(torch.int16)
+    planes = bits.flatten().view(torch.uint8).view(-1, 2).T.contiguous().numpy().tobytes()
+    packed = pack(bits).numpy().tobytes()
+    assert zlib.decompress(packed) == planes, "what reads zlib reads it"
+    assert len(packed) < 0.97 * len(zlib.compress(planes))
+    zeros = torch.zeros(700, 500, dtype=torch.int16)
+    assert pack(zeros).nbytes < zeros.nbytes / 500
 
 
 @pytest.fixture
