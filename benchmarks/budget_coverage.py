@@ -6,6 +6,7 @@ The dial here goes the straight way (`dial.way: linear`); `dial_paths.py` has bo
     python benchmarks/budget_coverage.py --skills birds
     python benchmarks/budget_coverage.py --skills clock --seeds 1 2      # further trainings
     python benchmarks/budget_coverage.py --table
+    python benchmarks/budget_coverage.py --table --drawn 400             # larger keep sets
 
 Measuring: the reference model is taught a skill (1,600 rows in 200 steps of 8) by each recipe at
 the demo's rates, and scored on 240 items of each of eight kept tasks and 200 of the skill: at every
@@ -18,6 +19,10 @@ product's own code turns the dial on them or judges a run by them. The truth is 
 items a task say: they are never part of what decides. Early stopping takes the last moment of
 training that the same rule passes on the same searched items: the walk is over steps and not over
 α.
+
+Keep sets of more items than were scored (`--drawn`) are drawn with replacement, as if the 240 items
+of a task were all kinds of items that there are, each in an item of its own; the truth is then what
+all 240 say. The product's code knows nothing of that.
 """
 
 from __future__ import annotations
@@ -241,11 +246,11 @@ def _path(skill: str, arm: str, seed: int) -> Path:
 class Draw:
     """One user's keep sets, of items drawn from a run's, and the truth about the others."""
 
-    def __init__(self, skill: str, base: Scores, seed: int) -> None:
+    def __init__(self, skill: str, base: Scores, seed: int, drawn: int | None = None) -> None:
         generator = random.Random(seed)
-        self.skill = skill
+        self.skill, self.drawn = skill, drawn
         self.chosen = {
-            name: sorted(generator.sample(range(len(scores)), DRAWN))
+            name: self._choose(generator, len(scores))
             if name != skill
             else list(range(len(scores)))
             for name, scores in base.items()
@@ -253,10 +258,19 @@ class Draw:
         self.seed = seed
         self.tasks = [self._task(name, places) for name, places in self.chosen.items()]
 
+    def _choose(self, generator: random.Random, there: int) -> list[int]:
+        if self.drawn is None:
+            return sorted(generator.sample(range(there), DRAWN))
+        return generator.choices(range(there), k=self.drawn)
+
     def _task(self, name: str, places: Sequence[int]) -> Task:
         # Every item has a picture of its own; what is asked is not kept with the scores.
+        marks = [
+            str(place) if self.drawn is None else f"{place} {number}"
+            for number, place in enumerate(places)
+        ]
         examples = tuple(
-            Example(id=str(n), messages=(), answers=("",), group=f"{name} {n}") for n in places
+            Example(id=mark, messages=(), answers=("",), group=f"{name} {mark}") for mark in marks
         )
         role: Role = "target" if name == self.skill else "held_out"
         return Task(name, role, "exact_match", "generate", 1, examples)
@@ -272,8 +286,8 @@ class Draw:
                     answer="",
                     reference=[""],
                     group=example.group,
-                    strict=scores[task.name][int(example.id)],
-                    lenient=scores[task.name][int(example.id)],
+                    strict=scores[task.name][int(example.id.split()[0])],
+                    lenient=scores[task.name][int(example.id.split()[0])],
                     valid_format=True,
                 )
                 for example in task.examples
@@ -282,11 +296,13 @@ class Draw:
         return made
 
     def true_loss(self, base: Scores, scores: Scores) -> float:
-        """Return the mean loss on the items that were not drawn, points."""
+        """Return the mean loss on the items that were not drawn, or on all, points."""
         losses = []
         for name, places in self.chosen.items():
             if name != self.skill:
-                others = np.setdiff1d(np.arange(len(base[name])), places)
+                others = np.arange(len(base[name]))
+                if self.drawn is None:
+                    others = np.setdiff1d(others, places)
                 losses.append(
                     np.mean(np.array(base[name])[others]) - np.mean(np.array(scores[name])[others])
                 )
@@ -331,8 +347,9 @@ def turned(draw: Draw, walk: dict[str, Scores], budget: float) -> tuple[str, boo
     return place, kept
 
 
-def table() -> None:
-    """Print both tables from what was measured."""
+def table(drawn: int | None = None) -> None:
+    """Print both tables from what was measured; for larger keep sets fewer draws, and no gate."""
+    draws, budgets = (DRAWS, BUDGETS) if drawn is None else (DRAWS // 4, BUDGETS[:2])
     totals: Counter[tuple[str, float, str]] = Counter()
     sums: dict[tuple[str, float], list[tuple[float, ...]]] = {}
     worst: dict[tuple[str, float], list[int]] = {}  # draws over the budget, by training
@@ -342,12 +359,12 @@ def table() -> None:
         base = dial["0"]
         # The walks of the dial that are whole up to where they were ended.
         walk = _in_turn(dial)
-        for budget in BUDGETS:
+        for budget in budgets:
             for way in ("dial", "early stopping"):
                 worst.setdefault((way, budget), []).append(0)
-        for number in range(DRAWS):
-            draw = Draw(skill, base, number)
-            for budget in BUDGETS:
+        for number in range(draws):
+            draw = Draw(skill, base, number, drawn)
+            for budget in budgets:
                 for way, path in (("dial", walk), ("early stopping", stages)):
                     made = turned(draw, path, budget)
                     if made is None:
@@ -375,7 +392,7 @@ def table() -> None:
         "trainings with any | most in one"
     )
     for way in ("dial", "early stopping"):
-        for budget in BUDGETS:
+        for budget in budgets:
             count = {what: totals[way, budget, what] for what in ("runs", "moved", "kept", "over")}
             moved = max(1, count["moved"])
             runs = max(1, count["runs"])
@@ -383,13 +400,14 @@ def table() -> None:
                 f"{way} {budget:g} | {totals[way, budget, 'refused']} | {count['runs']} | "
                 f"{count['moved'] / runs:.0%} | {count['kept'] / moved:.0%} | "
                 f"{count['over'] / runs:.1%} | {sum(map(bool, worst[way, budget]))} of "
-                f"{len(worst[way, budget])} | {max(worst[way, budget]) / DRAWS:.1%}"
+                f"{len(worst[way, budget])} | {max(worst[way, budget]) / draws:.1%}"
             )
     print("way, skill, arm, budget | learned (mean) | truly lost (mean)")
     for (name, budget), values in sums.items():
         learned, lost = np.mean(values, axis=0)
         print(f"{name}, {budget:g} | {learned:.1f} | {lost:.1f}")
-    gate()
+    if drawn is None:
+        gate()
 
 
 def gate() -> None:
@@ -453,7 +471,7 @@ def _runs() -> list[tuple[str, str, dict[str, Any]]]:
 
 def main(
     measure: Callable[[Sequence[str], Sequence[str], Sequence[int]], None],
-    table: Callable[[], None],
+    table: Callable[[int | None], None],
     about: str | None,
     arms: Sequence[str],
     seeds: Sequence[int],
@@ -465,9 +483,10 @@ def main(
     parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds), help="of training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--drawn", type=int, help="items of a task, for the table")
     given = parser.parse_args()
     if given.table:
-        table()
+        table(given.drawn)
         return
     keep_freed_blocks()
     torch.set_num_threads(given.threads)

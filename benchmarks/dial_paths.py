@@ -78,7 +78,7 @@ def _path(skill: str, arm: str, seed: int) -> Path:
     return RESULTS / f"{skill} {arm} seed {seed}.json".replace(" ", "_").replace("+", "and")
 
 
-def table() -> None:
+def table(drawn: int | None = None) -> None:
     """Print what lies on the paths, and what a dial keeps on each."""
     means: dict[tuple[str, str, float], list[tuple[float, float, float, float]]] = {}
     for file in sorted(RESULTS.glob("*.json")):
@@ -95,7 +95,7 @@ def table() -> None:
             ]
             print(f"{skill} {arm}, {path}: " + ", ".join(told))
         for number in range(DRAWS):
-            draw = Draw(skill, base, number)
+            draw = Draw(skill, base, number, drawn)
             for budget in BUDGETS:
                 for path, places in found.items():
                     made = turned(draw, places, budget)
