@@ -348,8 +348,9 @@ def turned(draw: Draw, walk: dict[str, Scores], budget: float) -> tuple[str, boo
 
 
 def table(drawn: int | None = None) -> None:
-    """Print both tables from what was measured; for larger keep sets fewer draws, and no gate."""
-    draws, budgets = (DRAWS, BUDGETS) if drawn is None else (DRAWS // 4, BUDGETS[:2])
+    """Print both tables from what was measured; of larger keep sets fewer draws, the dial alone."""
+    draws, budgets = (DRAWS, BUDGETS) if drawn is None else (DRAWS // 10, BUDGETS[:2])
+    ways = ("dial", "early stopping")[: 2 if drawn is None else 1]
     totals: Counter[tuple[str, float, str]] = Counter()
     sums: dict[tuple[str, float], list[tuple[float, ...]]] = {}
     worst: dict[tuple[str, float], list[int]] = {}  # draws over the budget, by training
@@ -360,12 +361,12 @@ def table(drawn: int | None = None) -> None:
         # The walks of the dial that are whole up to where they were ended.
         walk = _in_turn(dial)
         for budget in budgets:
-            for way in ("dial", "early stopping"):
+            for way in ways:
                 worst.setdefault((way, budget), []).append(0)
         for number in range(draws):
             draw = Draw(skill, base, number, drawn)
             for budget in budgets:
-                for way, path in (("dial", walk), ("early stopping", stages)):
+                for way, path in zip(ways, (walk, stages), strict=False):
                     made = turned(draw, path, budget)
                     if made is None:
                         totals[way, budget, "refused"] += 1
@@ -391,7 +392,7 @@ def table(drawn: int | None = None) -> None:
         "way, budget | refused | runs | moved | confirmed of moved | truly over, of all | "
         "trainings with any | most in one"
     )
-    for way in ("dial", "early stopping"):
+    for way in ways:
         for budget in budgets:
             count = {what: totals[way, budget, what] for what in ("runs", "moved", "kept", "over")}
             moved = max(1, count["moved"])
