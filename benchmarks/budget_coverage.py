@@ -347,9 +347,14 @@ def turned(draw: Draw, walk: dict[str, Scores], budget: float) -> tuple[str, boo
     return place, kept
 
 
+def draws_and_budgets(drawn: int | None) -> tuple[int, tuple[float, ...]]:
+    """Return how many keep sets are drawn, and for which budgets: larger sets take longer."""
+    return (DRAWS, BUDGETS) if drawn is None else (DRAWS // 10, BUDGETS[:2])
+
+
 def table(drawn: int | None = None) -> None:
     """Print both tables from what was measured; of larger keep sets fewer draws, the dial alone."""
-    draws, budgets = (DRAWS, BUDGETS) if drawn is None else (DRAWS // 10, BUDGETS[:2])
+    draws, budgets = draws_and_budgets(drawn)
     ways = ("dial", "early stopping")[: 2 if drawn is None else 1]
     totals: Counter[tuple[str, float, str]] = Counter()
     sums: dict[tuple[str, float], list[tuple[float, ...]]] = {}

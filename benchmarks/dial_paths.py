@@ -22,12 +22,11 @@ from typing import get_args
 
 import numpy as np
 from budget_coverage import (
-    BUDGETS,
-    DRAWS,
     ENOUGH,
     Bench,
     Draw,
     Scores,
+    draws_and_budgets,
     main,
     turned,
 )
@@ -80,6 +79,7 @@ def _path(skill: str, arm: str, seed: int) -> Path:
 
 def table(drawn: int | None = None) -> None:
     """Print what lies on the paths, and what a dial keeps on each."""
+    draws, budgets = draws_and_budgets(drawn)
     means: dict[tuple[str, str, float], list[tuple[float, float, float, float]]] = {}
     for file in sorted(RESULTS.glob("*.json")):
         skill, _, arm = file.stem.partition("_")
@@ -94,9 +94,9 @@ def table(drawn: int | None = None) -> None:
                 if place != "0"
             ]
             print(f"{skill} {arm}, {path}: " + ", ".join(told))
-        for number in range(DRAWS):
+        for number in range(draws):
             draw = Draw(skill, base, number, drawn)
-            for budget in BUDGETS:
+            for budget in budgets:
                 for path, places in found.items():
                     made = turned(draw, places, budget)
                     if made is None:

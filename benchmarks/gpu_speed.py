@@ -413,6 +413,7 @@ def run_all(
     Plans one after the other, since each takes some GB; measurements side by side until they need
     the device.
     """
+    git = provenance.git_state(Path(__file__).parent)
     out_of_room: dict[str, dict[str, Any]] = {}
     wanted: dict[str, list[str]] = {}
     for arm, kinds in asked.items():
@@ -420,7 +421,7 @@ def run_all(
             case = f"{arm}|{kind}"
             reason = fits(plans.get(case), device) if task == "measure" else None
             if reason:
-                out_of_room.setdefault(arm, {})[case] = {"out_of_memory": reason}
+                out_of_room.setdefault(arm, {})[case] = {"out_of_memory": reason, "git": git}
             else:
                 wanted.setdefault(arm, []).append(kind)
     yield from out_of_room.items()
@@ -446,6 +447,8 @@ def run_arm(task: str, arm: str, kinds: Sequence[str], hidden: Mapping[str, Any]
     except SystemExit as error:  # the others' time on the device is not to be lost
         Console(stderr=True).print(error, markup=False)
         return {}
+    finally:  # nobody is to wait for a process that failed on its way
+        (Path(hidden["meeting"]) / f"0{list(ARMS).index(arm)}").touch()
     for kind, one in found.items():
         if "failed" in one:
             Console(stderr=True).print(f"{arm}, {kind}: {one['failed']}", markup=False)

@@ -2,9 +2,9 @@
 
 Training moves most weights by little: of tuned XOR base, the upper bytes are almost all zero and
 the lower ones hold a few bits. Bytes of equal rank are laid together and deflated (zlib, RFC 1950),
-which comes close to the entropy of the bits (docs/delta.md). Base values are not needed. Where bytes
-are close to random, looking for what occurred before finds chance alone, which takes time and room:
-for each rank what is best on a piece of it is taken.
+which comes close to the entropy of the bits (docs/delta.md). Base values are not needed. In bytes
+that are close to random, what occurred before is found by chance alone, at a cost in time and room:
+every segment is deflated by the strategy that is best on pieces of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from narrowtune.core.errors import DeltaError
 
 _LEVEL = 6
 _STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
-_PIECE = 2**18
+_SEGMENT, _PIECE = 2**20, 2**15
 _HEADER = b"\x78\x9c"
 _MOST = 1100  # bytes that one byte of a deflated stream can stand for: 1032, and a little
 
@@ -35,19 +35,27 @@ def pack(bits: Tensor) -> Tensor:
 
 
 def _deflated(planes: Sequence[np.ndarray]) -> bytes:
-    """Return one stream of all planes, each deflated by the strategy that suits it."""
+    """Return one stream of all planes, each segment deflated by the strategy that suits it."""
     parts, checksum = [_HEADER], zlib.adler32(b"")
-    for number, plane in enumerate(planes, 1):
-        data = plane.tobytes()
-        middle = max(0, len(data) - _PIECE) // 2
-        piece = data[middle : middle + _PIECE]
-        strategy = min(_STRATEGIES, key=lambda each: len(_blocks(piece, each, last=True)))
-        parts.append(_blocks(data, strategy, last=number == len(planes)))
-        checksum = zlib.adler32(data, checksum)
-    return b"".join([*parts, checksum.to_bytes(4, "big")])
+    for plane in planes:
+        data = memoryview(plane.tobytes())
+        for start in range(0, len(data), _SEGMENT):
+            segment = data[start : start + _SEGMENT]
+            parts.append(_blocks(segment, _strategy(segment)))
+            checksum = zlib.adler32(segment, checksum)
+    end = _blocks(b"", zlib.Z_DEFAULT_STRATEGY, last=True)
+    return b"".join([*parts, end, checksum.to_bytes(4, "big")])
 
 
-def _blocks(data: bytes, strategy: int, *, last: bool) -> bytes:
+def _strategy(segment: memoryview) -> int:
+    """Return what deflates pieces from a segment's beginning, middle and end best."""
+    places = {0, (len(segment) - _PIECE) // 2, len(segment) - _PIECE}
+    pieces = [segment[max(0, place) : max(0, place) + _PIECE] for place in sorted(places)]
+    sizes = {each: sum(len(_blocks(piece, each)) for piece in pieces) for each in _STRATEGIES}
+    return min(_STRATEGIES, key=lambda each: sizes[each])
+
+
+def _blocks(data: bytes | memoryview, strategy: int, *, last: bool = False) -> bytes:
     """Return blocks without header and checksum, to which others can be joined unless `last`."""
     stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
     return stream.compress(data) + stream.flush(zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)

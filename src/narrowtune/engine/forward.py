@@ -22,6 +22,7 @@ from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.engine.modes import evaluation_mode
 from narrowtune.engine.packing import as_numbers, is_packing_allowed, pack, packing
 from narrowtune.engine.padding import without_mask
+from narrowtune.models.chunks import chunk_by_chunk
 
 LOGITS_AT_ONCE = 2**26
 """Logits of one model held at a time: 256 MiB in fp32."""
@@ -139,7 +140,7 @@ def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def packing_error(model: nn.Module, batch: Mapping[str, Any]) -> float | None:
-    """Return how much packing changes the logits at a batch's labels.
+    """Return how much packing, or leaving out a mask, changes the logits at a batch's labels.
 
     The norm of the difference relative to that of the logits around their mean: about 1e-6 in
     fp32 and 1e-2 in bf16, and of the order of 1 where a model does not honour the layout's mask or
@@ -147,15 +148,19 @@ def packing_error(model: nn.Module, batch: Mapping[str, Any]) -> float | None:
     """
     mask, _ = label_positions(batch["labels"])
     inputs = {name: value for name, value in batch.items() if name != "labels"}
+    bare = without_mask(model, inputs, mask.device.type)
+    others: list[Mapping[str, Any]] = [bare] if bare is not inputs else []
     with packing("always"):
-        if pack(model, inputs, mask) is None:
-            return None
-    with packing("never"):
+        if pack(model, inputs, mask) is not None:
+            others.append(batch)
+    if not others:
+        return None
+    with packing("never"), chunk_by_chunk(model):
         plain = logits_at(model, batch, mask).float()
     with packing("always"):
-        packed = logits_at(model, batch, mask).float()
+        found = [logits_at(model, other, mask).float() for other in others]
     spread = plain - plain.mean(dim=-1, keepdim=True)
-    return float((packed - plain).norm() / spread.norm())
+    return max(float((other - plain).norm() / spread.norm()) for other in found)
 
 
 def labelled_cross_entropy(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, int]:

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from narrowtune.engine.lexical import in_order, shared_out
 from narrowtune.engine.padding import (
     TEXT,
-    attends,
+    attends_causally,
     is_masked,
     is_padded_right,
     relative_cost,
-    rotary_positions,
 )
 from narrowtune.engine.pictures import (
     PICTURE_INPUTS,
@@ -34,7 +33,6 @@ from narrowtune.engine.pictures import (
     pictures_in_rows,
     pictures_of_rows,
 )
-from narrowtune.models.chunks import chunk_by_chunk
 
 When = Literal["never", "cheaper", "always"]
 
@@ -49,14 +47,11 @@ _ALIGNED = 8
 def packing(when: When) -> Iterator[None]:
     """Pack rows inside the block where it is exact: never, where it is cheaper, or always.
 
-    Outside it is as before; the default is where it is cheaper. Where rows are never packed, a
-    tower's windows aren't put together either: that is the plain path. What is computed again in a
-    backward pass must be so inside the same block.
+    Outside it is as before; the default is where it is cheaper.
     """
     token = _WHEN.set(when)
     try:
-        with chunk_by_chunk(when == "never"):
-            yield
+        yield
     finally:
         _WHEN.reset(token)
 
@@ -174,7 +169,11 @@ def layout_size(
     placeholder = getattr(model.config, "image_token_id", None)
     pictured = 0 if placeholder is None else int((ids == placeholder).any(dim=1).sum())
     rows, length = ids.shape
-    return LayoutSize(rows, length, pictured, masked=is_masked(model.config, inputs, kind))
+    return LayoutSize(rows, length, pictured, masked=_is_masked(model, inputs, kind))
+
+
+def _is_masked(model: nn.Module, inputs: Mapping[str, Any], kind: str) -> bool:
+    return is_masked(model.config, inputs, kind, bare=is_packing_allowed())
 
 
 class _Groups(NamedTuple):
@@ -206,7 +205,7 @@ def _group(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor, kind: str)
     config = model.config
     cost = relative_cost(config, len(groups.rows), groups.length, masked=True, kind=kind)
     rows, length = mask.shape
-    plain = is_masked(config, inputs, kind)
+    plain = _is_masked(model, inputs, kind)
     pays = _MARGIN * cost < relative_cost(config, rows, length, masked=plain, kind=kind)
     return groups if pays or _WHEN.get() == "always" else None
 
@@ -281,7 +280,7 @@ def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) 
     config: Any = model.config
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
-    if not attends(text):
+    if not attends_causally(text):
         return False
     if config._attn_implementation != "sdpa" or (window is not None and length > window):
         return False
@@ -377,7 +376,15 @@ def _positions(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     ids = inputs["input_ids"]
     if "image_grid_thw" not in inputs:
         return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-    return rotary_positions(model, inputs)
+    inner: Any = model.model
+    positions: Tensor
+    positions, _ = inner.get_rope_index(
+        ids,
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )
+    return positions
 
 
 def _joined(

@@ -20,13 +20,11 @@ from narrowtune.engine.pictures import PICTURE_INPUTS, PICTURE_KINDS
 TEXT = {"input_ids", "attention_mask"}
 
 _KNOWN = {*TEXT, *PICTURE_INPUTS, "mm_token_type_ids"}
-_LINEAR_WIDTH = {"cpu": 6.0}
-_ELSEWHERE = 2.0
+_LINEAR_WIDTH, _ON_CUDA = 6.0, 2.0
 """A layer's products with weights cost a token about as much as attending to this many times the
 hidden size in tokens. By operations that is some 12 h² weights against 2 h per token attended to;
 on a GPU attention with a mask takes three times as long for each as large products do."""
-_UNMASKED = {"cpu": 1 / 2}
-_UNMASKED_ELSEWHERE = 1 / 3
+_UNMASKED, _UNMASKED_ON_CUDA = 1 / 2, 1 / 3
 """What a token attended to costs without a mask: half of them are skipped, and by a quicker
 kernel on a GPU."""
 
@@ -40,20 +38,37 @@ def attends(config: Any) -> bool:
     return all(kind in ("full_attention", "sliding_attention") for kind in kinds)
 
 
+def attends_causally(config: Any) -> bool:
+    """Whether, moreover, no layer of it sees what comes later."""
+    both_ways = getattr(config, "use_bidirectional_attention", None)
+    return attends(config) and not both_ways and getattr(config, "is_causal", True) is not False
+
+
 def relative_cost(config: Any, rows: int, length: int, *, masked: bool, kind: str) -> float:
     """Return what so many rows of such a length cost on a kind of device, relative to others."""
     hidden = int(config.get_text_config().hidden_size)
-    width = _LINEAR_WIDTH.get(kind, _ELSEWHERE) * hidden
-    attended = length if masked else length * _UNMASKED.get(kind, _UNMASKED_ELSEWHERE)
-    return rows * length * (width + attended)
+    width, unmasked = _LINEAR_WIDTH, _UNMASKED
+    if kind == "cuda":
+        width, unmasked = _ON_CUDA, _UNMASKED_ON_CUDA
+    return rows * length * (width * hidden + length * (1 if masked else unmasked))
 
 
-def is_masked(config: Any, inputs: Mapping[str, Any], kind: str) -> bool:
-    """Whether rows as they are go through attention with a mask, on a kind of device."""
+def is_masked(config: Any, inputs: Mapping[str, Any], kind: str, *, bare: bool) -> bool:
+    """Whether rows as they are go through attention with a mask, on a kind of device.
+
+    Args:
+        config: of the model.
+        inputs: a batch's.
+        kind: of the device.
+        bare: whether `without_mask` is asked.
+    """
     if PICTURE_KINDS in inputs:
         return True
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    if window is not None and inputs["input_ids"].shape[1] > window:
+        return True
     padded = not bool(inputs["attention_mask"].all())
-    return padded and not _needs_no_mask(config, inputs, kind)
+    return padded and not (bare and _needs_no_mask(config, inputs, kind))
 
 
 def without_mask(model: Any, inputs: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -66,28 +81,14 @@ def without_mask(model: Any, inputs: dict[str, Any], kind: str) -> dict[str, Any
     """
     if not _needs_no_mask(model.config, inputs, kind):
         return inputs
-    fewer = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    if "image_grid_thw" in inputs:
-        fewer["position_ids"] = rotary_positions(model, inputs)
-    return fewer
-
-
-def rotary_positions(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """Return the positions [3, B, T] that a model with three rotary axes would give a batch."""
-    positions: Tensor
-    positions, _ = model.model.get_rope_index(
-        inputs["input_ids"],
-        mm_token_type_ids=inputs["mm_token_type_ids"],
-        image_grid_thw=inputs["image_grid_thw"],
-        attention_mask=inputs["attention_mask"],
-    )
-    return positions
+    # Padding moves no position of a token before it, in one axis or in three.
+    return {name: value for name, value in inputs.items() if name != "attention_mask"}
 
 
 def _needs_no_mask(config: Any, inputs: Mapping[str, Any], kind: str) -> bool:
-    if kind == "cpu" or not set(inputs) <= _KNOWN or not set(inputs) >= TEXT:
+    if kind != "cuda" or not set(inputs) <= _KNOWN or not set(inputs) >= TEXT:
         return False
-    if config._attn_implementation != "sdpa" or not attends(config.get_text_config()):
+    if config._attn_implementation != "sdpa" or not attends_causally(config.get_text_config()):
         return False
     return is_padded_right(inputs["attention_mask"])
 

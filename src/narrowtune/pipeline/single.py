@@ -36,16 +36,14 @@ from narrowtune.pipeline.inputs import (
     make_encoder,
     read_inputs,
 )
+from narrowtune.pipeline.layouts import check_packing, packable_batches, prompts_as_batches
 from narrowtune.pipeline.pitfalls import cannot_ship, limits_too_short, pitfalls, unused_rows
 from narrowtune.pipeline.prompts import read_free_prompts
 from narrowtune.pipeline.sources import read_task
 from narrowtune.pipeline.stages import (
-    check_packing,
     make_store,
     measuring,
-    packable_batches,
     plan_run,
-    prompts_as_batches,
     score_tasks,
 )
 from narrowtune.probe.drift import measure_drift

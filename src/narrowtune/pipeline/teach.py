@@ -34,13 +34,13 @@ from narrowtune.pipeline.folder import (
     write_settings,
 )
 from narrowtune.pipeline.inputs import load
+from narrowtune.pipeline.layouts import choose_arithmetic
 from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
 from narrowtune.pipeline.pitfalls import cannot_ship, nothing_to_lose, pitfalls, unused_rows
 from narrowtune.pipeline.record import make_record
 from narrowtune.pipeline.run import Run
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stages import (
-    choose_arithmetic,
     frozen_part,
     looked_at_once,
     make_store,

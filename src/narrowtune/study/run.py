@@ -43,14 +43,13 @@ from narrowtune.pipeline.inputs import (
     load,
     make_encoder,
 )
+from narrowtune.pipeline.layouts import check_packing, prompts_as_batches
 from narrowtune.pipeline.prompts import DRIFT_KEY, read_free_prompts
 from narrowtune.pipeline.sources import Source
 from narrowtune.pipeline.stages import (
-    check_packing,
     make_store,
     measure_tolerance,
     measuring,
-    prompts_as_batches,
 )
 from narrowtune.probe.drift import measure_drift
 from narrowtune.probe.layers import layer_contributions

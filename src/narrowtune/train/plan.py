@@ -226,7 +226,8 @@ class _Planner:
         mean = statistics.fmean(map(flops, laid_out))
         factor = statistics.fmean(map(flops, plain)) / mean
         shared = None
-        if laid_out != plain and factor > 1:
+        shares = any(a[:3] != b[:3] for a, b in zip(laid_out, plain, strict=True))
+        if shares and factor > 1:
             looks = 1 if once is None else 0
             shared = SharingEstimate(
                 positions=statistics.fmean(size.positions for size in laid_out),

@@ -58,6 +58,16 @@ def test_every_rank_is_deflated_by_what_suits_it():
     assert pack(zeros).nbytes < zeros.nbytes / 500
 
 
+def test_a_few_rows_that_changed_among_many_take_no_more_room():
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.zeros(6000, 512, dtype=torch.int16)
+    bits[2700:3300] = torch.randint(0, 2**14, (600, 512), generator=generator, dtype=torch.int16)
+    planes = bits.flatten().view(torch.uint8).view(-1, 2).T.contiguous().numpy().tobytes()
+    packed = pack(bits)
+    assert packed.nbytes < 1.02 * len(zlib.compress(planes))
+    assert unpack(packed, bits.shape, bits.dtype).equal(bits)
+
+
 @pytest.fixture
 def packed_path(make_case, tmp_path):
     path = tmp_path / "packed.safetensors"

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
+
+import PIL.Image
 import pytest
 import torch
 
-from narrowtune.data.collate import Encoded, collate
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import Encoded, collate, padding_id
+from narrowtune.data.examples import Image, Message, Text
 from narrowtune.engine import forward
-from narrowtune.engine.forward import label_positions, labelled_cross_entropy
-from narrowtune.engine.packing import layout_size, packing
+from narrowtune.engine.forward import (
+    label_positions,
+    labelled_cross_entropy,
+    logits_at,
+    packing_error,
+)
+from narrowtune.engine.packing import layout_size, pack, packing
 from narrowtune.engine.padding import is_masked, is_padded_right, relative_cost, without_mask
 from narrowtune.engine.pictures import PICTURE_KINDS
 from narrowtune.models.load import load_model
-from tiny_models import FAMILIES, WITH_STATE
+from tiny_models import FAMILIES, VISION_FAMILIES, WITH_STATE
 
 GPU = "cuda"
-WITH_PICTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 def rows(lengths=(4, 9, 6)):
@@ -62,37 +71,54 @@ def test_loss_and_gradients_are_those_with_a_mask(family, tiny, monkeypatch):
     assert (gradient - expected).norm() < 1e-6 * expected.norm()
 
 
-@pytest.mark.parametrize("family", WITH_PICTURES)
-def test_rows_with_pictures_are_given_their_positions(family, tiny, monkeypatch):
-    model = load_model(str(tiny(family)), device="cpu").model.double()
-    config, tower = model.config, model.model.visual
-    token = config.image_token_id
-    grid = torch.tensor([[1, 4, 8]])
-    size = getattr(config.vision_config, "spatial_merge_size", 2) ** 2
-    shown = [2, *[token] * (int(grid.prod()) // size), 3]
-    made = []
-    for number, length in enumerate((3, 8)):
-        ids = [*shown, *range(20, 20 + length)]
-        row = Encoded(ids, [-100] * (len(ids) - 2) + ids[-2:])
-        draw = torch.Generator().manual_seed(number)
-        width = tower.patch_embed.proj.weight[0].numel()
-        row.features.update(
-            pixel_values=torch.randn(int(grid.prod()), width, generator=draw),
-            image_grid_thw=grid,
-            mm_token_type_ids=torch.tensor([int(one == token) for one in ids]),
-        )
-        made.append(row)
-    batch = collate(made, pad_token_id=0)
-    batch["pixel_values"] = batch["pixel_values"].double()
+@pytest.mark.parametrize("family", sorted(set(VISION_FAMILIES) - set(WITH_STATE) - {"gemma3"}))
+def test_rows_with_pictures_are_as_with_a_mask(family, tiny, monkeypatch):
+    loaded = load_model(str(tiny(family)), device="cpu")
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    buffer = io.BytesIO()
+    PIL.Image.effect_noise((40, 30), 40).convert("RGB").save(buffer, "PNG")
+    picture = Image(data=buffer.getvalue())
+    made = [
+        encoder.encode_answer([Message("user", (picture, Text(question)))], answer)
+        for question, answer in (("how many are there here?", "four"), ("which?", "a red one"))
+    ]
+    batch = collate(made, padding_id(loaded.tokenizer))
+    assert not batch["attention_mask"].all(), "rows of two lengths"
+    given = as_on_a_gpu(monkeypatch)
+    logits = []
+    for when in ("never", "cheaper"):
+        with packing(when), torch.no_grad():
+            logits.append(logits_at(loaded.model, batch, label_positions(batch["labels"])[0]))
+    (seen,) = given
+    assert "attention_mask" not in seen
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_rows_longer_than_a_window_are_as_with_a_mask(tiny, monkeypatch):
+    model = load_model(str(tiny("mistral")), device="cpu").model
+    model.config.sliding_window = 6
+    batch = collate(rows((30, 11, 25)), pad_token_id=0)
     given = as_on_a_gpu(monkeypatch)
     losses = []
     for when in ("never", "cheaper"):
         with packing(when), torch.no_grad():
             losses.append(labelled_cross_entropy(model, batch)[0].item())
-    (seen,) = given
-    assert "position_ids" in seen
-    assert "attention_mask" not in seen
-    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+    model.config.sliding_window = None
+    with packing("never"), torch.no_grad():
+        assert labelled_cross_entropy(model, batch)[0].item() != pytest.approx(losses[0], rel=2e-6)
+    assert given == [{"input_ids"}]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-6)
+
+
+def test_the_check_before_a_run_sees_rows_without_a_mask(tiny, monkeypatch):
+    model = load_model(str(tiny("llama")), device="cpu").model
+    batch = collate(rows(), pad_token_id=0)
+    assert packing_error(model, batch) < 1e-5
+    given = as_on_a_gpu(monkeypatch)
+    assert packing_error(model, batch) < 1e-5
+    assert given[0] == {"input_ids"}
+    monkeypatch.setattr(forward, "without_mask", lambda *_: {"input_ids": batch["input_ids"] * 0})
+    assert packing_error(model, batch) > 0.1
 
 
 def test_a_mask_that_says_something_stays(tiny):
@@ -106,6 +132,10 @@ def test_a_mask_that_says_something_stays(tiny):
     assert without_mask(model, both_ways, GPU) is both_ways
     unknown = {**given, "something": torch.zeros(1)}
     assert without_mask(model, unknown, GPU) is unknown
+    model.config.is_causal = False
+    assert without_mask(model, given, GPU) is given
+    assert pack(model, given, label_positions(collate(rows(), 0)["labels"])[0]) is None
+    model.config.is_causal = True
     model.set_attn_implementation("eager")
     assert without_mask(model, given, GPU) is given
 
@@ -131,8 +161,11 @@ def test_a_gpu_takes_more_lines_and_fewer_masks(tiny):
     on_cpu, on_gpu = (layout_size(model, inputs, mask, kind) for kind in ("cpu", GPU))
     assert on_gpu.rows > on_cpu.rows
     alike = inputs_of(collate(rows([30, 29, 30]), pad_token_id=0))
-    assert is_masked(model.config, alike, "cpu")
-    assert not is_masked(model.config, alike, GPU)
+    assert is_masked(model.config, alike, "cpu", bare=True)
+    assert not is_masked(model.config, alike, GPU, bare=True)
+    assert is_masked(model.config, alike, GPU, bare=False)
+    model.config.sliding_window = 8
+    assert is_masked(model.config, alike, GPU, bare=True)
     for kind in ("cpu", GPU):
         bare, masked = (
             relative_cost(model.config, 4, 500, masked=masked, kind=kind)

@@ -16,11 +16,9 @@ from narrowtune.data.examples import Image, Message, Text
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.pipeline.inputs import Inputs, make_encoder
+from narrowtune.pipeline.layouts import check_packing, choose_arithmetic, packable_batches
 from narrowtune.pipeline.stages import (
-    check_packing,
-    choose_arithmetic,
     looked_at_once,
-    packable_batches,
     plan_run,
 )
 
@@ -82,7 +80,7 @@ def test_arithmetic_is_measured_again_for_another_model_or_other_settings(
         measured.append(requested)
         return FP32
 
-    monkeypatch.setattr("narrowtune.pipeline.stages.measure_arithmetic", measure)
+    monkeypatch.setattr("narrowtune.pipeline.layouts.measure_arithmetic", measure)
     folder = RunFolder(tmp_path)
 
     def chosen(base="abc", **training):
@@ -195,7 +193,7 @@ def test_eyes_do_not_learn_through_fp16_on_a_gpu(
     values = {"model": "m", "skill": "s.json", "recipe": recipe}
     config = parse_config({**values, "training": {"compute_dtype": compute}}, "test")
     folder, reached = RunFolder(tmp_path), pytest.raises(ZeroDivisionError)
-    monkeypatch.setattr("narrowtune.pipeline.stages.measure_arithmetic", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("narrowtune.pipeline.layouts.measure_arithmetic", lambda *_, **__: 1 / 0)
     said = pytest.raises(UsageError, match="dtype: bfloat16") if refused else reached
     with said:
         choose_arithmetic(config, loaded, Inputs(), None, folder, base="x")
@@ -211,14 +209,18 @@ def test_eyes_do_not_learn_through_fp16_on_a_gpu(
 
 
 def test_devices_of_one_kind_share_what_one_of_them_measured(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("narrowtune.pipeline.stages.measure_arithmetic", lambda *_, **__: FP32)
+    monkeypatch.setattr("narrowtune.pipeline.layouts.measure_arithmetic", lambda *_, **__: FP32)
     config = parse_config({"model": "m", "skill": "s.jsonl"}, "test")
     found = []
     for number in range(2):
         monkeypatch.setattr(type(llama.model), "device", torch.device("cuda", number))
         encoder = make_encoder(llama, config)
-        monkeypatch.setattr("narrowtune.pipeline.stages.check_packing", lambda made, *_, **__: made)
+        monkeypatch.setattr(
+            "narrowtune.pipeline.layouts.check_packing", lambda made, *_, **__: made
+        )
         folder = RunFolder(tmp_path)
         found.append(choose_arithmetic(config, llama, Inputs(), encoder, folder, base="x"))
-        monkeypatch.setattr("narrowtune.pipeline.stages.measure_arithmetic", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(
+            "narrowtune.pipeline.layouts.measure_arithmetic", lambda *_, **__: 1 / 0
+        )
     assert found[0] == found[1]
