@@ -119,7 +119,7 @@ def _over_budget(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
         what = "the loss on what it should keep is above what was allowed"
     return (
         f"{_learned(verdict)}, but {what}.",
-        f"Don't apply this delta. Next, {_how_to_hold(record)}, lower the learning rate, "
+        f"Don't apply this delta. Instead, {_how_to_hold(record)}, lower the learning rate, "
         "or choose a narrower recipe.",
     )
 
