@@ -207,7 +207,7 @@ def test_answers_and_drift_are_measured_on_the_plain_path_where_packing_is_not_e
         asked.append(1)
         return 1.0
 
-    monkeypatch.setattr("narrowtune.pipeline.stages.packing_error", differ)
+    monkeypatch.setattr("narrowtune.pipeline.layouts.packing_error", differ)
     found = single.evaluate(
         settings,
         [{"path": str(rows), "max_new_tokens": 3}],
