@@ -18,17 +18,17 @@ from narrowtune.train.workload import Workload
 
 
 def rows_for(config, count=8):
-    """Rows of unlike length, every two of them with the same picture of 2 x 2 visual tokens."""
+    """Rows of unlike length, every two of them with the same picture of 6 x 6 visual tokens."""
     rows = []
     for number in range(count):
-        picture = [config.image_token_id] * 4
+        picture = [config.image_token_id] * 36
         ids = [config.vision_start_token_id, *picture, config.vision_end_token_id]
         ids += [5 + (3 * number + place) % 40 for place in range(8 + number)]
         patch = config.vision_config.patch_size
         width = 3 * config.vision_config.temporal_patch_size * patch**2
         features = {
-            "pixel_values": torch.full((16, width), float(number // 2)),
-            "image_grid_thw": torch.tensor([[1, 4, 4]]),
+            "pixel_values": torch.full((144, width), float(number // 2)),
+            "image_grid_thw": torch.tensor([[1, 12, 12]]),
             "mm_token_type_ids": torch.tensor([int(i == config.image_token_id) for i in ids]),
         }
         rows.append(Encoded(ids, [-100] * (len(ids) - 3) + ids[-3:], features))
