@@ -273,6 +273,8 @@ def _seen(
 
 def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> bool:
     """Whether another layout of these rows, whichever it is, is allowed and exact."""
+    if "attention_mask" not in inputs:  # rows that are given without one are all tokens
+        return False
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
     num_rows, length = ids.shape
     if _WHEN.get() == "never" or num_rows < 2 or mask.shape != ids.shape:
