@@ -64,38 +64,73 @@ APART = ("charts", "forms", "infographics")
 REFERENCE = "language_model"
 SEEDS = (0, 1, 2, 3, 4)
 NUM_LIKE, LIKE_SEED = 64, 145
-BASE_SHARE = 0.12
+BASE_SHARE, SHORTENED = 0.12, 0.07
 LIKE = "prompts like those kept"
-RATES = {
-    REFERENCE: (REFERENCE, [5.5e-4, 1e-3]),
-    "mlp + anchor": ("mlp", [1e-3, 1.7e-3]),
-    "mlp_gate_up + anchor": ("mlp_gate_up", [3e-3]),
-    "mlp + anchor, blended": ("mlp", [1.7e-3, 2.2e-3]),
-    f"mlp + anchor, {LIKE}": ("mlp", [2.4e-3]),
-    f"mlp + anchor, {LIKE}, blended": ("mlp", [2.4e-3]),
-    "mlp + anchor, larger half": ("mlp", [1.7e-3, 2.2e-3]),
-    "mlp + anchor, larger half, shortened": ("mlp", [2.2e-3]),
-    "mlp + anchor, projected by 3": ("mlp", [2.8e-3, 3.4e-3]),
-    "mlp + anchor, projected by 3, larger half": ("mlp", [3.4e-3]),
-    "mlp + anchor, projected by 10": ("mlp", [5e-3]),
-    "mlp_gate_up + anchor, projected by 3": ("mlp_gate_up", [1e-2]),
-    "mlp, projected by 3 alone": ("mlp", [3.4e-3]),
-}
-SHORTENED = 0.07
-
-FRESH_RATES = {
-    REFERENCE: (REFERENCE, [1e-3]),
-    "mlp + anchor, projected by 3": ("mlp", [2.8e-3]),
-    "mlp + anchor, projected by 3, larger half": ("mlp", [2.8e-3]),
-}
-WIDER_RATES = {
-    REFERENCE: (REFERENCE, [1e-3]),
-    "mlp + anchor, projected by 5": ("mlp", [3.6e-3]),
-    "mlp + anchor, projected by 5, larger half": ("mlp", [4.2e-3]),
-}
 
 
-CLOSER_RATES = {"mlp + anchor, projected by 5, larger half": ("mlp", [4.2e-3])}
+class Held(NamedTuple):
+    """With what a recipe is trained, and what is done with it afterwards.
+
+    Attributes:
+        recipe: what trains.
+        rates: learning rates.
+        weight: of the anchor; None without one, 0 where no prompts stand in a step.
+        projection: the strength with which steps are kept off what the prompts use.
+        rows: prompts in a step.
+        density: share of each matrix's elements that stays as trained.
+        base_share: the base's share in the average that ends it.
+        like_kept: whether prompts like what is kept stand beside the others.
+    """
+
+    recipe: str
+    rates: list[float]
+    weight: float | None = 0.3
+    projection: float = 0.0
+    rows: int = 4
+    density: float | None = None
+    base_share: float | None = None
+    like_kept: bool = False
+
+
+LARGER_HALF = 0.5
+ARMS = {
+    REFERENCE: Held(REFERENCE, [5.5e-4, 1e-3], weight=None),
+    "mlp + anchor": Held("mlp", [1e-3, 1.7e-3]),
+    "mlp_gate_up + anchor": Held("mlp_gate_up", [3e-3]),
+    "mlp + anchor, blended": Held("mlp", [1.7e-3, 2.2e-3], base_share=BASE_SHARE),
+    f"mlp + anchor, {LIKE}": Held("mlp", [2.4e-3], like_kept=True),
+    f"mlp + anchor, {LIKE}, blended": Held("mlp", [2.4e-3], base_share=BASE_SHARE, like_kept=True),
+    "mlp + anchor, larger half": Held("mlp", [1.7e-3, 2.2e-3], density=LARGER_HALF),
+    "mlp + anchor, larger half, shortened": Held(
+        "mlp", [2.2e-3], density=LARGER_HALF, base_share=SHORTENED
+    ),
+    "mlp + anchor, projected by 3": Held("mlp", [2.8e-3, 3.4e-3], projection=3.0),
+    "mlp + anchor, projected by 3, larger half": Held(
+        "mlp", [3.4e-3], projection=3.0, density=LARGER_HALF
+    ),
+    "mlp + anchor, projected by 10": Held("mlp", [5e-3], projection=10.0),
+    "mlp_gate_up + anchor, projected by 3": Held("mlp_gate_up", [1e-2], projection=3.0),
+    "mlp, projected by 3 alone": Held("mlp", [3.4e-3], weight=0.0, projection=3.0),
+}
+
+AT_BEST = Held(REFERENCE, [1e-3], weight=None)
+FRESH_ARMS = {
+    REFERENCE: AT_BEST,
+    "mlp + anchor, projected by 3": Held("mlp", [2.8e-3], projection=3.0),
+    "mlp + anchor, projected by 3, larger half": Held(
+        "mlp", [2.8e-3], projection=3.0, density=LARGER_HALF
+    ),
+}
+NEAREST = {
+    "mlp + anchor, projected by 5, larger half": Held(
+        "mlp", [4.2e-3], projection=5.0, density=LARGER_HALF
+    )
+}
+WIDER_ARMS = {
+    REFERENCE: AT_BEST,
+    "mlp + anchor, projected by 5": Held("mlp", [3.6e-3], projection=5.0),
+    **NEAREST,
+}
 WIDER = (*FORMS, "reading", "pairs", "letters", "orders", "pages")
 
 
@@ -103,7 +138,7 @@ class Question(NamedTuple):
     """What is asked, and of which rows.
 
     Attributes:
-        rates: recipe and learning rates by arm.
+        arms: by name.
         seed: of the rows.
         seeds: of the trainings.
         forms: of the anchor's prompts.
@@ -111,7 +146,7 @@ class Question(NamedTuple):
         num_kept: items of each kept task.
     """
 
-    rates: Mapping[str, tuple[str, list[float]]]
+    arms: Mapping[str, Held]
     seed: int
     seeds: Sequence[int]
     forms: tuple[str, ...] = FORMS
@@ -120,10 +155,10 @@ class Question(NamedTuple):
 
 
 QUESTIONS = {
-    "anchor-goal": Question(RATES, SEED, SEEDS),
-    "anchor-goal-fresh": Question(FRESH_RATES, 9, range(10)),
-    "anchor-goal-wider": Question(WIDER_RATES, 12, range(20), WIDER, 1040),
-    "anchor-goal-closer": Question(CLOSER_RATES, 13, range(6), WIDER, 1040, num_kept=1600),
+    "anchor-goal": Question(ARMS, SEED, SEEDS),
+    "anchor-goal-fresh": Question(FRESH_ARMS, 9, range(10)),
+    "anchor-goal-wider": Question(WIDER_ARMS, 12, range(20), WIDER, 1040),
+    "anchor-goal-closer": Question(NEAREST, 13, range(6), WIDER, 1040, num_kept=1600),
 }
 """By the name of their folder."""
 
@@ -131,7 +166,7 @@ QUESTIONS = {
 def make_settings(folder: Path, asked: Question) -> StudySettings:
     """Write the rows, the same each time, and return the study."""
     world = folder / "world"
-    rates, seed = asked.rates, asked.seed
+    seed = asked.seed
     train = write_rows(world, SKILL, "train", NUM_TRAIN, seed)
     test = write_rows(world, SKILL, "test", NUM_SKILL, seed)
     keep: list[DataSettings] = [
@@ -140,33 +175,11 @@ def make_settings(folder: Path, asked: Question) -> StudySettings:
     write_general(world / "prompts.jsonl", asked.forms, asked.num_prompts, ANCHOR_SEED)
     write_general(world / "drift.jsonl", FORMS[:1], 32, DRIFT_SEED)
     _write_like_kept(world)
-    prompts = {name: "prompts-like-kept" if LIKE in name else "prompts" for name in rates}
-    anchors = {
-        name: {
-            "prompts": str(world / f"{file}.jsonl"),
-            "weight": 0.0 if name.endswith("alone") else 0.3,
-            "projection": _projection(name),
-            "rows_per_step": 4,
-        }
-        for name, file in prompts.items()
-    }
     return StudySettings(
         model=str(reference_folder("qwen2_5_vl")),
         skills=[SkillSettings(**train.model_dump(), validation=0, test_path=test.path)],
         keep=keep,
-        arms=[
-            ArmSettings.model_validate(
-                {
-                    "name": name,
-                    "recipe": recipe,
-                    "learning_rates": own,
-                    "anchor": None if name == REFERENCE else anchors[name],
-                    "density": 0.5 if "larger half" in name else None,
-                    "wise_ft": _base_share(name),
-                }
-            )
-            for name, (recipe, own) in rates.items()
-        ],
+        arms=[make_arm(name, held, world) for name, held in asked.arms.items()],
         seeds=list(asked.seeds),
         num_samples=NUM_TRAIN // 2,
         training=TrainingSettings(global_batch_size=8, per_device_train_batch_size=8),
@@ -175,14 +188,25 @@ def make_settings(folder: Path, asked: Question) -> StudySettings:
     )
 
 
-def _projection(name: str) -> float:
-    return next((strength for strength in (10.0, 5.0, 3.0) if f"by {strength:g}" in name), 0.0)
-
-
-def _base_share(name: str) -> float | None:
-    if name.endswith("blended"):
-        return BASE_SHARE
-    return SHORTENED if name.endswith("shortened") else None
+def make_arm(name: str, held: Held, world: Path) -> ArmSettings:
+    """Return a study's arm."""
+    file = "prompts-like-kept" if held.like_kept else "prompts"
+    anchor = {
+        "prompts": str(world / f"{file}.jsonl"),
+        "weight": held.weight,
+        "projection": held.projection,
+        "rows_per_step": held.rows,
+    }
+    return ArmSettings.model_validate(
+        {
+            "name": name,
+            "recipe": held.recipe,
+            "learning_rates": held.rates,
+            "anchor": None if held.weight is None else anchor,
+            "density": held.density,
+            "wise_ft": held.base_share,
+        }
+    )
 
 
 def _write_like_kept(world: Path) -> None:
