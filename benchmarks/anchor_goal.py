@@ -5,6 +5,7 @@
     python benchmarks/anchor_goal.py --fresh       # twenty minutes: ten seeds on rows of their own
     python benchmarks/anchor_goal.py --wider       # 45 minutes: twenty seeds, more prompts
     python benchmarks/anchor_goal.py --closer      # ten minutes: four times as many kept items
+    python benchmarks/anchor_goal.py --sequence    # 40 minutes: five skills in a row
 
 Clocks on the reference model, 1,600 rows in 200 steps of 8, five seeds. The goal: learning not
 below what `language_model` learns at its best rate (lower end of the difference at least -2
@@ -35,6 +36,10 @@ twenty training seeds.
 
 `--closer` asks of the better of the two what is lost alone, six training seeds, of 12,800 kept
 items of yet another seed: with 3,200 it is they that decide how wide the interval is.
+
+`--sequence` asks both of five skills that are taught one after another, each in 200 steps, with
+three training seeds: learned is the mean of the skills, each after its own stage, lost the mean
+over the stages, and what the last of them leaves. Rows are of a seed that decided nothing.
 """
 
 from __future__ import annotations
@@ -144,6 +149,7 @@ class Question(NamedTuple):
         forms: of the anchor's prompts.
         num_prompts: of all forms.
         num_kept: items of each kept task.
+        skills: what is taught, one after another.
     """
 
     arms: Mapping[str, Held]
@@ -152,6 +158,7 @@ class Question(NamedTuple):
     forms: tuple[str, ...] = FORMS
     num_prompts: int = NUM_PROMPTS
     num_kept: int = NUM_KEPT
+    skills: tuple[str, ...] = (SKILL,)
 
 
 QUESTIONS = {
@@ -167,8 +174,11 @@ def make_settings(folder: Path, asked: Question) -> StudySettings:
     """Write the rows, the same each time, and return the study."""
     world = folder / "world"
     seed = asked.seed
-    train = write_rows(world, SKILL, "train", NUM_TRAIN, seed)
-    test = write_rows(world, SKILL, "test", NUM_SKILL, seed)
+    skills = []
+    for name in asked.skills:
+        train = write_rows(world, name, "train", NUM_TRAIN, seed)
+        test = write_rows(world, name, "test", NUM_SKILL, seed)
+        skills.append(SkillSettings(**train.model_dump(), validation=0, test_path=test.path))
     keep: list[DataSettings] = [
         write_rows(world, task.name, "test", asked.num_kept, seed) for task in tasks_of("held_out")
     ]
@@ -177,7 +187,7 @@ def make_settings(folder: Path, asked: Question) -> StudySettings:
     _write_like_kept(world)
     return StudySettings(
         model=str(reference_folder("qwen2_5_vl")),
-        skills=[SkillSettings(**train.model_dump(), validation=0, test_path=test.path)],
+        skills=skills,
         keep=keep,
         arms=[make_arm(name, held, world) for name, held in asked.arms.items()],
         seeds=list(asked.seeds),
@@ -225,11 +235,11 @@ def print_table(folder: Path) -> None:
     """Print what every arm learned and lost at each rate, and learning against the reference's."""
     results = read_results(folder / "results.jsonl")
     base = base_of(results)
-    stages: dict[tuple[str, float], dict[int, StageResult]] = {}
+    stages: dict[tuple[str, float], dict[int, Sequence[StageResult]]] = {}
     for key, found in by_chain(results).items():
-        stages.setdefault((key.arm, key.learning_rate), {})[key.seed] = found[0]
+        stages.setdefault((key.arm, key.learning_rate), {})[key.seed] = found
     learnings = {
-        which: Effect({seed: learned(base, [stage]) for seed, stage in own.items()})
+        which: Effect({seed: learned(base, chain) for seed, chain in own.items()})
         for which, own in stages.items()
     }
     best = max(
@@ -239,7 +249,7 @@ def print_table(folder: Path) -> None:
     )
     print("points" + (f"; {REFERENCE}'s best of these rates is {best[1]:g}" if best else ""))
     for which, own in stages.items():
-        losses = {seed: lost(base, [stage]) for seed, stage in own.items()}
+        losses = {seed: lost(base, chain) for seed, chain in own.items()}
         apart = {
             seed: {
                 name: items for name, items in terms.items() if name.removeprefix("lost ") in APART
@@ -248,15 +258,18 @@ def print_table(folder: Path) -> None:
         }
         # The mean over three tasks of eight: each counts an eighth in the whole.
         kinless = told(Effect(apart))
-        scale = len(losses[0]) / len(APART)
-        seconds = sum(stage.seconds for stage in own.values()) / len(own)
+        scale = len(next(iter(losses.values()))) / len(APART)
+        trained = [stage for chain in own.values() for stage in chain]
+        seconds = sum(stage.seconds for stage in trained) / len(trained)
+        at_end = Effect({seed: lost(base, chain[-1:]) for seed, chain in own.items()})
+        ended = f" ({line(told(at_end))} at the end)" if len(trained) > len(own) else ""
         against = ""
         if best is not None:
             difference = told(learnings[which].plus(learnings[best], -1.0))
             against = f"against the best {line(difference)}; "
         print(
             f"{which[0]:46s} {which[1]:g}: learned {line(told(learnings[which]))}, "
-            f"{against}lost {line(told(Effect(losses)))}, "
+            f"{against}lost {line(told(Effect(losses)))}{ended}, "
             f"of {', '.join(APART)} {scale * kinless.mean:.2f}; {seconds:.0f} s"
         )
 
