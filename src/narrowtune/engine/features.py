@@ -15,10 +15,8 @@ import hashlib
 import inspect
 import json
 import logging
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from narrowtune.core.cache import BoundedFolder
 from narrowtune.core.run_folder import write_bytes
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.engine.modes import evaluation_mode
@@ -43,9 +42,6 @@ MAX_BYTES = 2**30
 
 MAX_FOLDER_BYTES = 8 * 2**30
 """Of features on disk, unless told otherwise."""
-
-_COUNTED_AGAIN = 1 / 20
-"""Share of a folder's limit after which its files are counted again: others write there too."""
 
 _NAME, _CHECK = "features", "sha256"
 
@@ -78,13 +74,12 @@ class FeatureStore:
         folder: Path | None = None,
         max_folder_bytes: int = MAX_FOLDER_BYTES,
     ) -> None:
-        self.max_bytes, self.folder, self.max_folder_bytes = max_bytes, folder, max_folder_bytes
+        self.max_bytes = max_bytes
+        self._folder = BoundedFolder(folder, max_folder_bytes) if folder is not None else None
         self.num_found = self.num_computed = 0
         self._kept: dict[str, Tensor] = {}
         self._num_bytes = 0
-        self._started = time.time()
         self._writes = folder is not None
-        self._folder_bytes = self._uncounted = 0
 
     def get(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return what is kept under `key`; `compute` it, and keep it, if nothing is."""
@@ -114,14 +109,10 @@ class FeatureStore:
             f"up {self.num_found} times (remember_pictures)."
         ]
 
-    def _path(self, key: str) -> Path:
-        assert self.folder is not None
-        return self.folder / key[:2] / f"{key}.safetensors"
-
     def _read(self, key: str) -> Tensor | None:
-        if self.folder is None:
+        if self._folder is None:
             return None
-        path = self._path(key)
+        path = _path(self._folder, key)
         try:
             content = path.read_bytes()
             # What is made in inference mode could take no part in a backward pass later.
@@ -133,53 +124,28 @@ class FeatureStore:
         # Another process may delete it at any time, and a full disk may have cut it short.
         except (OSError, SafetensorError, KeyError):
             return None
-        with suppress(OSError):  # another user's file
-            os.utime(path)  # used lately
+        self._folder.used(path)
         return features
 
     def _write(self, key: str, features: Tensor) -> None:
-        if not self._writes:
+        if self._folder is None or not self._writes:
             return
         content = save({_NAME: features.contiguous(), _CHECK: _digest(features)})
         try:
-            if self._has_room(len(content)):
+            if self._folder.has_room(len(content)):
                 # A file that a power cut leaves behind is known by its digest.
-                write_bytes(self._path(key), content, sync=False)
+                write_bytes(_path(self._folder, key), content, sync=False)
         except OSError as error:
-            logger.warning("Features of pictures are not kept in %s: %s", self.folder, error)
+            logger.warning("Features of pictures are not kept in %s: %s", self._folder.path, error)
             self._writes = False
 
-    def _has_room(self, size: int) -> bool:
-        """Whether a file of this size may be added; deletes old ones if it takes that."""
-        assert self.folder is not None
-        step = _COUNTED_AGAIN * self.max_folder_bytes
-        if self._folder_bytes == 0 or self._uncounted > step:
-            files = sorted(_files(self.folder))
-            total = sum(held for _, held, _ in files)
-            for used, held, path in files:
-                if total + max(step, size) <= self.max_folder_bytes or used >= self._started:
-                    break
-                path.unlink(missing_ok=True)
-                total -= held
-            self._folder_bytes, self._uncounted = total, 0
-        self._uncounted += size
-        return self._folder_bytes + self._uncounted <= self.max_folder_bytes
+
+def _path(folder: BoundedFolder, key: str) -> Path:
+    return folder.path / key[:2] / f"{key}.safetensors"
 
 
 def _digest(features: Tensor) -> Tensor:
     return torch.tensor(list(bytes.fromhex(tensor_sha256(features))), dtype=torch.uint8)
-
-
-def _files(folder: Path) -> list[tuple[float, int, Path]]:
-    """Return when each file was used last, its size and its path; unfinished ones too."""
-    found = []
-    for path in folder.glob("*/*"):
-        try:
-            status = path.stat()
-        except FileNotFoundError:  # deleted by another process
-            continue
-        found.append((status.st_mtime, status.st_size, path))
-    return found
 
 
 @contextmanager

@@ -136,3 +136,23 @@ def test_answers_in_the_cache_are_the_users_alone(tmp_path):
     cache = ScoreCache(tmp_path / "new")
     cache.save(KEY, result())
     assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+
+
+def test_a_cache_is_bounded_and_what_was_used_longest_ago_goes_first(tmp_path: Path, caplog):
+    earlier = ScoreCache(tmp_path)
+    keys = [{**KEY, "number": number} for number in range(6)]
+    for number, key in enumerate(keys[:4]):
+        earlier.save(key, result())
+        newest = max(earlier.folder.rglob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        os.utime(newest, (number, number))
+        size = newest.stat().st_size
+    assert earlier.load(keys[0]) is not None  # used just now
+    cache = ScoreCache(tmp_path, max_bytes=round(4.5 * size))
+    cache.save(keys[4], result())
+    assert [cache.load(key) is not None for key in keys[:5]] == [True, False, True, True, True]
+    assert not caplog.text
+
+    full = ScoreCache(tmp_path, max_bytes=size // 2)
+    full.save(keys[5], result())
+    assert full.load(keys[5]) is None
+    assert "grow beyond" in caplog.text
