@@ -47,6 +47,7 @@ class ChatEncoder:
     Attributes:
         num_prefix_mismatches: rows of `encode` whose tokens before the last answer are not those
             that `encode_prompt` gives for the same messages.
+        num_unlearned_turns: of the assistant, in rows of `encode`.
         notes: what was decided about the template, for the record.
 
     Raises:
@@ -76,7 +77,7 @@ class ChatEncoder:
         self._known: dict[tuple[str, ...], Counter[int]] = {}
         self._prompts: dict[tuple[Message, ...], Encoded] = {}
         self._room = Room(remembered_bytes)
-        self.num_prefix_mismatches = 0
+        self.num_prefix_mismatches = self.num_unlearned_turns = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out remembered prompts: rows that go to a data loader's process bring no others."""
@@ -104,7 +105,9 @@ class ChatEncoder:
         return (last,) if last in self._special_ids else ()
 
     def encode(self, example: Example) -> Encoded:
-        """Encode a whole conversation; every assistant turn is labelled, end of turn included.
+        """Encode a whole conversation; every assistant turn that is learned is labelled.
+
+        Its end of turn too.
 
         Raises:
             RowError: longer than `max_length`, or one of the template's, processor's or
@@ -176,8 +179,15 @@ class ChatEncoder:
         tokens = self._tokenize(
             rendered.text, turns, guard, messages, generation=False, appended=rendered.appended
         )
-        encoded = self._finish(tokens, rendered.answers if every_turn else rendered.answers[-1:])
+        spoken = [message for message in messages if message.role == "assistant"]
+        learned = [
+            answer
+            for answer, message in zip(rendered.answers, spoken, strict=True)
+            if message.is_learned
+        ]
+        encoded = self._finish(tokens, learned if every_turn else rendered.answers[-1:])
         if every_turn:
+            self.num_unlearned_turns += len(spoken) - len(learned)
             self._compare_prefix(tokens, rendered, guard)
         return encoded
 

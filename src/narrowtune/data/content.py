@@ -20,7 +20,7 @@ IMAGE_TAG = "<image>"
 
 _UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "tool_call_id")
 _LEARNED = ("weight", "loss", "train", "train_on_turn", "training", "trainable")
-"""What formats of other tools mark a turn by that is not to be learned (0 or false)."""
+"""What formats of other tools mark a turn by that is to be learned (1 or true), or not."""
 _LEARNED_IN_PARTS = "train_detail"  # Axolotl's
 
 
@@ -117,13 +117,6 @@ class _Binder:
                 raise RowError(f"turn {number} has {key}, which is not supported")
         if role == "assistant" and turn.get(_LEARNED_IN_PARTS):
             raise RowError(f"turn {number} has {_LEARNED_IN_PARTS}, which is not supported")
-        for key in _LEARNED:
-            # Learned all the same, it would teach what somebody marked as wrong.
-            if role == "assistant" and turn.get(key) is not None and not turn[key]:
-                raise RowError(
-                    f"turn {number} has {key}: {turn[key]!r}, so that it would not be learned, "
-                    "which is not supported; leave the row or the key out"
-                )
         what = f"turn {number} ({role})"
         if isinstance(content, list):
             parts = tuple(self._blocks(content, what))
@@ -135,7 +128,7 @@ class _Binder:
             raise RowError(f"{what} is empty")
         if role != "user" and any(isinstance(part, Image) for part in parts):
             raise RowError(f"{what} has a picture; only user turns can")
-        return Message(role, parts)
+        return Message(role, parts, role != "assistant" or _is_learned(turn, number))
 
     def _tagged(self, content: str) -> Iterator[Text | Image]:
         pieces = content.split(IMAGE_TAG)
@@ -161,6 +154,18 @@ class _Binder:
                 yield self.take() if source is None else image_reference(source, self.root)
             else:
                 raise RowError(f"{what} has a content block of type {kind!r}")
+
+
+def _is_learned(turn: dict[str, Any], number: int) -> bool:
+    """Whether an assistant's turn is to be learned: it is, unless a mark says no."""
+    marks = {key: turn[key] for key in _LEARNED if turn.get(key) is not None}
+    for key, value in marks.items():
+        if value not in (0, 1):
+            raise RowError(
+                f"turn {number} has {key}: {value!r}; a turn is learned (1 or true) or not (0 or "
+                "false), and nothing between"
+            )
+    return all(marks.values())
 
 
 def _block_source(block: dict[str, Any]) -> Any:

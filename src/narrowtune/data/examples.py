@@ -58,10 +58,18 @@ class Image:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: `role` is one of `ROLES`, `content` alternates text and pictures as rows do."""
+    """One turn.
+
+    Attributes:
+        role: one of `ROLES`.
+        content: text and pictures, in turn as rows have them.
+        is_learned: of an assistant's turn whether it is trained on; it may stand there only for
+            what comes after it.
+    """
 
     role: str
     content: tuple[Text | Image, ...]
+    is_learned: bool = True
 
     @property
     def text(self) -> str:

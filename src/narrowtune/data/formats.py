@@ -249,7 +249,7 @@ def _llava_turn(turn: dict[str, Any]) -> dict[str, Any]:
     role = turn.get("from")
     if role not in _LLAVA_ROLES:
         raise RowError(f"a turn is from {role!r}; known are {', '.join(_LLAVA_ROLES)}")
-    # What else the turn says is kept: it may be marked as not to be learned.
+    # What else the turn says is kept: whether it is to be learned may be among it.
     return {**turn, "role": _LLAVA_ROLES[role], "content": turn.get("value")}
 
 
@@ -259,10 +259,11 @@ def _pair_turns(
     prompt, answer = row[asked], row.get(PAIRS[asked])
     _check_asked(row, asked)
     _check_answer(answer, PAIRS[asked])
-    # TRL's conversational layout: both sides are lists of messages.
+    # TRL's conversational layout: both sides are lists of messages, the completion's are learned.
     if isinstance(prompt, list):
         rest = answer if isinstance(answer, list) else _assistant(answer)
-        return _with_system(row, [*prompt, *rest]), True
+        given = [{"train": False, **turn} if isinstance(turn, dict) else turn for turn in prompt]
+        return _with_system(row, [*given, *rest]), True
     text = need_text(prompt, asked)
     if asked == "instruction" and row.get("input"):
         text = f"{text}\n\n{need_text(row['input'], 'input')}"
@@ -331,6 +332,10 @@ def _check_turns(messages: Sequence[Message], reading: Reading) -> None:
         raise RowError("no user turn before the answer")
     if roles[-1] != "assistant" and not reading.prompts_only:
         raise RowError("no answer: the last turn is not the assistant's")
+    if not messages[-1].is_learned and not reading.prompts_only:
+        raise RowError(
+            "its last turn is marked as not to be learned: end the row with the last that is"
+        )
 
 
 def _answers(row: dict[str, Any], messages: Sequence[Message]) -> tuple[str, ...]:

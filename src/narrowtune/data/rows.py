@@ -231,9 +231,9 @@ def _with_pictures(
             continue
         try:
             messages = tuple(
-                Message(
-                    message.role,
-                    tuple(check(p) if isinstance(p, Image) else p for p in message.content),
+                replace(
+                    message,
+                    content=tuple(check(p) if isinstance(p, Image) else p for p in message.content),
                 )
                 for message in example.messages
             )

@@ -124,7 +124,7 @@ def read_inputs(
             split without rows, or rows that are both taught and kept.
     """
     inputs = Inputs()
-    earlier = encoder.num_prefix_mismatches
+    earlier, unlearned = encoder.num_prefix_mismatches, encoder.num_unlearned_turns
     try:
         _Reader(config, encoder, inputs, taught).read(with_skill)
         add_anchor_prompts(config, encoder, inputs)
@@ -136,6 +136,10 @@ def read_inputs(
             f"{differing} rows to train on begin otherwise than what is asked: the chat template's "
             "generation prompt is not what it writes before an answer (chat_template_kwargs may "
             "have a switch), so that they are learned in one form and answered in another."
+        )
+    if silent := encoder.num_unlearned_turns - unlearned:
+        inputs.notes.append(
+            f"{silent} answers in rows to train on are marked as not to be learned, and are not."
         )
     return inputs
 

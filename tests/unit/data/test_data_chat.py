@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,24 @@ def test_every_turn_is_labelled_and_the_system_turn_is_not(family: str, loaded: 
     # LLaVA-1.5's template ends no turn: only the last one gets the end of the text.
     first = "yes 1" + ("" if family == "llava" else END_OF_TURN[family])
     assert _labelled(model.tokenizer, encoded) == [first, _answer(family, "no 2")]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_turn_that_is_not_learned_has_no_labels_and_all_its_tokens(
+    family: str, loaded: Loaded
+) -> None:
+    model = loaded(family)
+    turns = [
+        _turn("user", "One?"),
+        _turn("assistant", "yes 1"),
+        _turn("user", "Two?"),
+        _turn("assistant", "no 2"),
+    ]
+    whole = _encoder(model).encode(_example(*turns))
+    turns[1] = replace(turns[1], is_learned=False)
+    encoded = _encoder(model).encode(_example(*turns))
+    assert encoded.input_ids == whole.input_ids
+    assert _labelled(model.tokenizer, encoded) == [_answer(family, "no 2")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -21,7 +21,7 @@ from narrowtune.core.config import DataSettings
 from narrowtune.core.errors import DataError
 from narrowtune.data import rows as reading
 from narrowtune.data import sources
-from narrowtune.data.examples import RowError
+from narrowtune.data.examples import Example, RowError
 from narrowtune.data.formats import Reading, parse_row, picture_columns
 from narrowtune.data.rows import Image, Rows, RowsRefusedError, Text, read_rows, write_refused
 
@@ -453,9 +453,37 @@ def _marked(**mark: Any) -> dict[str, Any]:
     return {"messages": [*_turns("a")["messages"], draft, *_turns("no", "right")["messages"]]}
 
 
-def test_a_turn_marked_as_to_be_learned_is_learned(read: Callable[..., Rows]) -> None:
-    rows = read(_marked(weight=1), _marked(loss=True), _marked(train=None))
-    assert len(rows.examples) == 3
+def _learned(example: Example) -> list[str]:
+    """The assistant's turns that are learned."""
+    return [m.text for m in example.messages if m.role == "assistant" and m.is_learned]
+
+
+def test_a_turn_marked_as_to_be_learned_is_learned_and_one_marked_as_not_is_not(
+    read: Callable[..., Rows],
+) -> None:
+    rows = read(_marked(weight=1), _marked(loss=True), _marked(train=None), _marked(weight=1.0))
+    assert [_learned(example) for example in rows.examples] == [["wrong", "right"]] * 4
+    rows = read(_marked(weight=0), _marked(loss=False), _marked(train=False, weight=1))
+    assert [_learned(example) for example in rows.examples] == [["right"]] * 3
+
+
+def test_pictures_leave_marks_as_they_are(read: Callable[..., Rows], png: Any, tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(png())
+    (example,) = read({**_marked(weight=0), "image": "a.png"}).examples
+    assert example.images
+    assert _learned(example) == ["right"]
+
+
+def test_of_a_prompt_that_is_a_list_of_messages_no_turn_is_learned(
+    read: Callable[..., Rows],
+) -> None:
+    prompt = [*_turns("a", "earlier", "and?")["messages"]]
+    rows = read(
+        {"prompt": prompt, "completion": [{"role": "assistant", "content": "b"}]},
+        {"prompt": prompt, "completion": _turns("", "b", "more", "c")["messages"][1:]},
+        {"prompt": [prompt[0], {**prompt[1], "train": True}, prompt[2]], "completion": "b"},
+    )
+    assert [_learned(example) for example in rows.examples] == [["b"], ["b", "c"], ["earlier", "b"]]
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"weight": 1}])
@@ -464,11 +492,11 @@ def test_a_mark_counts_whatever_turns_are_called(
 ) -> None:
     turns = [("human", "a", {}), ("gpt", "wrong", mark), ("human", "no", {}), ("gpt", "right", {})]
     row = {"conversations": [{"from": f, "value": v, **more} for f, v, more in turns]}
-    if mark == {"weight": 1}:
-        assert read(row).examples
-    else:
-        with pytest.raises(RowsRefusedError, match=f"turn 2 has {next(iter(mark))}: "):
-            read(row)
+    (example,) = read(row).examples
+    assert _learned(example) == (["wrong", "right"] if mark == {"weight": 1} else ["right"])
+
+
+_LAST = {"role": "assistant", "content": "b"}
 
 
 def _turns(*contents: Any) -> dict[str, Any]:
@@ -513,9 +541,12 @@ def _turns(*contents: Any) -> dict[str, Any]:
         ({**_turns("a", "b"), "images": 3}, "int, not a path"),
         ({**_turns("a", "b"), "image": "x", "images": ["x"]}, "ambiguous"),
         ({**_turns("a", "b"), "tools": [{"x": 1}]}, "'tools' is not supported"),
-        (_marked(weight=0), "turn 2 has weight: 0, so that it would not be learned"),
-        (_marked(loss=False), "turn 2 has loss: False"),
-        (_marked(train=False), "turn 2 has train: False"),
+        (_marked(weight=0.5), "turn 2 has weight: 0.5; a turn is learned"),
+        (_marked(loss="false"), "turn 2 has loss: 'false'; a turn is learned"),
+        (
+            {"messages": [_turns("a")["messages"][0], {**_LAST, "weight": 0}]},
+            "last turn is marked as not to be learned",
+        ),
         (
             _marked(train_detail=[{"begin_offset": 0, "end_offset": 3, "train": False}]),
             "turn 2 has train_detail, which is not supported",

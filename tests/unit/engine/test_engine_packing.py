@@ -193,6 +193,23 @@ def test_a_tree_gives_the_loss_and_gradients_of_the_plain_path(llama, repeated):
     assert_as_plain(llama, batch(tree() * repeated), "always")
 
 
+def test_rows_that_share_a_turn_that_only_some_learn_give_the_numbers_of_the_plain_path(llama):
+    made = []
+    for answer in range(4):
+        ids = [*SHARED, 30, 31, 3, 12, 13, 40 + answer, 3]
+        labels = [-100] * 10 + [40 + answer, 3]
+        if answer % 2:
+            labels[5:8] = ids[5:8]  # the turn before, which all four have
+        made.append(Encoded(ids, labels))
+    given = batch(made)
+    inputs, mask = inputs_and_mask(given)
+    line = pack(llama, inputs, mask)
+    assert line is not None
+    assert int(mask.sum()) == 4 * 2 + 2 * 3
+    assert int(line.mask.sum()) == 3 + 1 + 4  # shared, the first of an answer, the ends of four
+    assert_as_plain(llama, given, "always")
+
+
 def test_rows_that_share_a_question_stay_in_one_line(llama):
     questions = [[20 + (7 * number + place) % 60 for place in range(150)] for number in range(6)]
     made = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,32 @@ def test_rows_that_generation_would_begin_otherwise_are_noted(read, config, load
     num_rows = len(inputs.rows) + len(inputs.validation)
     (note,) = [note for note in inputs.notes if "begin otherwise" in note]
     assert note.startswith(f"{num_rows} rows to train on")
+
+
+def _num_answers(labels: list[int]) -> int:
+    """How many stretches of tokens are learned."""
+    learned = [label != -100 for label in [-100, *labels]]
+    return sum(now and not before for before, now in pairwise(learned))
+
+
+def test_answers_that_are_marked_as_not_to_be_learned_are_not_and_counted(read, config, tmp_path):
+    turns = ("user", "assistant", "user", "assistant")
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": f"{role} {number} {place}", "weight": place % 2 * half}
+                for place, role in enumerate(turns)
+                for half in [number % 2 if place < 3 else 1]
+            ]
+        }
+        for number in range(20)
+    ]
+    inputs = read(config(skill={"path": write(tmp_path / "turns.jsonl", rows)}))
+    answers = [_num_answers(row.labels) for row in [*inputs.rows, *inputs.validation]]
+    assert set(answers) == {1, 2}
+    (note,) = [note for note in inputs.notes if "not to be learned" in note]
+    assert note.startswith(f"{answers.count(1)} answers")
+    assert not any("not to be learned" in note for note in read(config()).notes)
 
 
 def test_rows_to_mix_in_from_a_path_without_a_name_are_refused(read, config):
