@@ -57,13 +57,15 @@ def judge(
     if len(folders) == 1:
         from narrowtune.report.folder import read_record
 
+        record = read_record(folders[0])
         if flags:
+            taught = next((task.name for task in record.tasks if task.role == "target"), None)
+            named = f" --skill {taught}" if taught is not None and "--skill" not in flags else ""
             raise UsageError(
                 asked=f"the verdict of {folders[0]} with {', '.join(flags)}",
                 found="one folder: a run, which has its verdict",
-                do=f"leave that out; or judge anew: {folders[0]}/before {folders[0]}/after",
+                do=f"leave that out; or judge anew: {folders[0]}/before {folders[0]}/after{named}",
             )
-        record = read_record(folders[0])
         if record.verdict is None:
             raise UsageError(
                 asked=f"the verdict of {folders[0]}",

@@ -17,10 +17,10 @@ class AnchorSettings(PromptSettings):
             spread over all forms.
         weight: of the KL term, beside cross-entropy at weight 1; 0 leaves it to `projection`, and
             steps without anchor rows.
-        projection: strength by which steps of the language model's layers are kept off what these
-            are given on the prompts; 0 does not. What prompts use as much as the mean direction
-            moves at most 1 / (1 + strength) as far, what they use more less. Heads, embeddings,
-            norms and what sees pictures are not held by it.
+        projection: how strongly updates of the decoder's linear layers are damped along the
+            directions that their inputs have on the prompts; 0: not at all. A direction as strong
+            as the mean is scaled by 1 / (1 + strength), stronger ones are damped more. Heads,
+            embeddings, norms and what sees pictures are not held by it.
         rows_per_step: anchor rows in every optimiser step.
         max_new_tokens: length of the base's answers. Forgetting begins with an answer's first
             tokens, and the pull is a mean over tokens, so short answers hold more.

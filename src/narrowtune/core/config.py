@@ -47,7 +47,8 @@ class DriftSettings(PromptSettings):
         prompts: file of prompts, the only ones then; unless given, the free prompts that ship with
             the package (for a model that reads pictures, pictures to describe beside texts) and
             those of the keep sets.
-        max_prompts: how many of them. Every source gives as many, as far as it has them.
+        max_prompts: how many of them. Taken in equal numbers from every source;
+            what one lacks, the others give.
         max_new_tokens: length of the answers.
         every: optimiser steps between measurements while training, on the same prompts and the
             base's answers; 0 measures at the end alone.

@@ -242,6 +242,11 @@ class SkillSettings(DataSettings):
             raise ValueError("test_split is a split of test_path: give that too")
         return self
 
+    def tested(self) -> DataSettings:
+        """Return the rows of `test_path`, which is given: all of them, by a split of their own."""
+        changes = {"path": self.test_path, "split": self.test_split, "limit": None}
+        return self.model_copy(update=changes)
+
 
 class PromptSettings(Settings):
     """Prompts without answers.
@@ -309,5 +314,18 @@ class MixSettings(Settings):
     def _from_string(cls, value: Any) -> Any:
         given = {"path": value} if isinstance(value, str) else value
         said = given.get("path") if isinstance(given, dict) and "share" not in given else None
-        path, _, share = said.rpartition(":") if isinstance(said, str) else ("", "", "")
-        return {**given, "path": path, "share": share} if path else given
+        if not isinstance(said, str):
+            return given
+        found = with_share(said)
+        if "share" not in found:
+            raise ValueError(
+                f"{said!r} without a share of the skill's rows: write PATH:SHARE, such as "
+                "general.jsonl:0.1"
+            )
+        return {**given, **found}
+
+
+def with_share(said: str) -> dict[str, str]:
+    """Return what `path:share` says of rows to mix in; a path alone says no share."""
+    path, _, share = said.rpartition(":")
+    return {"path": path, "share": share} if path else {"path": said}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from narrowtune.core.data_settings import with_share
 from narrowtune.core.errors import UsageError
 
 _SWITCHES = ("anchor", "dial")
@@ -60,7 +61,7 @@ def _inside(old: Any, rest: str, value: Any, key: str) -> Any:
     # A path stands for a section, nothing for one of defaults; what else there is can't be right,
     # and is left for the error that says so.
     if isinstance(old, str):
-        old = {"path": old}
+        old = with_share(old) if "mix" in key.split(".") else {"path": old}
     if old is None:
         old = {}
     return override(old, {rest: value}) if isinstance(old, dict) else old

@@ -202,6 +202,13 @@ class StudySettings(ModelSettings):
             mistakes.append("training.torch_compile is for a run of `teach`: leave it out")
         if self.training.density < 1:
             mistakes.append("training.density is for a run of `teach`: give arms a density")
+        if self.training.eval_steps or self.training.load_best_model_at_end:
+            mistakes.append(
+                "training.eval_steps and load_best_model_at_end are for a run of `teach`: leave "
+                "them out"
+            )
+        if self.drift.every or self.drift.budget is not None:
+            mistakes.append("drift.every and drift.budget are for a run of `teach`: leave them out")
         if self.training.fsdp or self.training.deepspeed:
             mistakes.append("a study runs in one process: leave training.fsdp and deepspeed out")
         if mistakes:

@@ -48,13 +48,14 @@ class TrainingSettings(Settings):
             they begin with is computed once, where that is cheaper; the sums are the same. False
             takes the plain path, row by row.
         group_by_picture: draw pictures and not rows, so that all rows about a picture are in the
-            same step, or in steps that follow each other, and share it. The steps are others than
-            those of rows in any order.
+            same step, or in steps that follow each other, and share it. Batches differ
+            from those of rows drawn one by one.
         density: share of every trained tensor's elements that stays as trained, those that moved
             furthest; the others go back to the base once training has ended (the trimming of TIES,
             arXiv 2306.01708). 1 leaves all. What is measured while training, and the proof, are of
             all that was trained.
-        save_steps: steps between checkpoints; 0 saves none.
+        save_steps: steps between checkpoints; 0 saves none, but with load_best_model_at_end one
+            whenever the validation loss is computed.
         save_total_limit: checkpoints kept.
         eval_steps: steps between losses on validation rows; 0 never computes them.
         load_best_model_at_end: end with the checkpoint of the lowest validation loss.

@@ -75,17 +75,19 @@ def blend(folder: str | Path, deltas: Sequence[Delta], how: Blending) -> Delta:
         how: rule, weights, density.
 
     Raises:
-        UsageError: the weights or the density make no sense; peft is not installed.
+        UsageError: the weights or the density make no sense; peft, which merges several, is not
+            installed.
         DeltaError: a delta does not fit the folder, or the result would not be finite.
     """
     asked = f"blend {len(deltas)} deltas on {folder} by {how.rule}"
     weights = _check(deltas, how, asked)
-    merge = _merging(how, weights, asked)
+    alone = len(deltas) == 1 and how.rule == "linear"
+    merge = None if alone else _merging(how, weights, asked)
     base = Base(folder, deltas, asked)
     bits, changed = {}, {}
     for number, (name, record) in enumerate(base.records.items()):
         before = base.read(name)
-        if len(deltas) == 1 and how.rule == "linear":
+        if merge is None:
             # As a dial does it: exact at 0 and 1.
             after = between(before, base.tuned(deltas[0], name), weights[0])
         else:

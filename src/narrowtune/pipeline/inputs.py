@@ -358,14 +358,7 @@ class _Reader:
 
 def test_settings(skill: SkillSettings) -> DataSettings:
     """Return the rows that a skill is tested on, where these have a file of their own."""
-    # The limit saves time in training, and splits have names of their own in every data set.
-    changes = {
-        "path": skill.test_path,
-        "name": f"{skill.label} (test)",
-        "split": skill.test_split,
-        "limit": None,
-    }
-    return skill.model_copy(update=changes)
+    return skill.tested().model_copy(update={"name": f"{skill.label} (test)"})
 
 
 def _nothing_left(split: str, path: str, number: int) -> DataError:

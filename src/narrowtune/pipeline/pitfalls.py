@@ -58,13 +58,13 @@ def cannot_ship(config: RunConfig, provable: float | None) -> list[str]:
 
     Args:
         config: the run.
-        provable: the smallest budget that its keep items can prove, points.
+        provable: the smallest budget that its keep items can prove, points; None where there are
+            none, an earlier skill's of a ledger among them.
     """
-    if not config.keep:
-        return [
-            "There are no keep sets: nothing can be shown to be kept, so that nothing may ship."
-        ]
-    if provable is None or provable <= config.budget:
+    if provable is None:
+        said = "There are no keep sets: nothing can be shown to be kept, so that nothing may ship."
+        return [] if config.keep else [said]
+    if provable <= config.budget:
         return []
     return [
         f"These keep items can't prove a loss within {config.budget:g} points, even if nothing is "

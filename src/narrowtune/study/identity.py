@@ -116,8 +116,7 @@ def _rows(settings: DataSettings) -> dict[str, Any]:
     made["metric"] = identity(settings.metric)
     _without_unused(made)
     if isinstance(settings, SkillSettings) and settings.test_path is not None:
-        update = {"path": settings.test_path, "split": settings.test_split, "limit": None}
-        made["test_sha256"] = _file(settings.model_copy(update=update))
+        made["test_sha256"] = _file(settings.tested())
     return made
 
 

@@ -69,8 +69,7 @@ def read_study(
         rows.pools[skill.label] = parts["train"]
         if parts["validation"]:
             rows.validation[skill.label] = make_task(skill, parts["validation"], "target")
-        tested = skill.model_copy(update={"path": skill.test_path, "limit": None})
-        rows.tasks.append(_task(tested, f"skills.{number}", skill.label, encoder, checked))
+        rows.tasks.append(_task(skill.tested(), f"skills.{number}", skill.label, encoder, checked))
     for number, keep in enumerate(settings.keep):
         task = _task(keep, f"keep.{number}", keep.label, encoder, checked)
         rows.tasks.append(

@@ -73,7 +73,7 @@ def test_all_mistakes_are_reported_at_once():
         ({"keep": [{"path": "x", "name": "../x"}]}, "can't be part of a file name"),
         ({"keep": [{"path": ".."}]}, "can't be part of a file name"),
         ({"skill": ""}, "skill"),
-        ({"mix": ["general.jsonl"]}, "mix.0.share"),
+        ({"mix": ["general.jsonl"]}, "mix.0: 'general.jsonl' without a share"),
         ({"keep": ["./counting.jsonl"]}, "keep.0.path: ./counting.jsonl is the skill's own file"),
         (
             {"skill": {"path": "s.json", "test_path": "s.json"}},

@@ -30,7 +30,16 @@ def test_an_item_of_a_list_is_named_by_its_place():
     assert override(values, {"keep.0": "c.jsonl"})["keep"][0] == "c.jsonl"
     alone = override({"keep": "a.jsonl", "mix": "g.jsonl:0.1"}, changes | {"keep.0.metric": "anls"})
     assert alone["keep"] == [{"path": "a.jsonl", "max_refused": 2, "metric": "anls"}]
-    assert alone["mix"] == [{"path": "g.jsonl:0.1", "max_refused": 3}]
+    assert alone["mix"] == [{"path": "g.jsonl", "share": "0.1", "max_refused": 3}]
+
+
+def test_a_share_of_rows_to_mix_in_can_be_set():
+    found = override(
+        {"mix": ["a:b/g.jsonl:0.1", "h.jsonl"]}, {"mix.0.share": 0.2, "mix.1.share": 1}
+    )
+    assert found["mix"] == [{"path": "a:b/g.jsonl", "share": 0.2}, {"path": "h.jsonl", "share": 1}]
+    in_a_study = override({"arms": [{"mix": ["g.jsonl:0.1"]}]}, {"arms.0.mix.0.share": 0.2})
+    assert in_a_study["arms"][0]["mix"] == [{"path": "g.jsonl", "share": 0.2}]
 
 
 @pytest.mark.parametrize("key", ["keep.1.metric", "keep.path", "keep.-1.path"])

@@ -49,6 +49,15 @@ def shared(deltas):
     return [n for n in deltas[0].metadata.tensors if n in deltas[1].metadata.tensors]
 
 
+def test_a_weaker_delta_takes_no_further_library(taught, monkeypatch):
+    case, deltas = taught
+    monkeypatch.setattr("narrowtune.core.extras.find_spec", lambda name: None)
+    blend(case.folder, deltas[:1], Blending(weights=(0.5,)))
+    for these, how in ((deltas, Blending()), (deltas[:1], Blending("ties", density=0.5))):
+        with pytest.raises(UsageError, match="peft is not installed"):
+            blend(case.folder, these, how)
+
+
 def test_linear_is_the_weighted_sum(taught):
     case, deltas = taught
     delta, after = blended(case, deltas, Blending(weights=(0.5, 2.0)))

@@ -132,6 +132,9 @@ def run_with(**values):
         ({"keep": ["k.jsonl"], "budget": 1.0}, 7.2, "at best"),
         ({"keep": ["k.jsonl"], "budget": 8.0}, 7.2, None),
         ({"keep": ["k.jsonl"]}, None, None),
+        # Of a ledger's earlier skills.
+        ({"ledger": "skills"}, 0.5, None),
+        ({"ledger": "skills"}, 7.2, "at best"),
     ],
 )
 def test_a_run_that_can_not_ship_is_told_before_it_is_trained(values, smallest, words):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -346,6 +347,20 @@ def test_replayed_validated_and_anchored_rows_are_not_measured(settings, tmp_pat
     skill = settings.skills[0].model_copy(update={"test_path": path})
     with pytest.raises(DataError, match="1 rows on both sides"):
         study(skills=[skill, settings.skills[1]])
+
+
+def test_a_skill_is_tested_on_the_split_that_is_named(settings, tmp_path, monkeypatch):
+    splits = {
+        "train": datasets.Dataset.from_list(rows("first", 100, 4)),
+        "test": datasets.Dataset.from_list(rows("first", 110, 6)),
+    }
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    update = {"test_path": str(tmp_path / "saved"), "test_split": "test"}
+    skill = settings.skills[0].model_copy(update=update)
+    loaded = load(settings)
+    mine = changed(settings, tmp_path, skills=[skill, settings.skills[1]])
+    found = read_study(mine, make_encoder(loaded, mine), checked=True)
+    assert len(found.tasks[0].examples) == 6
 
 
 def test_the_tolerance_is_the_bases_and_every_process_has_it(settings, tmp_path, monkeypatch):
