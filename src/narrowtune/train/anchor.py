@@ -10,8 +10,7 @@ of arXiv 2403.01244 and arXiv 2505.13811; the prompts here need no labels and ar
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,33 +29,26 @@ from narrowtune.data.collate import (
     padding_id,
 )
 from narrowtune.data.examples import Message
+from narrowtune.data.spilled import Spilled
 from narrowtune.engine.batches import length_batches, rows_at_once
 from narrowtune.engine.forward import label_positions, logits_at, to_device
 from narrowtune.engine.generate import generate_greedy, with_answer
 from narrowtune.models.load import LoadedModel
 
-MAX_CACHE_BYTES = 4 * 2**30
-"""Of base distributions held in memory; more is refused with what to change."""
+HELD_BYTES = 2 * 2**30
+"""Of base distributions in memory; what there are more lie in the folder for temporary files."""
 
-
-@dataclass(frozen=True)
-class AnchorRow:
-    """One prompt with the base's answer and the base's log-probabilities along it.
-
-    Attributes:
-        encoded: prompt and answer; labels on the answer and its end of turn.
-        log_probs: [number of labels, vocabulary], fp32, on the CPU.
-    """
-
-    encoded: Encoded
-    log_probs: Tensor
+MAX_BYTES = 64 * 2**30
+"""Of base distributions; more is refused with what to change."""
 
 
 class Anchor:
     """Anchor rows and the order in which steps use them.
 
     Args:
-        rows: what `build_anchor` made.
+        encoded: prompts and the base's answers; labels on an answer and its end of turn.
+        log_probs: of each row the base's along its answer, [number of labels, vocabulary], fp32, on
+            the CPU; none where `weight` is 0.
         rows_per_step: how many of them every optimiser step sees.
         weight: of the KL term in the loss; 0 takes no rows into steps.
         projection: strength by which steps are kept off what the base is given on the rows.
@@ -68,7 +60,8 @@ class Anchor:
 
     def __init__(
         self,
-        rows: Sequence[AnchorRow],
+        encoded: Sequence[Encoded],
+        log_probs: Sequence[Tensor],
         *,
         rows_per_step: int,
         weight: float,
@@ -77,8 +70,8 @@ class Anchor:
         seconds: float,
         projection: float = 0.0,
     ) -> None:
-        self.rows = list(rows)
-        self.rows_per_step = min(rows_per_step, len(self.rows))
+        self.encoded, self.log_probs = list(encoded), log_probs
+        self.rows_per_step = min(rows_per_step, len(self.encoded))
         self.weight = weight
         self.projection = projection
         self.pad_token_id = pad_token_id
@@ -91,13 +84,14 @@ class Anchor:
         return [self._at(first + offset) for offset in range(self.rows_per_step)]
 
     def _at(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.rows))
+        epoch, offset = divmod(position, len(self.encoded))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return int(torch.randperm(len(self.rows), generator=generator)[offset])
+        return int(torch.randperm(len(self.encoded), generator=generator)[offset])
 
     def num_labels(self, indices: Sequence[int]) -> int:
         """Return how many token positions the rows `indices` hold to the base."""
-        return sum(self.rows[index].log_probs.shape[0] for index in indices)
+        labels = (label for index in indices for label in self.encoded[index].labels)
+        return sum(label != IGNORE_INDEX for label in labels)
 
     def merge(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, Any]:
         """Return `batch` with anchor rows below it and their positions in `anchor_mask` [B, T].
@@ -109,7 +103,7 @@ class Anchor:
             DataError: pictures have sizes that can't be joined.
         """
         device = batch["input_ids"].device
-        extra = collate([self.rows[index].encoded for index in indices], self.pad_token_id)
+        extra = collate([self.encoded[index] for index in indices], self.pad_token_id)
         extra = to_device(extra, device)
         length = max(batch["input_ids"].shape[1], extra["input_ids"].shape[1])
         num_task, num_anchor = batch["input_ids"].shape[0], extra["input_ids"].shape[0]
@@ -133,7 +127,7 @@ class Anchor:
         merged["labels"] = torch.cat([labels, nothing])
         mask, _ = label_positions(_pad_right(extra["labels"], length, IGNORE_INDEX))
         merged["anchor_mask"] = torch.cat([mask.new_zeros(num_task, length), mask])
-        log_probs = torch.cat([self.rows[index].log_probs for index in indices])
+        log_probs = torch.cat([self.log_probs[index] for index in indices])
         merged["anchor_log_probs"] = log_probs.to(device)
         return merged
 
@@ -158,6 +152,11 @@ def kl_base_tuned(base_log_probs: Tensor, logits: Tensor) -> Tensor:
     return nn.functional.kl_div(log_q, base, reduction="sum", log_target=True)
 
 
+def held_bytes(size: int) -> int:
+    """Return how many of `size` bytes of base distributions are held in memory: all, or none."""
+    return size if size <= HELD_BYTES else 0
+
+
 def build_anchor(
     loaded: LoadedModel,
     encoder: ChatEncoder,
@@ -172,8 +171,10 @@ def build_anchor(
     The model must still be the base. It is left as it was.
 
     Raises:
-        TrainingError: there are no prompts, or the distributions would not fit in memory.
-        DataError: the prompts' pictures have sizes that can't be in one batch.
+        TrainingError: there are no prompts, or their distributions would take more than
+            `MAX_BYTES`.
+        DataError: the prompts' pictures have sizes that can't be in one batch, or there is no room
+            for distributions beside memory.
     """
     started = time.perf_counter()
     if not prompts:
@@ -196,13 +197,11 @@ def build_anchor(
     )
     answered = [with_answer(p, g) for p, g in zip(encoded, generations, strict=True)]
     num_labels = [len(generation.step_ids) for generation in generations]
-    if settings.weight:
-        found = _distributions(loaded, answered, num_labels, batch_size)
-    else:  # steps are held by the rows' inputs alone
-        found = {index: torch.empty(number, 0) for index, number in enumerate(num_labels)}
-    rows = [AnchorRow(row, found[index]) for index, row in enumerate(answered)]
+    # Without a weight, steps are held by the rows' inputs alone.
+    found = _distributions(loaded, answered, num_labels, batch_size) if settings.weight else []
     return Anchor(
-        rows,
+        answered,
+        found,
         rows_per_step=settings.rows_per_step,
         weight=settings.weight,
         projection=settings.projection,
@@ -214,24 +213,33 @@ def build_anchor(
 
 def _distributions(
     loaded: LoadedModel, answered: Sequence[Encoded], num_labels: Sequence[int], batch_size: int
-) -> dict[int, Tensor]:
+) -> Sequence[Tensor]:
     """Return the base's log-probabilities along each row's answer, [labels, vocabulary]."""
     vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
-    if 4 * sum(num_labels) * vocabulary > MAX_CACHE_BYTES:
+    size = 4 * sum(num_labels) * vocabulary
+    if size > MAX_BYTES:
         raise TrainingError(
             asked=f"an anchor on {len(answered)} prompts",
-            found=f"base distributions of {4 * sum(num_labels) * vocabulary / 2**30:.1f} GiB",
+            found=f"base distributions of {size / 2**30:.1f} GiB, more than {MAX_BYTES / 2**30:g}",
             do="use fewer prompts or a smaller anchor.max_new_tokens",
         )
-    found: dict[int, Tensor] = {}
     at_once = rows_at_once(batch_size, 0, vocabulary * max(num_labels))
-    for indices in length_batches([len(row.input_ids) for row in answered], at_once):
-        batch = collate([answered[i] for i in indices], padding_id(loaded.tokenizer))
-        batch = to_device(batch, loaded.model.device)
-        mask, _ = label_positions(batch["labels"])
-        # Not inference mode: the distributions take part in a backward pass later.
-        with torch.no_grad():
-            log_probs = logits_at(loaded.model, batch, mask).float().log_softmax(dim=-1).cpu()
-        parts = log_probs.split([num_labels[i] for i in indices])
-        found.update(zip(indices, (part.clone() for part in parts), strict=True))
-    return found
+    batches = list(length_batches([len(row.input_ids) for row in answered], at_once))
+
+    def compute() -> Iterator[Tensor]:
+        for indices in batches:
+            batch = collate([answered[i] for i in indices], padding_id(loaded.tokenizer))
+            batch = to_device(batch, loaded.model.device)
+            mask, _ = label_positions(batch["labels"])
+            # Not inference mode: the distributions take part in a backward pass later.
+            with torch.no_grad():
+                log_probs = logits_at(loaded.model, batch, mask).float().log_softmax(dim=-1).cpu()
+            parts = log_probs.split([num_labels[i] for i in indices])
+            yield from (part.clone() for part in parts)
+
+    order = [index for indices in batches for index in indices]
+    places = [order.index(row) for row in range(len(order))]
+    if held_bytes(size):
+        held = list(compute())
+        return [held[place] for place in places]
+    return Spilled(compute()).pick(places)

@@ -285,7 +285,7 @@ def _projected(
         return project_steps(
             loaded,
             projected_layers(model, selection.names),
-            [row.encoded for row in anchor.rows],
+            anchor.encoded,
             strength=anchor.projection,
             arithmetic=arithmetic,
             batch_size=config.eval_batch_size,

@@ -170,7 +170,7 @@ class NarrowTrainer(Trainer):
         indices = self.anchor.indices(self.state.global_step)
         parts = len(batches) * self.args.world_size
         total = self.anchor.num_labels(indices)
-        rows = [self.anchor.rows[index].encoded for index in indices]
+        rows = [self.anchor.encoded[index] for index in indices]
         self._step_has_pictures |= not all(_lacks_pictures(row.features) for row in rows)
         result = []
         for number, batch in enumerate(batches):

@@ -175,17 +175,17 @@ def test_what_the_base_computes_on_the_prompts_stays_and_the_skill_is_learned(ti
     }
     base = load_model(str(tiny("llama")), device="cpu")
     encoder = ChatEncoder(base.tokenizer)
-    rows = _anchor(base, encoder).rows
+    anchor = _anchor(base, encoder)
     moved = {}
     for strength, (loaded, _) in runs.items():
         moved[strength] = 0.0
-        for row in rows:
-            batch = collate([row.encoded], padding_id(base.tokenizer))
+        for row, log_probs in zip(anchor.encoded, anchor.log_probs, strict=True):
+            batch = collate([row], padding_id(base.tokenizer))
             mask, _ = label_positions(batch["labels"])
             with torch.no_grad():
                 inputs = {k: v for k, v in batch.items() if k != "labels"}
                 new = loaded.model(**inputs).logits[mask]
-            moved[strength] += float(kl_base_tuned(row.log_probs, new))
+            moved[strength] += float(kl_base_tuned(log_probs, new))
     # Not zero: what an answer's tokens attend to, the question's, moves as well.
     assert moved[1e4] < moved[0] / 4
     logged = (tmp_path / "10000.0" / "train.jsonl").read_text().splitlines()
@@ -357,8 +357,6 @@ def test_rows_that_only_hold_steps_keep_no_distributions(tiny):
     encoder = ChatEncoder(loaded.tokenizer)
     anchor = _anchor(loaded, encoder, weight=0, projection=1)
     held = _anchor(loaded, encoder)
-    assert all(row.log_probs.numel() == 0 for row in anchor.rows)
-    assert [row.encoded.input_ids for row in anchor.rows] == [
-        row.encoded.input_ids for row in held.rows
-    ]
+    assert not anchor.log_probs
+    assert [row.input_ids for row in anchor.encoded] == [row.input_ids for row in held.encoded]
     assert anchor.num_labels(range(6)) == held.num_labels(range(6))

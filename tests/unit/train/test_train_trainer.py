@@ -25,7 +25,7 @@ from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.forward import label_positions, logits_at
 from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
-from narrowtune.train.anchor import build_anchor, kl_base_tuned
+from narrowtune.train.anchor import Anchor, build_anchor, kl_base_tuned
 from narrowtune.train.arguments import (
     accumulation_steps,
     num_repeated,
@@ -184,14 +184,44 @@ def test_the_anchor_pulls_towards_the_base(tiny, tmp_path):
     drift = []
     for loaded, _ in (free, held):
         total = 0.0
-        for row in anchor.rows:
-            batch = collate([row.encoded], padding_id(base.tokenizer))
+        for row, log_probs in zip(anchor.encoded, anchor.log_probs, strict=True):
+            batch = collate([row], padding_id(base.tokenizer))
             mask, _ = label_positions(batch["labels"])
             with torch.no_grad():
                 logits = loaded.model(batch["input_ids"]).logits[mask]
-            total += float(kl_base_tuned(row.log_probs, logits))
+            total += float(kl_base_tuned(log_probs, logits))
         drift.append(total)
     assert 0 < drift[1] < 0.5 * drift[0]
+
+
+def test_distributions_beside_memory_are_those_in_memory(tiny, monkeypatch, tmp_path):
+    base = load_model(str(tiny("llama")), device="cpu")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def build(held: int) -> Anchor:
+        monkeypatch.setattr("narrowtune.train.anchor.HELD_BYTES", held)
+        return build_anchor(
+            base,
+            ChatEncoder(base.tokenizer),
+            _prompts(6),
+            AnchorSettings(rows_per_step=3, max_new_tokens=4),
+            batch_size=2,
+            seed=1,
+        )
+
+    monkeypatch.setattr("narrowtune.data.spilled.PIECE_BYTES", 1000)
+    inside, outside = build(2**30), build(0)
+    assert isinstance(inside.log_probs, list)
+    assert [file.stat().st_size > 0 for file in tmp_path.glob("narrowtune-rows-*")] == [True]
+    for kept, read, row in zip(inside.log_probs, outside.log_probs, inside.encoded, strict=True):
+        assert torch.equal(kept, read)
+        assert len(kept) == sum(label != -100 for label in row.labels)
+    batch = collate([inside.encoded[0]], padding_id(base.tokenizer))
+    merged = [anchor.merge(batch, [2, 0, 5]) for anchor in (inside, outside)]
+    assert torch.equal(*(each["anchor_log_probs"] for each in merged))
+    monkeypatch.setattr("narrowtune.train.anchor.MAX_BYTES", 1000)
+    with pytest.raises(TrainingError, match="use fewer prompts"):
+        build(0)
 
 
 def test_anchor_rows_follow_from_the_step_alone_and_take_turns(tiny):
