@@ -136,6 +136,13 @@ WIDER_ARMS = {
     "mlp + anchor, projected by 5": Held("mlp", [3.6e-3], projection=5.0),
     **NEAREST,
 }
+SEQUENCE_ARMS = {
+    REFERENCE: Held(REFERENCE, [5.5e-4, 1e-3], weight=None),
+    "mlp + anchor, projected by 5, larger half": Held(
+        "mlp", [2.8e-3], projection=5.0, density=LARGER_HALF
+    ),
+}
+FIVE = ("birds", "counting", "tissue", "signs", "clock")
 WIDER = (*FORMS, "reading", "pairs", "letters", "orders", "pages")
 
 
@@ -148,7 +155,7 @@ class Question(NamedTuple):
         seeds: of the trainings.
         forms: of the anchor's prompts.
         num_prompts: of all forms.
-        num_kept: items of each kept task.
+        num_kept, num_skill: items of each kept task, and of each that is taught.
         skills: what is taught, one after another.
     """
 
@@ -158,6 +165,7 @@ class Question(NamedTuple):
     forms: tuple[str, ...] = FORMS
     num_prompts: int = NUM_PROMPTS
     num_kept: int = NUM_KEPT
+    num_skill: int = NUM_SKILL
     skills: tuple[str, ...] = (SKILL,)
 
 
@@ -165,6 +173,9 @@ QUESTIONS = {
     "anchor-goal": Question(ARMS, SEED, SEEDS),
     "anchor-goal-fresh": Question(FRESH_ARMS, 9, range(10)),
     "anchor-goal-wider": Question(WIDER_ARMS, 12, range(20), WIDER, 1040),
+    "anchor-goal-sequence": Question(
+        SEQUENCE_ARMS, 14, range(3), WIDER, 1040, num_skill=200, skills=FIVE
+    ),
     "anchor-goal-closer": Question(NEAREST, 13, range(6), WIDER, 1040, num_kept=1600),
 }
 """By the name of their folder."""
@@ -177,7 +188,7 @@ def make_settings(folder: Path, asked: Question) -> StudySettings:
     skills = []
     for name in asked.skills:
         train = write_rows(world, name, "train", NUM_TRAIN, seed)
-        test = write_rows(world, name, "test", NUM_SKILL, seed)
+        test = write_rows(world, name, "test", asked.num_skill, seed)
         skills.append(SkillSettings(**train.model_dump(), validation=0, test_path=test.path))
     keep: list[DataSettings] = [
         write_rows(world, task.name, "test", asked.num_kept, seed) for task in tasks_of("held_out")
@@ -294,11 +305,12 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--fresh", action="store_true", help="what came nearest, on other rows")
     which.add_argument("--wider", action="store_true", help="prompts of more forms, on other rows")
+    which.add_argument("--sequence", action="store_true", help="five skills one after another")
     which.add_argument("--closer", action="store_true", help="of these, what is lost alone")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    chosen = [name for name in ("fresh", "wider", "closer") if getattr(given, name)]
+    chosen = [name for name in ("fresh", "wider", "sequence", "closer") if getattr(given, name)]
     name = "-".join(["anchor-goal", *chosen])
     folder = given.output_dir or Path("runs") / name
     if not given.table:

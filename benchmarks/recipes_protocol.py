@@ -168,9 +168,9 @@ def next_jobs(runs: dict[Job, dict[str, Any]]) -> list[Job]:
     chosen += [(arm, holding_exponent(arm, runs), "kept") for arm in HELD]
     return [
         job
-        for stages in ("result", "kept")
+        for wanted_stage in ("result", "kept")
         for seed in SEEDS
         for arm, exponent, stage in chosen
-        if stage == stages
+        if stage == wanted_stage
         if exponent is not None and (job := job_of(arm, exponent, seed, stage)) not in runs
     ]

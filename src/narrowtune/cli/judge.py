@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,8 @@ def judge(
 
     With one folder, what that run of `teach` decided. With two, what `evaluate`, or any scorer of
     your own, found for two models: one file NAME.jsonl per task in each, with lines such as
-    {"id": "invoice-17", "score": 1}. Without --skill, what is kept decides alone.
+    {"id": "invoice-17", "score": 1}. Without --skill every task counts as kept: name the one that
+    was taught, or what it gained hides what others lost.
     """
     from narrowtune.core.errors import UsageError
     from narrowtune.core.results import EXIT_CODES
@@ -60,11 +62,13 @@ def judge(
         record = read_record(folders[0])
         if flags:
             taught = next((task.name for task in record.tasks if task.role == "target"), None)
-            named = f" --skill {taught}" if taught is not None and "--skill" not in flags else ""
+            anew = ["judge", str(folders[0] / "before"), str(folders[0] / "after")]
+            anew += ["--skill", taught] if taught is not None else []
             raise UsageError(
                 asked=f"the verdict of {folders[0]} with {', '.join(flags)}",
                 found="one folder: a run, which has its verdict",
-                do=f"leave that out; or judge anew: {folders[0]}/before {folders[0]}/after{named}",
+                do=f"leave that out; or judge anew: narrowtune {shlex.join(anew)}, with what else "
+                "you ask for",
             )
         if record.verdict is None:
             raise UsageError(

@@ -16,6 +16,7 @@ _STEP = "training.global_batch_size, the rows of a step on all devices; the pass
 _DTYPE = "training.compute_dtype"
 _BITS = "training.quantize_frozen"
 _KERNELS = "nothing: attention is chosen by what was measured"
+_ANSWERS = "nothing: what the assistant says is learned, and nothing else"
 _TURNS = "marks of turns in the rows, such as train: false (docs/data.md)"
 _SYSTEM = "a column system of the rows, or defaults of a data set: skill.defaults: {system: …}"
 _TEMPLATE = "the model's own chat template; chat_template_kwargs are passed to it"
@@ -35,7 +36,8 @@ ALIASES: dict[str, str] = {
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit", "quant_bits"), _BITS),
     "torch_dtype": "dtype",
     **dict.fromkeys(("system", "default_system"), _SYSTEM),
-    **dict.fromkeys(("mask_history", "last_round", "train_on_inputs", "roles_to_train"), _TURNS),
+    **dict.fromkeys(("mask_history", "last_round"), _TURNS),
+    **dict.fromkeys(("train_on_inputs", "train_on_prompt", "roles_to_train"), _ANSWERS),
     "num_epochs": "training.num_train_epochs",
     "lr": "training.learning_rate",
     "warmup_steps": "training.warmup_ratio, a share of the steps",

@@ -8,6 +8,7 @@ Owns: the place, and how a folder of many small files is held below a size.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -84,5 +85,6 @@ class BoundedFolder:
                 status = path.stat()
             except FileNotFoundError:  # deleted by another process
                 continue
-            found.append((status.st_mtime, status.st_size, path))
+            if stat.S_ISREG(status.st_mode):
+                found.append((status.st_mtime, status.st_size, path))
         return found

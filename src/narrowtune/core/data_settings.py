@@ -317,7 +317,7 @@ class MixSettings(Settings):
         if not isinstance(said, str):
             return given
         found = with_share(said)
-        if "share" not in found:
+        if isinstance(value, str) and "share" not in found:
             raise ValueError(
                 f"{said!r} without a share of the skill's rows: write PATH:SHARE, such as "
                 "general.jsonl:0.1"

@@ -60,8 +60,11 @@ def _inside(old: Any, rest: str, value: Any, key: str) -> Any:
         return copy
     # A path stands for a section, nothing for one of defaults; what else there is can't be right,
     # and is left for the error that says so.
+    mixed = key.partition(".")[0] == "mix"
     if isinstance(old, str):
-        old = with_share(old) if "mix" in key.split(".") else {"path": old}
+        old = with_share(old) if mixed else {"path": old}
     if old is None:
         old = {}
+    if mixed and rest == "path" and isinstance(old, dict) and isinstance(value, str):
+        return {**old, **with_share(value)}
     return override(old, {rest: value}) if isinstance(old, dict) else old

@@ -261,8 +261,10 @@ def _pair_turns(
     _check_answer(answer, PAIRS[asked])
     # TRL's conversational layout: both sides are lists of messages, the completion's are learned.
     if isinstance(prompt, list):
+        if answer is None:
+            return _with_system(row, prompt), True
         rest = answer if isinstance(answer, list) else _assistant(answer)
-        given = [{"train": False, **turn} if isinstance(turn, dict) else turn for turn in prompt]
+        given = [{**turn, "train": False} if isinstance(turn, dict) else turn for turn in prompt]
         return _with_system(row, [*given, *rest]), True
     text = need_text(prompt, asked)
     if asked == "instruction" and row.get("input"):

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from narrowtune.core.config import DataSettings
 from narrowtune.core.data_settings import COLUMNS, PAIRS
@@ -265,15 +266,18 @@ class _PictureCheck:
         return replace(image, sha256=name)
 
 
+def _content(message: Message) -> list[Any]:
+    """Return what decides what a message is, and that it is not learned, where it is not."""
+    pieces = [p.text if isinstance(p, Text) else [p.sha256] for p in message.content]
+    return [message.role, pieces, *([] if message.is_learned else [False])]
+
+
 def _digested(examples: Iterable[Example], digest: hashlib._Hash) -> Iterator[Example]:
     """Pass rows on, their content into `digest`."""
     for example in examples:
         content = [
             example.id,
-            [
-                [m.role, [p.text if isinstance(p, Text) else [p.sha256] for p in m.content]]
-                for m in example.messages
-            ],
+            [_content(message) for message in example.messages],
             example.answers,
             example.options,
             example.group,

@@ -58,7 +58,7 @@ class _Packed:
                 file.write(self._held)
         except OSError as error:
             raise DataError(
-                asked=f"room for rows beside memory, in {self._folder()}",
+                asked=f"room beside memory, in {self._folder()}",
                 found=error.strerror or str(error),
                 do="make room there, or set TMPDIR to a folder that has it",
             ) from error

@@ -139,7 +139,7 @@ def read_inputs(
         )
     if silent := encoder.num_unlearned_turns - unlearned:
         inputs.notes.append(
-            f"{silent} answers in rows to train on are marked as not to be learned, and are not."
+            f"{silent} answers in rows to train on are not learned: marked so, or in a prompt."
         )
     return inputs
 

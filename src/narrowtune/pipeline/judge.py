@@ -71,7 +71,7 @@ def judge(
             (or `score`), 0 to 1, and what else `ItemResult` has.
         after: the same of the other model.
         skills: tasks that were taught; all others are to be kept. Without any, learning is not
-            asked about, and what is kept decides alone.
+            asked about, and all decide: what a taught task gained hides what others lost.
         budget, budget_task, min_learning: as in `evaluate.verdict.decide`.
 
     Raises:

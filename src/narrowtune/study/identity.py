@@ -24,6 +24,9 @@ from narrowtune.version import __version__
 _DEVICES = {"fsdp", "fsdp_config"}
 """How a model is shared out is no part of what it learns."""
 
+_OF_TEACH = {"eval_steps", "load_best_model_at_end"}
+"""What a study never does; earlier versions took these without a word."""
+
 _PLACES = {"path", "test_path", "name", "image_root", "max_refused"}
 """Where rows are and what they are called is no part of what they are."""
 
@@ -85,7 +88,9 @@ def check_metrics(settings: StudySettings) -> None:
 
 def describe(settings: StudySettings, weights: str) -> dict[str, Any]:
     """Return everything that results depend on, by the setting's key."""
-    training = settings.training.model_dump(mode="json", exclude={"learning_rate", *_DEVICES})
+    training = settings.training.model_dump(
+        mode="json", exclude={"learning_rate", *_DEVICES, *_OF_TEACH}
+    )
     drift = settings.drift
     free, *pictured = free_files(drift, DRIFT_KEY, pictures=True)
     return {

@@ -9,6 +9,8 @@ of arXiv 2403.01244 and arXiv 2505.13811; the prompts here need no labels and ar
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,10 +38,10 @@ from narrowtune.engine.generate import generate_greedy, with_answer
 from narrowtune.models.load import LoadedModel
 
 HELD_BYTES = 2 * 2**30
-"""Of base distributions in memory; what there are more lie in the folder for temporary files."""
+"""Of base distributions in memory; more lie in the folder for temporary files, all of them."""
 
 MAX_BYTES = 64 * 2**30
-"""Of base distributions; more is refused with what to change."""
+"""Of base distributions, of each process; more is refused with what to change."""
 
 
 class Anchor:
@@ -152,11 +154,6 @@ def kl_base_tuned(base_log_probs: Tensor, logits: Tensor) -> Tensor:
     return nn.functional.kl_div(log_q, base, reduction="sum", log_target=True)
 
 
-def held_bytes(size: int) -> int:
-    """Return how many of `size` bytes of base distributions are held in memory: all, or none."""
-    return size if size <= HELD_BYTES else 0
-
-
 def build_anchor(
     loaded: LoadedModel,
     encoder: ChatEncoder,
@@ -172,7 +169,7 @@ def build_anchor(
 
     Raises:
         TrainingError: there are no prompts, or their distributions would take more than
-            `MAX_BYTES`.
+            `MAX_BYTES`, or than there is room for.
         DataError: the prompts' pictures have sizes that can't be in one batch, or there is no room
             for distributions beside memory.
     """
@@ -223,6 +220,13 @@ def _distributions(
             found=f"base distributions of {size / 2**30:.1f} GiB, more than {MAX_BYTES / 2**30:g}",
             do="use fewer prompts or a smaller anchor.max_new_tokens",
         )
+    folder = tempfile.gettempdir()
+    if size > HELD_BYTES and size > (free := shutil.disk_usage(folder).free):
+        raise TrainingError(
+            asked=f"room beside memory for an anchor on {len(answered)} prompts",
+            found=f"{free / 2**30:.1f} GiB in {folder}, and it takes {size / 2**30:.1f}",
+            do="make room there, set TMPDIR to a folder that has it, or use fewer prompts",
+        )
     at_once = rows_at_once(batch_size, 0, vocabulary * max(num_labels))
     batches = list(length_batches([len(row.input_ids) for row in answered], at_once))
 
@@ -238,8 +242,8 @@ def _distributions(
             yield from (part.clone() for part in parts)
 
     order = [index for indices in batches for index in indices]
-    places = [order.index(row) for row in range(len(order))]
-    if held_bytes(size):
+    places = sorted(range(len(order)), key=order.__getitem__)
+    if size <= HELD_BYTES:
         held = list(compute())
         return [held[place] for place in places]
     return Spilled(compute()).pick(places)

@@ -44,7 +44,7 @@ from narrowtune.engine.packing import LayoutSize, packing
 from narrowtune.evaluate.statistics import smallest_provable_budget
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection, resolve
-from narrowtune.train.anchor import held_bytes
+from narrowtune.train.anchor import HELD_BYTES
 from narrowtune.train.arguments import planned_samples, training_arguments
 from narrowtune.train.plan_evaluation import evaluation_seconds
 from narrowtune.train.plan_projected import projected_cost
@@ -273,7 +273,8 @@ class _Planner:
             num_positions=batches.most_positions(),
             logits=math.ceil(batches.batch_size * batches.labels_per_sample * vocabulary),
             anchor_logits=batches.num_anchor_rows * anchor_logits,
-            anchor_cache_bytes=held_bytes(4 * len(batches.anchor_rows) * anchor_logits),
+            # Answers may be shorter than planned, so that all are held: at most this.
+            anchor_cache_bytes=min(HELD_BYTES, 4 * len(batches.anchor_rows) * anchor_logits),
             matrix_bytes=self.projected.matrix_bytes,
             moment_bytes=self.projected.moment_bytes,
             step_copy_bytes=self.projected.copy_bytes,

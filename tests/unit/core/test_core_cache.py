@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from narrowtune.core.cache import cache_folder
+from narrowtune.core.cache import BoundedFolder, cache_folder
 from narrowtune.core.errors import UsageError
 
 
@@ -18,6 +19,16 @@ def test_the_folder_is_the_environments_or_the_users(monkeypatch, tmp_path: Path
     assert cache_folder() == tmp_path / "there"
     monkeypatch.delenv("NARROWTUNE_CACHE")
     assert cache_folder() == tmp_path / ".cache" / "narrowtune"
+
+
+def test_what_is_no_file_counts_for_nothing(tmp_path: Path):
+    (tmp_path / "ab" / "folder").mkdir(parents=True)
+    old = tmp_path / "ab" / "old"
+    old.write_bytes(bytes(100))
+    os.utime(old, (0, 0))
+    assert BoundedFolder(tmp_path, 150).has_room(100)
+    assert not old.exists()
+    assert not BoundedFolder(tmp_path, 50).has_room(100)
 
 
 def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch):

@@ -74,6 +74,7 @@ def test_all_mistakes_are_reported_at_once():
         ({"keep": [{"path": ".."}]}, "can't be part of a file name"),
         ({"skill": ""}, "skill"),
         ({"mix": ["general.jsonl"]}, "mix.0: 'general.jsonl' without a share"),
+        ({"mix": [{"path": "g.jsonl", "shares": 0.1}]}, "mix.0.shares"),
         ({"keep": ["./counting.jsonl"]}, "keep.0.path: ./counting.jsonl is the skill's own file"),
         (
             {"skill": {"path": "s.json", "test_path": "s.json"}},

@@ -38,6 +38,12 @@ def test_a_share_of_rows_to_mix_in_can_be_set():
         {"mix": ["a:b/g.jsonl:0.1", "h.jsonl"]}, {"mix.0.share": 0.2, "mix.1.share": 1}
     )
     assert found["mix"] == [{"path": "a:b/g.jsonl", "share": 0.2}, {"path": "h.jsonl", "share": 1}]
+    other = override({"mix": ["g.jsonl:0.1"]}, {"mix.0.path": "h.jsonl:0.2"})
+    assert other["mix"] == [{"path": "h.jsonl", "share": "0.2"}]
+    other = override({"mix": ["g.jsonl:0.1"]}, {"mix.0.path": "h.jsonl"})
+    assert other["mix"] == [{"path": "h.jsonl", "share": "0.1"}]
+    named = override({"skill": "a:b.jsonl"}, {"skill.columns.mix": "x"})
+    assert named["skill"] == {"path": "a:b.jsonl", "columns": {"mix": "x"}}
     in_a_study = override({"arms": [{"mix": ["g.jsonl:0.1"]}]}, {"arms.0.mix.0.share": 0.2})
     assert in_a_study["arms"][0]["mix"] == [{"path": "g.jsonl", "share": 0.2}]
 

@@ -481,9 +481,17 @@ def test_of_a_prompt_that_is_a_list_of_messages_no_turn_is_learned(
     rows = read(
         {"prompt": prompt, "completion": [{"role": "assistant", "content": "b"}]},
         {"prompt": prompt, "completion": _turns("", "b", "more", "c")["messages"][1:]},
-        {"prompt": [prompt[0], {**prompt[1], "train": True}, prompt[2]], "completion": "b"},
+        {"prompt": [prompt[0], {**prompt[1], "weight": 1}, prompt[2]], "completion": "b"},
+        {"prompt": [prompt[0], {**prompt[1], "train": None}, prompt[2]], "completion": "b"},
+        {"prompt": prompt[:2]},
     )
-    assert [_learned(example) for example in rows.examples] == [["b"], ["b", "c"], ["earlier", "b"]]
+    learned = [_learned(example) for example in rows.examples]
+    assert learned == [["b"], ["b", "c"], ["b"], ["b"], ["earlier"]]
+
+
+def test_a_mark_is_part_of_what_rows_are(read: Callable[..., Rows]) -> None:
+    assert read(_marked()).sha256 == read(_marked(weight=1)).sha256
+    assert read(_marked()).sha256 != read(_marked(weight=0)).sha256
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"weight": 1}])

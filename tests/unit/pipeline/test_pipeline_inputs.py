@@ -325,9 +325,9 @@ def test_answers_that_are_marked_as_not_to_be_learned_are_not_and_counted(read, 
     inputs = read(config(skill={"path": write(tmp_path / "turns.jsonl", rows)}))
     answers = [_num_answers(row.labels) for row in [*inputs.rows, *inputs.validation]]
     assert set(answers) == {1, 2}
-    (note,) = [note for note in inputs.notes if "not to be learned" in note]
+    (note,) = [note for note in inputs.notes if "are not learned" in note]
     assert note.startswith(f"{answers.count(1)} answers")
-    assert not any("not to be learned" in note for note in read(config()).notes)
+    assert not any("are not learned" in note for note in read(config()).notes)
 
 
 def test_rows_to_mix_in_from_a_path_without_a_name_are_refused(read, config):

@@ -147,7 +147,8 @@ def test_the_command_says_what_a_run_decided(sides, tmp_path):
     assert json.loads(done.stdout) == json.loads(found.model_dump_json())
     done = CliRunner().invoke(app, ["judge", str(tmp_path), "--budget", "9"])
     assert isinstance(done.exception, UsageError)
-    assert done.exception.do.endswith(f"{tmp_path}/before {tmp_path}/after --skill invoices")
+    anew = f"narrowtune judge {tmp_path}/before {tmp_path}/after --skill invoices,"
+    assert anew in done.exception.do
     done = CliRunner().invoke(app, ["judge", str(tmp_path), "b", "c"])
     assert isinstance(done.exception, UsageError)
     (tmp_path / "record.json").write_text(

@@ -1,6 +1,7 @@
 """Results are held to what they were made with; what is added later binds nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -115,9 +116,27 @@ def test_the_content_of_a_metric_of_ones_own_binds(tmp_path):
         check_metrics(now)
 
 
-def test_a_study_compiles_nothing(tmp_path):
-    with pytest.raises(ValueError, match="torch_compile is for a run of `teach`"):
-        settings(tmp_path, training={"torch_compile": True})
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": {"torch_compile": True}}, "torch_compile is for a run of `teach`"),
+        ({"training": {"eval_steps": 5}}, "eval_steps and load_best_model_at_end are for a run"),
+        ({"drift": {"every": 5}}, "drift.every and drift.budget are for a run of `teach`"),
+        ({"drift": {"budget": 0.1}}, "drift.every and drift.budget are for a run of `teach`"),
+    ],
+)
+def test_a_study_refuses_what_only_a_run_does(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        settings(tmp_path, **changes)
+
+
+def test_what_an_earlier_version_took_without_using_it_does_not_bind(tmp_path):
+    hold_to(settings(tmp_path), "w", begun=False)
+    path = Path(settings(tmp_path).output_dir) / "study.json"
+    known = json.loads(path.read_text())
+    assert "training.eval_steps" not in known
+    path.write_text(json.dumps({**known, "training.eval_steps": 50}))
+    hold_to(settings(tmp_path), "w", begun=True)
 
 
 def test_settings_and_weights_bind_and_all_that_differ_are_named(tmp_path, monkeypatch):
