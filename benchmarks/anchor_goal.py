@@ -144,7 +144,7 @@ WIDER_ARMS = {
 SEQUENCE_ARMS = {
     REFERENCE: Held(REFERENCE, [5.5e-4, 1e-3], weight=None),
     "mlp + anchor, projected by 5, larger half": Held(
-        "mlp", [2e-3, 2.8e-3], projection=5.0, density=LARGER_HALF
+        "mlp", [2.8e-3], projection=5.0, density=LARGER_HALF
     ),
 }
 FIVE = ("birds", "counting", "tissue", "signs", "clock")
