@@ -83,8 +83,8 @@ def _fit(folder: Path, model_folder: Path, recipe: str, *, resume: bool = False,
 def _inputs(loaded, encoder, module: str) -> torch.Tensor:
     """What a layer is given on the anchor's answers, [N, I]."""
     found = []
-    for row in _anchor(loaded, encoder).rows:
-        batch = collate([row.encoded], padding_id(loaded.tokenizer))
+    for row in _anchor(loaded, encoder).encoded:
+        batch = collate([row], padding_id(loaded.tokenizer))
         mask, _ = label_positions(batch["labels"])
         seen: list[torch.Tensor] = []
         layer = loaded.model.get_submodule(module)
@@ -110,7 +110,7 @@ def _inputs(loaded, encoder, module: str) -> torch.Tensor:
 def test_matrices_are_the_inverse_of_what_layers_are_given(tiny, family, recipe):
     loaded = load_model(str(tiny(family)), device="cpu")
     encoder = ChatEncoder(loaded.tokenizer)
-    rows = [row.encoded for row in _anchor(loaded, encoder).rows]
+    rows = _anchor(loaded, encoder).encoded
     layers = projected_layers(loaded.model, resolve(loaded.model, recipe).names)
     found = project_steps(
         loaded, layers, rows, strength=3.0, arithmetic=FLOAT32, batch_size=4
@@ -223,7 +223,7 @@ def test_nothing_that_can_be_projected_is_said(tiny):
     loaded = load_model(str(tiny("qwen2_5_vl")), device="cpu")
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     layers = projected_layers(loaded.model, resolve(loaded.model, "projector").names)
-    rows = [row.encoded for row in _anchor(loaded, encoder).rows]
+    rows = _anchor(loaded, encoder).encoded
     with pytest.raises(TrainingError, match=r"anchor\.projection"):
         project_steps(loaded, layers, rows, strength=1.0, arithmetic=FLOAT32, batch_size=2)
 
