@@ -252,7 +252,11 @@ def print_table(folder: Path) -> None:
     results = read_results(folder / "results.jsonl")
     base = base_of(results)
     stages: dict[tuple[str, float], dict[int, Sequence[StageResult]]] = {}
-    for key, found in by_chain(results).items():
+    chains = by_chain(results)
+    longest = max(map(len, chains.values()))
+    for key, found in chains.items():
+        if len(found) < longest:  # a chain that a stop left without its last stages
+            continue
         stages.setdefault((key.arm, key.learning_rate), {})[key.seed] = found
     learnings = {
         which: Effect({seed: learned(base, chain) for seed, chain in own.items()})
