@@ -3,7 +3,7 @@
     python benchmarks/anchor_goal.py --workers 2   # about half an hour on two cores
     python benchmarks/anchor_goal.py --table
     python benchmarks/anchor_goal.py --fresh       # twenty minutes: ten seeds on rows of their own
-    python benchmarks/anchor_goal.py --wider       # 45 minutes: twenty seeds, more prompts
+    python benchmarks/anchor_goal.py --wider       # 70 minutes: twenty seeds, more prompts
     python benchmarks/anchor_goal.py --closer      # ten minutes: four times as many kept items
     python benchmarks/anchor_goal.py --sequence    # 40 minutes: five skills in a row
 
@@ -247,15 +247,13 @@ def _write_like_kept(world: Path) -> None:
     (world / "prompts-like-kept.jsonl").write_text(text, encoding="utf-8")
 
 
-def print_table(folder: Path) -> None:
+def print_table(folder: Path, num_skills: int) -> None:
     """Print what every arm learned and lost at each rate, and learning against the reference's."""
     results = read_results(folder / "results.jsonl")
     base = base_of(results)
     stages: dict[tuple[str, float], dict[int, Sequence[StageResult]]] = {}
-    chains = by_chain(results)
-    longest = max(map(len, chains.values()))
-    for key, found in chains.items():
-        if len(found) < longest:  # a chain that a stop left without its last stages
+    for key, found in by_chain(results).items():
+        if len(found) < num_skills:  # a chain that a stop left without its last stages
             continue
         stages.setdefault((key.arm, key.learning_rate), {})[key.seed] = found
     learnings = {
@@ -328,7 +326,7 @@ def main() -> None:
             lambda result, left: print(f"{result.chain}; {left} left", flush=True),
             num_workers=given.workers,
         )
-    print_table(folder)
+    print_table(folder, len(QUESTIONS[name].skills))
 
 
 if __name__ == "__main__":
