@@ -40,7 +40,10 @@ items of yet another seed: with 3,200 it is they that decide how wide the interv
 
 `--sequence` asks both of five skills that are taught one after another, each in 200 steps, with
 three training seeds: learned is the mean of the skills, each after its own stage, lost the mean
-over the stages, and what the last of them leaves. Rows are of a seed that decided nothing.
+over the stages, and what the last of them leaves, of what earlier skills had learned too. Rows are
+of a seed that decided nothing. *And earlier skills*: 64 prompts that each skill before was taught
+with, answered by the model that a stage begins with, get every other place among the anchor's rows;
+chosen on rows of `validation` once the others' results were known.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.miniature.reference.shipped import reference_folder
 from narrowtune.miniature.registry import tasks_of
 from narrowtune.miniature.rows import write_rows
-from narrowtune.study.effects import Effect, Interval, learned, lost
+from narrowtune.study.effects import Effect, Interval, forgotten, learned, lost
 from narrowtune.study.results import StageResult, base_of, by_chain, read_results
 from narrowtune.study.workers import run_study
 from narrowtune.study.world import write_general
@@ -86,6 +89,7 @@ class Held(NamedTuple):
         density: share of each matrix's elements that stays as trained.
         base_share: the base's share in the average that ends it.
         like_kept: whether prompts like what is kept stand beside the others.
+        earlier: prompts of each skill that was taught before, beside the others.
     """
 
     recipe: str
@@ -96,6 +100,7 @@ class Held(NamedTuple):
     density: float | None = None
     base_share: float | None = None
     like_kept: bool = False
+    earlier: int = 0
 
 
 LARGER_HALF = 0.5
@@ -145,6 +150,9 @@ SEQUENCE_ARMS = {
     REFERENCE: Held(REFERENCE, [5.5e-4, 1e-3], weight=None),
     "mlp + anchor, projected by 5, larger half": Held(
         "mlp", [2.8e-3], projection=5.0, density=LARGER_HALF
+    ),
+    "mlp + anchor and earlier skills, projected by 5, larger half": Held(
+        "mlp", [2.8e-3], projection=5.0, density=LARGER_HALF, earlier=64
     ),
 }
 FIVE = ("birds", "counting", "tissue", "signs", "clock")
@@ -222,6 +230,7 @@ def make_arm(name: str, held: Held, world: Path) -> ArmSettings:
         "weight": held.weight,
         "projection": held.projection,
         "rows_per_step": held.rows,
+        "earlier_skills": held.earlier,
     }
     return ArmSettings.model_validate(
         {
@@ -280,7 +289,10 @@ def print_table(folder: Path, num_skills: int) -> None:
         trained = [stage for chain in own.values() for stage in chain]
         seconds = sum(stage.seconds for stage in trained) / len(trained)
         at_end = Effect({seed: lost(base, chain[-1:]) for seed, chain in own.items()})
-        ended = f" ({line(told(at_end))} at the end)" if len(trained) > len(own) else ""
+        ended = ""
+        if len(trained) > len(own):
+            again = Effect({seed: forgotten(chain) for seed, chain in own.items()})
+            ended = f" ({line(told(at_end))} at the end; {line(told(again))} of earlier skills)"
         against = ""
         if best is not None:
             difference = told(learnings[which].plus(learnings[best], -1.0))

@@ -33,7 +33,7 @@ def lessons(tiny, tmp_path, monkeypatch):
     model = tiny("llama", torch.bfloat16)
     spelling = write_rows(tmp_path / "spelling.jsonl", spelling_rows(30))
 
-    def run(name, recipe, **changes):
+    def run(name, recipe, console=None, **changes):
         path = write_run(tmp_path, model, name, recipe=recipe)
         run.last_of_all()
         own = (
@@ -47,7 +47,8 @@ def lessons(tiny, tmp_path, monkeypatch):
             "skill.name": name,
             "training.max_steps": 3,
         }
-        return teaching.teach(load_config(path, {**settings, **own, **changes}))
+        config = load_config(path, {**settings, **own, **changes})
+        return teaching.teach(config, console=console)
 
     run.folder, run.model, run.last_of_all = tmp_path, model, lambda: None
     return run
@@ -92,6 +93,29 @@ def test_a_second_skill_starts_from_the_first_and_keeps_it(lessons):
     none = run_cli("ledger", "build", ledger, "--output", lessons.folder / "no", cache=cache)
     assert none.returncode == 1
     assert "0 skills; without any it is the base itself" in " ".join(none.stderr.split())
+
+
+def test_that_nothing_holds_earlier_skills_is_said(lessons, capsys):
+    lessons("counting", "sa_proj")
+    console = Console(width=200)
+    lessons("spelling", "mlp_gate_up", console=console)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Nothing holds what the model was taught before (counting)" in told
+    assert told.count("Nothing holds") == 1
+
+
+def test_an_anchor_holds_what_the_skill_before_was_taught_with(lessons, tmp_path):
+    free = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Say {word}."} for word in WORDS])
+    anchor = {"prompts": str(free), "max_new_tokens": 2}
+    lessons("counting", "sa_proj", anchor=anchor)
+    first = lessons.folder / "counting" / "record.json"
+    named = [part["name"] for part in json.loads(first.read_text("utf-8"))["data"]]
+    assert [name for name in named if name.startswith("anchor")] == ["anchor.prompts"]
+    second = lessons("spelling", "mlp_gate_up", anchor={**anchor, "earlier_skills": 5})
+    held = {part.name: part.num_used for part in second.data if part.role == "anchor"}
+    assert held == {"anchor.prompts": len(WORDS), "anchor.prompts (counting)": 5}
+    report = (lessons.folder / "spelling" / "report.html").read_text("utf-8")
+    assert "anchor.prompts (counting)" in report
 
 
 def kill_before_it_is_entered(lessons, name):

@@ -22,6 +22,9 @@ class AnchorSettings(PromptSettings):
             as the mean is scaled by 1 / (1 + strength), stronger ones are damped more. Heads,
             embeddings, norms and what sees pictures are not held by it.
         rows_per_step: anchor rows in every optimiser step.
+        earlier_skills: of every skill that the model was taught before (with a ledger, or in a
+            study's sequence), how many of the prompts that it was taught with are held too, at the
+            answers that the model gives now. They get every other place of `rows_per_step`.
         max_new_tokens: length of the base's answers. Forgetting begins with an answer's first
             tokens, and the pull is a mean over tokens, so short answers hold more.
     """
@@ -30,6 +33,7 @@ class AnchorSettings(PromptSettings):
     weight: float = Field(1.0, ge=0)
     projection: float = Field(0.0, ge=0, le=1e6)
     rows_per_step: int = Field(4, ge=1)
+    earlier_skills: int = Field(64, ge=0)
     max_new_tokens: int = Field(12, ge=1)
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from narrowtune.core.config import ModelSettings, RunConfig, parse_data_settings
-from narrowtune.core.data_settings import DataSettings, SkillSettings
+from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
@@ -22,6 +22,7 @@ from narrowtune.data.splits import draw_general, find_overlap, find_overlaps, sp
 from narrowtune.data.stored import StoredRows
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.models.load import LoadedModel, RowReader, load_model
+from narrowtune.pipeline.earlier import Taught, read_held, read_tested, test_settings
 from narrowtune.pipeline.prompts import (
     DRIFT_KEY,
     equal_shares,
@@ -29,20 +30,6 @@ from narrowtune.pipeline.prompts import (
     read_anchor_prompts,
 )
 from narrowtune.pipeline.sources import Source
-
-
-@dataclass(frozen=True)
-class Taught:
-    """A skill that was taught before, whose test rows are kept.
-
-    Attributes:
-        settings: of its rows.
-        seed: of their splits.
-    """
-
-    settings: SkillSettings
-    seed: int
-
 
 _Read = TypeVar("_Read")
 
@@ -58,9 +45,11 @@ class Inputs:
         rows: what is learned from: the skill's training rows, then general rows mixed in. They are
             beside memory, and made when they are asked for.
         validation: for choosing a checkpoint.
-        skill_answers: what the skill's own training rows answer.
+        learned: the skill's own training rows, as they were read.
+        skill_answers: what they answer.
         tasks: what is evaluated before and after; the skill's test split first.
         anchor_prompts: general prompts, without those that stand in a keep set.
+        taught_prompts: the anchor's of earlier skills.
         drift_prompts: (source, prompt) pairs.
         summaries: for the record.
         refused: rows that were not used.
@@ -69,9 +58,11 @@ class Inputs:
 
     rows: Sequence[Encoded] = ()
     validation: Sequence[Encoded] = ()
+    learned: Sequence[Example] = ()
     skill_answers: set[str] = field(default_factory=set)
     tasks: list[Task] = field(default_factory=list)
     anchor_prompts: list[tuple[Message, ...]] = field(default_factory=list)
+    taught_prompts: list[tuple[Message, ...]] = field(default_factory=list)
     drift_prompts: list[tuple[str, tuple[Message, ...]]] = field(default_factory=list)
     summaries: list[DataSummary] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)
@@ -127,7 +118,7 @@ def read_inputs(
     earlier, unlearned = encoder.num_prefix_mismatches, encoder.num_unlearned_turns
     try:
         _Reader(config, encoder, inputs, taught).read(with_skill)
-        add_anchor_prompts(config, encoder, inputs)
+        add_anchor_prompts(config, encoder, inputs, taught)
     finally:
         write_refused_rows(inputs, refused_path)
     differing = encoder.num_prefix_mismatches - earlier
@@ -144,11 +135,13 @@ def read_inputs(
     return inputs
 
 
-def add_anchor_prompts(config: RunConfig, encoder: ChatEncoder, inputs: Inputs) -> None:
+def add_anchor_prompts(
+    config: RunConfig, encoder: ChatEncoder, inputs: Inputs, taught: Sequence[Taught] = ()
+) -> None:
     """Read an anchor's prompts, if there is one, once all else was read.
 
     What the model is held to must not be what is measured: prompts that stand in a keep set are
-    left out.
+    left out. Of skills that were taught before, prompts stand beside the general ones.
 
     Raises:
         DataError: a prompt can't be used, or none is left.
@@ -160,6 +153,12 @@ def add_anchor_prompts(config: RunConfig, encoder: ChatEncoder, inputs: Inputs) 
     inputs.anchor_prompts = found.messages
     inputs.summaries.extend(found.summaries)
     inputs.notes.extend(found.notes)
+    if number := config.anchor.earlier_skills:
+        refused, learned = inputs.refused, inputs.learned
+        held = read_held(taught, number, encoder, refused, measured=kept, learned=learned)
+        inputs.taught_prompts = held.messages
+        inputs.summaries.extend(held.summaries)
+        inputs.notes.extend(held.notes)
 
 
 def write_refused_rows(inputs: Inputs, path: Path | None) -> None:
@@ -232,6 +231,7 @@ class _Reader:
             if splits[name] and not examples:
                 raise _nothing_left(name, settings.path, len(splits[name]))
         inputs.rows, inputs.validation = train, validation
+        inputs.learned = own["train"]
         inputs.skill_answers = {example.answers[0] for example in own["train"]}
         sizes = {name: len(examples) for name, examples in own.items()}
         num_used = sum(sizes.values())
@@ -282,27 +282,11 @@ class _Reader:
 
     def _earlier(self, taught: Taught) -> Sequence[Example]:
         """Read what an earlier skill is tested on; it is to be kept."""
-        settings, key = taught.settings, f"the ledger's {taught.settings.label}"
-        own = test_settings(settings) if settings.test_path is not None else settings
-        try:
-            source = Source(own, self.inputs.refused, key=key, seed=taught.seed)
-            rows = source.examples
-            source.check_pictures(self.encoder)
-            if settings.test_path is None:
-                rows = split_examples(rows, settings.validation, settings.test, taught.seed)["test"]
-            examples = source.encode_items(rows, self.encoder)
-            source.check()
-        except RowsRefusedError as error:
-            # No setting of this run is about these rows.
-            do = f"take the max_length and the chat template that {key} was taught with"
-            raise RowsRefusedError(
-                error.refused, settings.max_refused, error.num_rows, do
-            ) from None
+        examples, rows, summary = read_tested(taught, self.encoder, self.inputs.refused)
         if not examples:
-            raise _nothing_left("test", own.path, len(rows))
-        self.inputs.tasks.append(make_task(settings, examples, "held_out"))
-        summary = source.summary("held_out", len(examples))
-        self.inputs.summaries.append(summary.model_copy(update={"name": settings.label}))
+            raise _nothing_left("test", summary.path, len(rows))
+        self.inputs.tasks.append(make_task(taught.settings, examples, "held_out"))
+        self.inputs.summaries.append(summary)
         return examples
 
     def _mix(self, num_skill: int) -> Sequence[Example]:
@@ -354,11 +338,6 @@ class _Reader:
         for name, examples in kept.items():
             found += [(name, example.prompt) for example in examples[: next(shares)]]
         self.inputs.drift_prompts = found
-
-
-def test_settings(skill: SkillSettings) -> DataSettings:
-    """Return the rows that a skill is tested on, where these have a file of their own."""
-    return skill.tested().model_copy(update={"name": f"{skill.label} (test)"})
 
 
 def _nothing_left(split: str, path: str, number: int) -> DataError:

@@ -23,7 +23,7 @@ from narrowtune.evaluate.own_metrics import is_own
 from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.load import LoadedModel
-from narrowtune.pipeline.inputs import Taught
+from narrowtune.pipeline.earlier import Taught
 from narrowtune.report.folder import read_record
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from narrowtune.core.config import RunConfig
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.models.load import LoadedModel
+from narrowtune.pipeline.earlier import Taught
 from narrowtune.pipeline.inputs import (
     PIXEL_BYTES,
     Inputs,
-    Taught,
     add_anchor_prompts,
     make_encoder,
     read_inputs,
@@ -68,7 +69,7 @@ class Shared:
         own = {part.name: copy(getattr(self._inputs, part.name)) for part in fields(Inputs)}
         inputs = replace(self._inputs, **own)
         try:
-            add_anchor_prompts(config, self._encoder, inputs)
+            add_anchor_prompts(config, self._encoder, inputs, taught)
         finally:
             write_refused_rows(inputs, refused_path)
         return self._encoder, inputs
@@ -95,7 +96,7 @@ class Shared:
             self._anchor = None
             return None
         assert self._encoder is not None, "rows are read before the anchor is built"
-        prompts = tuple(inputs.anchor_prompts)
+        prompts = tuple(inputs.anchor_prompts), tuple(inputs.taught_prompts)
         # What is quantised, and so what is answered, depends on what trains.
         held = (quantised, config.recipe) if quantised is not None else None
         key = fingerprint, settings.model_dump_json(), prompts, held
@@ -104,14 +105,12 @@ class Shared:
             anchor.seconds = 0.0  # that this run took
             return anchor
         self._anchor = None
-        anchor = build_anchor(
-            loaded,
-            self._encoder,
-            inputs.anchor_prompts,
-            settings,
-            batch_size=config.eval_batch_size,
-            seed=config.seed,
-        )
+        build = partial(build_anchor, loaded, self._encoder)
+        batch_size, seed = config.eval_batch_size, config.seed
+        anchor = build(inputs.anchor_prompts, settings, batch_size=batch_size, seed=seed)
+        if inputs.taught_prompts:
+            taught = build(inputs.taught_prompts, settings, batch_size=batch_size, seed=seed)
+            anchor = anchor.beside(taught)
         if self._several:
             self._anchor = key, copy(anchor)  # a run may raise its own's weight
         return anchor

@@ -128,7 +128,10 @@ def plan_run(
         rows=inputs.rows,
         num_samples=len(inputs.rows) or None,
         tasks=tasks,
-        anchor_prompts=[encoder.encode_prompt(messages) for messages in inputs.anchor_prompts],
+        anchor_prompts=[
+            encoder.encode_prompt(messages)
+            for messages in (*inputs.anchor_prompts, *inputs.taught_prompts)
+        ],
         looked_at_once=looked_at_once(loaded, config, inputs.rows, num_processes),
     )
     plan = make_plan(

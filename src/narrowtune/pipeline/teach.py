@@ -141,6 +141,11 @@ def _prepare(
             check_state(book, base, inputs.summaries)
             names = ", ".join(entry.name for entry in book.ledger.skills)
             inputs.notes.append(f"Taught before, and kept (the ledger {config.ledger}): {names}.")
+            if config.anchor is None:
+                watch.warn(
+                    f"Nothing holds what the model was taught before ({names}): an anchor does "
+                    "(--anchor), with prompts of each that it was taught with."
+                )
         elif book is not None:
             watch.warn(f"The ledger {config.ledger} holds no skill yet: this one is its first.")
     if config.training.fsdp:

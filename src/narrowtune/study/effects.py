@@ -127,6 +127,17 @@ def learned(base: StageResult, stages: Sequence[StageResult]) -> Terms:
     }
 
 
+def forgotten(stages: Sequence[StageResult]) -> Terms:
+    """Return what the skills before the last lost since their own stages, their mean in points."""
+    earlier, last = stages[:-1], stages[-1]
+    return {
+        f"forgotten {stage.skill}": _gain(
+            stage.tasks[stage.skill], [last.tasks[stage.skill]], -1 / len(earlier)
+        )
+        for stage in earlier
+    }
+
+
 def lost(base: StageResult, stages: Sequence[StageResult]) -> Terms:
     """Return what held-out tasks lost, the mean over tasks and these stages, in points."""
     kept = [name for name, task in base.tasks.items() if task.role == "held_out"]

@@ -185,7 +185,8 @@ def make_arms(anchor_prompts: str, replay: str) -> dict[str, ArmSettings]:
         anchor_prompts: file of the anchor's prompts.
         replay: file of labelled rows to replay.
     """
-    anchor = {"prompts": anchor_prompts, **ANCHOR}
+    # What is forgotten of earlier skills is measured, and no arm is given their rows.
+    anchor = {"prompts": anchor_prompts, **ANCHOR, "earlier_skills": 0}
     specs: list[dict[str, Any]] = [
         *[{"recipe": recipe} for recipe in _RECIPES],
         {"recipe": "mlp", "lora": {"rank": 16}},

@@ -53,13 +53,13 @@ from narrowtune.pipeline.stages import (
 )
 from narrowtune.probe.drift import measure_drift
 from narrowtune.probe.layers import layer_contributions
+from narrowtune.study.anchors import Anchors
 from narrowtune.study.chains import Chain
 from narrowtune.study.gallery import keep_shown
 from narrowtune.study.mixture import Mixed, expert_mixture
 from narrowtune.study.results import BASE, ChainKey, Shown, StageResult, TaskScores, summarise
 from narrowtune.study.rows import read_study
 from narrowtune.study.weights import put_back, relative_update, restore_chain, save_chain
-from narrowtune.train.anchor import Anchor, build_anchor
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.lora import low_rank
 from narrowtune.train.masters import copy_tensors
@@ -114,13 +114,13 @@ class Study:
         self.skills = {skill.label: skill for skill in settings.skills}
         rows = read_study(settings, self.encoder, checked=checked)
         self.pools, self.validation, self.tasks = rows.pools, rows.validation, rows.tasks
-        self._anchor_prompts = rows.anchors
+        batch_size = settings.eval_batch_size
+        self._anchors = Anchors(self.loaded, self.encoder, rows.anchors, self.base, batch_size)
         drift = settings.drift
         self.drift_prompts = read_free_prompts(drift, self.encoder, drift.max_prompts, DRIFT_KEY)
         self.arithmetic = arithmetic or self._choose_arithmetic()
         self._shown = keep_shown([prompt for _, prompt in self.drift_prompts], self.folder)
         self._encoded: dict[tuple[str, int], StoredRows] = {}
-        self._anchors: dict[str, Anchor] = {}
         self._tolerance: float | None = None
         self._store = make_store(self.loaded, remember=settings.remember_pictures)
         self._features = self._store
@@ -167,7 +167,8 @@ class Study:
         state = self.folder / "chains" / f"{_digest(chain.key)}.safetensors"
         with apply_arithmetic(self.arithmetic):
             self._measure_tolerance()
-            self._anchor(chain.arm)
+            if chain.arm.anchor is not None:
+                self._anchors.general(chain.arm.anchor, self._store)
         try:
             with self._tuned(chain) as tuned:
                 if self._store is not None and changes_eyes(self.loaded, tuned.selection.names):
@@ -201,7 +202,7 @@ class Study:
         """Teach one skill, and score everything."""
         skill, arm = chain.skills[stage], chain.arm
         with tempfile.TemporaryDirectory() as folder, apply_arithmetic(self.arithmetic):
-            fitted = self._fit(chain, skill, folder, tuned.selection)
+            fitted = self._fit(chain, stage, folder, tuned.selection)
             return_freed_pages()
             if arm.density is not None:
                 after = copy_tensors(self.loaded.model, fitted.base, self.loaded.dtype)
@@ -244,8 +245,8 @@ class Study:
                 relative_update=relative_update(self.loaded.model, base),
             )
 
-    def _fit(self, chain: Chain, skill: str, folder: str, selection: Selection) -> FitResult:
-        arm, seed = chain.arm, chain.key.seed
+    def _fit(self, chain: Chain, stage: int, folder: str, selection: Selection) -> FitResult:
+        arm, seed, skill = chain.arm, chain.key.seed, chain.skills[stage]
         training = {"learning_rate": chain.key.learning_rate}
         config = RunConfig(
             model=self.settings.model,
@@ -256,6 +257,11 @@ class Study:
             seed=seed,
         )
         rows = Joined([self._rows(skill, seed), *self._replayed(arm, skill, seed)])
+        anchor = None
+        if arm.anchor is not None:
+            general = self._anchors.general(arm.anchor, self._store)
+            taught = [self._drawn(earlier, seed) for earlier in chain.skills[:stage]]
+            anchor = self._anchors.with_taught(general, arm.anchor, taught, seed, self._features)
         # Adapters are drawn from the global generator: whatever ran before must not matter.
         set_seed(seed)
         adapters = (
@@ -270,7 +276,7 @@ class Study:
                 rows,
                 config,
                 arithmetic=self.arithmetic,
-                anchor=self._anchor(arm),
+                anchor=anchor,
                 distillation=arm.distillation,
                 features=self._features,
             )
@@ -307,27 +313,6 @@ class Study:
             found.append(StoredRows(drawn, self.encoder, Room(_REMEMBERED), source.refuse))
             source.check()
         return found
-
-    def _anchor(self, arm: ArmSettings) -> Anchor | None:
-        """Return the base's own answers; they are made once, while the model is the base."""
-        settings = arm.anchor
-        if settings is None:
-            return None
-        key = settings.model_dump_json()
-        if key not in self._anchors:
-            with (
-                WeightSwap(self.loaded.model, self.base).base(),
-                measuring(self.loaded, self._store),
-            ):
-                self._anchors[key] = build_anchor(
-                    self.loaded,
-                    self.encoder,
-                    self._anchor_prompts[key],
-                    settings,
-                    batch_size=self.settings.eval_batch_size,
-                    seed=0,
-                )
-        return self._anchors[key]
 
     def _constrained(self, free: Mapping[str, TaskResult]) -> dict[str, TaskScores] | None:
         """Score the held-out tasks with answers held to the right form, if that is asked for."""

@@ -31,7 +31,7 @@ from narrowtune.data.collate import (
     padding_id,
 )
 from narrowtune.data.examples import Message
-from narrowtune.data.spilled import Spilled
+from narrowtune.data.spilled import Joined, Spilled
 from narrowtune.engine.batches import length_batches, rows_at_once
 from narrowtune.engine.forward import label_positions, logits_at, to_device
 from narrowtune.engine.generate import generate_greedy, with_answer
@@ -58,6 +58,8 @@ class Anchor:
         seed: of the order. Which rows a step sees depends on the step's number alone, so that a
             resumed run and a run on more devices see the same ones.
         seconds: what computing the rows took.
+        num_general: the first of the rows, about anything; all unless given. What follows them is
+            asked of skills that were taught before, and gets every other place of an anchor's.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class Anchor:
         seed: int,
         seconds: float,
         projection: float = 0.0,
+        num_general: int | None = None,
     ) -> None:
         self.encoded, self.log_probs = list(encoded), log_probs
+        self.num_general = len(self.encoded) if num_general is None else num_general
         self.rows_per_step = min(rows_per_step, len(self.encoded))
         self.weight = weight
         self.projection = projection
@@ -86,9 +90,34 @@ class Anchor:
         return [self._at(first + offset) for offset in range(self.rows_per_step)]
 
     def _at(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.encoded))
+        start, number = 0, self.num_general
+        if number < len(self.encoded):
+            position, taught = divmod(position, 2)
+            if taught:
+                start, number = number, len(self.encoded) - number
+        epoch, offset = divmod(position, number)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return int(torch.randperm(len(self.encoded), generator=generator)[offset])
+        return start + int(torch.randperm(number, generator=generator)[offset])
+
+    def beside(self, taught: Anchor) -> Anchor:
+        """Return an anchor of these rows and of `taught`'s, which take turns; the rest is as here.
+
+        Raises:
+            DataError: pictures of the two have sizes that can't be in one batch.
+        """
+        encoded = [*self.encoded, *taught.encoded]
+        check_pictures(encoded)
+        return Anchor(
+            encoded,
+            Joined([self.log_probs, taught.log_probs]),
+            rows_per_step=self.rows_per_step,
+            weight=self.weight,
+            pad_token_id=self.pad_token_id,
+            seed=self.seed,
+            seconds=self.seconds + taught.seconds,
+            projection=self.projection,
+            num_general=len(self.encoded),
+        )
 
     def num_labels(self, indices: Sequence[int]) -> int:
         """Return how many token positions the rows `indices` hold to the base."""

@@ -9,7 +9,7 @@ from scipy import stats
 
 from narrowtune.core.results import DriftResult
 from narrowtune.study.correlations import correlate, points_in
-from narrowtune.study.effects import Effect, Items, learned, lost, over_seeds
+from narrowtune.study.effects import Effect, Items, forgotten, learned, lost, over_seeds
 from narrowtune.study.readings import judged
 from narrowtune.study.results import BASE, ChainKey, StageResult, TaskScores, pack_scores
 
@@ -118,6 +118,13 @@ def test_learning_is_at_each_skills_own_stage_and_loss_a_mean_over_stages():
     assert value(lost(BEFORE, [FIRST])) == pytest.approx(25)
     assert value(lost(BEFORE, [SECOND])) == pytest.approx((100 + 25) / 2)
     assert value(lost(BEFORE, [FIRST, SECOND])) == pytest.approx((25 + 62.5) / 2)
+
+
+def test_what_is_forgotten_is_of_the_skills_before_the_last_since_their_stages():
+    third = stage("a", 3, "signs", count=[0, 0], clock=[1, 0], charts=[0, 0], forms=[0.5, 0.4])
+    assert value(forgotten([FIRST, SECOND])) == pytest.approx(50)
+    assert value(forgotten([FIRST, SECOND, third])) == pytest.approx((100 + 50) / 2)
+    assert forgotten([FIRST]) == {}
 
 
 def drift(kl):

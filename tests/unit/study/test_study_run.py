@@ -15,7 +15,7 @@ from narrowtune.core.errors import DataError, UsageError
 from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.pipeline.inputs import load, make_encoder
 from narrowtune.pipeline.sources import Source
-from narrowtune.study import workers
+from narrowtune.study import anchors, workers
 from narrowtune.study.chains import all_chains, open_chains
 from narrowtune.study.forms import form_loss
 from narrowtune.study.results import (
@@ -29,6 +29,7 @@ from narrowtune.study.rows import read_study
 from narrowtune.study.run import Study
 from narrowtune.study.tables import at_edge, best_point, frontier, matched, sequences
 from narrowtune.study.workers import results_path, run_study
+from narrowtune.train.anchor import build_anchor
 from study_rows import WORDS, rows, write
 
 
@@ -313,6 +314,36 @@ def test_replay_and_anchor_and_distillation_take_part(settings, tmp_path):
     assert held.relative_update < plain.relative_update
 
 
+def test_an_anchor_holds_what_skills_before_were_taught_with(settings, tmp_path, monkeypatch):
+    prompts = {"prompts": settings.drift.prompts, "max_new_tokens": 4, "rows_per_step": 2}
+    arms = [
+        ArmSettings.model_validate(
+            {"recipe": "mlp", "learning_rates": [1e-2], "name": name, "anchor": {**prompts, **held}}
+        )
+        for name, held in (("free", {"earlier_skills": 0}), ("held", {"earlier_skills": 12}))
+    ]
+    built = []
+
+    def build(loaded, encoder, asked, *args, **kwargs):
+        made = build_anchor(loaded, encoder, asked, *args, **kwargs)
+        built.append([message[-1].text for message in asked])
+        return made
+
+    monkeypatch.setattr(anchors, "build_anchor", build)
+    mine = changed(settings, tmp_path, arms=arms, orders={"two": ["first", "last"]})
+    study, found = Study(mine, threads=1), []
+    for chain in all_chains(mine):
+        study.run(chain, 0, found.append)
+    by_arm = {arm: [r for r in found if r.chain.arm == arm] for arm in ("free", "held")}
+    # The base's answers of each arm, then what the first skill's rows are answered after it.
+    assert [len(each) for each in built] == [len(WORDS), len(WORDS), 12]
+    taught = {example.prompt[-1].text for example in study.pools["first"]}
+    assert set(built[2]) <= taught
+    first, second = ([r.relative_update for r in by_arm[arm]] for arm in by_arm)
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+
+
 def test_rows_on_both_sides_are_refused(settings, tmp_path):
     keep = [settings.keep[0].model_copy(update={"path": settings.skills[0].path})]
     with pytest.raises(DataError, match="rows on both sides"):
@@ -335,7 +366,9 @@ def test_replayed_validated_and_anchored_rows_are_not_measured(settings, tmp_pat
     ):
         anchored = ArmSettings.model_validate({**arm, "anchor": {"prompts": write(path, prompts)}})
         if len(prompts) > 1:
-            (left,) = study(arms=[anchored])._anchor_prompts.values()
+            mine = changed(settings, tmp_path, arms=[anchored])
+            read = read_study(mine, make_encoder(load(mine), mine))
+            (left,) = read.anchors.values()
             assert len(left) == 1
         else:
             with pytest.raises(DataError, match="an anchor on the prompts"):

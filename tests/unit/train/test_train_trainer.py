@@ -102,6 +102,33 @@ def _fit(
     return loaded, fitted
 
 
+def _anchor_of(folder, numbers, rows_per_step):
+    """Return anchors of so many prompts, the second of them the first's model's."""
+    loaded = load_model(str(folder), device="cpu")
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    settings = AnchorSettings(rows_per_step=rows_per_step, max_new_tokens=2)
+    prompts = _prompts(sum(numbers))
+    parts = prompts[: numbers[0]], prompts[numbers[0] :]
+    return [build_anchor(loaded, encoder, p, settings, batch_size=8, seed=1) for p in parts]
+
+
+@pytest.mark.parametrize("rows_per_step", [1, 2, 3])
+def test_rows_of_earlier_skills_get_every_other_place_of_an_anchor(tiny, rows_per_step):
+    general, taught = _anchor_of(tiny("llama"), (6, 4), rows_per_step)
+    both = general.beside(taught)
+    assert len(both.encoded) == len(both.log_probs) == 10
+    assert both.seconds == general.seconds + taught.seconds
+    assert all(a is b for a, b in zip(both.encoded, general.encoded, strict=False))
+    assert torch.equal(both.log_probs[7], taught.log_probs[1])
+    places = [place for step in range(24) for place in both.indices(step)]
+    assert all((place >= 6) == (number % 2) for number, place in enumerate(places))
+    # Each part goes through all of its rows before any comes again.
+    for size, first, own in ((6, 0, places[::2]), (4, 6, places[1::2])):
+        passes = [own[at : at + size] for at in range(0, len(own) - size + 1, size)]
+        assert all(sorted(each) == list(range(first, first + size)) for each in passes)
+    assert general.indices(0)[: (rows_per_step + 1) // 2] == both.indices(0)[::2]
+
+
 def _difference(first, second, names) -> float:
     """‖difference‖ / ‖first's update‖ over the selected tensors."""
     one, two = (dict(loaded.model.named_parameters()) for loaded, _ in (first, second))

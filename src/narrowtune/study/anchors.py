@@ -1,0 +1,98 @@
+"""The anchors of a study's arms, made when they are first needed and kept for all chains.
+
+Owns: that general prompts are answered by the base throughout, and those of skills that were taught
+before by the model that a stage begins with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from narrowtune.core.anchor_settings import AnchorSettings
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.examples import Example, Message
+from narrowtune.data.splits import draw_examples
+from narrowtune.engine.features import FeatureStore
+from narrowtune.models.load import LoadedModel
+from narrowtune.models.swap import WeightSwap
+from narrowtune.pipeline.stages import measuring
+from narrowtune.train.anchor import Anchor, build_anchor
+
+
+class Anchors:
+    """Rows that hold models to what they answered.
+
+    Args:
+        loaded: the model.
+        encoder: the chat template.
+        prompts: of each anchor, by its settings as JSON.
+        base: tensors of the base that any arm trains.
+        batch_size: of answering.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        encoder: ChatEncoder,
+        prompts: Mapping[str, Sequence[Sequence[Message]]],
+        base: Mapping[str, Tensor],
+        batch_size: int,
+    ) -> None:
+        self.loaded, self.encoder, self.base, self.batch_size = loaded, encoder, base, batch_size
+        self._prompts = prompts
+        self._general: dict[str, Anchor] = {}
+
+    def general(self, settings: AnchorSettings, features: FeatureStore | None) -> Anchor:
+        """Return the base's own answers to general prompts; made once, whatever the model is now.
+
+        Args:
+            settings: of the anchor.
+            features: what the base's tower made of pictures.
+        """
+        key = settings.model_dump_json()
+        if key not in self._general:
+            with WeightSwap(self.loaded.model, self.base).base():
+                self._general[key] = self._build(self._prompts[key], settings, features)
+        return self._general[key]
+
+    def with_taught(
+        self,
+        general: Anchor,
+        settings: AnchorSettings,
+        taught: Sequence[Sequence[Example]],
+        seed: int,
+        features: FeatureStore | None,
+    ) -> Anchor:
+        """Return `general` with what the model answers now to some rows of earlier skills.
+
+        Args:
+            general: of the base.
+            settings: of the anchor.
+            taught: rows that each earlier skill was taught with; none of them is measured.
+            seed: of the draw of `settings.earlier_skills` of each.
+            features: what the model's tower made of pictures.
+        """
+        number = settings.earlier_skills
+        drawn = [each for rows in taught for each in draw_examples(rows, number, seed)]
+        if not drawn:
+            return general
+        own = self._build([example.prompt for example in drawn], settings, features)
+        return general.beside(own)
+
+    def _build(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        settings: AnchorSettings,
+        features: FeatureStore | None,
+    ) -> Anchor:
+        with measuring(self.loaded, features):
+            return build_anchor(
+                self.loaded,
+                self.encoder,
+                prompts,
+                settings,
+                batch_size=self.batch_size,
+                seed=0,
+            )
