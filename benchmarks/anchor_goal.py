@@ -40,7 +40,7 @@ items of yet another seed: with 3,200 it is they that decide how wide the interv
 
 `--sequence` asks both of five skills that are taught one after another, each in 200 steps, with
 three training seeds: learned is the mean of the skills, each after its own stage, lost the mean
-over the stages, and what the last of them leaves, of what earlier skills had learned too. Rows are
+over the stages and after the last, and the last stage's is what there is of all skills. Rows are
 of a seed that decided nothing. *And earlier skills*: 64 prompts that each skill before was taught
 with, answered by the model that a stage begins with, get every other place among the anchor's rows;
 chosen on rows of `validation` once the others' results were known.
@@ -60,7 +60,7 @@ from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.miniature.reference.shipped import reference_folder
 from narrowtune.miniature.registry import tasks_of
 from narrowtune.miniature.rows import write_rows
-from narrowtune.study.effects import Effect, Interval, forgotten, learned, lost
+from narrowtune.study.effects import Effect, Interval, learned, lost, remaining
 from narrowtune.study.results import StageResult, base_of, by_chain, read_results
 from narrowtune.study.workers import run_study
 from narrowtune.study.world import write_general
@@ -269,6 +269,10 @@ def print_table(folder: Path, num_skills: int) -> None:
         which: Effect({seed: learned(base, chain) for seed, chain in own.items()})
         for which, own in stages.items()
     }
+    remainders = {
+        which: Effect({seed: remaining(base, chain) for seed, chain in own.items()})
+        for which, own in stages.items()
+    }
     best = max(
         (which for which in learnings if which[0] == REFERENCE),
         key=lambda which: told(learnings[which]).mean,
@@ -291,8 +295,12 @@ def print_table(folder: Path, num_skills: int) -> None:
         at_end = Effect({seed: lost(base, chain[-1:]) for seed, chain in own.items()})
         ended = ""
         if len(trained) > len(own):
-            again = Effect({seed: forgotten(chain) for seed, chain in own.items()})
-            ended = f" ({line(told(at_end))} at the end; {line(told(again))} of earlier skills)"
+            ended = f" ({line(told(at_end))} at the end)"
+            left = remainders[which]
+            ended += f", at the end there is {line(told(left))} of all skills"
+            if best is not None:
+                beyond = left.plus(remainders[best], -1.0)
+                ended += f", against the best {line(told(beyond))}"
         against = ""
         if best is not None:
             difference = told(learnings[which].plus(learnings[best], -1.0))

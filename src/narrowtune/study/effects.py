@@ -127,14 +127,12 @@ def learned(base: StageResult, stages: Sequence[StageResult]) -> Terms:
     }
 
 
-def forgotten(stages: Sequence[StageResult]) -> Terms:
-    """Return what the skills before the last lost since their own stages, their mean in points."""
-    earlier, last = stages[:-1], stages[-1]
+def remaining(base: StageResult, stages: Sequence[StageResult]) -> Terms:
+    """Return what the last stage leaves of what the stages' skills gained, their mean in points."""
+    after, share = stages[-1].tasks, 1 / len(stages)
     return {
-        f"forgotten {stage.skill}": _gain(
-            stage.tasks[stage.skill], [last.tasks[stage.skill]], -1 / len(earlier)
-        )
-        for stage in earlier
+        f"remaining {stage.skill}": _gain(base.tasks[stage.skill], [after[stage.skill]], share)
+        for stage in stages
     }
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from narrowtune.core.results import DriftResult
 from narrowtune.study.correlations import correlate, points_in
-from narrowtune.study.effects import Effect, Items, forgotten, learned, lost, over_seeds
+from narrowtune.study.effects import Effect, Items, learned, lost, over_seeds, remaining
 from narrowtune.study.readings import judged
 from narrowtune.study.results import BASE, ChainKey, StageResult, TaskScores, pack_scores
 
@@ -120,11 +120,13 @@ def test_learning_is_at_each_skills_own_stage_and_loss_a_mean_over_stages():
     assert value(lost(BEFORE, [FIRST, SECOND])) == pytest.approx((25 + 62.5) / 2)
 
 
-def test_what_is_forgotten_is_of_the_skills_before_the_last_since_their_stages():
-    third = stage("a", 3, "signs", count=[0, 0], clock=[1, 0], charts=[0, 0], forms=[0.5, 0.4])
-    assert value(forgotten([FIRST, SECOND])) == pytest.approx(50)
-    assert value(forgotten([FIRST, SECOND, third])) == pytest.approx((100 + 50) / 2)
-    assert forgotten([FIRST]) == {}
+def test_what_remains_is_what_the_last_stage_leaves_of_every_skill():
+    third = stage("a", 3, "signs", count=[0, 0], clock=[1, 0], charts=[0, 0], signs=[1, 1])
+    base = BEFORE.model_copy(update={"tasks": {**BEFORE.tasks, "signs": scores("target", [1, 0])}})
+    assert value(remaining(BEFORE, [FIRST])) == value(learned(BEFORE, [FIRST]))
+    assert value(remaining(BEFORE, [FIRST, SECOND])) == pytest.approx((50 + 50) / 2)
+    # One is gone, one is where the base was, and the last is there.
+    assert value(remaining(base, [FIRST, SECOND, third])) == pytest.approx((0 + 0 + 50) / 3)
 
 
 def drift(kl):
