@@ -5,7 +5,7 @@
     python benchmarks/anchor_goal.py --fresh       # twenty minutes: ten seeds on rows of their own
     python benchmarks/anchor_goal.py --wider       # 70 minutes: twenty seeds, more prompts
     python benchmarks/anchor_goal.py --closer      # ten minutes: four times as many kept items
-    python benchmarks/anchor_goal.py --sequence    # 40 minutes: five skills in a row
+    python benchmarks/anchor_goal.py --sequence    # an hour: five skills in a row
 
 Clocks on the reference model, 1,600 rows in 200 steps of 8, five seeds. The goal: learning not
 below what `language_model` learns at its best rate (lower end of the difference at least -2
