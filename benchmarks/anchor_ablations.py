@@ -52,13 +52,16 @@ PROMPTS = {
 """Tasks that prompts are drawn from: the four of the study; one of them; those and two that ask for
 an option's letter and for a number; one that is like nothing that is kept."""
 
+HOW = {"rows_per_step": 2, "earlier_skills": 0}
+"""Of every anchor; no skill is taught before another."""
+
 
 def arms(world: Path) -> Iterator[ArmSettings]:
     """Yield the anchor as it is by default, and everything that differs from it in one thing."""
 
     def anchor(name: str, prompts: str = "general", **changes: Any) -> ArmSettings:
         path = str(world / f"prompts-{prompts}.jsonl")
-        return arm(name, anchor={"prompts": path, "rows_per_step": 2, **changes})
+        return arm(name, anchor={"prompts": path, **HOW, **changes})
 
     yield arm("nothing")
     yield anchor("anchor")
@@ -73,8 +76,8 @@ def arms(world: Path) -> Iterator[ArmSettings]:
     for prompts in ("captions", "letters", "pages"):
         yield anchor(f"prompts: {prompts}", prompts)
     texts = str(shipped_prompts(SHIPPED_TEXTS))
-    yield arm("prompts: texts that ship", anchor={"prompts": texts, "rows_per_step": 2})
-    yield arm("prompts: those that ship", anchor={"rows_per_step": 2})
+    yield arm("prompts: texts that ship", anchor={"prompts": texts, **HOW})
+    yield arm("prompts: those that ship", anchor=dict(HOW))
     yield arm("replay", mix=[{"path": str(world / "replay.jsonl"), "share": 0.25}])
     for weight in (0.1, 1.0):
         yield arm(f"LwF {weight:g}", distillation={"weight": weight})

@@ -56,7 +56,9 @@ def make_settings(output_dir: Path) -> StudySettings:
             recipe=recipe,
             name=f"{recipe} + anchor {weight:g}" if weight else recipe,
             learning_rates=list(rates),
-            anchor=AnchorSettings(prompts=str(anchor), weight=weight, rows_per_step=2)
+            anchor=AnchorSettings(
+                prompts=str(anchor), weight=weight, rows_per_step=2, earlier_skills=0
+            )
             if weight
             else None,
         )
