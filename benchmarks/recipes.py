@@ -212,7 +212,7 @@ class Bench:
 
         grid = job.stage == "grid"
         skill = self.validation if grid else self.test
-        whole = job.stage == "kept" or (job.stage == "result" and job.seed == 0)
+        whole = job.stage in ("kept", "whole") or (job.stage == "result" and job.seed == 0)
         kept = self.kept if whole else self.deciding if job.arm in HELD and grid else self.some
         fitted = self.fit(job)
         after = self._score([skill, *kept])

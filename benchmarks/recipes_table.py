@@ -99,6 +99,9 @@ def print_results(runs: dict[Job, dict[str, Any]]) -> None:
     for arm in ARMS:
         best = best_exponent(arm, runs)
         found = [job for job in runs if job.arm == arm and job.stage == "result"]
+        on_all = [job for job in runs if job.arm == arm and job.stage == "whole"]
+        # The same training, asked more.
+        found = [job for job in found if job.seed not in {each.seed for each in on_all}] + on_all
         for job in sorted(job for job in found if job.exponent == best):
             run = runs[job]
             groups = {group["name"]: group for group in run["drift"]["token_groups"]}

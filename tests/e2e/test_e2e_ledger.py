@@ -17,6 +17,7 @@ from narrowtune.models.fingerprint import fingerprint
 from narrowtune.pipeline import teach as teaching
 from narrowtune.pipeline.compare import contenders, run_comparison
 from narrowtune.pipeline.ledger import add_run
+from narrowtune.train.fit import fit
 
 
 def spelling_rows(count):
@@ -104,18 +105,27 @@ def test_that_nothing_holds_earlier_skills_is_said(lessons, capsys):
     assert told.count("Nothing holds") == 1
 
 
-def test_an_anchor_holds_what_the_skill_before_was_taught_with(lessons, tmp_path):
+def test_an_anchor_holds_what_the_skill_before_was_taught_with(lessons, tmp_path, monkeypatch):
     free = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Say {word}."} for word in WORDS])
     anchor = {"prompts": str(free), "max_new_tokens": 2}
     lessons("counting", "sa_proj", anchor=anchor)
     first = lessons.folder / "counting" / "record.json"
     named = [part["name"] for part in json.loads(first.read_text("utf-8"))["data"]]
     assert [name for name in named if name.startswith("anchor")] == ["anchor.prompts"]
+    seen = []
+
+    def watched(*args, anchor, **kwargs):
+        seen.append(anchor)
+        return fit(*args, anchor=anchor, **kwargs)
+
+    monkeypatch.setattr(teaching, "fit", watched)
     second = lessons("spelling", "mlp_gate_up", anchor={**anchor, "earlier_skills": 5})
+    assert (len(seen[0].encoded), seen[0].num_general) == (len(WORDS) + 5, len(WORDS))
+    assert {place < len(WORDS) for place in seen[0].indices(0)} == {True, False}
     held = {part.name: part.num_used for part in second.data if part.role == "anchor"}
-    assert held == {"anchor.prompts": len(WORDS), "anchor.prompts (counting)": 5}
+    assert held == {"anchor.prompts": len(WORDS), "anchor.prompts (skill counting)": 5}
     report = (lessons.folder / "spelling" / "report.html").read_text("utf-8")
-    assert "anchor.prompts (counting)" in report
+    assert "anchor.prompts (skill counting)" in report
 
 
 def kill_before_it_is_entered(lessons, name):

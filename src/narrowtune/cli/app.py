@@ -87,7 +87,8 @@ def teach(
         option("PATH:SHARE", "General rows mixed in, a share of the skill's; may be repeated."),
     ] = None,
     anchor: Annotated[
-        bool | None, typer.Option(help="Hold the model to the base on general prompts.")
+        bool | None,
+        typer.Option(help="Hold the model to the base on prompts, and a ledger's skills."),
     ] = None,
     dial: Annotated[
         bool | None, typer.Option(help="Go only as far towards the trained weights as fits.")

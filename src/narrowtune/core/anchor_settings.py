@@ -8,7 +8,7 @@ from narrowtune.core.data_settings import PromptSettings
 
 
 class AnchorSettings(PromptSettings):
-    """A KL pull towards the base on the base's own answers to general, unlabelled prompts.
+    """A KL pull towards the base on its own answers to unlabelled prompts.
 
     Attributes:
         prompts: file of prompts, with or without pictures; unless given, 160 that ship with the

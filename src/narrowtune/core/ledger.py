@@ -52,6 +52,7 @@ class Entry(Value):
         skill: the rows that it was taught and tested on.
         seed: of their splits.
         rows_sha256: of the rows that it is tested on.
+        taught_sha256: of the rows that it was taught with; ledgers of before 2026-11-30 have none.
         before: scores in the state that it was taught in, by task; earlier skills among them.
         after: the same after it.
         without: earlier skills that were taken out from below it: its scores had them, and are of
@@ -70,6 +71,7 @@ class Entry(Value):
     skill: SkillSettings
     seed: int
     rows_sha256: str
+    taught_sha256: str = ""
     before: dict[str, TaskScore]
     after: dict[str, TaskScore]
     without: list[str] = Field(default_factory=list)

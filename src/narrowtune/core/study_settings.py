@@ -71,7 +71,8 @@ class ArmSettings(Settings):
         lora: train low-rank adapters in place of the matrices themselves.
         experts: give every MLP a copy that learns beside the frozen original, with a router that
             weighs the two per token; with the recipe `mlp` alone.
-        anchor: hold the model to the base's answers to general prompts.
+        anchor: hold the model to the base's answers to general prompts; in a sequence also to its
+            own, before a stage, to unlabelled prompts of the skills before it.
         distillation: Learning without Forgetting.
         wise_ft: share α of the weights before a stage in the average that replaces those after it
             (WiSE-FT, arXiv 2109.01903); the average is scored and is what the next stage starts

@@ -6,16 +6,17 @@ that it was taught with and that nothing measures nor the run teaches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from narrowtune.core.data_settings import DataSettings, SkillSettings
 from narrowtune.core.errors import DataError
 from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.examples import Example, Message, RefusedRow, RowsRefusedError
-from narrowtune.data.splits import draw_examples, find_overlap, split_examples
-from narrowtune.pipeline.prompts import ANCHOR_KEY
+from narrowtune.data.collate import Encoded
+from narrowtune.data.examples import Example, RefusedRow, RowError, RowsRefusedError
+from narrowtune.data.splits import draw_key, find_overlap, split_examples
+from narrowtune.pipeline.prompts import ANCHOR_KEY, AnchorPrompts, unusable_pictures
 from narrowtune.pipeline.sources import Source
 
 
@@ -26,10 +27,12 @@ class Taught:
     Attributes:
         settings: of its rows.
         seed: of their splits.
+        sha256: of the rows that it was taught with; empty where that is not known.
     """
 
     settings: SkillSettings
     seed: int
+    sha256: str = ""
 
     @property
     def key(self) -> str:
@@ -61,93 +64,105 @@ def read_tested(
         examples = source.encode_items(rows, encoder)
         source.check()
     except RowsRefusedError as error:
-        refusal = error.refused, settings.max_refused, error.num_rows, _other_run(taught)
-        raise RowsRefusedError(*refusal) from None
+        # No setting of this run is about these rows.
+        do = f"take the max_length and the chat template that {taught.key} was taught with"
+        raise RowsRefusedError(error.refused, settings.max_refused, error.num_rows, do) from None
     summary = source.summary("held_out", len(examples))
     return examples, rows, summary.model_copy(update={"name": settings.label})
 
 
-@dataclass(frozen=True)
-class Held:
-    """What an anchor holds of earlier skills.
-
-    Attributes:
-        messages: of every prompt.
-        summaries: of the files, for the record.
-        notes: for the record.
-    """
-
-    messages: list[tuple[Message, ...]]
-    summaries: list[DataSummary]
-    notes: list[str]
-
-
 def read_held(
-    taught: Iterable[Taught],
+    taught: Sequence[Taught],
     number: int,
     encoder: ChatEncoder,
     refused: list[RefusedRow],
     *,
     measured: Sequence[Example],
     learned: Iterable[Example],
-) -> Held:
-    """Return prompts that earlier skills were taught with, without their answers.
+    beside: Callable[[], Iterable[Encoded]],
+) -> AnchorPrompts:
+    """Return prompts that earlier skills were taught with, without their last answers.
+
+    What is said of rows that can't be used is said in notes: they need no labels, and others are at
+    hand.
 
     Args:
         taught: the skills.
         number: of prompts of each, drawn by its seed; all where it has fewer.
         encoder: the chat template.
-        refused: gets the rows that can't be used.
-        measured: what a loss is measured on: neither its prompts nor its pictures are held.
+        refused: gets the rows that can't be read.
+        measured: what scores are measured on: neither its prompts nor its pictures are held.
         learned: what the run teaches: its prompts are not held at another answer.
+        beside: makes rows that prompts about pictures may meet in a batch.
 
     Raises:
-        DataError: the file of a skill can't be read, or rows of it can't be used.
+        DataError: the file of a skill can't be read, or is not the one that it was taught with.
     """
-    held = Held([], [], [])
-    now = {example.text_hash for example in learned}
+    found = AnchorPrompts([], [], [])
+    now = {example.text_hash for example in learned} if taught else set()
     for skill in taught:
         label = skill.settings.label
-        try:
-            source, rows = _learned(skill, refused)
-            source.check_pictures(encoder)
-            asked = {item.left for item in find_overlap(rows, measured)}
-            again = {row.id for row in rows if row.text_hash in now} - asked
-            allowed = (row for row in rows if row.id not in asked and row.id not in again)
-            drawn = draw_examples(allowed, number, skill.seed)
-            used = source.encodable(drawn, lambda example: encoder.encode_prompt(example.prompt))
-            source.check()
-        except DataError as error:
-            do = _other_run(skill) if isinstance(error, RowsRefusedError) else error.do
-            raise DataError(
-                asked=f"what the anchor holds of {label}: {error.asked}",
-                found=error.found,
-                do=f"{do}, or hold nothing of earlier skills (--set anchor.earlier_skills=0)",
-            ) from None
-        for same, where in ((asked, "stand in a keep set"), (again, "are taught now")):
-            if same:
-                held.notes.append(
-                    f"{len(same)} of the rows that {label} was taught with {where}: the anchor "
-                    "does not hold them."
-                )
-        held.messages.extend(example.prompt for example in used)
-        summary = source.summary("anchor", len(used))
-        held.summaries.append(summary.model_copy(update={"name": f"{ANCHOR_KEY} ({label})"}))
-    return held
+        source, rows = _learned(skill, refused)
+        source.check_pictures(encoder)
+        asked = {item.left for item in find_overlap(rows, measured)}
+        again = {row.id for row in rows if row.text_hash in now} - asked
+        ranked = sorted(
+            (draw_key(skill.seed, row.id), place)
+            for place, row in enumerate(rows)
+            if row.id not in asked and row.id not in again
+        )
+        drawn, unusable = [], 0
+        for _, place in ranked:
+            if len(drawn) == number:
+                break
+            try:
+                encoder.encode_prompt(rows[place].prompt)
+            except RowError:
+                unusable += 1
+            else:
+                drawn.append(rows[place])
+        notes = [
+            f"{count} rows that {label} was taught with {why}: the anchor does not hold them."
+            for count, why in (
+                (len(asked), "are among those that are measured"),
+                (len(again), "are taught now"),
+                (unusable, "can't be encoded in this run (max_length, the chat template)"),
+            )
+            if count
+        ]
+        if any(row.images for row in drawn) and (
+            why := unusable_pictures(drawn, encoder, beside())
+        ):
+            notes.append(f"The anchor holds nothing of {label}: {why}.")
+            drawn = []
+        elif not drawn:
+            notes.append(f"The anchor holds nothing of {label}: no row is left.")
+        found.notes.extend(notes)
+        found.messages.extend(row.prompt for row in drawn)
+        summary = source.summary("anchor", len(drawn))
+        found.summaries.append(summary.model_copy(update={"name": f"{ANCHOR_KEY} (skill {label})"}))
+    return found
 
 
 def _learned(taught: Taught, refused: list[RefusedRow]) -> tuple[Source, Sequence[Example]]:
     """Return what a skill was taught with; rows that its test has refused are not told again."""
     settings = taught.settings
     known = [] if settings.test_path is None else refused
-    source = Source(settings, known, key=taught.key, seed=taught.seed)
+    do = "put the rows back, or hold nothing of earlier skills: --set anchor.earlier_skills=0"
+    try:
+        source = Source(settings, known, key=taught.key, seed=taught.seed)
+    except DataError as error:
+        asked = f"what the anchor holds of {settings.label}: {error.asked}"
+        raise DataError(asked=asked, found=error.found, do=do) from None
+    sha256 = source.summary("anchor", 0).sha256
+    if taught.sha256 and sha256 != taught.sha256:
+        raise DataError(
+            asked=f"what the anchor holds of {settings.label}: the rows that it was taught with",
+            found=f"rows in {settings.path} that changed since",
+            do=do,
+        )
     test = 0.0 if settings.test_path else settings.test
     return source, split_examples(source.examples, settings.validation, test, taught.seed)["train"]
-
-
-def _other_run(taught: Taught) -> str:
-    # No setting of this run is about these rows.
-    return f"take the max_length and the chat template that {taught.key} was taught with"
 
 
 def test_settings(skill: SkillSettings) -> DataSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,8 +46,8 @@ class Inputs:
         rows: what is learned from: the skill's training rows, then general rows mixed in. They are
             beside memory, and made when they are asked for.
         validation: for choosing a checkpoint.
-        learned: the skill's own training rows, as they were read.
-        skill_answers: what they answer.
+        learned, kept_back: what `rows` and `validation` were made of.
+        skill_answers: what the skill's own training rows answer.
         tasks: what is evaluated before and after; the skill's test split first.
         anchor_prompts: general prompts, without those that stand in a keep set.
         taught_prompts: the anchor's of earlier skills.
@@ -59,6 +60,7 @@ class Inputs:
     rows: Sequence[Encoded] = ()
     validation: Sequence[Encoded] = ()
     learned: Sequence[Example] = ()
+    kept_back: Sequence[Example] = ()
     skill_answers: set[str] = field(default_factory=set)
     tasks: list[Task] = field(default_factory=list)
     anchor_prompts: list[tuple[Message, ...]] = field(default_factory=list)
@@ -154,8 +156,17 @@ def add_anchor_prompts(
     inputs.summaries.extend(found.summaries)
     inputs.notes.extend(found.notes)
     if number := config.anchor.earlier_skills:
-        refused, learned = inputs.refused, inputs.learned
-        held = read_held(taught, number, encoder, refused, measured=kept, learned=learned)
+        held = read_held(
+            taught,
+            number,
+            encoder,
+            inputs.refused,
+            measured=Joined([*(task.examples for task in inputs.tasks), inputs.kept_back]),
+            learned=inputs.learned,
+            beside=lambda: chain(
+                inputs.rows, (encoder.encode_prompt(each) for each in inputs.anchor_prompts)
+            ),
+        )
         inputs.taught_prompts = held.messages
         inputs.summaries.extend(held.summaries)
         inputs.notes.extend(held.notes)
@@ -231,7 +242,7 @@ class _Reader:
             if splits[name] and not examples:
                 raise _nothing_left(name, settings.path, len(splits[name]))
         inputs.rows, inputs.validation = train, validation
-        inputs.learned = own["train"]
+        inputs.learned, inputs.kept_back = own["train"], own["validation"]
         inputs.skill_answers = {example.answers[0] for example in own["train"]}
         sizes = {name: len(examples) for name, examples in own.items()}
         num_used = sum(sizes.values())
@@ -306,6 +317,8 @@ class _Reader:
             self.inputs.summaries.append(source.summary("mix", len(encoded), notes=[note]))
         if mixed:
             self.inputs.rows = Joined([self.inputs.rows, *mixed])
+            general = (rows.examples for rows in mixed)
+            self.inputs.learned = Joined([self.inputs.learned, *general])
         return Joined(rows.examples for rows in mixed)
 
     def _check_overlap(

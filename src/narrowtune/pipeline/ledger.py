@@ -71,7 +71,7 @@ def open_book(config: RunConfig, loaded: LoadedModel) -> Book:
 def taught_before(book: Book | None) -> list[Taught]:
     """Return the skills that a run starts from; none without a ledger."""
     entries = book.ledger.skills if book is not None else []
-    return [Taught(entry.skill, entry.seed) for entry in entries]
+    return [Taught(entry.skill, entry.seed, entry.taught_sha256) for entry in entries]
 
 
 def check_state(book: Book, state: str, summaries: Sequence[DataSummary]) -> None:
@@ -251,6 +251,7 @@ def _entry(config: RunConfig, book: Book, record: RunRecord, run: Path) -> Entry
         skill=skill.model_copy(update={"name": skill.label, **places}),
         seed=config.seed,
         rows_sha256=rows[own],
+        taught_sha256=rows[skill.label],
         before=before,
         after=after,
     )

@@ -98,16 +98,16 @@ def _read(
     """Read prompt files; shipped pictures that this run can't use are left out with a note."""
     sources = [Source(file, refused, key=key, prompts_only=True) for file in files]
     notes = []
-    if len(sources) > 1 and (why := _unusable(sources[1].examples, encoder, beside)):
+    if len(sources) > 1 and (why := unusable_pictures(sources[1].examples, encoder, beside)):
         notes.append(f"Prompts about pictures that ship ({key}) were left out: {why}.")
         del sources[1]
     return sources, notes
 
 
-def _unusable(
+def unusable_pictures(
     prompts: Iterable[Example], encoder: ChatEncoder, beside: Iterable[Encoded]
 ) -> str | None:
-    """Say why shipped pictures can't be used, if they can't be.
+    """Say why prompts about pictures can't be used, if they can't be.
 
     They may be longer than `max_length`; and some image processors leave every picture its size, so
     that only pictures of one size go together. The user's are what matters.

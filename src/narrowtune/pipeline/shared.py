@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +104,15 @@ class Shared:
             anchor.seconds = 0.0  # that this run took
             return anchor
         self._anchor = None
-        build = partial(build_anchor, loaded, self._encoder)
-        batch_size, seed = config.eval_batch_size, config.seed
-        anchor = build(inputs.anchor_prompts, settings, batch_size=batch_size, seed=seed)
-        if inputs.taught_prompts:
-            taught = build(inputs.taught_prompts, settings, batch_size=batch_size, seed=seed)
-            anchor = anchor.beside(taught)
+        anchor = build_anchor(
+            loaded,
+            self._encoder,
+            [*inputs.anchor_prompts, *inputs.taught_prompts],
+            settings,
+            batch_size=config.eval_batch_size,
+            seed=config.seed,
+            num_general=len(inputs.anchor_prompts),
+        )
         if self._several:
             self._anchor = key, copy(anchor)  # a run may raise its own's weight
         return anchor

@@ -132,6 +132,7 @@ def plan_run(
             encoder.encode_prompt(messages)
             for messages in (*inputs.anchor_prompts, *inputs.taught_prompts)
         ],
+        num_taught=len(inputs.taught_prompts),
         looked_at_once=looked_at_once(loaded, config, inputs.rows, num_processes),
     )
     plan = make_plan(

@@ -6,7 +6,7 @@ before by the model that a stage begins with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -21,13 +21,18 @@ from narrowtune.pipeline.stages import measuring
 from narrowtune.train.anchor import Anchor, build_anchor
 
 
+def prompts_key(settings: AnchorSettings) -> str:
+    """Return what general prompts and the base's answers to them depend on, and no more."""
+    return settings.model_dump_json(exclude={"earlier_skills"})
+
+
 class Anchors:
     """Rows that hold models to what they answered.
 
     Args:
         loaded: the model.
         encoder: the chat template.
-        prompts: of each anchor, by its settings as JSON.
+        prompts: of each anchor, by `prompts_key`.
         base: tensors of the base that any arm trains.
         batch_size: of answering.
     """
@@ -51,7 +56,7 @@ class Anchors:
             settings: of the anchor.
             features: what the base's tower made of pictures.
         """
-        key = settings.model_dump_json()
+        key = prompts_key(settings)
         if key not in self._general:
             with WeightSwap(self.loaded.model, self.base).base():
                 self._general[key] = self._build(self._prompts[key], settings, features)
@@ -62,6 +67,7 @@ class Anchors:
         general: Anchor,
         settings: AnchorSettings,
         taught: Sequence[Sequence[Example]],
+        now: Iterable[Example],
         seed: int,
         features: FeatureStore | None,
     ) -> Anchor:
@@ -71,11 +77,14 @@ class Anchors:
             general: of the base.
             settings: of the anchor.
             taught: rows that each earlier skill was taught with; none of them is measured.
+            now: rows that the stage teaches: none of their prompts is held at another answer.
             seed: of the draw of `settings.earlier_skills` of each.
             features: what the model's tower made of pictures.
         """
         number = settings.earlier_skills
-        drawn = [each for rows in taught for each in draw_examples(rows, number, seed)]
+        known = {example.text_hash for example in now} if taught and number else set()
+        allowed = ((row for row in rows if row.text_hash not in known) for rows in taught)
+        drawn = [each for rows in allowed for each in draw_examples(rows, number, seed)]
         if not drawn:
             return general
         own = self._build([example.prompt for example in drawn], settings, features)

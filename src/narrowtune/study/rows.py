@@ -20,6 +20,7 @@ from narrowtune.data.splits import find_overlap, split_examples
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.pipeline.prompts import read_anchor_prompts
 from narrowtune.pipeline.sources import Source
+from narrowtune.study.anchors import prompts_key
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class StudyRows:
         pools: rows of each skill to draw from.
         validation: rows of each skill that were kept back.
         tasks: the tests of all skills, then the keep sets.
-        anchors: prompts of each arm's anchor, by its settings as JSON.
+        anchors: prompts of each arm's anchor, by `prompts_key`.
     """
 
     pools: dict[str, Sequence[Example]] = field(default_factory=dict)
@@ -85,7 +86,7 @@ def read_study(
             general = read_rows(mix.rows())
             _check(f"to replay {mix.path}", general.examples, measured)
         if arm.anchor is not None:
-            key = arm.anchor.model_dump_json()
+            key = prompts_key(arm.anchor)
             if key not in rows.anchors:
                 # One of all rows that have a picture: pictures of a study go together.
                 pictured = (e for pool in rows.pools.values() for e in pool if e.images)

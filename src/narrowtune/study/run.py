@@ -256,12 +256,15 @@ class Study:
             output_dir=folder,
             seed=seed,
         )
-        rows = Joined([self._rows(skill, seed), *self._replayed(arm, skill, seed)])
+        parts = [self._rows(skill, seed), *self._replayed(arm, skill, seed)]
         anchor = None
         if arm.anchor is not None:
             general = self._anchors.general(arm.anchor, self._store)
             taught = [self._drawn(earlier, seed) for earlier in chain.skills[:stage]]
-            anchor = self._anchors.with_taught(general, arm.anchor, taught, seed, self._features)
+            now = Joined(part.examples for part in parts)
+            anchor = self._anchors.with_taught(
+                general, arm.anchor, taught, now, seed, self._features
+            )
         # Adapters are drawn from the global generator: whatever ran before must not matter.
         set_seed(seed)
         adapters = (
@@ -273,7 +276,7 @@ class Study:
             return fit(
                 self.loaded,
                 selected,
-                rows,
+                Joined(parts),
                 config,
                 arithmetic=self.arithmetic,
                 anchor=anchor,

@@ -4,7 +4,8 @@ Beside the task's rows, every optimiser step has some rows on which the tuned mo
 base's distribution: KL(base‖tuned) over the whole vocabulary at each token of the base's greedy
 answer. Answers and distributions are computed once, before training, so no teacher runs.
 The idea follows Learning without Forgetting (arXiv 1606.09282) and the self-generated rehearsal
-of arXiv 2403.01244 and arXiv 2505.13811; the prompts here need no labels and are not the task's.
+of arXiv 2403.01244 and arXiv 2505.13811; the prompts here need no labels and are not the task's,
+but of skills that were taught before.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Anchor:
     ) -> None:
         self.encoded, self.log_probs = list(encoded), log_probs
         self.num_general = len(self.encoded) if num_general is None else num_general
+        self._asked_rows = rows_per_step
         self.rows_per_step = min(rows_per_step, len(self.encoded))
         self.weight = weight
         self.projection = projection
@@ -85,7 +87,10 @@ class Anchor:
         self.seconds = seconds
 
     def indices(self, step: int) -> list[int]:
-        """Return the rows of optimiser step `step` (from 0): each row once per pass, reshuffled."""
+        """Return the rows of optimiser step `step` (from 0).
+
+        Each row comes once per pass over its part, which is shuffled anew for every pass.
+        """
         first = step * self.rows_per_step
         return [self._at(first + offset) for offset in range(self.rows_per_step)]
 
@@ -110,7 +115,7 @@ class Anchor:
         return Anchor(
             encoded,
             Joined([self.log_probs, taught.log_probs]),
-            rows_per_step=self.rows_per_step,
+            rows_per_step=self._asked_rows,
             weight=self.weight,
             pad_token_id=self.pad_token_id,
             seed=self.seed,
@@ -191,10 +196,11 @@ def build_anchor(
     *,
     batch_size: int,
     seed: int,
+    num_general: int | None = None,
 ) -> Anchor:
     """Let the base answer `prompts` greedily and keep its distributions along the answers.
 
-    The model must still be the base. It is left as it was.
+    The model must still be the base. It is left as it was. `num_general` as for `Anchor`.
 
     Raises:
         TrainingError: there are no prompts, or their distributions would take more than
@@ -234,6 +240,7 @@ def build_anchor(
         pad_token_id=padding_id(loaded.tokenizer),
         seed=seed,
         seconds=time.perf_counter() - started,
+        num_general=num_general,
     )
 
 
@@ -247,7 +254,8 @@ def _distributions(
         raise TrainingError(
             asked=f"an anchor on {len(answered)} prompts",
             found=f"base distributions of {size / 2**30:.1f} GiB, more than {MAX_BYTES / 2**30:g}",
-            do="use fewer prompts or a smaller anchor.max_new_tokens",
+            do="use fewer prompts (anchor.max_prompts; with a ledger, anchor.earlier_skills) or a "
+            "smaller anchor.max_new_tokens",
         )
     folder = tempfile.gettempdir()
     if size > HELD_BYTES and size > (free := shutil.disk_usage(folder).free):

@@ -74,7 +74,9 @@ class Workload:
         rows: encoded training rows: all, or a sample; made-up rows of text if there are none.
         num_samples: rows in an epoch; None if not known, and then the run has no totals.
         tasks: what is evaluated before and after.
-        anchor_prompts: encoded prompts of the anchor, if there is one.
+        anchor_prompts: encoded prompts of the anchor, if there is one: general ones, then those
+            that earlier skills were taught with.
+        num_taught: how many of the latter.
         looked_at_once: how many different pictures there are, where what a frozen tower makes of
             them is kept while training; None where it looks at them in every pass.
     """
@@ -83,6 +85,7 @@ class Workload:
     num_samples: int | None = None
     tasks: Sequence[TaskLoad] = ()
     anchor_prompts: Sequence[Encoded] = ()
+    num_taught: int = 0
     looked_at_once: int | None = None
 
 
@@ -126,6 +129,7 @@ class Batches:
         samples = workload.num_samples
         self.num_steps = None if samples is None else planned_steps(config, samples)
         self.anchor_rows: list[Encoded] = []
+        self._num_taught = workload.num_taught
         self.num_anchor_rows = self.anchor_labels = 0
         if config.anchor is not None and config.anchor.weight:
             self.anchor_labels = config.anchor.max_new_tokens
@@ -169,7 +173,14 @@ class Batches:
     def draw(self, generator: random.Random, size: int) -> list[Encoded]:
         """Draw a micro-batch of `size` task rows and its share of anchor rows."""
         share = math.ceil(self.num_anchor_rows * size / self.batch_size)
-        return self.draw_task(generator, size) + generator.sample(self.anchor_rows, share)
+        # Earlier skills have every other place, however many prompts there are of them.
+        taught = (share + generator.randrange(2)) // 2 if self._num_taught else 0
+        border = len(self.anchor_rows) - self._num_taught
+        parts = ((self.anchor_rows[:border], share - taught), (self.anchor_rows[border:], taught))
+        drawn = [
+            row for rows, number in parts for row in generator.sample(rows, min(number, len(rows)))
+        ]
+        return self.draw_task(generator, size) + drawn
 
     def draw_task(self, generator: random.Random, size: int) -> list[Encoded]:
         """Draw `size` task rows, those about one picture together where the run does so."""

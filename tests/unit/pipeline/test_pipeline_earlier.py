@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.core.errors import DataError
+from narrowtune.models.load import LoadedModel, load_model
+from narrowtune.pipeline import earlier
 from narrowtune.pipeline.earlier import Taught
 from narrowtune.pipeline.inputs import Inputs, make_encoder, read_inputs
 from study_rows import write
@@ -25,7 +29,9 @@ def held(loaded, tmp_path):
     """`held(number, **changes)` reads a run whose anchor holds `number` prompts of each skill."""
     free = write(tmp_path / "free.jsonl", [{"prompt": f"Tell me of {i}."} for i in range(9)])
 
-    def run(number: int | None, *taught: Taught, **changes: Any) -> Inputs:
+    def run(
+        number: int | None, *taught: Taught, loaded: LoadedModel = loaded, **changes: Any
+    ) -> Inputs:
         values = {
             "model": "m",
             "skill": write(tmp_path / "now.jsonl", rows_about("dog", range(20))),
@@ -64,7 +70,7 @@ def test_prompts_that_a_skill_was_taught_with_are_held_and_those_of_its_test_are
     assert len(asked(found)) == {True: 36, False: 28}[own_test]
     assert not set(asked(found)) & tested
     assert all(message.role != "assistant" for each in found.taught_prompts for message in each)
-    (summary,) = [part for part in found.summaries if part.name == "anchor.prompts (birds)"]
+    (summary,) = [part for part in found.summaries if part.name == "anchor.prompts (skill birds)"]
     assert (summary.role, summary.num_used) == ("anchor", len(asked(found)))
     assert len(found.anchor_prompts) == 9
 
@@ -91,21 +97,33 @@ def test_what_is_measured_or_taught_now_is_left_out_and_said(held, tmp_path):
         *rows_about("bird", range(30)),
         *rows_about("tree", range(3)),
         *rows_about("dog", range(20)),
+        *rows_about("fish", range(10)),
     ]
     first = skill(tmp_path / "birds.jsonl", rows, rows_about("bird", range(90, 94)))
-    found = held(1000, first, allow_overlap=True)
-    # What the run tests its own skill on isn't taught, and no loss is measured on it.
-    assert {text.split()[1] for text in asked(found)} == {"bird", "dog"}
+    general = write(tmp_path / "fish.jsonl", rows_about("fish", range(10)))
+    now = {"path": str(tmp_path / "now.jsonl"), "validation": 0.2}
+    more = {"allow_overlap": True, "mix": [f"{general}:0.5"], "skill": now}
+    held(0)  # writes the skill's rows
+    found = held(1000, first, **more)
+    # Of its own skill nothing: neither what it learns, nor what it is tested and validated on.
+    assert {text.split()[1] for text in asked(found)} <= {"bird", "fish"}
     assert not {example.prompt[-1].text for example in found.learned} & set(asked(found))
+    assert len(found.learned) > len(found.rows) - 10
     told = " ".join(found.notes)
-    assert "of the rows that birds was taught with stand in a keep set: the anchor" in told
-    assert "of the rows that birds was taught with are taught now: the anchor" in told
+    assert "rows that birds was taught with are among those that are measured" in told
+    assert "rows that birds was taught with are taught now" in told
 
 
-def test_rows_that_are_gone_say_how_to_go_on(held, tmp_path):
-    first = skill(
-        tmp_path / "birds.jsonl", rows_about("bird", range(30)), rows_about("bird", range(90, 94))
-    )
+def test_rows_that_are_gone_or_others_say_how_to_go_on(held, tmp_path):
+    test = rows_about("bird", range(90, 94))
+    first = skill(tmp_path / "birds.jsonl", rows_about("bird", range(30)), test)
+    (summary,) = (part for part in held(5, first).summaries if part.name.endswith("(skill birds)"))
+    known = replace(first, sha256=summary.sha256)
+    assert len(asked(held(5, known))) == 5
+    write(tmp_path / "birds.jsonl", rows_about("bird", range(1, 31)))
+    with pytest.raises(DataError, match="changed since"):
+        held(5, known)
+    assert len(asked(held(5, first))) == 5  # a ledger of before has no hash
     Path(first.settings.path).unlink()
     with pytest.raises(DataError) as error:
         held(5, first)
@@ -114,14 +132,31 @@ def test_rows_that_are_gone_say_how_to_go_on(held, tmp_path):
     assert len(held(0, first).tasks) == 3
 
 
-def test_rows_that_are_too_long_for_this_run_are_another_runs(held, tmp_path):
-    long = [{"question": "a word and " * 300, "answer": "no"}]
-    first = skill(
-        tmp_path / "birds.jsonl",
-        long + rows_about("bird", range(9)),
-        rows_about("bird", range(90, 94)),
-    )
-    with pytest.raises(DataError) as error:
-        held(1000, first, max_length=400)
-    assert "max_length is 400" in error.value.found
-    assert "that the ledger's birds was taught with" in error.value.do
+def test_rows_that_can_not_be_encoded_give_way_to_others_and_it_is_said(held, tmp_path):
+    long = [{"question": f"a word and {i} " * 300, "answer": "no"} for i in range(20)]
+    test = rows_about("bird", range(90, 94))
+    first = skill(tmp_path / "birds.jsonl", long + rows_about("bird", range(9)), test)
+    found = held(5, first, max_length=400)
+    assert len(asked(found)) == 5
+    assert all("bird" in text for text in asked(found))
+    assert "rows that birds was taught with can't be encoded in this run" in " ".join(found.notes)
+    only = skill(tmp_path / "long.jsonl", long, test)
+    found = held(5, only, max_length=400)
+    assert asked(found) == []
+    assert "The anchor holds nothing of long: no row is left." in found.notes
+
+
+def test_pictures_that_can_not_be_beside_those_of_the_run_are_left_out(tiny, held, tmp_path):
+    seeing = load_model(str(tiny("qwen2_5_vl")), device="cpu")
+    rows = [{**row, "image": f"{i}.png"} for i, row in enumerate(rows_about("bird", range(20)))]
+    for shade, row in enumerate(rows):
+        PIL.Image.new("RGB", (56, 56), (10 * shade, 0, 0)).save(tmp_path / row["image"])
+    first = skill(tmp_path / "birds.jsonl", rows, rows_about("bird", range(90, 94)))
+    found = held(5, first, loaded=seeing)
+    assert len(asked(found)) == 5
+    assert all(prompt[-1].images for prompt in found.taught_prompts)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(earlier, "unusable_pictures", lambda *_: "pictures of two sizes")
+        found = held(5, first, loaded=seeing)
+    assert asked(found) == []
+    assert "The anchor holds nothing of birds: pictures of two sizes." in found.notes

@@ -1,5 +1,6 @@
 """A study on a tiny model: what it runs, that it can be stopped, and that nothing leaks."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -314,6 +315,14 @@ def test_replay_and_anchor_and_distillation_take_part(settings, tmp_path):
     assert held.relative_update < plain.relative_update
 
 
+def values(model):
+    """A hash of a model's weights, whatever they are held in."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def test_an_anchor_holds_what_skills_before_were_taught_with(settings, tmp_path, monkeypatch):
     prompts = {"prompts": settings.drift.prompts, "max_new_tokens": 4, "rows_per_step": 2}
     arms = [
@@ -326,19 +335,28 @@ def test_an_anchor_holds_what_skills_before_were_taught_with(settings, tmp_path,
 
     def build(loaded, encoder, asked, *args, **kwargs):
         made = build_anchor(loaded, encoder, asked, *args, **kwargs)
-        built.append([message[-1].text for message in asked])
+        built.append(([message[-1].text for message in asked], values(loaded.model)))
         return made
 
     monkeypatch.setattr(anchors, "build_anchor", build)
     mine = changed(settings, tmp_path, arms=arms, orders={"two": ["first", "last"]})
-    study, found = Study(mine, threads=1), []
+    study, found, states = Study(mine, threads=1), [], []
+    base = values(study.loaded.model)
+
+    def note(result):
+        found.append(result)
+        states.append(values(study.loaded.model))
+
     for chain in all_chains(mine):
-        study.run(chain, 0, found.append)
+        study.run(chain, 0, note)
     by_arm = {arm: [r for r in found if r.chain.arm == arm] for arm in ("free", "held")}
-    # The base's answers of each arm, then what the first skill's rows are answered after it.
-    assert [len(each) for each in built] == [len(WORDS), len(WORDS), 12]
-    taught = {example.prompt[-1].text for example in study.pools["first"]}
-    assert set(built[2]) <= taught
+    # What the base answers, once for both arms; then the first skill's rows, by what learned it.
+    (general, asked_of_base), (taught, asked_of_first) = built
+    assert (len(general), len(taught)) == (len(WORDS), 12)
+    first = next(place for place, r in enumerate(found) if (r.chain.arm, r.stage) == ("held", 1))
+    assert asked_of_base == base
+    assert asked_of_first == states[first] != base
+    assert set(taught) <= {example.prompt[-1].text for example in study.pools["first"]}
     first, second = ([r.relative_update for r in by_arm[arm]] for arm in by_arm)
     assert first[0] == second[0]
     assert first[1] != second[1]

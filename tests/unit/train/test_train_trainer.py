@@ -103,7 +103,7 @@ def _fit(
 
 
 def _anchor_of(folder, numbers, rows_per_step):
-    """Return anchors of so many prompts, the second of them the first's model's."""
+    """Return an anchor of so many prompts each, answered by one model."""
     loaded = load_model(str(folder), device="cpu")
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     settings = AnchorSettings(rows_per_step=rows_per_step, max_new_tokens=2)
@@ -127,6 +127,12 @@ def test_rows_of_earlier_skills_get_every_other_place_of_an_anchor(tiny, rows_pe
         passes = [own[at : at + size] for at in range(0, len(own) - size + 1, size)]
         assert all(sorted(each) == list(range(first, first + size)) for each in passes)
     assert general.indices(0)[: (rows_per_step + 1) // 2] == both.indices(0)[::2]
+
+
+def test_a_step_has_as_many_rows_as_are_asked_for_where_both_parts_have_them(tiny):
+    general, taught = _anchor_of(tiny("llama"), (2, 4), 4)
+    assert general.rows_per_step == 2
+    assert len(general.beside(taught).indices(0)) == 4
 
 
 def _difference(first, second, names) -> float:
