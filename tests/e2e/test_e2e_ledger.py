@@ -122,6 +122,7 @@ def test_an_anchor_holds_what_the_skill_before_was_taught_with(lessons, tmp_path
     second = lessons("spelling", "mlp_gate_up", anchor={**anchor, "earlier_skills": 5})
     assert (len(seen[0].encoded), seen[0].num_general) == (len(WORDS) + 5, len(WORDS))
     assert {place < len(WORDS) for place in seen[0].indices(0)} == {True, False}
+    assert "The anchor holds 5 prompts that they were taught with." in second.notes
     held = {part.name: part.num_used for part in second.data if part.role == "anchor"}
     assert held == {"anchor.prompts": len(WORDS), "anchor.prompts (skill counting)": 5}
     report = (lessons.folder / "spelling" / "report.html").read_text("utf-8")

@@ -141,7 +141,9 @@ def _prepare(
             check_state(book, base, inputs.summaries)
             names = ", ".join(entry.name for entry in book.ledger.skills)
             inputs.notes.append(f"Taught before, and kept (the ledger {config.ledger}): {names}.")
-            if not (inputs.taught_prompts or config.mix):
+            if held := len(inputs.taught_prompts):
+                inputs.notes.append(f"The anchor holds {held} prompts that they were taught with.")
+            elif not config.mix:
                 watch.warn(
                     f"Nothing holds what the model was taught before ({names}): an anchor does "
                     "(--anchor), with prompts of each that it was taught with."
