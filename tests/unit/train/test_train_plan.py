@@ -23,7 +23,7 @@ from narrowtune.train import plan as module
 from narrowtune.train import plan_evaluation
 from narrowtune.train.plan import make_plan
 from narrowtune.train.trial import borrowed, seconds_at, time_pass, time_update
-from narrowtune.train.workload import TaskLoad, Workload
+from narrowtune.train.workload import Batches, TaskLoad, Workload
 
 BF16 = Arithmetic(compute_dtype="bfloat16", threads=1)
 FP32 = Arithmetic(compute_dtype="float32", threads=1)
@@ -306,6 +306,23 @@ def test_an_anchor_adds_rows_logits_and_its_distributions(base, tmp_path):
     assert anchored.anchor == 4 * 20 * 10 * vocabulary
     assert anchored.activations / plain.activations == pytest.approx(12 / 8, rel=0.1)
     assert anchored.logits > plain.logits
+
+
+@pytest.mark.parametrize(("num_taught", "share"), [(0, 2 / 12), (2, 1 / 2), (10, 1 / 2)])
+def test_an_anchor_gives_earlier_skills_every_other_place(base, tmp_path, num_taught, share):
+    # Told apart by their length; without earlier skills, all are drawn alike.
+    general = [Encoded(list(range(5, 15)), [-100] * 10) for _ in range(12 - (num_taught or 2))]
+    taught = [Encoded(list(range(5, 45)), [-100] * 40) for _ in range(num_taught or 2)]
+    workload = Workload(
+        rows=text_rows(length=60), anchor_prompts=[*general, *taught], num_taught=num_taught
+    )
+    anchor = {"rows_per_step": 3, "max_new_tokens": 10}
+    batches = Batches(base, settings(tmp_path, anchor=anchor), workload, 1)
+    generator, size = random.Random(0), batches.batch_size
+    drawn = [row for _ in range(200) for row in batches.draw(generator, size)[size:]]
+    assert len(drawn) == 600
+    long = sum(len(row.input_ids) >= 50 for row in drawn)
+    assert long / 600 == pytest.approx(share, abs=0.06)
 
 
 def test_an_anchor_without_prompts_is_said(base, tmp_path):
