@@ -6,7 +6,7 @@ that it was taught with and that nothing measures nor the run teaches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from narrowtune.core.data_settings import DataSettings, SkillSettings
@@ -106,21 +106,7 @@ def read_held(
         source.check_pictures(encoder)
         asked = {item.left for item in find_overlap(rows, measured)}
         again = {row.id for row in rows if row.text_hash in now} - asked
-        ranked = sorted(
-            (draw_key(skill.seed, row.id), place)
-            for place, row in enumerate(rows)
-            if row.id not in asked and row.id not in again
-        )
-        drawn, unusable = [], 0
-        for _, place in ranked:
-            if len(drawn) == number:
-                break
-            try:
-                encoder.encode_prompt(rows[place].prompt)
-            except RowError:
-                unusable += 1
-            else:
-                drawn.append(rows[place])
+        drawn, unusable = _draw(rows, asked | again, number, encoder, skill.seed)
         notes = [
             f"{count} rows that {label} was taught with {why}: the anchor does not hold them."
             for count, why in (
@@ -142,6 +128,28 @@ def read_held(
         summary = source.summary("anchor", len(drawn))
         found.summaries.append(summary.model_copy(update={"name": f"{ANCHOR_KEY} (skill {label})"}))
     return found
+
+
+def _draw(
+    rows: Sequence[Example], left_out: Container[str], number: int, encoder: ChatEncoder, seed: int
+) -> tuple[list[Example], int]:
+    """Return rows that can be encoded, and how many were met that can't be."""
+    # Read in one go: rows that are beside memory are slow to be asked for one by one.
+    ranks = {
+        place: draw_key(seed, row.id) for place, row in enumerate(rows) if row.id not in left_out
+    }
+    drawn: list[Example] = []
+    unusable = 0
+    for place in sorted(ranks, key=ranks.__getitem__):
+        if len(drawn) == number:
+            break
+        try:
+            encoder.encode_prompt(rows[place].prompt)
+        except RowError:
+            unusable += 1
+        else:
+            drawn.append(rows[place])
+    return drawn, unusable
 
 
 def _learned(taught: Taught, refused: list[RefusedRow]) -> tuple[Source, Sequence[Example]]:
