@@ -114,7 +114,7 @@ def unusable_pictures(
     """
     try:
         # One at a time: some processors make tens of megabytes of a picture.
-        encoded = (encoder.encode_prompt(prompt.messages) for prompt in prompts)
+        encoded = (encoder.encode_prompt(prompt.prompt) for prompt in prompts)
         pictured = (row for row in beside if row.picture_digest)
         check_pictures(chain(islice(pictured, 1), encoded))
     except RowError as error:
