@@ -187,6 +187,7 @@ def finished(run, tasks):
         delta=SimpleNamespace(base_fingerprint="b", tuned_fingerprint="t"),
         tasks=[SimpleNamespace(name=name, **scores) for name in tasks],
         data=[
+            SimpleNamespace(name="new", role="target", sha256="2" * 64, metric=""),
             SimpleNamespace(name="new (test)", role="target", sha256="0" * 64, metric=""),
             SimpleNamespace(name="l", role="held_out", sha256="1" * 64, metric="first 2222"),
             # General rows of the same name, which nothing is scored on.
@@ -221,6 +222,7 @@ def test_an_entry_says_how_its_scores_were_made(skills, tmp_path):
         "one": "exact_match generate 32",  # an earlier skill, as the ledger has it
     }
     assert made[0].before == made[0].after
+    assert (made[0].rows_sha256, made[0].taught_sha256) == ("0" * 64, "2" * 64)
     # The very same items, and not the same scores.
     assert made[0].after["l"].items == made[1].after["l"].items
     assert made[0].after["l"] != made[1].after["l"]
