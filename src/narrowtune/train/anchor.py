@@ -4,8 +4,8 @@ Beside the task's rows, every optimiser step has some rows on which the tuned mo
 base's distribution: KL(base‖tuned) over the whole vocabulary at each token of the base's greedy
 answer. Answers and distributions are computed once, before training, so no teacher runs.
 The idea follows Learning without Forgetting (arXiv 1606.09282) and the self-generated rehearsal
-of arXiv 2403.01244 and arXiv 2505.13811; the prompts here need no labels and are not the task's,
-but of skills that were taught before.
+of arXiv 2403.01244 and arXiv 2505.13811; the prompts here need no labels and are not the task's:
+they are general, or of skills that were taught before.
 """
 
 from __future__ import annotations

@@ -360,6 +360,14 @@ def test_an_anchor_holds_what_skills_before_were_taught_with(settings, tmp_path,
     first, second = ([r.relative_update for r in by_arm[arm]] for arm in by_arm)
     assert first[0] == second[0]
     assert first[1] != second[1]
+    # A stage that teaches the very prompts holds none of them at another answer.
+    pool, held = study.pools["first"], arms[1].anchor
+    own = study._anchors.general(held, None)
+    assert study._anchors.with_taught(own, held, [pool], pool, 0, None) is own
+    assert (
+        len(study._anchors.with_taught(own, held, [pool], pool[:-5], 0, None).encoded)
+        == len(own.encoded) + 5
+    )
 
 
 def test_rows_on_both_sides_are_refused(settings, tmp_path):
