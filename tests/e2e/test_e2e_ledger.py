@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from narrowtune.core.config import load_config
 from narrowtune.core.errors import LedgerError, UsageError
 from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint
+from narrowtune.pipeline import shared
 from narrowtune.pipeline import teach as teaching
 from narrowtune.pipeline.compare import contenders, run_comparison
 from narrowtune.pipeline.ledger import add_run
+from narrowtune.train.anchor import build_anchor
 from narrowtune.train.fit import fit
 
 
@@ -127,6 +130,48 @@ def test_an_anchor_holds_what_the_skill_before_was_taught_with(lessons, tmp_path
     assert held == {"anchor.prompts": len(WORDS), "anchor.prompts (skill counting)": 5}
     report = (lessons.folder / "spelling" / "report.html").read_text("utf-8")
     assert "anchor.prompts (skill counting)" in report
+
+
+def test_general_prompts_are_answered_by_the_ledgers_base(lessons, tmp_path, monkeypatch):
+    free = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Say {word}."} for word in WORDS])
+    anchor = {"prompts": str(free), "max_new_tokens": 2, "earlier_skills": 3}
+    first = lessons("counting", "sa_proj")
+    asked = []
+
+    def watched(loaded, encoder, prompts, *args, **kwargs):
+        # In fp32, which answers are computed in; bf16 has the same values.
+        state = fingerprint(deepcopy(loaded.model).to(torch.bfloat16))
+        asked.append((len(prompts), state, kwargs["share"]))
+        return build_anchor(loaded, encoder, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(shared, "build_anchor", watched)
+    second = lessons("spelling", "mlp_gate_up", anchor=anchor)
+    base, state = first.model["fingerprint"], first.delta.tuned_fingerprint
+    every = len(WORDS) + 3
+    assert asked == [(len(WORDS), base, len(WORDS) / every), (3, state, 3 / every)]
+    # The state, and not the base, is what trains.
+    model = load(lessons.model)
+    Book.open(lessons.folder / "ledger").put_on(model)
+    assert fingerprint(model) == second.delta.tuned_fingerprint
+    assert any("general prompts at the ledger's base's answers" in note for note in second.notes)
+
+
+def test_a_quantised_run_answers_all_prompts_as_it_starts(lessons, tmp_path, monkeypatch):
+    pytest.importorskip("torchao")
+    free = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Say {word}."} for word in WORDS])
+    lessons("counting", "sa_proj")
+    asked = []
+
+    def watched(loaded, encoder, prompts, *args, **kwargs):
+        asked.append(len(prompts))
+        return build_anchor(loaded, encoder, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(shared, "build_anchor", watched)
+    changes = {"training.quantize_frozen": "int8", "anchor": {"prompts": str(free)}}
+    second = lessons("spelling", "mlp_gate_up", **changes)
+    assert len(asked) == 1
+    assert asked[0] > len(WORDS)
+    assert any("general prompts at the answers of what it starts from" in n for n in second.notes)
 
 
 def kill_before_it_is_entered(lessons, name):

@@ -21,7 +21,7 @@ from narrowtune.core.errors import LedgerError
 from narrowtune.core.ledger import SCHEMA_VERSION, Entry, Ledger, view
 from narrowtune.core.provenance import sha256_file
 from narrowtune.core.run_folder import RunFolder, check_output, write_json
-from narrowtune.delta.apply import apply
+from narrowtune.delta.apply import apply, undo
 from narrowtune.delta.store import Delta, Metadata, read_metadata, sync
 from narrowtune.models.fingerprint import combine_hashes
 
@@ -65,6 +65,23 @@ class Book:
         """
         for entry in self.ledger.skills:
             apply(model, Delta.load(self.delta_path(entry)))
+
+    @contextmanager
+    def first_base(self, model: nn.Module) -> Iterator[None]:
+        """Give a model in the latest state the base's bits inside the block.
+
+        Tensors that the deltas leave alone are not looked at again; one delta is in memory at once.
+
+        Raises:
+            LedgerError: a delta's file is missing or is not the one that was written.
+            DeltaError: the model has another state.
+        """
+        entries = self.ledger.skills
+        for entry in reversed(entries):
+            undo(model, Delta.load(self.delta_path(entry)), strict=False)
+        yield
+        for entry in entries:
+            apply(model, Delta.load(self.delta_path(entry)), strict=False)
 
     def delta_path(self, entry: Entry) -> Path:
         """Return an entry's delta, once it has been seen to be the one that was written."""

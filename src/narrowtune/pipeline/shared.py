@@ -1,7 +1,7 @@
 """What several runs on the same rows share, so that it is made once.
 
-Owns: `Shared`, which holds the rows that were read and encoded, what the base answers to an
-anchor's prompts, and which settings these depend on. A single run has one of its own.
+Owns: `Shared`, which holds the rows that were read and encoded, what is answered to an anchor's
+prompts and by whom, and which settings these depend on. A single run has one of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Any
 
 from narrowtune.core.config import RunConfig
 from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.examples import Message
+from narrowtune.engine.features import FeatureStore
+from narrowtune.ledger.book import Book
 from narrowtune.models.load import LoadedModel
 from narrowtune.pipeline.earlier import Taught
 from narrowtune.pipeline.inputs import (
@@ -24,6 +27,7 @@ from narrowtune.pipeline.inputs import (
     read_inputs,
     write_refused_rows,
 )
+from narrowtune.pipeline.stages import measuring
 from narrowtune.train.anchor import Anchor, build_anchor
 
 _OWN = {"recipe", "training", "anchor", "output_dir", "dial", "budget", "min_learning"}
@@ -74,7 +78,14 @@ class Shared:
         return self._encoder, inputs
 
     def anchor(
-        self, loaded: LoadedModel, config: RunConfig, inputs: Inputs, *, fingerprint: str
+        self,
+        loaded: LoadedModel,
+        config: RunConfig,
+        inputs: Inputs,
+        *,
+        fingerprint: str,
+        features: FeatureStore | None = None,
+        book: Book | None = None,
     ) -> Anchor | None:
         """Return a run's anchor, if it has one; the last run's where the base answered the same.
 
@@ -86,9 +97,14 @@ class Shared:
             config: the run.
             inputs: its rows.
             fingerprint: of the base.
+            features: of pictures.
+            book: the run's ledger, the model in its latest state. General prompts are answered by
+                the ledger's own base then, so that what they hold does not wander off skill by
+                skill; not where the frozen part is quantised, since a delta fits full precision.
 
         Raises:
             TrainingError, DataError: as for `build_anchor`.
+            LedgerError, DeltaError: as for `Book.first_base`.
         """
         settings, quantised = config.anchor, config.training.quantize_frozen
         if settings is None:
@@ -104,15 +120,28 @@ class Shared:
             anchor.seconds = 0.0  # that this run took
             return anchor
         self._anchor = None
-        anchor = build_anchor(
-            loaded,
-            self._encoder,
-            [*inputs.anchor_prompts, *inputs.taught_prompts],
-            settings,
-            batch_size=config.eval_batch_size,
-            seed=config.seed,
-            num_general=len(inputs.anchor_prompts),
-        )
+        general, taught = inputs.anchor_prompts, inputs.taught_prompts
+
+        def build(asked: Sequence[Sequence[Message]], num_general: int | None = None) -> Anchor:
+            assert self._encoder is not None
+            with measuring(loaded, features):
+                return build_anchor(
+                    loaded,
+                    self._encoder,
+                    asked,
+                    settings,
+                    batch_size=config.eval_batch_size,
+                    seed=config.seed,
+                    num_general=num_general,
+                    share=len(asked) / (len(general) + len(taught)),
+                )
+
+        if book is None or not book.ledger.skills or quantised is not None:
+            anchor = build([*general, *taught], len(general))
+        else:
+            with book.first_base(loaded.model):
+                anchor = build(general)
+            anchor = anchor.beside(build(taught)) if taught else anchor
         if self._several:
             self._anchor = key, copy(anchor)  # a run may raise its own's weight
         return anchor

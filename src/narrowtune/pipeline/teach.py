@@ -45,7 +45,6 @@ from narrowtune.pipeline.stages import (
     looked_at_once,
     make_store,
     measure_run_drift,
-    measuring,
     plan_run,
     score_tasks,
 )
@@ -141,9 +140,12 @@ def _prepare(
             check_state(book, base, inputs.summaries)
             names = ", ".join(entry.name for entry in book.ledger.skills)
             inputs.notes.append(f"Taught before, and kept (the ledger {config.ledger}): {names}.")
-            if held := len(inputs.taught_prompts):
+            held = len(inputs.taught_prompts)
+            if held:
                 inputs.notes.append(f"The anchor holds {held} prompts that they were taught with.")
-            elif not config.mix:
+            if config.anchor is not None:
+                inputs.notes.append(f"The anchor holds general prompts at {_answered_by(config)}.")
+            if not held and not config.mix:
                 watch.warn(
                     f"Nothing holds what the model was taught before ({names}): an anchor does "
                     "(--anchor), with prompts of each that it was taught with."
@@ -183,6 +185,13 @@ def _prepare(
     )
 
 
+def _answered_by(config: RunConfig) -> str:
+    """Say whose answers to general prompts a run with a ledger is held to."""
+    if config.training.quantize_frozen is None:
+        return "the ledger's base's answers"
+    return "the answers of what it starts from, since its frozen part is quantised"
+
+
 def _look_before(run: Run, num_processes: int) -> None:
     with run.watch.stage("plan"):
         told = pitfalls(run.loaded.family, run.inputs, run.encoder)
@@ -213,12 +222,15 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
     before = len(run.inputs.notes)
     anchor = None
     if config.anchor is not None:
-        with (
-            run.watch.stage("answer the anchor's prompts"),
-            measuring(run.loaded, run.features),
-        ):
-            base = combine_hashes(run.base_hashes)
-            anchor = run.shared.anchor(run.loaded, config, run.inputs, fingerprint=base)
+        with run.watch.stage("answer the anchor's prompts"):
+            anchor = run.shared.anchor(
+                run.loaded,
+                config,
+                run.inputs,
+                fingerprint=combine_hashes(run.base_hashes),
+                features=run.features,
+                book=run.book,
+            )
     repeated = num_repeated(config.training, len(run.inputs.rows), state.num_processes)
     if repeated:
         run.inputs.notes.append(

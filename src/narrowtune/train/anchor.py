@@ -197,14 +197,16 @@ def build_anchor(
     batch_size: int,
     seed: int,
     num_general: int | None = None,
+    share: float = 1.0,
 ) -> Anchor:
     """Let the base answer `prompts` greedily and keep its distributions along the answers.
 
     The model must still be the base. It is left as it was. `num_general` as for `Anchor`.
+    `share` is what these prompts are of all that the anchor will have: the limits are for all.
 
     Raises:
         TrainingError: there are no prompts, or their distributions would take more than
-            `MAX_BYTES`, or than there is room for.
+            their share of `MAX_BYTES`, or than there is room for.
         DataError: the prompts' pictures have sizes that can't be in one batch, or there is no room
             for distributions beside memory.
     """
@@ -230,7 +232,9 @@ def build_anchor(
     answered = [with_answer(p, g) for p, g in zip(encoded, generations, strict=True)]
     num_labels = [len(generation.step_ids) for generation in generations]
     # Without a weight, steps are held by the rows' inputs alone.
-    found = _distributions(loaded, answered, num_labels, batch_size) if settings.weight else []
+    found: Sequence[Tensor] = []
+    if settings.weight:
+        found = _distributions(loaded, answered, num_labels, batch_size, share)
     return Anchor(
         answered,
         found,
@@ -245,20 +249,25 @@ def build_anchor(
 
 
 def _distributions(
-    loaded: LoadedModel, answered: Sequence[Encoded], num_labels: Sequence[int], batch_size: int
+    loaded: LoadedModel,
+    answered: Sequence[Encoded],
+    num_labels: Sequence[int],
+    batch_size: int,
+    share: float,
 ) -> Sequence[Tensor]:
     """Return the base's log-probabilities along each row's answer, [labels, vocabulary]."""
     vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
     size = 4 * sum(num_labels) * vocabulary
-    if size > MAX_BYTES:
+    held_bytes, max_bytes = share * HELD_BYTES, share * MAX_BYTES
+    if size > max_bytes:
         raise TrainingError(
             asked=f"an anchor on {len(answered)} prompts",
-            found=f"base distributions of {size / 2**30:.1f} GiB, more than {MAX_BYTES / 2**30:g}",
+            found=f"base distributions of {size / 2**30:.1f} GiB, more than {max_bytes / 2**30:g}",
             do="use fewer prompts (anchor.max_prompts; with a ledger, anchor.earlier_skills) or a "
             "smaller anchor.max_new_tokens",
         )
     folder = tempfile.gettempdir()
-    if size > HELD_BYTES and size > (free := shutil.disk_usage(folder).free):
+    if size > held_bytes and size > (free := shutil.disk_usage(folder).free):
         raise TrainingError(
             asked=f"room beside memory for an anchor on {len(answered)} prompts",
             found=f"{free / 2**30:.1f} GiB in {folder}, and it takes {size / 2**30:.1f}",
@@ -280,7 +289,7 @@ def _distributions(
 
     order = [index for indices in batches for index in indices]
     places = sorted(range(len(order)), key=order.__getitem__)
-    if size <= HELD_BYTES:
+    if size <= held_bytes:
         held = list(compute())
         return [held[place] for place in places]
     return Spilled(compute()).pick(places)
