@@ -24,8 +24,8 @@ class AnchorSettings(PromptSettings):
         rows_per_step: anchor rows in every optimiser step.
         earlier_skills: of every skill that the model was taught before (with a ledger, or in a
             study's sequence), how many of the prompts that it was taught with are held too, at the
-            answers that the model gives now, beside general prompts at those of the first base. They
-            get every other place of `rows_per_step`.
+            answers that the model gives now; general prompts at those of the first base. They get
+            every other place of `rows_per_step`.
         max_new_tokens: length of the base's answers. Forgetting begins with an answer's first
             tokens, and the pull is a mean over tokens, so short answers hold more.
     """
