@@ -49,7 +49,7 @@ class Inputs:
         learned, kept_back: what `rows` and `validation` were made of.
         skill_answers: what the skill's own training rows answer.
         tasks: what is evaluated before and after; the skill's test split first.
-        anchor_prompts: general prompts, without those that stand in a keep set.
+        anchor_prompts: general prompts, without those that are measured.
         taught_prompts: the anchor's of earlier skills.
         drift_prompts: (source, prompt) pairs.
         summaries: for the record.
@@ -142,16 +142,16 @@ def add_anchor_prompts(
 ) -> None:
     """Read an anchor's prompts, if there is one, once all else was read.
 
-    What the model is held to must not be what is measured: prompts that stand in a keep set are
-    left out. Of skills that were taught before, prompts stand beside the general ones.
+    What the model is held to must not be what is measured: prompts that stand in a keep set, or
+    among what the skill is tested or validated on, are left out. Of skills that were taught before, prompts stand beside the general ones.
 
     Raises:
         DataError: a prompt can't be used, or none is left.
     """
     if config.anchor is None:
         return
-    kept = Joined(task.examples for task in inputs.tasks if task.role == "held_out")
-    found = read_anchor_prompts(config.anchor, encoder, inputs.refused, kept, inputs.rows)
+    measured = Joined([*(task.examples for task in inputs.tasks), inputs.kept_back])
+    found = read_anchor_prompts(config.anchor, encoder, inputs.refused, measured, inputs.rows)
     inputs.anchor_prompts = found.messages
     inputs.summaries.extend(found.summaries)
     inputs.notes.extend(found.notes)
@@ -161,7 +161,7 @@ def add_anchor_prompts(
             number,
             encoder,
             inputs.refused,
-            measured=Joined([*(task.examples for task in inputs.tasks), inputs.kept_back]),
+            measured=measured,
             learned=inputs.learned,
             beside=lambda: chain(
                 inputs.rows, (encoder.encode_prompt(each) for each in inputs.anchor_prompts)

@@ -192,7 +192,7 @@ def read_anchor_prompts(
         settings: of the anchor.
         encoder: the chat template.
         refused: gets the rows that can't be used.
-        measured: what a loss is measured on.
+        measured: what scores and losses are measured on.
         beside: rows that prompts about pictures may meet in a batch.
 
     Raises:
@@ -209,11 +209,13 @@ def read_anchor_prompts(
     if not any(allowed):
         raise DataError(
             asked=f"an anchor on the prompts of {files[0].path}",
-            found=f"{num_same} prompts, all of which stand in a keep set",
+            found=f"{num_same} prompts, all of which are measured: kept, tested or validated on",
             do="give anchor.prompts a file of others",
         )
     if num_same:
-        notes.append(f"{num_same} anchor prompts stand in a keep set and were left out.")
+        notes.append(
+            f"{num_same} anchor prompts are measured (kept, tested or validated on) and were left out."
+        )
     if settings.prompts is None:
         texts, *pictured = allowed
         wanted = settings.max_prompts or NUM_SHIPPED

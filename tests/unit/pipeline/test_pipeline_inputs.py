@@ -286,9 +286,24 @@ def test_without_a_skill_the_rest_is_read(read, config):
 
 def test_an_anchor_whose_prompts_are_all_kept_is_refused(read, config, tmp_path):
     path = write(tmp_path / "prompts.jsonl", rows_about("tree", 4))
-    with pytest.raises(DataError, match="4 prompts, all of which stand in a keep set") as error:
+    with pytest.raises(DataError, match="4 prompts, all of which are measured") as error:
         read(config(anchor={"prompts": path}))
     assert error.value.do == "give anchor.prompts a file of others"
+
+
+def test_an_anchor_holds_nothing_that_the_skill_is_tested_or_validated_on(read, config, tmp_path):
+    own = {"validation": 0.25, "test": 0.25}
+    inputs = read(config(skill=own))
+    tested, validated = inputs.tasks[0].examples, inputs.kept_back
+    assert tested
+    assert validated
+    rows = [{"prompt": "Say something else."}]
+    rows += [{"prompt": each.prompt[-1].text} for each in (*tested, *validated)]
+    path = write(tmp_path / "prompts.jsonl", rows)
+    found = read(config(skill=own, anchor={"prompts": path}))
+    assert [messages[-1].text for messages in found.anchor_prompts] == ["Say something else."]
+    told = f"{len(rows) - 1} anchor prompts are measured (kept, tested or validated on)"
+    assert any(note.startswith(told) for note in found.notes)
 
 
 def test_rows_that_generation_would_begin_otherwise_are_noted(read, config, loaded, monkeypatch):

@@ -121,7 +121,9 @@ def test_of_a_users_own_file_the_first_are_taken_and_no_picture_is_added(seeing,
 def test_shipped_prompts_that_are_measured_are_left_out_of_both_files(seeing):
     text, pictured = shipped(SHIPPED_TEXTS)[0], shipped(SHIPPED_PICTURES)[2]
     found = read_anchor_prompts(AnchorSettings(), seeing, [], [text, pictured])
-    assert found.notes == ["2 anchor prompts stand in a keep set and were left out."]
+    assert found.notes == [
+        "2 anchor prompts are measured (kept, tested or validated on) and were left out."
+    ]
     assert text.messages not in found.messages
     assert pictured.messages not in found.messages
     assert len(found.messages) == NUM_SHIPPED
@@ -251,7 +253,7 @@ def test_free_prompts_have_pictures_first_where_a_model_reads_them(texts, seeing
 def test_all_measured_is_an_error(texts, tmp_path):
     path = write(tmp_path / "own.jsonl", [{"prompt": "Say it."}])
     measured = read_rows(DataSettings(path=path), prompts_only=True).examples
-    with pytest.raises(DataError, match="1 prompts, all of which stand in a keep set"):
+    with pytest.raises(DataError, match="1 prompts, all of which are measured"):
         read_anchor_prompts(AnchorSettings(prompts=path), texts, [], measured)
 
 
