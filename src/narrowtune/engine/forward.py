@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, N chosen positions, V vocabulary, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from narrowtune.core.errors import ModelError
 from narrowtune.data.collate import IGNORE_INDEX
+from narrowtune.engine.last_layer import last_layer_at
 from narrowtune.engine.modes import evaluation_mode
 from narrowtune.engine.packing import as_numbers, is_packing_allowed, pack, packing
 from narrowtune.engine.padding import without_mask
@@ -32,9 +33,10 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
     """Run `model` on `batch` and return the logits at the positions where `mask` is true.
 
     The head sees the chosen positions only. At a vocabulary of 150,000 and one label in fifty
-    tokens, that saves most of the logits' memory and, in a small model, most of the time. Rows of
-    text go through the model end to end, and rows about one picture as its branches, where that is
-    cheaper (`engine.packing`).
+    tokens, that saves most of the logits' memory and, in a small model, most of the time. So does
+    what of the last layer nothing else reads (`engine.last_layer`). Rows of text go through the
+    model end to end, and rows about one picture as its branches, where that is cheaper
+    (`engine.packing`).
 
     Args:
         model: a Hugging Face causal model, plain or wrapped for distributed training.
@@ -85,7 +87,8 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
         inputs = without_mask(inner, inputs, mask.device.type)
     handle = head.register_forward_pre_hook(gather)
     try:
-        logits_1NV = model(**inputs, use_cache=False).logits
+        with last_layer_at(inner, mask) if is_packing_allowed() else nullcontext():
+            logits_1NV = model(**inputs, use_cache=False).logits
     finally:
         handle.remove()
     if num_calls != 1:

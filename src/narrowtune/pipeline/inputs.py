@@ -143,7 +143,8 @@ def add_anchor_prompts(
     """Read an anchor's prompts, if there is one, once all else was read.
 
     What the model is held to must not be what is measured: prompts that stand in a keep set, or
-    among what the skill is tested or validated on, are left out. Of skills that were taught before, prompts stand beside the general ones.
+    among what the skill is tested or validated on, are left out. Of skills that were taught before,
+    prompts stand beside the general ones.
 
     Raises:
         DataError: a prompt can't be used, or none is left.

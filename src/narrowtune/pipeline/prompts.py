@@ -214,7 +214,8 @@ def read_anchor_prompts(
         )
     if num_same:
         notes.append(
-            f"{num_same} anchor prompts are measured (kept, tested or validated on) and were left out."
+            f"{num_same} anchor prompts are measured (kept, tested or validated on) "
+            "and were left out."
         )
     if settings.prompts is None:
         texts, *pictured = allowed

@@ -211,7 +211,7 @@ class _Planner:
         parts = count_row_flops(self.model, names, self._batch([row]))
         num_tokens = len(row.input_ids)
         num_labels = label_positions(torch.tensor([row.labels]))[1].numel()
-        head = batches.labels_per_pass * parts.head / max(1, num_labels)
+        head = batches.labels_per_pass * parts.labelled / max(1, num_labels)
         tower = 0
         if (pictured := batches.typical_pictured) is not None:
             tower = count_row_flops(self.model, names, self._batch([pictured])).tower

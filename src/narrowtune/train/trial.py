@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from narrowtune.engine.arithmetic import Arithmetic, autocast
 from narrowtune.engine.cost import CountFlops
-from narrowtune.engine.forward import labelled_cross_entropy
+from narrowtune.engine.forward import label_positions, labelled_cross_entropy
+from narrowtune.engine.last_layer import read_at_labels
 from narrowtune.engine.memory import SavedTensors
 from narrowtune.engine.pictures import PICTURE_INPUTS
 from narrowtune.train.masters import computing_in, layer_norm_names
@@ -133,15 +134,16 @@ class RowFlops(NamedTuple):
     """What one row takes, forward and backward.
 
     Attributes:
-        linear: of the products with weights in the language model's layers.
+        linear: of the products with weights in the language model's layers, at all positions.
         attention: of its attention over the whole square of tokens, as under a mask.
-        head: of the products with the language-model head, at labelled positions alone.
+        labelled: of those at labelled positions alone: with the language-model head, and in the
+            last layer where that is computed there alone.
         tower: of vision tower and projector.
     """
 
     linear: int
     attention: int
-    head: int
+    labelled: int
     tower: int
 
 
@@ -156,13 +158,23 @@ def count_row_flops(model: nn.Module, names: Iterable[str], row: Mapping[str, An
     pictures = {name: row[name] for name in PICTURE_INPUTS if name in row}
     outer: Any = model
     head = outer.get_output_embeddings()
-    passed: list[int] = []
+    mask, _ = label_positions(row["labels"])
+    begun: list[int] = []
+    labelled = 0
+
+    def end(_: nn.Module, __: Any, output: Tensor) -> None:
+        nonlocal labelled
+        before = begun.pop()
+        if output.shape[1] == mask.sum():
+            labelled += whole.total - before
+
     with _as_if_trained(model, names), _random_states():
         with CountFlops() as whole:
-            hooks = (
-                head.register_forward_pre_hook(lambda *_: passed.append(whole.total)),
-                head.register_forward_hook(lambda *_: passed.append(whole.total)),
-            )
+            hooks = []
+            for module in (head, *read_at_labels(model)):
+                # Before the hooks that put zeros back in between.
+                hooks.append(module.register_forward_pre_hook(lambda *_: begun.append(whole.total)))
+                hooks.append(module.register_forward_hook(end))
             try:
                 labelled_cross_entropy(model, row)
             finally:
@@ -172,11 +184,10 @@ def count_row_flops(model: nn.Module, names: Iterable[str], row: Mapping[str, An
             if pictures:
                 inner: Any = model.model
                 inner.get_image_features(**pictures)
-    before, after = passed
     return RowFlops(
-        linear=whole.total - whole.attention - (tower.total - tower.attention) - (after - before),
+        linear=whole.total - whole.attention - (tower.total - tower.attention) - labelled,
         attention=whole.attention_square - tower.attention_square,
-        head=after - before,
+        labelled=labelled,
         tower=tower.total,
     )
 

@@ -70,7 +70,7 @@ def train(model, *parts):
 )
 def test_flops_are_those_of_the_formula(parts, trained, no_dx, attention_layers, head_dw):
     model = train(build(), *parts)
-    with CountFlops() as flops:
+    with packing("never"), CountFlops() as flops:
         labelled_cross_entropy(model, batch())
     assert flops.forward == pytest.approx(2 * ALL * TOKENS + 2 * HEAD * LABELS + SCORES, rel=1e-3)
     backward = (
@@ -81,6 +81,21 @@ def test_flops_are_those_of_the_formula(parts, trained, no_dx, attention_layers,
     )
     assert flops.backward == pytest.approx(backward, rel=1e-3)
     assert flops.total == flops.forward + flops.backward
+
+
+def test_the_last_layer_is_counted_where_it_is_read():
+    model = train(build(), "q_proj", "k_proj", "v_proj", "o_proj")
+    counted = {}
+    for when in ("never", "cheaper"):
+        with packing(when), CountFlops() as flops:
+            labelled_cross_entropy(model, batch())
+        counted[when] = flops
+    query = HIDDEN * HEAD_SIZE * HEADS
+    unread = TOKENS - LABELS
+    read = 2 * query + GATE_UP + DOWN
+    forward, backward = 2 * read * unread, 2 * (2 * query + read) * unread
+    assert counted["never"].forward - counted["cheaper"].forward == pytest.approx(forward)
+    assert counted["never"].backward - counted["cheaper"].backward == pytest.approx(backward)
 
 
 @pytest.mark.parametrize("parts", [("q_proj", "o_proj"), ("gate_proj", "up_proj"), ()])
