@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, N chosen positions, V vocabulary, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from narrowtune.core.errors import ModelError
 from narrowtune.data.collate import IGNORE_INDEX
+from narrowtune.engine.gated import keeping_operands
 from narrowtune.engine.last_layer import last_layer_at
 from narrowtune.engine.modes import evaluation_mode
 from narrowtune.engine.packing import as_numbers, is_packing_allowed, pack, packing
@@ -87,7 +88,7 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
         inputs = without_mask(inner, inputs, mask.device.type)
     handle = head.register_forward_pre_hook(gather)
     try:
-        with last_layer_at(inner, mask) if is_packing_allowed() else nullcontext():
+        with _leaner(inner, mask):
             logits_1NV = model(**inputs, use_cache=False).logits
     finally:
         handle.remove()
@@ -99,6 +100,16 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
         )
     logits_NV: Tensor = logits_1NV[0]
     return logits_NV if order is None else logits_NV[order]
+
+
+@contextmanager
+def _leaner(model: nn.Module, mask: Tensor) -> Iterator[None]:
+    """Compute and keep only what is needed for logits at `mask` inside the block."""
+    if not is_packing_allowed():
+        yield
+        return
+    with last_layer_at(model, mask), keeping_operands(model):
+        yield
 
 
 def _attention_dtype(model: nn.Module) -> torch.dtype | None:

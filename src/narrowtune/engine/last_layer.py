@@ -63,13 +63,19 @@ def _whole(args: tuple[Any, ...], mask: Tensor) -> bool:
 
 def read_at_labels(model: nn.Module) -> list[nn.Module]:
     """Return the modules of the last layer that are needed at chosen positions alone."""
+    last = decoder_layers(model)[-1:]
+    own = dict(last[0].named_modules()) if last and computes_as_written(last[0]) else {}
+    return [own[name] for name in _MODULES if name in own]
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model's decoder, in order; none where they can't be found."""
     find = getattr(model, "get_decoder", None)
     layers = getattr(find(), "layers", None) if find is not None else None
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
-        return []
-    last = layers[-1]
-    again = getattr(last, "gradient_checkpointing", False) and last.training
-    if again or "forward" in vars(last):
-        return []
-    own = dict(last.named_modules())
-    return [own[name] for name in _MODULES if name in own]
+    return list(layers) if isinstance(layers, nn.ModuleList) else []
+
+
+def computes_as_written(layer: nn.Module) -> bool:
+    """Whether a layer is neither compiled nor computed a second time in the backward pass."""
+    again = getattr(layer, "gradient_checkpointing", False) and layer.training
+    return not again and "forward" not in vars(layer)
