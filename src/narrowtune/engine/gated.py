@@ -28,7 +28,7 @@ class _Gated(torch.autograd.Function):
     """`activation(gate) * up`, of which the two operands are kept."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]
     ) -> Tensor:
         ctx.save_for_backward(gate, up)
@@ -36,7 +36,7 @@ class _Gated(torch.autograd.Function):
         return activation(gate) * up
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
         with torch.enable_grad():
             again = gate.detach().requires_grad_()
@@ -69,21 +69,21 @@ def _forward(module: Any, x: Tensor) -> Tensor:
 
 
 def _gated_modules(model: nn.Module) -> list[nn.Module]:
-    modules = [
+    modules: list[nn.Module | None] = [
         getattr(layer, "mlp", None) for layer in decoder_layers(model) if computes_as_written(layer)
     ]
     return [
         module
         for module in modules
-        if module is not None and computes_as_written(module) and _is_gated(type(module))
+        if module is not None and computes_as_written(module) and _is_gated(type(module).forward)
     ]
 
 
 @cache
-def _is_gated(kind: type[nn.Module]) -> bool:
-    """Whether a kind of module computes `_FORM` and nothing else."""
+def _is_gated(forward: Callable[..., Any]) -> bool:
+    """Whether a module's `forward` computes `_FORM` and nothing else."""
     try:
-        lines = inspect.getsource(kind.forward).splitlines()
+        lines = inspect.getsource(forward).splitlines()
     except (OSError, TypeError):
         return False
     return " ".join(" ".join(lines[1:]).split()) in _WORDS
