@@ -61,6 +61,20 @@ class LoraSettings(Settings):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
+class ArmTraining(Settings):
+    """What an arm does otherwise than the study's `training`: how long, and in steps of how many.
+
+    Attributes:
+        num_train_epochs: passes over the rows; ignored where the study gives max_steps.
+        global_batch_size: samples per optimiser step, those of `mix` among them.
+        per_device_train_batch_size: samples of one forward pass.
+    """
+
+    num_train_epochs: float | None = Field(None, gt=0)
+    global_batch_size: int | None = Field(None, ge=1)
+    per_device_train_batch_size: int | None = Field(None, ge=1)
+
+
 class ArmSettings(Settings):
     """A recipe in a study, with what is added to it.
 
@@ -80,6 +94,10 @@ class ArmSettings(Settings):
         density: share of every trained tensor's elements that stays after a stage, those that moved
             furthest; before an average, where both are asked for.
         mix: labelled general rows replayed in every stage.
+        l2: strength λ of a pull towards the weights before a stage (L2-SP, arXiv 1802.01483),
+            decoupled from the optimiser as AdamW's decay is: after each step they come nearer by
+            learning rate times λ of their distance.
+        training: what differs from the study's `training`.
     """
 
     recipe: str
@@ -92,6 +110,8 @@ class ArmSettings(Settings):
     wise_ft: float | None = Field(None, ge=0, le=1)
     density: float | None = Field(None, gt=0, le=1)
     mix: list[MixSettings] = Field(default_factory=list)
+    l2: float | None = Field(None, gt=0)
+    training: ArmTraining | None = None
 
     @field_validator("recipe")
     @classmethod
@@ -116,8 +136,8 @@ class ArmSettings(Settings):
     @model_validator(mode="after")
     def _one_change(self) -> ArmSettings:
         partly = self.wise_ft is not None or self.density is not None
-        if self.lora is not None and partly:
-            raise ValueError("lora with wise_ft or density: these are of whole matrices")
+        if self.lora is not None and (partly or self.l2 is not None):
+            raise ValueError("lora with wise_ft, density or l2: these are of whole matrices")
         if self.anchor and self.anchor.projection and (self.lora or self.experts):
             raise ValueError("anchor.projection is of whole matrices: without lora and experts")
         if self.experts and (self.recipe != "mlp" or self.lora or partly):
@@ -137,12 +157,19 @@ class ArmSettings(Settings):
             f"density {self.density:g}" if self.density is not None else "",
             f"WiSE-FT {self.wise_ft:g}" if self.wise_ft is not None else "",
             "replay" if self.mix else "",
+            f"L2 {self.l2:g}" if self.l2 is not None else "",
+            *(f"{name} {value:g}" for name, value in self.changed_training.items()),
         ]
         return self.name or " + ".join([self.recipe, *filter(None, added)])
 
+    @property
+    def changed_training(self) -> dict[str, Any]:
+        """What `training` sets."""
+        return self.training.model_dump(exclude_none=True) if self.training else {}
+
 
 class StudySettings(ModelSettings):
-    """Arms side by side: same samples, same order, same number of steps.
+    """Arms side by side: same samples, same order, same number of steps unless an arm has its own.
 
     Attributes:
         skills: what is taught, each with rows of its own to be tested on.

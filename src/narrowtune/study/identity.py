@@ -127,8 +127,9 @@ def _rows(settings: DataSettings) -> dict[str, Any]:
 
 def _arm(arm: ArmSettings) -> dict[str, Any]:
     made = arm.model_dump(mode="json", exclude={"learning_rates", "name"})
-    if arm.density is None:  # earlier studies did not know it
-        del made["density"]
+    for name in ("density", "l2", "training"):  # earlier studies did not know them
+        if made[name] is None:
+            del made[name]
     if arm.anchor is not None:
         made["anchor"]["prompts"] = _file(anchor_files(arm.anchor, pictures=False)[0])
         del made["anchor"]["image_root"]

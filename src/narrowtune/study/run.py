@@ -63,6 +63,7 @@ from narrowtune.study.weights import put_back, relative_update, restore_chain, s
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.lora import low_rank
 from narrowtune.train.masters import copy_tensors
+from narrowtune.train.pull import PullBack
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +248,7 @@ class Study:
 
     def _fit(self, chain: Chain, stage: int, folder: str, selection: Selection) -> FitResult:
         arm, seed, skill = chain.arm, chain.key.seed, chain.skills[stage]
-        training = {"learning_rate": chain.key.learning_rate}
+        training = {**arm.changed_training, "learning_rate": chain.key.learning_rate}
         config = RunConfig(
             model=self.settings.model,
             recipe=arm.recipe,
@@ -281,6 +282,7 @@ class Study:
                 arithmetic=self.arithmetic,
                 anchor=anchor,
                 distillation=arm.distillation,
+                callbacks=[PullBack(arm.l2)] if arm.l2 is not None else [],
                 features=self._features,
             )
 

@@ -8,7 +8,7 @@ import pytest
 from narrowtune.core.errors import UsageError
 from narrowtune.core.study_settings import StudySettings
 from narrowtune.evaluate.own_metrics import load_own
-from narrowtune.study.identity import check_metrics, hold_to
+from narrowtune.study.identity import check_metrics, describe, hold_to
 
 
 def settings(folder, **update):
@@ -167,3 +167,11 @@ def test_settings_and_weights_bind_and_all_that_differ_are_named(tmp_path, monke
         "arms.mlp.wise_ft (None, now 0.5)",
     ):
         assert named in error.value.found
+
+
+def test_an_arm_is_described_without_what_earlier_studies_did_not_know(tmp_path):
+    arm = describe(settings(tmp_path), "w")["arms.mlp"]
+    assert not {"l2", "training", "density"} & set(arm)
+    first = settings(tmp_path)
+    arms = [first.arms[0].model_copy(update={"l2": 1.0, "name": "mlp"})]
+    assert describe(first.model_copy(update={"arms": arms}), "w")["arms.mlp"]["l2"] == 1.0

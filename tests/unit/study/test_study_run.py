@@ -290,6 +290,35 @@ def test_what_moved_furthest_stays_and_less_is_learned_and_lost(settings, tmp_pa
     assert found[2].drift.kl_base_tuned < found[0].drift.kl_base_tuned
 
 
+def test_a_pull_to_the_base_and_a_training_of_its_own_are_an_arms(settings, tmp_path):
+    more = [{}, {"l2": 20.0}, {"l2": 1e9}, {"training": {"num_train_epochs": 2}}]
+    more.append({"training": {"global_batch_size": 8, "per_device_train_batch_size": 8}})
+    arms = [
+        ArmSettings.model_validate({"recipe": "sa_proj", "learning_rates": [1e-2], **each})
+        for each in more
+    ]
+    assert [arm.label for arm in arms[1:4]] == [
+        "sa_proj + L2 20",
+        "sa_proj + L2 1e+09",
+        "sa_proj + num_train_epochs 2",
+    ]
+    mine = changed(settings, tmp_path, arms=arms, orders={"one": ["first"]})
+    study, found = Study(mine, threads=1), []
+    for chain in all_chains(mine):
+        study.run(chain, 0, found.append)
+    assert [result.steps for result in found] == [4, 4, 4, 8, 2]
+    plain, pulled, back = (result.relative_update for result in found[:3])
+    assert 0 < pulled < 0.95 * plain
+    assert back == 0
+
+
+def test_adapters_are_not_pulled_to_the_base():
+    with pytest.raises(ValueError, match="lora with"):
+        ArmSettings.model_validate(
+            {"recipe": "mlp", "learning_rates": [1e-3], "lora": True, "l2": 1.0}
+        )
+
+
 def test_replay_and_anchor_and_distillation_take_part(settings, tmp_path):
     general = write(tmp_path / "general.jsonl", rows("say", 300, 20))
     prompts = {"prompts": settings.drift.prompts, "max_new_tokens": 4, "rows_per_step": 2}
