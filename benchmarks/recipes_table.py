@@ -25,6 +25,7 @@ from recipes_protocol import (
 )
 
 from narrowtune.evaluate.statistics import PairedTask, mean_loss
+from narrowtune.study.formulas import rank_correlation
 
 SHARES = (0.5, 0.75, 0.9)
 
@@ -193,6 +194,31 @@ def print_tasks(runs: dict[Job, dict[str, Any]]) -> None:
             print(f"| {arm} | " + " | ".join(cells) + " |")
 
 
+def print_drift(runs: dict[Job, dict[str, Any]]) -> None:
+    """Print how well KL(base‖tuned) orders runs by what they lost: Spearman's ρ.
+
+    Every training once, by its larger test. Held-out kinds' own prompts are among all prompts.
+    """
+    trained = {job._replace(stage=""): run for job, run in sorted(runs.items()) if run["drift"]}
+    print("\nRank correlation of KL with the held-out loss\n")
+    print("| runs | number | KL on all prompts | KL on free prompts |\n|---|---|---|---|")
+    parts = {
+        "all": list(trained.values()),
+        "without an anchor": [run for job, run in trained.items() if not job.weight],
+        "with an anchor": [run for job, run in trained.items() if job.weight],
+    }
+    for name, part in parts.items():
+        lost = [value(run, "forgetting") for run in part]
+        free = [
+            next(t["kl_base_tuned"] for t in run["drift"]["tasks"] if t["name"] == "free prompts")
+            for run in part
+        ]
+        ranked = [rank_correlation([r["drift"]["kl_base_tuned"] for r in part], lost)]
+        ranked.append(rank_correlation(free, lost))
+        shown = " | ".join("–" if rho is None else f"{rho:.2f}" for rho in ranked)
+        print(f"| {name} | {len(part)} | {shown} |")
+
+
 def print_cost(path: Path) -> None:
     """Print seconds and peak memory of training, each recipe alone on the machine."""
     if not path.exists():
@@ -211,6 +237,7 @@ def print_tables(results: Path) -> None:
     print_results(runs)
     print_kept(runs)
     print_tasks(runs)
+    print_drift(runs)
     print_cost(results / "cost_cpu.json")
     missing = next_jobs(runs)
     print(f"\n{len(runs)} runs; the protocol asks for {len(missing)} more at least:")

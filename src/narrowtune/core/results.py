@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from narrowtune.core.delta_results import DeltaInfo, DialResult
-from narrowtune.core.values import Estimate, Value
+from narrowtune.core.values import Estimate, SignTest, Value
 
 SCHEMA_VERSION = 1
 """Of record.json, plan.json and drift.json. A reader refuses a newer one."""
@@ -82,8 +82,8 @@ class TaskChange(Value):
     Attributes:
         change: after − before under the strict reading, percentage points.
         change_lenient: the same under the lenient reading.
-        num_worse: items that scored lower after than before.
-        num_better: items that scored higher.
+        num_worse: items that scored lower after than before; `num_better` higher.
+        sign_test: of the strict reading; decides nothing. None in records of earlier versions.
     """
 
     name: str
@@ -101,6 +101,7 @@ class TaskChange(Value):
     num_worse: int
     num_better: int
     num_ties: int
+    sign_test: SignTest | None = None
 
 
 class Verdict(Value):
@@ -117,8 +118,7 @@ class Verdict(Value):
         worst_task: held-out task that lost most.
         worst_task_forgetting: its loss, with bounds adjusted for the number of tasks.
         items_needed: held-out items per task that would decide, if more would; None if decided.
-        nothing_to_lose: whether the base is wrong on nearly all items of every held-out task, so
-            that these can't show a loss, however many there are.
+        nothing_to_lose: whether the base is wrong on nearly all items of every held-out task.
         left_out: held-out tasks of which that is true.
         reasons: the sentences that led to the outcome.
     """

@@ -29,3 +29,19 @@ class Estimate(Value):
     lower_bound: float
     upper_bound: float
     method: str
+
+
+class SignTest(Value):
+    """Did as many get worse as better? Exact McNemar where items stand alone, right or wrong.
+
+    Attributes:
+        num_worse: clusters whose items lost more than they gained.
+        num_better: clusters whose items gained more.
+        p_value: two-sided and exact, for one task by itself; 1 where nothing changed.
+        clustered: whether a cluster has several items.
+    """
+
+    num_worse: int
+    num_better: int
+    p_value: float
+    clustered: bool

@@ -1,9 +1,9 @@
 """Intervals for paired changes: what a budget is compared with.
 
-Owns every interval and standard error of the project. Items are paired before and after, items
-that share a group (picture, entity) form one cluster, in whichever tasks they are, clusters are
-independent, and the mean over tasks gives every task the same weight. Two methods, chosen per task
-(or tasks that share groups) by how much there is to resample, are added in quadrature:
+Owns every interval, standard error and test of the project. Items are paired before and after,
+items that share a group (picture, entity) form one cluster, in whichever tasks they are, clusters
+are independent, and the mean over tasks gives every task the same weight. Two methods, chosen per
+task (or tasks that share groups) by how much there is to resample, are added in quadrature:
 
 * studentised bootstrap of clusters within tasks, where at least `MIN_DEVIATING` clusters differ
   from the commonest change;
@@ -21,9 +21,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import bdtr
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.core.results import Estimate, Role, Score
+from narrowtune.core.values import SignTest
 from narrowtune.evaluate.clusters import (
     Clusters,
     Floats,
@@ -104,6 +106,26 @@ def paired_change(
     """
     change = _changes(before, after)
     return _estimate([make_clusters(change, groups)], num_resamples=num_resamples)
+
+
+def sign_test(
+    before: ArrayLike, after: ArrayLike, groups: Sequence[str | None] | None = None
+) -> SignTest:
+    """Test whether as many clusters got better as worse, each by its items' net change.
+
+    Arguments and errors as for `paired_change`. McNemar takes items to be independent, so that
+    those of a group count once.
+    """
+    changes = _changes(before, after)
+    clusters = make_clusters(changes, groups)
+    net = np.round(clusters.change, 9)  # what a sum's noise alone moves did not change
+    worse, better = int(np.sum(net < 0)), int(np.sum(net > 0))
+    return SignTest(
+        num_worse=worse,
+        num_better=better,
+        p_value=min(1.0, 2 * float(bdtr(min(worse, better), worse + better, 0.5))),
+        clustered=len(net) < len(changes),
+    )
 
 
 def mean_change(tasks: Sequence[PairedTask], *, num_resamples: int = NUM_RESAMPLES) -> Estimate:

@@ -28,6 +28,7 @@ from narrowtune.evaluate.statistics import (
     mean_change,
     mean_loss,
     paired_change,
+    sign_test,
     worst_loss,
 )
 
@@ -320,4 +321,5 @@ def _compare(before: TaskResult, after: TaskResult) -> TaskChange:
         num_worse=int(np.sum(strict.after < strict.before)),
         num_better=int(np.sum(strict.after > strict.before)),
         num_ties=sum(first.tie or second.tie for first, second in items),
+        sign_test=sign_test(strict.before, strict.after, strict.groups),
     )

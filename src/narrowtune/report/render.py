@@ -26,11 +26,13 @@ FILTERS = {
     "interval": numbers.interval,
     "moment": text.moment,
     "number": numbers.number,
+    "p_value": text.p_value,
     "percent": text.percent,
     "plural": text.plural,
     "points": points,
     "signed": numbers.signed,
     "small": text.small,
+    "tested": text.tested,
 }
 
 

@@ -18,7 +18,7 @@ from narrowtune.core.results import DriftResult, RunRecord, TaskChange, TaskResu
 from narrowtune.report.advice import pareto_front
 from narrowtune.report.charts import drift_bars, token_groups, training_seconds
 from narrowtune.report.sections import Fact, delta_facts
-from narrowtune.report.text import count, duration, percent, small, visible
+from narrowtune.report.text import count, duration, p_value, percent, small, visible
 from narrowtune.report.verdict import (
     MARKS,
     TITLES,
@@ -91,8 +91,8 @@ def fact_table(facts: Sequence[Fact]) -> Table:
 
 
 def change_table(tasks: Sequence[TaskChange]) -> Table:
-    """Tasks before and after, skills first."""
-    made = table("task", "", "before", "after", "change", "95 %", "n", texts=2)
+    """Tasks before and after, skills first; p of the sign test (McNemar's)."""
+    made = table("task", "", "before", "after", "change", "95 %", "n", "p", texts=2)
     for task in sorted(tasks, key=lambda task: task.role != "target"):
         lost, gained = task.change.high < 0, task.change.low > 0
         made.add_row(
@@ -103,6 +103,7 @@ def change_table(tasks: Sequence[TaskChange]) -> Table:
             Text(signed(task.change.value), style="red" if lost else "green" if gained else ""),
             interval(task.change),
             f"{task.num_items:,}",
+            p_value(task),
         )
     return made
 

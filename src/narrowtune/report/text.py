@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from datetime import datetime
 
 from narrowtune.core.numbers import MINUS, number
-from narrowtune.core.results import TrainingSummary
+from narrowtune.core.results import TaskChange, TrainingSummary
 
 _MARKDOWN = re.compile(r"([\\`*{}\[\]#|~$])|(?<![^\W_])(_)|(_)(?![^\W_])")
 _LINE_START = re.compile(r"^(\s*\d*)([-+.)])(?=\s)")
@@ -65,6 +66,25 @@ def small(value: float) -> str:
         return number(value, digits)
     mantissa, _, exponent = f"{value:.2e}".partition("e")
     return f"{mantissa.replace('-', MINUS)}e{int(exponent)}".replace("e-", f"e{MINUS}")
+
+
+def p_value(task: TaskChange) -> str:
+    """The p-value of a task's sign test with two digits or three: "<0.001", "0.031", "0.45"."""
+    if task.sign_test is None:
+        return "–"
+    p = task.sign_test.p_value
+    return "<0.001" if p < 0.001 else number(p, 3 if p < 0.1 else 2)
+
+
+def tested(tasks: Sequence[TaskChange]) -> str:
+    """Say what the p-values of a table are."""
+    groups = [task.name for task in tasks if task.sign_test and task.sign_test.clustered]
+    over = f"; of groups of items by their net change for {', '.join(groups)}" if groups else ""
+    return (
+        "p: the exact two-sided sign test of what got worse against what got better (McNemar's, "
+        f"where answers are right or wrong{over}), each task by itself. It decides nothing: the "
+        "bounds do."
+    )
 
 
 def tick(value: float) -> str:

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, binomtest
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.evaluate.clusters import effective_items, effective_items_together
@@ -17,6 +17,7 @@ from narrowtune.evaluate.statistics import (
     mean_loss,
     mean_score,
     paired_change,
+    sign_test,
     smallest_provable_budget,
     stderr,
     worst_loss,
@@ -54,6 +55,27 @@ def test_losses_alone_give_clopper_pearson(num_worse):
     loss = mean_loss([paired(60, num_worse)])
     assert loss.value == pytest.approx(100 * num_worse / 60)
     assert loss.upper_bound == pytest.approx(100 * beta.ppf(0.95, num_worse + 1, 60 - num_worse))
+
+
+@pytest.mark.parametrize(("worse", "better"), [(0, 0), (1, 0), (3, 1), (5, 5), (2, 40), (300, 250)])
+def test_items_that_stand_alone_get_mcnemars_exact_test(worse, better):
+    task = paired(600, worse, better)
+    found = sign_test(task.before, task.after)
+    p = binomtest(worse, worse + better).pvalue if worse + better else 1.0
+    assert found.p_value == pytest.approx(p, rel=1e-9)
+    assert (found.num_worse, found.num_better, found.clustered) == (worse, better, False)
+
+
+def test_the_items_of_a_group_are_one_sign_by_their_net_change():
+    before, after = np.zeros(12), np.zeros(12)
+    before[:4] = 1  # a picture of which all is lost
+    before[4:6], after[6] = 1, 1  # two lost, one gained
+    before[8], after[9:11] = 0.3, (0.1, 0.2)  # as much gained as lost, but for the sum's noise
+    found = sign_test(before, after, [f"{i // 4}" for i in range(12)])
+    assert (found.num_worse, found.num_better, found.p_value) == (2, 0, 0.5)
+    assert found.clustered
+    alone = sign_test(before, after, [f"{i}" for i in range(12)])
+    assert (alone.num_worse, alone.num_better, alone.clustered) == (7, 3, False)
 
 
 def test_everything_learned_is_not_certain_either():

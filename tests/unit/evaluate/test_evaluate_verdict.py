@@ -169,6 +169,8 @@ def test_compare_pairs_by_id_whatever_the_order():
     assert (change.num_worse, change.num_better, change.num_ties) == (20, 0, 0)
     assert change.change.value == pytest.approx(-50)
     assert change.change_lenient.value == 0.0
+    assert change.sign_test.num_worse == 20
+    assert change.sign_test.p_value == pytest.approx(2 * 0.5**20)
     assert change.before == before.strict == Score(mean=0.75, stderr=change.before.stderr)
 
 

@@ -19,6 +19,7 @@ from report_runs import write_run
 
 from narrowtune.core.errors import ReportError
 from narrowtune.core.results import RunRecord
+from narrowtune.core.values import SignTest
 from narrowtune.report.build import SECTIONS, build_report
 from narrowtune.report.sections import training_facts
 
@@ -119,6 +120,23 @@ def test_equal_input_gives_equal_files(built, tmp_path):
     build_report(copy)
     for file in sorted(path for path in built.rglob("*") if path.is_file()):
         assert file.read_bytes() == (copy / file.relative_to(built)).read_bytes(), file
+
+
+def test_the_sign_test_of_every_task_is_shown_where_a_record_has_one(tmp_path, no_plots):
+    record = write_run(tmp_path / "run", items=10, steps=1)
+    build_report(tmp_path / "run")
+    assert "sign test" not in read(tmp_path / "run", "report.md")
+    assert "sign test" not in read(tmp_path / "run", "report.html")
+    test = SignTest(num_worse=7, num_better=0, p_value=0.015625, clustered=True)
+    tasks = [task.model_copy(update={"sign_test": test}) for task in record.tasks]
+    record = record.model_copy(update={"tasks": tasks})
+    (tmp_path / "run/record.json").write_text(record.model_dump_json(), encoding="utf-8")
+    build_report(tmp_path / "run")
+    md, html = (read(tmp_path / "run", f"report.{kind}") for kind in ("md", "html"))
+    assert md.count("| 0.016 |") == html.count("p&nbsp;0.016") == len(tasks)
+    named = f"net change for {', '.join(task.name for task in tasks)})"
+    assert named in md
+    assert named in html
 
 
 def test_hostile_text_stays_text(tmp_path):

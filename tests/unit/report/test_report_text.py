@@ -8,6 +8,7 @@ import pytest
 from report_runs import estimate, write_run
 
 from narrowtune.core.results import DriftResult, DriftTask, ItemResult, TokenGroupMass
+from narrowtune.core.values import SignTest
 from narrowtune.report import scale, text
 from narrowtune.report.charts import curves, gauges, negate
 from narrowtune.report.folder import LoggedStep, Pair
@@ -226,6 +227,20 @@ def test_the_bound_that_decided_stands_beside_the_limit(tmp_path):
         "open": "at most 6.7 lost",
         "kept": "at most 2.7 lost",
     }
+
+
+def test_p_values_stay_short_and_say_what_they_are_of(tmp_path):
+    task = write_run(tmp_path, items=10, steps=1).tasks[0]
+
+    def with_p(p, clustered=False):
+        test = SignTest(num_worse=3, num_better=1, p_value=p, clustered=clustered)
+        return task.model_copy(update={"sign_test": test})
+
+    shown = [text.p_value(with_p(p)) for p in (1e-9, 0.0312, 0.0999, 0.625, 1.0)]
+    assert shown == ["<0.001", "0.031", "0.100", "0.62", "1.00"]
+    assert text.p_value(task) == "–", "a record of an earlier version has none"
+    assert "groups" not in text.tested([with_p(0.1), task])
+    assert f"net change for {task.name})" in text.tested([with_p(0.1, clustered=True)])
 
 
 def test_findings_tell_form_from_knowledge(tmp_path):
