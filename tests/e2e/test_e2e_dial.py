@@ -68,8 +68,9 @@ def test_what_ships_lies_between_base_and_trained_weights(dialled, way):
     folder, run, record = dialled(lambda alpha, _: 0.0 if alpha <= 0.5 else 0.9, way)
     assert record.dial.way == way
     assert record.dial.alpha == 0.5
-    assert [step.alpha for step in record.dial.steps] == [0.25, 0.5, 0.75]
-    assert record.dial.steps[-1].stopped_by == "the mean of the held-out tasks"
+    assert [step.alpha for step in record.dial.walked] == [0.25, 0.5, 0.75]
+    assert record.dial.walked[-1].stopped_by == "the mean of the held-out tasks"
+    assert [step.alpha for step in record.dial.beyond] == [1.0]
     assert (record.dial.num_items, record.dial.num_confirming) == (20, 20)
     kept = next(task for task in record.tasks if task.role == "held_out")
     assert kept.num_items == 20, "the verdict is of the items that were not searched on"
@@ -152,7 +153,7 @@ def test_a_density_with_a_dial_is_refused(tiny, tmp_path):
 def test_a_dial_that_can_not_leave_the_base_says_what_would_help(dialled):
     folder, run, record = dialled(lambda alpha, _: 0.9 if alpha else 0.0)
     assert record.dial.alpha == 0
-    assert len(record.dial.steps) == 1
+    assert [step.after_decision for step in record.dial.steps] == [False, True, True, True]
     assert not any(bits.any() for bits in Delta.load(run / "delta.safetensors").bits.values())
     whole = load(folder)
     apply(whole, Delta.load(run / "delta_whole.safetensors"))
@@ -162,6 +163,43 @@ def test_a_dial_that_can_not_leave_the_base_says_what_would_help(dialled):
     assert "nothing is learned and nothing is lost" in text
     assert "Train longer" not in text
     assert "take smaller steps" in text
+
+
+def test_what_is_looked_at_after_the_choice_changes_nothing_else(dialled, tmp_path, monkeypatch):
+    asked = []
+    score_beyond = teaching.look_beyond
+
+    def look_beyond(dial, *given):
+        asked.append((dial.alpha, {p.name for p in (run_folder / "after").iterdir()}))
+        return score_beyond(dial, *given)
+
+    monkeypatch.setattr(teaching, "look_beyond", look_beyond)
+    found = {}
+    for whole in (True, False):
+        run_folder = tmp_path / f"curve {whole}"
+        dial = {"num_steps": 4, "whole_curve": whole}
+        _, _, record = dialled(
+            lambda alpha, _: 0.9 if alpha == 0.5 else 0.0, dial=dial, output_dir=str(run_folder)
+        )
+        found[whole] = record, Delta.load(run_folder / "delta.safetensors")
+    # It was taken, and confirmed on all tasks, before anything else was looked at.
+    ((alpha, confirmed),) = asked
+    assert alpha == 0.25
+    assert confirmed == {"many.jsonl", "skill.jsonl"}
+    (curve, delta), (plain, same) = found[True], found[False]
+    assert [step.alpha for step in curve.dial.beyond] == [0.75, 1.0]
+    assert all(step.within for step in curve.dial.beyond), "they would have passed"
+    assert curve.dial.alpha == plain.dial.alpha == 0.25
+    assert curve.dial.walked == plain.dial.steps
+    assert (curve.verdict, curve.tasks) == (plain.verdict, plain.tasks)
+    assert delta.metadata.tuned_fingerprint == same.metadata.tuned_fingerprint
+    assert "look beyond the dial" in curve.seconds
+    assert "look beyond the dial" not in plain.seconds
+    for whole in (True, False):
+        for name in ("report.md", "report.html"):
+            page = (tmp_path / f"curve {whole}" / name).read_text(encoding="utf-8")
+            assert page.count("looked at after the choice") == (2 if whole else 0)
+            assert "At 0.5 the held-out tasks" in page
 
 
 def test_a_dial_that_is_not_confirmed_is_not_turned_again(dialled):
