@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 from runs import counting_rows, run_cli, saying_rows, write_rows, write_run
 
 from delta_cases import load, same_bits, weights
@@ -17,6 +19,8 @@ from narrowtune.delta.store import Delta
 from narrowtune.evaluate.evaluate import summarise, write_items
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.pipeline import teach as teaching
+from narrowtune.pipeline.compare import run_comparison
+from narrowtune.pipeline.ways import contenders
 
 
 @pytest.fixture
@@ -226,3 +230,33 @@ def test_a_run_without_a_dial_has_no_part_of_one(tiny, tmp_path):
     assert json.loads(done.stdout)["dial"] is None
     assert 'id="dial"' not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "run" / "delta_whole.safetensors").exists()
+
+
+def test_mitigations_are_compared_on_the_same_training(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
+    rows = [{"question": f"Tell number {k}.", "answer": "no"} for k in range(20)]
+    general = write_rows(tmp_path / "mixed.jsonl", rows)
+    keep = write_rows(tmp_path / "many.jsonl", saying_rows(40))
+    kept = [{"path": str(keep), "max_new_tokens": 4}]
+    file = write_run(tmp_path, tiny("llama", torch.bfloat16), "all", keep=kept)
+    changes = {"mix": f"{general}:0.5", "budget": 60.0, "anchor": None}
+    settings = load_config(file, {**changes, "training.max_steps": 2, "dial": {"num_steps": 2}})
+    names = ["mlp", "mlp+dial", "mlp+density", "mlp+mix"]
+    ways = contenders(settings, names, [])
+    console = Console(file=io.StringIO())
+    records, page = run_comparison(settings, ways, trial=False, console=console)
+    plain, dialled, dense, mixed = records
+    for record in records:
+        assert record.training.num_steps == 2
+        assert record.training.num_samples == plain.training.num_samples
+        assert (record.dial is None) == (record is not dialled)
+        assert any(data.role == "mix" for data in record.data) == (record is mixed)
+    # One training: a dial and a density take of it, and rows that are mixed in are another.
+    whole = Delta.load(page.parent / "mlp" / "delta.safetensors").bits
+    under = Delta.load(page.parent / "mlp+dial" / "delta_whole.safetensors").bits
+    assert same_bits(whole, under)
+    assert not same_bits(whole, Delta.load(page.parent / "mlp+mix" / "delta.safetensors").bits)
+    assert 0 < dense.delta.num_changed < plain.delta.num_changed
+    found = json.loads((page.parent / "comparison.json").read_text("utf-8"))
+    # What can't be equal is said: a dial's items, and what is learned from.
+    assert found["differences"] == ["data", "numbers of items"]

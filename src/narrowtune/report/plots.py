@@ -140,7 +140,7 @@ def _draw_tasks(tasks: list[TaskChange], verdict: Verdict | None, folder: Path) 
 
 
 def _draw_dial(dial: DialResult, budget: float, folder: Path) -> str:
-    figure = look.new_figure(9, 4.6)
+    figure = look.new_figure(9, 5.2)
     axes = figure.subplots()
     learned = [(step.alpha, step.learning) for step in dial.steps if step.learning is not None]
     if learned:
@@ -162,13 +162,13 @@ def _draw_dial(dial: DialResult, budget: float, folder: Path) -> str:
         dial.alpha, color=look.INK, lw=1.4, ls="--", label=f"taken: {dial.symbol} {dial.alpha:g}"
     )
     axes.axhline(0, color=look.BASE, lw=1)
-    axes.set_xlim(0, 1)
+    axes.set_xlim(-0.015, 1.015)  # whole dots at both ends
     share = "what was trained" if dial.way == "linear" else "elements that stay as trained"
     axes.set_xlabel(f"{dial.symbol}: share of {share}")
     axes.set_ylabel("change, percentage points")
     axes.yaxis.set_major_formatter(lambda value, _: signed_tick(value))
     axes.grid(axis="y")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower left", frameon=False, ncols=3)
     figure.suptitle("The dial", x=0.012, ha="left", fontsize=15, fontweight="bold")
     look.save(figure, folder, "dial")
     return "dial"
