@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 from runs import counting_rows, run_cli, saying_rows, write_rows, write_run
 
 from delta_cases import load, same_bits, weights
@@ -17,6 +19,8 @@ from narrowtune.delta.store import Delta
 from narrowtune.evaluate.evaluate import summarise, write_items
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.pipeline import teach as teaching
+from narrowtune.pipeline.compare import run_comparison
+from narrowtune.pipeline.ways import contenders
 
 
 @pytest.fixture
@@ -68,8 +72,9 @@ def test_what_ships_lies_between_base_and_trained_weights(dialled, way):
     folder, run, record = dialled(lambda alpha, _: 0.0 if alpha <= 0.5 else 0.9, way)
     assert record.dial.way == way
     assert record.dial.alpha == 0.5
-    assert [step.alpha for step in record.dial.steps] == [0.25, 0.5, 0.75]
-    assert record.dial.steps[-1].stopped_by == "the mean of the held-out tasks"
+    assert [step.alpha for step in record.dial.walked] == [0.25, 0.5, 0.75]
+    assert record.dial.walked[-1].stopped_by == "the mean of the held-out tasks"
+    assert [step.alpha for step in record.dial.beyond] == [1.0]
     assert (record.dial.num_items, record.dial.num_confirming) == (20, 20)
     kept = next(task for task in record.tasks if task.role == "held_out")
     assert kept.num_items == 20, "the verdict is of the items that were not searched on"
@@ -152,7 +157,7 @@ def test_a_density_with_a_dial_is_refused(tiny, tmp_path):
 def test_a_dial_that_can_not_leave_the_base_says_what_would_help(dialled):
     folder, run, record = dialled(lambda alpha, _: 0.9 if alpha else 0.0)
     assert record.dial.alpha == 0
-    assert len(record.dial.steps) == 1
+    assert [step.after_decision for step in record.dial.steps] == [False, True, True, True]
     assert not any(bits.any() for bits in Delta.load(run / "delta.safetensors").bits.values())
     whole = load(folder)
     apply(whole, Delta.load(run / "delta_whole.safetensors"))
@@ -162,6 +167,43 @@ def test_a_dial_that_can_not_leave_the_base_says_what_would_help(dialled):
     assert "nothing is learned and nothing is lost" in text
     assert "Train longer" not in text
     assert "take smaller steps" in text
+
+
+def test_what_is_looked_at_after_the_choice_changes_nothing_else(dialled, tmp_path, monkeypatch):
+    asked = []
+    score_beyond = teaching.look_beyond
+
+    def look_beyond(dial, *given):
+        asked.append((dial.alpha, {p.name for p in (run_folder / "after").iterdir()}))
+        return score_beyond(dial, *given)
+
+    monkeypatch.setattr(teaching, "look_beyond", look_beyond)
+    found = {}
+    for whole in (True, False):
+        run_folder = tmp_path / f"curve {whole}"
+        dial = {"num_steps": 4, "whole_curve": whole}
+        _, _, record = dialled(
+            lambda alpha, _: 0.9 if alpha == 0.5 else 0.0, dial=dial, output_dir=str(run_folder)
+        )
+        found[whole] = record, Delta.load(run_folder / "delta.safetensors")
+    # It was taken, and confirmed on all tasks, before anything else was looked at.
+    ((alpha, confirmed),) = asked
+    assert alpha == 0.25
+    assert confirmed == {"many.jsonl", "skill.jsonl"}
+    (curve, delta), (plain, same) = found[True], found[False]
+    assert [step.alpha for step in curve.dial.beyond] == [0.75, 1.0]
+    assert all(step.within for step in curve.dial.beyond), "they would have passed"
+    assert curve.dial.alpha == plain.dial.alpha == 0.25
+    assert curve.dial.walked == plain.dial.steps
+    assert (curve.verdict, curve.tasks) == (plain.verdict, plain.tasks)
+    assert delta.metadata.tuned_fingerprint == same.metadata.tuned_fingerprint
+    assert "look beyond the dial" in curve.seconds
+    assert "look beyond the dial" not in plain.seconds
+    for whole in (True, False):
+        for name in ("report.md", "report.html"):
+            page = (tmp_path / f"curve {whole}" / name).read_text(encoding="utf-8")
+            assert page.count("looked at after the choice") == (2 if whole else 0)
+            assert "At 0.5 the held-out tasks" in page
 
 
 def test_a_dial_that_is_not_confirmed_is_not_turned_again(dialled):
@@ -188,3 +230,33 @@ def test_a_run_without_a_dial_has_no_part_of_one(tiny, tmp_path):
     assert json.loads(done.stdout)["dial"] is None
     assert 'id="dial"' not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "run" / "delta_whole.safetensors").exists()
+
+
+def test_mitigations_are_compared_on_the_same_training(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
+    rows = [{"question": f"Tell number {k}.", "answer": "no"} for k in range(20)]
+    general = write_rows(tmp_path / "mixed.jsonl", rows)
+    keep = write_rows(tmp_path / "many.jsonl", saying_rows(40))
+    kept = [{"path": str(keep), "max_new_tokens": 4}]
+    file = write_run(tmp_path, tiny("llama", torch.bfloat16), "all", keep=kept)
+    changes = {"mix": f"{general}:0.5", "budget": 60.0, "anchor": None}
+    settings = load_config(file, {**changes, "training.max_steps": 2, "dial": {"num_steps": 2}})
+    names = ["mlp", "mlp+dial", "mlp+density", "mlp+mix"]
+    ways = contenders(settings, names, [])
+    console = Console(file=io.StringIO())
+    records, page = run_comparison(settings, ways, trial=False, console=console)
+    plain, dialled, dense, mixed = records
+    for record in records:
+        assert record.training.num_steps == 2
+        assert record.training.num_samples == plain.training.num_samples
+        assert (record.dial is None) == (record is not dialled)
+        assert any(data.role == "mix" for data in record.data) == (record is mixed)
+    # One training: a dial and a density take of it, and rows that are mixed in are another.
+    whole = Delta.load(page.parent / "mlp" / "delta.safetensors").bits
+    under = Delta.load(page.parent / "mlp+dial" / "delta_whole.safetensors").bits
+    assert same_bits(whole, under)
+    assert not same_bits(whole, Delta.load(page.parent / "mlp+mix" / "delta.safetensors").bits)
+    assert 0 < dense.delta.num_changed < plain.delta.num_changed
+    found = json.loads((page.parent / "comparison.json").read_text("utf-8"))
+    # What can't be equal is said: a dial's items, and what is learned from.
+    assert found["differences"] == ["data", "numbers of items"]

@@ -17,8 +17,9 @@ from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.pipeline import shared
 from narrowtune.pipeline import teach as teaching
-from narrowtune.pipeline.compare import contenders, run_comparison
+from narrowtune.pipeline.compare import run_comparison
 from narrowtune.pipeline.ledger import add_run
+from narrowtune.pipeline.ways import contenders
 from narrowtune.train.anchor import build_anchor
 from narrowtune.train.fit import fit
 

@@ -165,8 +165,8 @@ def compare(
         str | None,
         option(
             "LIST",
-            "Recipes with commas between them; +anchor behind one adds the anchor. Both of the "
-            "paper's, each with and without, and language_model unless given.",
+            "Recipes with commas between them; behind one +anchor, +projection, +dial, +density, "
+            "+mix. Both of the paper's, with and without anchor, and language_model unless given.",
         ),
     ] = None,
     learning_rates: Annotated[
@@ -190,7 +190,8 @@ def compare(
     it goes on where it was stopped.
     """
     settings = run_settings(config, {"output_dir": output_dir}, more)
-    from narrowtune.pipeline.compare import DEFAULT, contenders, parse_rates, run_comparison
+    from narrowtune.pipeline.compare import run_comparison
+    from narrowtune.pipeline.ways import DEFAULT, contenders, parse_rates
     from narrowtune.report.advice import advise
     from narrowtune.report.terminal import comparison_table
 

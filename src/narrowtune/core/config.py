@@ -96,11 +96,15 @@ class DialSettings(Settings):
             by leaps where it moved them by one or two.
         num_steps: equal steps of α from 0, the base, to 1, all that was trained.
         share: of each keep set's items that α is found on; the others confirm it.
+        whole_curve: once α has been taken and confirmed, score the steps beyond the one that the
+            dial stopped at, too, so that the report draws the curve up to what was trained. They
+            decide nothing; each costs an evaluation of the searched items and all of the skill's.
     """
 
     way: DialWay = "linear"
     num_steps: int = Field(10, ge=1, le=100)
     share: float = Field(0.5, gt=0, lt=1)
+    whole_curve: bool = True
 
 
 class ModelSettings(Settings):

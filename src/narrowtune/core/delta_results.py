@@ -66,6 +66,7 @@ class DialStep(Value):
             loss, with four chances in five.
         stopped_by: what could not be expected to be kept here, the mean or a task by its name;
             empty where both budgets were.
+        after_decision: looked at when α had been taken and confirmed, to draw the whole curve.
     """
 
     alpha: float
@@ -73,6 +74,7 @@ class DialStep(Value):
     forgetting: Estimate
     expected: float
     stopped_by: str = ""
+    after_decision: bool = False
 
     @property
     def within(self) -> bool:
@@ -85,7 +87,7 @@ class DialResult(Value):
 
     Attributes:
         alpha: the last step before the first at which a budget could not be expected to be kept.
-        steps: those that were tried, in order.
+        steps: those that were tried, in order, and those that were looked at afterwards.
         num_items: keep items that they were tried on, over all tasks.
         num_confirming: the other keep items, which the verdict is of.
         way: on which α lies.
@@ -96,6 +98,16 @@ class DialResult(Value):
     num_items: int
     num_confirming: int
     way: DialWay = "linear"
+
+    @property
+    def walked(self) -> list[DialStep]:
+        """The steps that α was found by."""
+        return [step for step in self.steps if not step.after_decision]
+
+    @property
+    def beyond(self) -> list[DialStep]:
+        """The steps that were looked at when α had been found and confirmed."""
+        return [step for step in self.steps if step.after_decision]
 
     @property
     def symbol(self) -> str:

@@ -243,7 +243,7 @@ class TimeEstimate(Value):
     Attributes:
         measured_step_seconds: of an optimiser step at the run's batch size.
         training_seconds: of all steps; None where their number is not known.
-        evaluation_seconds: of both evaluations, with a dial at most; None where nothing is scored.
+        evaluation_seconds: of both evaluations and a dial's steps; None where nothing is scored.
     """
 
     measured_step_seconds: float

@@ -1,6 +1,6 @@
 """Several ways to teach one skill, each a run of its own, side by side.
 
-Owns: which runs a comparison has, that they do the same work, which of them are finished, what
+Owns: that the runs of a comparison (`ways`) do the same work, which of them are finished, what
 becomes of one that fails, and the trial that leaves some out. Rows are read and encoded once for
 all; the base's scores come from the cache after the first run, what a frozen tower sees from the
 feature store; all compute in the arithmetic that was measured for the first.
@@ -12,9 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -32,6 +30,7 @@ from narrowtune.core.run_folder import RunFolder
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_run
+from narrowtune.pipeline.dial import Halves
 from narrowtune.pipeline.folder import (
     as_known_now,
     check_batches,
@@ -43,90 +42,12 @@ from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.pipeline.teach import teach
+from narrowtune.pipeline.ways import Contender
 from narrowtune.report.comparison import build_comparison
 from narrowtune.report.folder import read_record
 
-DEFAULT = (
-    "sa_proj",
-    "mlp_gate_up",
-    "language_model",
-    "sa_proj+anchor",
-    "mlp_gate_up+anchor",
-)
-"""Both of the paper's recipes, the whole language model, and both with the anchor."""
-
-_ANCHOR = "+anchor"
 _ROUNDS = (0.25, 0.5)
 """Shares of the training rows on which a trial looks before the last round, which has all."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to teach.
-
-    Attributes:
-        name: of its run's folder.
-        changes: dotted settings that differ from the file's.
-    """
-
-    name: str
-    changes: dict[str, Any]
-
-
-def contenders(
-    config: RunConfig, recipes: Sequence[str], learning_rates: Sequence[float]
-) -> list[Contender]:
-    """Return what is compared: every recipe at every rate.
-
-    Args:
-        config: the run that they are variants of.
-        recipes: names of recipes; "+anchor" behind one adds the anchor.
-        learning_rates: the configuration's own unless given.
-
-    Raises:
-        UsageError: an unknown recipe, one that is named twice, or fewer than two runs.
-    """
-    rates = list(learning_rates) or [config.training.learning_rate]
-    found = []
-    for label in recipes:
-        anchored = label.endswith(_ANCHOR)
-        recipe = get_recipe(label.removesuffix(_ANCHOR)).name
-        anchor = (config.anchor.model_dump() if config.anchor else True) if anchored else None
-        for rate in rates:
-            name = label if len(rates) == 1 else f"{label} at {rate:g}"
-            changes = {"recipe": recipe, "anchor": anchor, "training.learning_rate": rate}
-            found.append(Contender(name, changes))
-    names = [contender.name for contender in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or len(found) < 2:
-        raise UsageError(
-            asked=f"a comparison of {', '.join(names) or 'nothing'}",
-            found=f"{', '.join(twice)} more than once" if twice else "fewer than two runs",
-            do="name at least two recipes, each once, such as --recipes sa_proj,mlp_gate_up+anchor",
-        )
-    return found
-
-
-def parse_rates(text: str) -> list[float]:
-    """Return the rates in a text with commas between them.
-
-    Raises:
-        UsageError: one is no number above 0.
-    """
-    rates = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            rate = float(part)
-        except ValueError:
-            rate = 0.0
-        if not 0 < rate < math.inf:
-            raise UsageError(
-                asked=f"--learning-rates {text}",
-                found=f"{part!r}, which is no number above 0",
-                do="write rates with commas between them, such as 1e-4,3e-4",
-            )
-        rates.append(rate)
-    return rates
 
 
 def run_comparison(
@@ -219,7 +140,7 @@ def _check_ways(
 
     Raises:
         UsageError: settings that contradict each other, a finished run with others, or one of
-            another base or other rows.
+            another base or other rows; or a dial's budget that its items can't show to be kept.
         DataError: paths that lead nowhere, or rows that can't be used.
         ModelError, SelectionError: the base can't be loaded, or lacks what a recipe trains.
     """
@@ -236,6 +157,11 @@ def _check_ways(
         folder = RunFolder(Path(own.output_dir))
         check_batches(folder, loaded.model, own)
         _hold(folder, base, row_hashes(inputs.summaries))
+    dialled = next((own for own in configs if own.dial is not None), None)
+    if dialled is not None:  # all that have one have the same, on the same items
+        assert dialled.dial is not None
+        _, inputs = shared.read(loaded, dialled, None)
+        Halves(inputs.tasks, dialled.dial, dialled.seed).check(dialled)
 
 
 def _hold(folder: RunFolder, base: str, data: dict[str, str]) -> None:

@@ -4,7 +4,8 @@ After one training, α walks up from the base in equal steps: W_base + α (W_tun
 of the way for the share α of each tensor's elements that moved furthest (`models.blended`). It is
 tried on a part of the keep items, and stops at the first step at which the other part can't be
 expected to show the budget kept. What is right before it is confirmed on the other part, once:
-looking for the largest α that passes on all items would make a good figure out of chance.
+looking for the largest α that passes on all items would make a good figure out of chance. What lies
+beyond is looked at when all that is over, to draw the whole curve; nothing depends on it.
 """
 
 from __future__ import annotations
@@ -175,8 +176,7 @@ def turn(
     """
     assert config.dial is not None
     first, steps, reached = restrict(before, halves.searched), list[DialStep](), 0.0
-    for number in range(1, config.dial.num_steps + 1):
-        alpha = number / config.dial.num_steps
+    for alpha in _alphas(config.dial):
         step = _step(alpha, pair_results(first, score(alpha, halves.searched)), halves, config)
         steps.append(step)
         if step.stopped_by:
@@ -189,6 +189,36 @@ def turn(
         num_confirming=_num_kept(halves.confirming),
         way=config.dial.way,
     )
+
+
+def look_beyond(
+    dial: DialResult,
+    halves: Halves,
+    before: Sequence[TaskResult],
+    score: Callable[[float, Sequence[Task]], list[TaskResult]],
+    config: RunConfig,
+) -> DialResult:
+    """Score the steps that the walk did not come to, on the same items, for the drawing alone.
+
+    Args:
+        dial: what was decided; its α and the steps that it took stay as they are.
+        halves: as `turn` had them, and so the rest.
+        before: the base's results on all items.
+        score: from α and tasks to results there.
+        config: the run, with its dial and budgets.
+    """
+    assert config.dial is not None
+    first = restrict(before, halves.searched)
+    beyond = [
+        _step(alpha, pair_results(first, score(alpha, halves.searched)), halves, config)
+        for alpha in _alphas(config.dial)[len(dial.steps) :]
+    ]
+    marked = [step.model_copy(update={"after_decision": True}) for step in beyond]
+    return dial.model_copy(update={"steps": [*dial.steps, *marked]})
+
+
+def _alphas(settings: DialSettings) -> list[float]:
+    return [number / settings.num_steps for number in range(1, settings.num_steps + 1)]
 
 
 def _step(alpha: float, pairs: Sequence[PairedTask], halves: Halves, config: RunConfig) -> DialStep:

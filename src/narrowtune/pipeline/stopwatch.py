@@ -30,6 +30,7 @@ _LESS_IN = {
     "dial": _IN_ANSWERING,
     "evaluate the tuned model": _IN_ANSWERING,
     "drift": _IN_ANSWERING,
+    "look beyond the dial": _IN_ANSWERING,
 }
 """What takes less memory, by stage."""
 

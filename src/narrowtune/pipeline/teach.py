@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ from narrowtune.models.blended import set_between
 from narrowtune.models.fingerprint import combine_hashes, tensor_hashes
 from narrowtune.models.select import resolve
 from narrowtune.pipeline.checks import check_launch, check_run
-from narrowtune.pipeline.dial import Halves, restrict, turn
+from narrowtune.pipeline.dial import Halves, look_beyond, restrict, turn
 from narrowtune.pipeline.folder import (
     check_batches,
     check_started,
@@ -295,9 +295,10 @@ def _watch_drift(run: Run, anchor: Anchor | None) -> DriftCallback | None:
 
 def _look_after(run: Run) -> None:
     assert run.fitted is not None
+    look = None
     if run.halves is not None:
         with run.watch.stage("dial"):
-            _dial(run, run.halves)
+            look = _dial(run, run.halves)
             delta = extract_delta(run)
             delta.save(run.folder.delta, packed=run.config.pack_delta)
             run.tuned_fingerprint = delta.metadata.tuned_fingerprint
@@ -308,6 +309,9 @@ def _look_after(run: Run) -> None:
             run.loaded, run.fitted.base, run.inputs, run.encoder, run.config, run.features
         )
         write_json(run.folder.drift, run.drift)
+    if look is not None:
+        with run.watch.stage("look beyond the dial"):
+            look()
 
 
 def _score(run: Run, tasks: Sequence[Task], where: str, fingerprint: str) -> list[TaskResult]:
@@ -323,12 +327,15 @@ def _score(run: Run, tasks: Sequence[Task], where: str, fingerprint: str) -> lis
     )
 
 
-def _dial(run: Run, halves: Halves) -> None:
-    """Leave the model as far from the base as the budget allows."""
+def _dial(run: Run, halves: Halves) -> Callable[[], None] | None:
+    """Leave the model as far from the base as the budget allows.
+
+    Returns what looks at the rest of the curve, once that is confirmed; None where nothing is left.
+    """
     assert run.fitted is not None
     assert run.before is not None
     assert run.config.dial is not None
-    way = run.config.dial.way
+    way, before = run.config.dial.way, run.before
     model, base = run.loaded.model, run.fitted.base
     tuned = copy_tensors(model, base, run.loaded.dtype)
 
@@ -337,15 +344,23 @@ def _dial(run: Run, halves: Halves) -> None:
         weights = combine_hashes({**run.base_hashes, **tensor_hashes(model, base)})
         return _score(run, tasks, f"dial/{alpha:g}", weights)
 
-    run.dial = turn(halves, run.before, score, run.config)
-    set_between(model, base, tuned, run.dial.alpha, way)
+    run.dial = dial = turn(halves, before, score, run.config)
+    set_between(model, base, tuned, dial.alpha, way)
     # From here on the run is about the items that were not searched on.
     for tasks, where in ((halves.searched, "dial/0"), (halves.confirming, "before")):
-        for result in restrict(run.before, tasks):
+        for result in restrict(before, tasks):
             write_items(result.items, run.folder.root / where / f"{result.name}.jsonl")
-    run.before = restrict(run.before, halves.confirming)
+    run.before = restrict(before, halves.confirming)
     run.inputs.tasks = halves.confirming
-    if run.dial.alpha == 0:
+    if dial.alpha == 0:
         run.inputs.notes.append(
             "The dial stayed at the base: its first step already puts the budget at stake."
         )
+    if not run.config.dial.whole_curve or dial.steps[-1].alpha == 1:
+        return None
+
+    def look() -> None:
+        run.dial = look_beyond(dial, halves, before, score, run.config)
+        set_between(model, base, tuned, dial.alpha, way)
+
+    return look

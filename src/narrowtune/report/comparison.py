@@ -142,6 +142,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("Learning rate", none if training is None else tick(training.learning_rate)),
         ("Steps", none if training is None else f"{training.num_steps:,}"),
         ("Training time", none if training is None else duration(training.seconds)),
+        ("Whole run", duration(sum(record.seconds.values())) if record.seconds else none),
         ("Peak memory", none if memory is None else size(memory)),
     ]
 
@@ -205,6 +206,10 @@ def _differences(records: Sequence[RunRecord]) -> list[str]:
         "data": [
             sorted((data.name, data.sha256) for data in record.data if data.role != "anchor")
             for record in records
+        ],
+        # A dial leaves a part of the keep items for the verdict.
+        "numbers of items": [
+            sorted((task.name, task.num_items) for task in record.tasks) for record in records
         ],
         "base scores": [
             sorted((task.name, task.before.mean) for task in record.tasks) for record in records

@@ -26,6 +26,8 @@ from narrowtune.report.text import signed_tick, small, tick, visible
 from narrowtune.report.verdict import headline
 
 NAME_LENGTH = 34
+BEYOND = 0.5
+"""Opacity of what was looked at after a dial's choice."""
 
 
 def draw_run(run: RunFiles, folder: Path) -> list[str]:
@@ -138,34 +140,58 @@ def _draw_tasks(tasks: list[TaskChange], verdict: Verdict | None, folder: Path) 
 
 
 def _draw_dial(dial: DialResult, budget: float, folder: Path) -> str:
-    figure = look.new_figure(9, 4.6)
+    figure = look.new_figure(9, 5.2)
     axes = figure.subplots()
-    x = [0.0, *(step.alpha for step in dial.steps)]
-    learned = [step.learning for step in dial.steps if step.learning is not None]
+    learned = [(step.alpha, step.learning) for step in dial.steps if step.learning is not None]
     if learned:
-        low, high = [0.0, *(e.low for e in learned)], [0.0, *(e.high for e in learned)]
-        values = [0.0, *(e.value for e in learned)]
-        axes.plot(x, values, "o-", color=look.TARGET, lw=2, label="the skill")
+        values = [estimate.value for _, estimate in learned]
+        _draw_walk(axes, dial, values, look.TARGET, "the skill")
+        low, high = [0.0, *(e.low for _, e in learned)], [0.0, *(e.high for _, e in learned)]
+        x = [0.0, *(alpha for alpha, _ in learned)]
         axes.fill_between(x, low, high, color=look.TARGET, alpha=0.15, lw=0)
-    kept = [0.0, *(-step.forgetting.value for step in dial.steps)]
-    expected = [0.0, *(-step.expected for step in dial.steps)]
-    axes.plot(x, kept, "o-", color=look.HELD_OUT, lw=2, label="the held-out tasks, mean")
+    kept = [-step.forgetting.value for step in dial.steps]
+    _draw_walk(axes, dial, kept, look.HELD_OUT, "the held-out tasks, mean")
+    x = [0.0, *(step.alpha for step in dial.walked)]
+    expected = [0.0, *(-step.expected for step in dial.walked)]
     axes.plot(x, expected, ":", color=look.HELD_OUT, lw=2, label="what is expected to be shown")
+    if dial.beyond:
+        label = "looked at after the choice"
+        axes.plot([], [], "o-", color=look.SOFT, mfc="white", alpha=BEYOND, label=label)
     axes.axhline(-budget, color=look.LIMIT, lw=1.8, label=budget_label(budget))
     axes.axvline(
         dial.alpha, color=look.INK, lw=1.4, ls="--", label=f"taken: {dial.symbol} {dial.alpha:g}"
     )
     axes.axhline(0, color=look.BASE, lw=1)
-    axes.set_xlim(0, 1)
+    axes.set_xlim(-0.015, 1.015)  # whole dots at both ends
     share = "what was trained" if dial.way == "linear" else "elements that stay as trained"
     axes.set_xlabel(f"{dial.symbol}: share of {share}")
     axes.set_ylabel("change, percentage points")
     axes.yaxis.set_major_formatter(lambda value, _: signed_tick(value))
     axes.grid(axis="y")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower left", frameon=False, ncols=3)
     figure.suptitle("The dial", x=0.012, ha="left", fontsize=15, fontweight="bold")
     look.save(figure, folder, "dial")
     return "dial"
+
+
+def _draw_walk(
+    axes: Axes, dial: DialResult, values: Sequence[float], color: str, label: str
+) -> None:
+    """Draw a curve over all steps; what was looked at after the choice is hollow and lighter.
+
+    Args:
+        axes: to draw on.
+        dial: whose steps they are.
+        values: of every step, points; at the base it is 0.
+        color: of the curve.
+        label: of what was walked.
+    """
+    x, y = [0.0, *(step.alpha for step in dial.steps)], [0.0, *values]
+    last = len(dial.walked)
+    axes.plot(x[: last + 1], y[: last + 1], "o-", color=color, lw=2, label=label)
+    # From the last place that was walked on, whose dot is there.
+    axes.plot(x[last:], y[last:], "-", color=color, lw=2, alpha=BEYOND)
+    axes.plot(x[last + 1 :], y[last + 1 :], "o", color=color, mfc="white", alpha=BEYOND)
 
 
 def _draw_training(steps: list[LoggedStep], folder: Path) -> str:

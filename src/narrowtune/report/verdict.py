@@ -268,7 +268,7 @@ _MOST_NATS = 700.0
 
 def dial_sentence(dial: DialResult) -> str:
     """Say how far the dial went, and why no further."""
-    last = dial.steps[-1]
+    last = dial.walked[-1]
     if dial.alpha == 0:
         return f"The dial stayed at the base. {_at(last)}."
     taken = next(step for step in dial.steps if step.alpha == dial.alpha)

@@ -58,7 +58,7 @@ class TaskLoad:
     max_new_tokens: int = 0
 
     def passes(self, dial: DialSettings | None) -> float:
-        """Return how often an item is answered; with a dial, at most."""
+        """Return how often an item is answered; at most, if a dial has not the whole curve."""
         if dial is None:
             return _EVALUATIONS
         target = self.role == "target"

@@ -22,8 +22,11 @@ from narrowtune.core.errors import (
     UsageError,
 )
 from narrowtune.core.run_folder import RunFolder
+from narrowtune.data.examples import Example, Message, Text
+from narrowtune.evaluate.tasks import Task
 from narrowtune.pipeline import compare
-from narrowtune.pipeline.compare import contenders, parse_rates, run_comparison
+from narrowtune.pipeline.compare import run_comparison
+from narrowtune.pipeline.ways import contenders, parse_rates
 
 
 def config(tmp_path, **changes):
@@ -53,6 +56,60 @@ def test_an_anchor_of_the_files_own_is_kept_and_left_out(tmp_path):
     plain, anchored = contenders(own, ["sa_proj", "sa_proj+anchor"], [])
     assert plain.changes["anchor"] is None
     assert anchored.changes["anchor"]["weight"] == 3.0
+
+
+def changes(settings, *names):
+    return [way.changes for way in contenders(settings, names, [])]
+
+
+def test_mitigations_stand_behind_a_recipe_in_any_number(tmp_path):
+    plain, projected, dense = changes(
+        config(tmp_path), "sa_proj", "sa_proj+mlp_gate_up+projection", "mlp+density+anchor"
+    )
+    assert plain["anchor"] is None
+    assert projected["recipe"] == "sa_proj+mlp_gate_up"
+    assert projected["anchor"] == {"projection": 10.0}
+    assert dense["anchor"] is True
+    assert [way["training.density"] for way in (plain, projected, dense)] == [1.0, 1.0, 0.5]
+    own = config(tmp_path, anchor={"weight": 3.0}, training={"density": 0.3})
+    (_, both) = changes(own, "sa_proj", "sa_proj+projection+density")
+    assert (both["anchor"]["weight"], both["anchor"]["projection"]) == (3.0, 10.0)
+    assert both["training.density"] == 0.3
+    own = config(tmp_path, anchor={"projection": 4.0})
+    assert changes(own, "sa_proj", "sa_proj+projection")[1]["anchor"]["projection"] == 4.0
+
+
+def test_a_dial_that_a_way_names_is_of_that_way_alone(tmp_path):
+    own = config(tmp_path, dial={"num_steps": 20})
+    plain, dialled = changes(own, "sa_proj", "sa_proj+dial")
+    assert plain["dial"] is None
+    assert dialled["dial"]["num_steps"] == 20
+    assert changes(config(tmp_path), "sa_proj", "sa_proj+dial")[1]["dial"] is True
+    # As before: without a way that names it, all have the file's.
+    assert "dial" not in changes(own, "sa_proj", "mlp")[0]
+
+
+def test_rows_are_mixed_in_where_that_is_equal_work(tmp_path):
+    mix = [{"path": "general.jsonl", "share": 0.2}]
+    steps = {"max_steps": 8}
+    plain, mixed = changes(config(tmp_path, mix=mix, training=steps), "mlp", "mlp+mix")
+    assert plain["mix"] == []
+    assert (mixed["mix"][0]["path"], mixed["mix"][0]["share"]) == ("general.jsonl", 0.2)
+    with pytest.raises(UsageError, match="a file without mix"):
+        contenders(config(tmp_path, training=steps), ["mlp", "mlp+mix"], [])
+    with pytest.raises(UsageError, match=r"(?s)by epochs.*give training\.max_steps"):
+        contenders(config(tmp_path, mix=mix), ["mlp", "mlp+mix"], [])
+
+
+def test_two_names_of_one_way_and_unknown_words_are_refused(tmp_path):
+    for names in (["mlp+dial+anchor", "mlp+anchor+dial"], ["mlp+projection", "mlp+anchor"]):
+        with pytest.raises(UsageError, match="same settings"):
+            contenders(config(tmp_path, anchor={"projection": 10.0}), names, [])
+    contenders(config(tmp_path), ["mlp+projection", "mlp+anchor"], [])
+    with pytest.raises(UsageError, match=r"\+anchor more than once"):
+        contenders(config(tmp_path), ["mlp", "mlp+anchor+anchor"], [])
+    with pytest.raises(UsageError, match=r"(?s)mlp\+anchr.*\+anchor, \+projection"):
+        contenders(config(tmp_path), ["mlp", "mlp+anchr"], [])
 
 
 @pytest.mark.parametrize(
@@ -85,11 +142,17 @@ class Base:
         return []
 
 
+def kept(number):
+    asked = [(Message("user", (Text(f"charts {k}?"),)),) for k in range(number)]
+    examples = tuple(Example(id=str(k), messages=m, answers=("x",)) for k, m in enumerate(asked))
+    return Task("b", "held_out", "exact_match", "generate", 4, examples)
+
+
 @pytest.fixture
 def now(monkeypatch):
     """The base and the rows as they are now, and how often they were looked at."""
     found = SimpleNamespace(
-        base="base", rows="rows", metric="first 1", loaded=[], hashed=0, read=[]
+        base="base", rows="rows", metric="first 1", loaded=[], hashed=0, read=[], num_kept=400
     )
 
     def load(_):
@@ -104,7 +167,7 @@ def now(monkeypatch):
     def read(shared, loaded, settings, refused_path, taught=()):
         found.read.append((shared, settings.output_dir))
         part = SimpleNamespace(name="b", path="b.jsonl", sha256=found.rows, metric=found.metric)
-        return None, SimpleNamespace(summaries=[part])
+        return None, SimpleNamespace(summaries=[part], tasks=[kept(found.num_kept)])
 
     monkeypatch.setattr(compare, "check_run", lambda _: None)
     monkeypatch.setattr(compare, "load", load)
@@ -173,6 +236,40 @@ def test_all_runs_do_the_same_work_in_the_same_arithmetic(tmp_path, taught):
     shared = [given for *_, given in taught]
     assert shared[0] is shared[1] is shared[2]
     assert shared[0]._several
+
+
+def test_mitigations_reach_their_runs_and_leave_the_work_alone(tmp_path, taught, now):
+    mix = [{"path": "general.jsonl", "share": 0.2}]
+    training = {"learning_rate": 1e-4, "max_steps": 8}
+    settings = config(tmp_path, mix=mix, training=training, budget=60.0)
+    names = ["mlp", "mlp+projection", "mlp+dial", "mlp+density", "mlp+mix"]
+    ways = contenders(settings, names, [])
+    run_comparison(settings, ways, trial=True, console=say())
+    first = [run for folder, run, *_ in taught if folder.parent.name == "trial 0.25"]
+    plain, projected, dialled, dense, mixed = first
+    assert projected.anchor.projection == 10.0
+    assert dialled.dial is not None
+    assert dense.training.density == 0.5
+    assert [entry.path for entry in mixed.mix] == ["general.jsonl"]
+    for run in first:
+        assert (run.dial is None) == (run is not dialled)
+        assert (run.anchor is None) == (run is not projected)
+        assert (run.mix == []) == (run is not mixed)
+        assert (run.training.density == 1) == (run is not dense)
+    assert {run.training.max_steps for run in first} == {2}
+    assert {run.training.global_batch_size for run in first} == {plain.training.global_batch_size}
+
+
+def test_a_dial_that_can_not_be_held_is_said_before_another_way_is_trained(tmp_path, taught, now):
+    settings = config(tmp_path)
+    now.num_kept = 40
+    ways = contenders(settings, ["mlp", "mlp+dial"], [])
+    with pytest.raises(UsageError, match="a dial within a budget of 5 points"):
+        run_comparison(settings, ways, trial=False, console=say())
+    both = contenders(settings, ["mlp", "mlp+dial+density"], [])
+    with pytest.raises(UsageError, match="a dial finds how much may stay"):
+        run_comparison(settings, both, trial=False, console=say())
+    assert not taught
 
 
 def test_it_goes_on_where_it_was_stopped_and_refuses_other_settings(tmp_path, taught):

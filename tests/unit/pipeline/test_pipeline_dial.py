@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from narrowtune.core.config import DialSettings, RunConfig
+from narrowtune.core.delta_results import DialResult
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import ItemResult
 from narrowtune.data.examples import Example, Message, Text
@@ -14,7 +15,8 @@ from narrowtune.evaluate.clusters import effective_items_together
 from narrowtune.evaluate.evaluate import summarise
 from narrowtune.evaluate.tasks import Task
 from narrowtune.models.blended import between, largest, set_between
-from narrowtune.pipeline.dial import Halves, restrict, turn
+from narrowtune.pipeline.dial import Halves, look_beyond, restrict, turn
+from narrowtune.train.workload import TaskLoad
 
 
 def task(name, role, number, per_group=1):
@@ -123,8 +125,8 @@ def test_the_budget_of_single_tasks_must_be_provable_too():
     assert Halves(grouped, DialSettings(), 0).provable()[0] > 5 * mean
 
 
-def walk(lost_at, **changes):
-    """Turn the dial where `lost_at(α)` of each keep set's 400 items are lost."""
+def walk(lost_at, *, beyond=False, **changes):
+    """Turn the dial where `lost_at(α)` of each keep set's 400 items are lost; and look beyond."""
     settings = config(**changes)
     halves = Halves(TASKS, settings.dial, 0)
     base = {"skill": 200, "charts": 0, "forms": 0}
@@ -136,7 +138,9 @@ def walk(lost_at, **changes):
         lost = lost_at(alpha)
         return answers(tasks, {"skill": 200 - 200 * alpha, "charts": lost, "forms": lost})
 
-    return turn(halves, answers(TASKS, base), score, settings), asked
+    given = halves, answers(TASKS, base), score, settings
+    dial = turn(*given)
+    return look_beyond(dial, *given) if beyond else dial, asked
 
 
 def test_it_stops_at_the_first_step_that_would_not_be_confirmed():
@@ -160,6 +164,55 @@ def test_it_does_not_look_behind_a_step_that_breaks_the_budget():
     dial, asked = walk(lambda alpha: 100 if alpha == 0.3 else 0)
     assert asked == [0.1, 0.2, 0.3]
     assert dial.alpha == 0.2
+
+
+def test_what_lies_beyond_is_drawn_and_decides_nothing():
+    def lost_at(alpha):
+        return 100 if alpha == 0.3 else 0  # all is well behind it
+
+    found, asked = walk(lost_at, beyond=True)
+    decided, _ = walk(lost_at)
+    assert asked == pytest.approx([number / 10 for number in range(1, 11)])
+    assert (found.alpha, found.walked) == (0.2, decided.steps)
+    assert found.model_copy(update={"steps": decided.steps}) == decided
+    assert [step.after_decision for step in found.steps] == [False] * 3 + [True] * 7
+    assert found.beyond[-1].alpha == 1
+    assert found.beyond[-1].forgetting.value == 0
+    assert found.beyond[-1].learning.value == pytest.approx(100)
+    # Where it went all the way, nothing is left.
+    whole, asked = walk(lambda _: 0, beyond=True)
+    assert (len(asked), whole.beyond, whole.alpha) == (10, [], 1)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_the_plan_counts_every_answer_of_a_whole_curve(share):
+    settings = config(dial={"num_steps": 4, "share": share})
+    halves = Halves(TASKS, settings.dial, 0)
+    # The base's on all items, and those that confirm, beside the dial's.
+    answered = {t.name: len(t.examples) for t in TASKS}
+    for each in halves.confirming:
+        answered[each.name] += len(each.examples)
+
+    def score(alpha, tasks):
+        for each in tasks:
+            answered[each.name] += len(each.examples)
+        return answers(tasks, {t.name: 200 * alpha for t in tasks})
+
+    given = halves, answers(TASKS, dict.fromkeys(answered, 0)), score, settings
+    dial = look_beyond(turn(*given), *given)
+    assert dial.beyond
+    for each in TASKS:
+        load = TaskLoad(each.role, len(each.examples), 0.0)
+        assert answered[each.name] == load.num_items * load.passes(settings.dial)
+
+
+def test_steps_of_older_records_were_all_walked():
+    dial, _ = walk(lambda alpha: 60 * alpha)
+    values = dial.model_dump()
+    for step in values["steps"]:
+        del step["after_decision"]
+    assert DialResult.model_validate(values) == dial
+    assert dial.walked == dial.steps
 
 
 def test_it_may_go_all_the_way_or_nowhere():
