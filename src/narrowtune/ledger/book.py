@@ -139,10 +139,12 @@ class Book:
             number = self.ledger.next_number
             name = f"deltas/{number:02}-{entry.name}.safetensors"
             _copy(RunFolder(run).delta, self.folder / name)
+            scores = self.folder / "scores" / f"{number:02}-{entry.name}"
+            if scores.exists():  # answers of another run, from a process that was killed
+                shutil.rmtree(scores)
             for when in ("before", "after"):
                 for file in sorted((run / when).glob("*.jsonl")):
-                    scores = self.folder / "scores" / f"{number:02}-{entry.name}" / when
-                    _copy(file, scores / file.name)
+                    _copy(file, scores / when / file.name)
             added = entry.model_copy(update={"number": number, "delta": name})
             self._write(skills=[*self.ledger.skills, added])
 

@@ -4,98 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
-from pathlib import Path
 
 import pytest
-import torch
 from pydantic import ValidationError
 
-from delta_cases import disturb, load
+from delta_cases import load
 from ledger_entries import score, stage
-from narrowtune.core.data_settings import SkillSettings
+from ledger_lessons import SKILLS, lesson, state
 from narrowtune.core.errors import DeltaError, LedgerError, UsageError
-from narrowtune.core.ledger import Entry, Ledger
-from narrowtune.core.provenance import sha256_file
-from narrowtune.delta.extract import extract
+from narrowtune.core.ledger import Entry
 from narrowtune.ledger import book as books
 from narrowtune.ledger.book import Book
-from narrowtune.models.fingerprint import fingerprint, tensor_hashes
-from narrowtune.models.select import resolve
-
-SKILLS = ("birds", "counting", "tissue", "signs", "clock")
-
-
-def entry_of(run: Path, name: str, recipe: str, base: str, tuned: str) -> Entry:
-    return Entry(
-        number=0,
-        name=name,
-        recipe=recipe,
-        created="",
-        run=run.name,
-        delta="",
-        sha256=sha256_file(run / "delta.safetensors"),
-        base_fingerprint=base,
-        tuned_fingerprint=tuned,
-        skill=SkillSettings(path=f"{name}.jsonl"),
-        seed=0,
-        rows_sha256="0" * 64,
-        before={name: score(0.1, "target")},
-        after={name: score(0.6, "target")},
-    )
-
-
-@pytest.fixture
-def taught(tiny, tmp_path):
-    """`taught(recipes)` teaches skills in a row; returns base folder, ledger and fingerprints."""
-
-    def make(recipes, dtype=torch.bfloat16):
-        folder = tiny("llama", dtype)
-        model = load(folder)
-        book = Book(
-            tmp_path / "ledger",
-            Ledger(
-                model=str(folder),
-                loading={},
-                family="llama",
-                base_fingerprint=fingerprint(model),
-            ),
-        )
-        states = [fingerprint(model)]
-        for seed, (name, recipe) in enumerate(zip(SKILLS, recipes, strict=False)):
-            book.add(*lesson(model, tmp_path / f"run-{name}", name, recipe, seed))
-            states.append(fingerprint(model))
-        return folder, book, states
-
-    return make
-
-
-def lesson(model, run, name, recipe, seed):
-    """Disturb what a recipe trains, and write the run that would have done so."""
-    selection = resolve(model, recipe)
-    base, before = load_copy(model, selection.names), fingerprint(model)
-    hashes = tensor_hashes(model)
-    disturb(model, selection.names, seed)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(next(iter(base.values())).dtype)
-    delta = extract(model, selection, base, base_hashes=hashes)
-    delta.save(run / "delta.safetensors", packed=seed % 2 == 0)
-    for when in ("before", "after"):
-        (run / when).mkdir()
-        (run / when / f"{name}.jsonl").write_text('{"id": 1}\n', encoding="utf-8")
-    return entry_of(run, name, recipe, before, fingerprint(model)), run
-
-
-def load_copy(model, names):
-    return {
-        name: tensor.detach().clone() for name, tensor in model.named_parameters() if name in names
-    }
-
-
-def state(folder, book):
-    model = load(folder)
-    book.put_on(model)
-    return fingerprint(model)
-
+from narrowtune.models.fingerprint import fingerprint
 
 RECIPES = ("sa_proj", "mlp_gate_up", "sa_proj", "language_model", "mlp")
 
@@ -153,32 +73,6 @@ def test_a_skill_that_a_later_one_was_trained_on_top_of_stays(taught):
     assert book.ledger.fingerprint == states[2]
 
 
-@pytest.mark.parametrize("call", ["_copy", "write_json"])
-def test_nothing_is_lost_where_a_process_is_killed_while_a_skill_is_added(
-    taught, tmp_path, monkeypatch, call
-):
-    folder, book, states = taught(RECIPES[:2])
-    model = load(folder)
-    book.put_on(model)
-    added = lesson(model, tmp_path / "run-late", "tissue", "sa_proj", 7)
-    real, calls = getattr(books, call), []
-
-    def killed(*arguments, **more):
-        calls.append(arguments)
-        if len(calls) < (3 if call == "_copy" else 1):
-            return real(*arguments, **more)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(books, call, killed)
-    with pytest.raises(KeyboardInterrupt):
-        book.add(*added)
-    monkeypatch.setattr(books, call, real)
-    again = Book.open(book.folder)
-    assert again.ledger.fingerprint == states[2] == state(folder, again)
-    again.add(*added)
-    assert state(folder, again) == fingerprint(model)
-
-
 def test_what_can_not_be_right_is_refused(taught, tmp_path):
     folder, book, states = taught(RECIPES[:2])
     model = load(folder)
@@ -212,23 +106,6 @@ def test_a_state_is_reached_though_a_later_delta_is_lost(taught):
         state(folder, book)
     book.rollback(1)
     assert state(folder, book) == states[1]
-
-
-@pytest.mark.parametrize("change", ["remove", "rollback"])
-def test_nothing_is_lost_where_a_process_is_killed_on_the_way_back(taught, monkeypatch, change):
-    folder, book, states = taught(("sa_proj", "mlp_gate_up"))
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(books, "write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
-            book.remove("birds") if change == "remove" else book.rollback(0)
-    again = Book.open(book.folder)
-    assert again.ledger.fingerprint == states[2] == state(folder, again)
-    again.remove("birds")
-    assert state(folder, again) == again.ledger.fingerprint
 
 
 def test_a_change_begins_with_what_another_process_wrote(taught, tmp_path):
