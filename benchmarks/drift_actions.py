@@ -122,6 +122,16 @@ def measure(folder: Path, record: RunRecord) -> dict[str, Any]:
     }
 
 
+def compute_as(run: Path, folder: Path) -> None:
+    """Leave in `folder` what a start leaves that ended after it had chosen as `run` did.
+
+    The choice goes by seconds, and on a busy machine would be another for every run.
+    """
+    folder.mkdir(parents=True)
+    for path in (RunFolder(run).arithmetic, RunFolder(run).resolved):
+        shutil.copy(path, folder)
+
+
 def print_table(runs: dict[str, Any]) -> None:
     """Print each arm: seeds' figures, and time as a share of the training it is part of."""
     for name in dict.fromkeys(key.rpartition("/")[0] for key in runs):
@@ -186,6 +196,7 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true", help="watching alone, on validation rows")
     parser.add_argument("--seed", type=int, action="append", help="all unless given")
     parser.add_argument("--arm", choices=ARMS, action="append", help="all unless given")
+    parser.add_argument("--arithmetic", type=Path, help="a run's folder: compute as it did")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     part, split = ("choice", "validation") if given.choose else ("report", "test")
@@ -202,6 +213,8 @@ def main() -> None:
                 continue
             folder = world.parent / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)  # what a stop left: its time is not a run's
+            if given.arithmetic:
+                compute_as(given.arithmetic, folder)
             record = teach(make_config(folder, world, rows, seed, changes))
             assert record is not None
             save(part, key, found := measure(folder, record))
