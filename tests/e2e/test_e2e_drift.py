@@ -37,8 +37,15 @@ def test_drift_is_in_the_log_the_notes_and_the_plots(settings, tmp_path):
     rows = _logged(tmp_path / "run")
     assert [row["step"] for row in rows] == [2, 4]
     assert all(row["drift"] > 0 and row["drift_seconds"] > 0 for row in rows)
-    assert any("Drift was measured 2 times while training" in note for note in record.notes)
-    assert "KL(base‖tuned), nats per token" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert all(0 < row["number_bias"] < 1 and 0 <= row["format_valid"] <= 1 for row in rows)
+    assert rows[0]["base_number_bias"] == rows[1]["base_number_bias"]
+    [note] = [note for note in record.notes if "Drift was measured 2 times while training" in note]
+    assert "number-token bias" in note
+    assert "begin in the base's form" in note
+    assert 0 < record.training.drift_seconds < record.training.seconds
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    for text in ("KL(base‖tuned), nats per token", "Number-token bias", "of it measuring drift"):
+        assert text in page
 
 
 def test_a_run_over_its_budget_of_drift_stops(settings, tmp_path):
@@ -69,7 +76,8 @@ def test_a_stopped_run_goes_on_with_the_weight_that_its_anchor_had(settings, tmp
     resumed = teach(settings("parts", **more), resume=True)
     assert resumed.training.resumed_from == "checkpoint-3"
     first, second = (_logged(tmp_path / name) for name in ("whole", "parts"))
-    assert [row["drift"] for row in first] == [row["drift"] for row in second]
+    for figure in ("drift", "number_bias", "base_number_bias", "format_valid"):
+        assert [row[figure] for row in first] == [row[figure] for row in second]
     assert resumed.delta.tuned_fingerprint == whole.delta.tuned_fingerprint
 
 

@@ -50,8 +50,9 @@ class DriftSettings(PromptSettings):
         max_prompts: how many of them. Taken in equal numbers from every source;
             what one lacks, the others give.
         max_new_tokens: length of the answers.
-        every: optimiser steps between measurements while training, on the same prompts and the
-            base's answers; 0 measures at the end alone.
+        every: optimiser steps between measurements while training (KL, number-token bias and the
+            share of answers in the base's form), on the same prompts and the base's answers; 0
+            measures at the end alone.
         budget: KL(base‖now) in nats per token above which something is done; unless given,
             nothing is.
         action: what: `stop` training, `lower_rate` to a half, or `raise_anchor`, which doubles its

@@ -82,7 +82,7 @@ class TaskChange(Value):
     Attributes:
         change: after − before under the strict reading, percentage points.
         change_lenient: the same under the lenient reading.
-        num_worse: items that scored lower after than before; `num_better` higher.
+        num_worse, num_better: items that scored lower, and higher, after than before.
         sign_test: of the strict reading; decides nothing. None in records of earlier versions.
     """
 
@@ -357,6 +357,7 @@ class TrainingSummary(Value):
     energy_source: str | None = None
     compilation: Compilation | None = None
     anchor_projection: float | None = None
+    drift_seconds: float | None = None
 
 
 class DataSummary(Value):

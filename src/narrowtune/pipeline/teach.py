@@ -51,6 +51,7 @@ from narrowtune.pipeline.stages import (
 from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.pipeline.trained import extract_delta, keep, take_up
 from narrowtune.report.build import build_report
+from narrowtune.report.text import percent, small
 from narrowtune.train.anchor import Anchor
 from narrowtune.train.arguments import num_repeated
 from narrowtune.train.callbacks import ProgressBar
@@ -257,10 +258,7 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             features=run.features if again else None,
         )
     if watched is not None:
-        run.inputs.notes.append(
-            f"Drift was measured {len(watched.history)} times while training, "
-            f"{watched.seconds:.1f} s with the base's answers."
-        )
+        run.inputs.notes.append(_what_drift_was(watched))
     if watched is not None and watched.stopped is not None:
         run.watch.warn(f"Training stopped at step {watched.stopped}: drift over its budget.")
     compiled = run.fitted.summary.compilation
@@ -291,6 +289,23 @@ def _watch_drift(run: Run, anchor: Anchor | None) -> DriftCallback | None:
         batch_size=run.config.eval_batch_size,
         encoder=run.encoder,
     )
+
+
+def _what_drift_was(watched: DriftCallback) -> str:
+    """Say what measuring took, and what was found last."""
+    text = (
+        f"Drift was measured {len(watched.readings)} times while training, "
+        f"{watched.seconds:.1f} s with the base's answers"
+    )
+    if watched.readings:
+        step, last = watched.readings[-1]
+        text += f"; at step {step} KL {small(last.kl)}"
+        if last.number_bias is not None and last.base_number_bias is not None:
+            base, bias = percent(last.base_number_bias), percent(last.number_bias)
+            text += f", number-token bias {bias} (the base's {base})"
+        if last.format_valid is not None:
+            text += f", {percent(last.format_valid)} of the answers begin in the base's form"
+    return text + "."
 
 
 def _look_after(run: Run) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -47,6 +47,9 @@ ROWS_AT_ONCE = 128
 
 Prompt = tuple[str, Sequence[Message]]
 """The name of the task that a prompt comes from, and its messages."""
+
+Seen = Callable[[int, Tensor], None]
+"""Given a prompt's place and the tuned model's logits [S, V] along the base's answer to it."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,10 @@ def prepare_base_answers(
 
 
 def drift_against(
-    loaded: LoadedModel, answers: BaseAnswers, swap: WeightSwap | None = None
+    loaded: LoadedModel,
+    answers: BaseAnswers,
+    swap: WeightSwap | None = None,
+    seen: Seen | None = None,
 ) -> DriftResult:
     """Compare the model as it is now with the base, teacher-forced on the base's answers.
 
@@ -167,6 +173,7 @@ def drift_against(
         loaded: the model, tuned.
         answers: from `prepare_base_answers`.
         swap: brings the base back; not needed where `answers` kept the base's logits.
+        seen: called for every answer, so that more can be taken from the same forward.
 
     Returns:
         Drift without token groups.
@@ -191,6 +198,9 @@ def drift_against(
             with _base(swap):
                 base_NV = _logits(loaded, answers, batch)
         lengths = [len(answers.generations[i].step_ids) for i in batch]
+        if seen is not None:
+            for i, logits_SV in zip(batch, tuned_NV.split(lengths), strict=True):
+                seen(i, logits_SV)
         kl_N, agree_N = _compare(base_NV, tuned_NV)
         for i, kls, same in zip(batch, kl_N.split(lengths), agree_N.split(lengths), strict=True):
             kl[i], agree[i] = float(kls.sum()), int(same.sum())
@@ -344,8 +354,9 @@ def _skill_group(
 def _masses(
     groups: Sequence[TokenGroup], base: Sequence[Generation], tuned: Sequence[Generation]
 ) -> list[TokenGroupMass]:
-    """Mean over answers of the mean over steps, so that long answers do not count for more."""
-    base_mean, tuned_mean = (_mean_mass(generations) for generations in (base, tuned))
+    base_mean, tuned_mean = (
+        mean_mass([answer.collected for answer in answers]) for answers in (base, tuned)
+    )
     return [
         TokenGroupMass(
             name=group.name,
@@ -359,10 +370,14 @@ def _masses(
     ]
 
 
-def _mean_mass(generations: Sequence[Generation]) -> list[float]:
+def mean_mass(masses: Sequence[Tensor | None]) -> list[float]:
+    """Return the mean over answers of the mean over steps, of what `GroupMass` gave for each.
+
+    So long answers do not count for more.
+    """
     means = []
-    for answer in generations:
-        assert answer.collected is not None
-        means.append(answer.collected.double().mean(dim=0))
+    for mass_SK in masses:
+        assert mass_SK is not None
+        means.append(mass_SK.double().mean(dim=0))
     found: list[float] = torch.stack(means).mean(dim=0).tolist()
     return found

@@ -1,6 +1,7 @@
 """Groups of vocabulary tokens whose probability shows what a model leans towards.
 
-Owns: which tokens count as numbers, yes or no, option letters, or a skill's own answers.
+Owns: which tokens count as numbers, yes or no, option letters, or a skill's own answers; and which
+first tokens begin answers of one form.
 
 The numbers are those of the number-token bias in "How to Teach Large Multimodal Models New
 Skills" (arXiv 2510.08564): ASCII digits, ordinals, decimals with one dot, thousands with one
@@ -52,6 +53,11 @@ def is_option_letter(token: str) -> bool:
     return re.fullmatch("[A-H]", token.strip(_SPACE_MARKS)) is not None
 
 
+def is_article(token: str) -> bool:
+    """Whether a vocabulary entry is a capital "A": an option's letter, and how sentences begin."""
+    return token.strip(_SPACE_MARKS) == "A"
+
+
 def group_of(
     name: str, tokenizer: PreTrainedTokenizerBase, belongs: Callable[[str], bool]
 ) -> TokenGroup:
@@ -79,6 +85,31 @@ def answer_group(
     """
     ids = {token for answer in answers for token in answer} - set(leave_out)
     return TokenGroup(name, tuple(sorted(ids)))
+
+
+class Forms:
+    """The form of an answer, as its first token tells it.
+
+    There are five: a number, yes or no, an option's letter (the `standard_groups`), the end (the
+    answer is empty), and any other word. A capital "A" is a letter and a word.
+
+    Args:
+        tokenizer: of the model.
+        ends: tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> None:
+        named = [*standard_groups(tokenizer), TokenGroup("end", tuple(ends))]
+        articles = group_of("words", tokenizer, is_article)
+        self._names: dict[int, set[str]] = {}
+        for group in (*named, articles):
+            for token in group.ids:
+                self._names.setdefault(token, set()).add(group.name)
+
+    def alike(self, token: int, other: int) -> bool:
+        """Whether two first tokens begin answers of one form."""
+        words = {"words"}
+        return not self._names.get(token, words).isdisjoint(self._names.get(other, words))
 
 
 class GroupMass:

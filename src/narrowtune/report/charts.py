@@ -207,7 +207,9 @@ class Curve:
 
 
 def curves(steps: Sequence[LoggedStep]) -> list[Curve]:
-    """Loss, and where they were logged anchor KL, learning rate, gradient norm and drift."""
+    """Loss, and where they were logged the anchor's KL, rates, gradient norms and drift."""
+    base = next((s.base_number_bias for s in steps if s.base_number_bias is not None), None)
+    number = "largest probability" + ("" if base is None else f"; the base's {small(base)}")
     wanted = (
         ("Loss", "nats per answer token", [(s.step, s.loss) for s in steps], True),
         ("Validation loss", "nats per answer token", [(s.step, s.eval_loss) for s in steps], False),
@@ -215,6 +217,13 @@ def curves(steps: Sequence[LoggedStep]) -> list[Curve]:
         ("Learning rate", "", [(s.step, s.learning_rate) for s in steps], False),
         ("Gradient norm", "before clipping", [(s.step, s.grad_norm) for s in steps], True),
         ("Drift", "KL(base‖tuned), nats per token", [(s.step, s.drift) for s in steps], False),
+        ("Number-token bias", number, [(s.step, s.number_bias) for s in steps], False),
+        (
+            "Format valid",
+            "share in the base's form",
+            [(s.step, s.format_valid) for s in steps],
+            False,
+        ),
     )
     drawn = []
     for title, unit, values, smooth in wanted:

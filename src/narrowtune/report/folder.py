@@ -27,7 +27,9 @@ TEACH = "run `narrowtune teach` with this folder as its output_dir"
 class LoggedStep(BaseModel):
     """One line of train.jsonl: what was logged at a step; a validation has a line of its own.
 
-    `drift` is KL(base‖tuned), nats per token, where it was measured during training.
+    `drift` is KL(base‖tuned), nats per token, where it was measured during training; beside it
+    stand the number-token bias, the base's, and the share of prompts that are still answered in the
+    form of the base's answer, unless an earlier version measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -40,6 +42,9 @@ class LoggedStep(BaseModel):
     learning_rate: float | None = None
     seconds: float | None = None
     drift: float | None = None
+    number_bias: float | None = None
+    base_number_bias: float | None = None
+    format_valid: float | None = None
 
 
 @dataclass(frozen=True)

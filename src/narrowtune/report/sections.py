@@ -192,6 +192,8 @@ def run_cost(record: RunRecord) -> list[Fact]:
         facts.append(Fact("speed", f"{small(training.samples_per_second)} samples/s"))
         if training.anchor_seconds is not None:
             facts.append(Fact("of it the anchor", duration(training.anchor_seconds)))
+        if training.drift_seconds is not None:
+            facts.append(Fact("of it measuring drift", duration(training.drift_seconds)))
         if training.peak_memory_bytes is not None:
             facts.append(Fact("peak memory", size(training.peak_memory_bytes)))
     facts += cost_facts(record.cost) if record.cost else []

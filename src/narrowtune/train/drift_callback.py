@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,17 +24,17 @@ from narrowtune.engine.forward import LOGITS_AT_ONCE
 from narrowtune.models.families import find_family
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
-from narrowtune.probe.drift import (
-    BaseAnswers,
-    drift_against,
-    prepare_base_answers,
-)
+from narrowtune.probe.drift import BaseAnswers, prepare_base_answers
+from narrowtune.probe.watch import Reading, Watch
 
 LOWERED = 0.5
 """What the learning rate is multiplied by at each measurement over the budget."""
 
 RAISED = 2.0
 """The same for the anchor's weight."""
+
+BESIDE_KL = ("number_bias", "base_number_bias", "format_valid")
+"""Fields of a `Reading` that are logged under their own names, where there are figures."""
 
 
 class HasWeight(Protocol):
@@ -47,6 +48,9 @@ class DriftCallback(TrainerCallback):
 
     Needs no labels: before the first step the model answers some prompts; every `every` steps
     KL(base‖now) is measured along those answers, logged as `drift`, and held against `budget`.
+    The same forward gives the number-token bias (`number_bias`, and the base's as
+    `base_number_bias`) and the share of prompts that are still answered in the form of the base's
+    answer, by the first token (`format_valid`); `Reading` says what each is.
     The base is the model as the first `train()` finds it: a second one with the same callback goes
     on measuring from there. Another model needs a callback of its own.
     Works with `transformers.Trainer` and what derives from it, TRL's trainers too.
@@ -63,10 +67,11 @@ class DriftCallback(TrainerCallback):
         encoder: the chat template; that of the trainer's tokenizer unless given.
 
     Attributes:
-        history: (step, KL in nats per token), one pair per measurement.
+        readings: (step, `Reading`), one pair per measurement.
         stopped: the step at which the budget stopped the last training, if it did.
         acted: steps at which the rate was lowered or the weight raised.
-        seconds: spent on measuring, the base's answers included.
+        seconds: spent on measuring, the base's answers included; of a run that is resumed, what was
+            logged of earlier parts and these answers anew.
         swap: brings the base back; needed to measure a run that is resumed.
 
     Raises:
@@ -104,7 +109,7 @@ class DriftCallback(TrainerCallback):
         ]
         self.every, self.budget, self.action, self.anchor = every, budget, action, anchor
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
-        self.history: list[tuple[int, float]] = []
+        self.readings: list[tuple[int, Reading]] = []
         self.stopped: int | None = None
         self.acted: list[int] = []
         self.seconds = 0.0
@@ -112,6 +117,12 @@ class DriftCallback(TrainerCallback):
         self._encoder = encoder
         self._loaded: LoadedModel | None = None
         self._answers: BaseAnswers | None = None
+        self._watch: Watch | None = None
+
+    @property
+    def history(self) -> list[tuple[int, float]]:
+        """(step, KL in nats per token), one pair per measurement."""
+        return [(step, reading.kl) for step, reading in self.readings]
 
     def on_train_begin(
         self,
@@ -153,16 +164,19 @@ class DriftCallback(TrainerCallback):
             started = time.perf_counter()
             most = len(self.prompts) * self.max_new_tokens
             vocabulary = inner.get_output_embeddings().weight.shape[0]
+            encoder = self._encoder or ChatEncoder(tokenizer, processor)
+            self._watch = Watch(self._loaded, encoder)
             with _one_dtype(self._loaded):
                 self._answers = prepare_base_answers(
                     self._loaded,
                     self.swap,
                     [("prompts", messages) for messages in self.prompts],
-                    self._encoder or ChatEncoder(tokenizer, processor),
+                    encoder,
                     max_new_tokens=self.max_new_tokens,
                     batch_size=self.batch_size,
                     # Where the base can come back, many logits are rather computed again.
                     keep_logits=self.swap is None or most * vocabulary <= 4 * LOGITS_AT_ONCE,
+                    collect=self._watch.collect,
                 )
             self.seconds += time.perf_counter() - started
 
@@ -178,16 +192,18 @@ class DriftCallback(TrainerCallback):
         """Measure, and act if the budget is spent."""
         if state.global_step % self.every or self._loaded is None or self._answers is None:
             return
+        assert self._watch is not None
         started = time.perf_counter()
         swap = self.swap if self._answers.logits is None else None
         with _one_dtype(self._loaded):
-            measured = drift_against(self._loaded, self._answers, swap).kl_base_tuned
+            reading = self._watch.read(self._loaded, self._answers, swap)
         # Devices may differ in the last digits, and have to stop or go on together.
-        [drift] = broadcast_object_list([measured])
+        [drift] = broadcast_object_list([reading.kl])
         took = time.perf_counter() - started
         self.seconds += took
-        self.history.append((state.global_step, drift))
-        found = {"step": state.global_step, "drift": drift, "drift_seconds": round(took, 4)}
+        reading = replace(reading, kl=drift)
+        self.readings.append((state.global_step, reading))
+        found = {"step": state.global_step, **_logged(reading), "drift_seconds": round(took, 4)}
         if self.budget is not None and drift > self.budget:
             if self.action == "stop":
                 self.stopped = state.global_step
@@ -224,13 +240,23 @@ class DriftCallback(TrainerCallback):
 
     def take_up(self, state: TrainerState) -> None:
         """Go on where a run is resumed: with what was measured, and the anchor's weight."""
-        if not self.history:
-            self.history = [(int(e["step"]), e["drift"]) for e in state.log_history if "drift" in e]
+        if not self.readings:
+            self.readings = [
+                (int(entry["step"]), Reading(entry["drift"], *map(entry.get, BESIDE_KL)))
+                for entry in state.log_history
+                if "drift" in entry
+            ]
+            self.seconds += sum(entry.get("drift_seconds", 0.0) for entry in state.log_history)
         weights = [
             entry["anchor_weight"] for entry in state.log_history if "anchor_weight" in entry
         ]
         if weights and self.anchor is not None and not self.acted:
             self.anchor.weight = weights[-1]
+
+
+def _logged(reading: Reading) -> dict[str, float]:
+    beside = {name: getattr(reading, name) for name in BESIDE_KL}
+    return {"drift": reading.kl, **{k: v for k, v in beside.items() if v is not None}}
 
 
 def _one_dtype(loaded: LoadedModel) -> AbstractContextManager[Any]:

@@ -227,6 +227,7 @@ def fit(
         anchor_weight=anchor.weight if anchor else None,
         anchor_projection=projected.strength if projected else None,
         anchor_seconds=anchor.seconds + (projected.seconds if projected else 0) if anchor else None,
+        drift_seconds=drift.seconds if drift else None,
         resumed_from=checkpoint.name if checkpoint else None,
         energy_kwh=effort.energy_kwh,
         energy_source=_energy_source(energy, effort),

@@ -111,6 +111,20 @@ def test_curves_count_what_is_not_finite():
     assert "nan" not in loss.raw
 
 
+def test_curves_show_what_was_measured_while_training():
+    plain = LoggedStep(step=2, drift=0.1)
+    assert [curve.title for curve in curves([plain])] == ["Drift"]
+    full = {"number_bias": 0.2, "base_number_bias": 0.125, "format_valid": 0.75}
+    drift, number, valid = curves([plain, LoggedStep(step=4, drift=0.3, **full)])
+    assert (drift.title, number.title, valid.title) == (
+        "Drift",
+        "Number-token bias",
+        "Format valid",
+    )
+    assert (number.last, valid.last) == ("0.200", "0.750")
+    assert "the base's 0.125" in number.unit
+
+
 def test_verdicts_in_words(tmp_path):
     ship = headline(write_run(tmp_path / "a", outcome="ship", items=40, steps=1))
     assert (ship.title, ship.tone) == ("Ship", "good")

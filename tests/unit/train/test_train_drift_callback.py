@@ -55,6 +55,30 @@ def test_drift_is_measured_and_grows(tiny, tmp_path):
     assert callback.stopped is None
 
 
+def test_a_measurement_logs_the_bias_and_the_form(tiny, tmp_path):
+    callback = nt.DriftCallback(PROMPTS, every=3, max_new_tokens=4)
+    trainer = _train(tmp_path, tiny("llama"), callback)
+    logged = [entry for entry in trainer.state.log_history if "drift" in entry]
+    assert [step for step, _ in callback.readings] == [3, 6]
+    for entry, (_, reading) in zip(logged, callback.readings, strict=True):
+        assert 0 < entry["number_bias"] == reading.number_bias < 1
+        assert 0 < entry["base_number_bias"] == reading.base_number_bias < 1
+        assert entry["format_valid"] == reading.format_valid in (0.0, 0.5, 1.0)
+    (_, first), (_, last) = callback.readings
+    assert first.base_number_bias == last.base_number_bias
+    assert first.number_bias != last.number_bias
+
+
+def test_a_log_of_an_earlier_version_is_taken_up():
+    callback = nt.DriftCallback(PROMPTS)
+    log = [{"step": 2, "drift": 0.1, "drift_seconds": 0.5}]
+    callback.take_up(SimpleNamespace(log_history=log))
+    assert callback.history == [(2, 0.1)]
+    [(_, reading)] = callback.readings
+    assert (reading.number_bias, reading.base_number_bias, reading.format_valid) == (None,) * 3
+    assert callback.seconds == 0.5
+
+
 def test_a_second_training_is_still_measured_from_the_first_base(tiny, tmp_path):
     callback = nt.DriftCallback(PROMPTS, every=6, max_new_tokens=4)
     _train(tmp_path, tiny("llama"), callback, again=True)
@@ -126,7 +150,7 @@ def test_over_the_budget_the_anchor_pulls_harder(tiny, tmp_path):
     again = nt.DriftCallback(PROMPTS, anchor=SimpleNamespace(weight=4.0), **options)
     again.take_up(trainer.state)
     assert again.anchor.weight == 16.0
-    assert again.history == callback.history
+    assert again.readings == callback.readings
 
 
 def test_within_the_budget_nothing_is_done(tiny, tmp_path):
