@@ -357,6 +357,7 @@ class TrainingSummary(Value):
     energy_source: str | None = None
     compilation: Compilation | None = None
     anchor_projection: float | None = None
+    anchor_top_k: int | None = None
 
 
 class DataSummary(Value):

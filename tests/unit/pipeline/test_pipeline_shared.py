@@ -166,12 +166,12 @@ def test_the_base_answers_an_anchors_prompts_once(loaded, config, answered):
     assert len(answered) == 1
     assert second.weight == way.anchor.weight
     assert first.seconds > second.seconds == 0
-    assert all(a is b for a, b in zip(first.log_probs, second.log_probs, strict=True))
+    assert all(a is b for a, b in zip(first.distributions, second.distributions, strict=True))
 
 
 def test_a_run_without_an_anchor_lets_it_go(loaded, config, answered):
     shared, way = Shared(several=True), config(anchored=True)
-    rows = weakref.ref(anchor_of(shared, loaded, way).log_probs[0])
+    rows = weakref.ref(anchor_of(shared, loaded, way).distributions[0])
     gc.collect()
     assert rows() is not None
     assert anchor_of(shared, loaded, config()) is None
@@ -182,7 +182,9 @@ def test_a_run_without_an_anchor_lets_it_go(loaded, config, answered):
 
 
 def test_a_single_run_holds_no_anchor(loaded, config):
-    rows = weakref.ref(anchor_of(shared := Shared(), loaded, config(anchored=True)).log_probs[0])
+    rows = weakref.ref(
+        anchor_of(shared := Shared(), loaded, config(anchored=True)).distributions[0]
+    )
     gc.collect()
     assert rows() is None
     assert shared is not None
