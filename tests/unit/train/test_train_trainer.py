@@ -218,19 +218,19 @@ def test_the_anchor_pulls_towards_the_base(tiny, tmp_path, top_k):
         base,
         encoder,
         _prompts(5),
-        AnchorSettings(rows_per_step=5, max_new_tokens=4),
+        AnchorSettings(rows_per_step=5, max_new_tokens=4, top_k=top_k),
         batch_size=8,
         seed=1,
     )
     drift = []
     for loaded, _ in (free, held):
         total = 0.0
-        for row, held in zip(anchor.encoded, anchor.distributions, strict=True):
+        for row, kept in zip(anchor.encoded, anchor.distributions, strict=True):
             batch = collate([row], padding_id(base.tokenizer))
             mask, _ = label_positions(batch["labels"])
             with torch.no_grad():
                 logits = loaded.model(batch["input_ids"]).logits[mask]
-            total += float(kl_base_tuned(held, logits))
+            total += float(kl_base_tuned(kept, logits))
         drift.append(total)
     assert 0 < drift[1] < 0.5 * drift[0]
 
