@@ -36,8 +36,9 @@ from narrowtune.data.examples import Message
 from narrowtune.data.spilled import Joined, Spilled
 from narrowtune.engine.batches import length_batches, rows_at_once
 from narrowtune.engine.forward import label_positions, logits_at, to_device
-from narrowtune.engine.generate import generate_greedy, with_answer
+from narrowtune.engine.generate import generate_greedy, with_steps
 from narrowtune.models.load import LoadedModel
+from narrowtune.train.anchor_cache import AnchorCache
 from narrowtune.train.distributions import Distributions, position_bytes
 
 HELD_BYTES = 2 * 2**30
@@ -192,11 +193,13 @@ def build_anchor(
     seed: int,
     num_general: int | None = None,
     share: float = 1.0,
+    cache: AnchorCache | None = None,
 ) -> Anchor:
     """Let the base answer `prompts` greedily and keep its distributions along the answers.
 
     The model must still be the base. It is left as it was. `num_general` as for `Anchor`.
     `share` is what these prompts are of all that the anchor will have: the limits are for all.
+    What is in `cache` is not computed again; only the top of distributions is kept there.
 
     Raises:
         TrainingError: there are no prompts, or their distributions would take more than
@@ -214,21 +217,19 @@ def build_anchor(
     encoded = [encoder.encode_prompt(messages) for messages in prompts]
     # Which of them meet in a step is decided later: all are checked before anything is computed.
     check_pictures(encoded)
-    # A near tie may fall either way here: any answer of the base's will do.
-    generations = generate_greedy(
-        loaded,
-        encoded,
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=batch_size,
-        extra_stop_tokens=encoder.stop_tokens,
-        tolerance=-1.0,
-    )
-    answered = [with_answer(p, g) for p, g in zip(encoded, generations, strict=True)]
-    num_labels = [len(generation.step_ids) for generation in generations]
+    known = None if cache is None else cache.load(encoded, settings)
     # Without a weight, steps are held by the rows' inputs alone.
     found: Sequence[Distributions] = []
-    if settings.weight:
+    if known is None:
+        answers = _answers(loaded, encoder, encoded, settings, batch_size)
+    else:
+        answers, found = known
+    answered = [with_steps(prompt, steps) for prompt, steps in zip(encoded, answers, strict=True)]
+    if known is None and settings.weight:
+        num_labels = [len(steps) for steps in answers]
         found = _distributions(loaded, answered, num_labels, settings.top_k, batch_size, share)
+        if cache is not None and isinstance(found, list):
+            cache.save(encoded, settings, answers, found)
     return Anchor(
         answered,
         found,
@@ -241,6 +242,26 @@ def build_anchor(
         seconds=time.perf_counter() - started,
         num_general=num_general,
     )
+
+
+def _answers(
+    loaded: LoadedModel,
+    encoder: ChatEncoder,
+    prompts: Sequence[Encoded],
+    settings: AnchorSettings,
+    batch_size: int,
+) -> list[list[int]]:
+    """Return the tokens of the base's greedy answers."""
+    # A near tie may fall either way here: any answer of the base's will do.
+    found = generate_greedy(
+        loaded,
+        prompts,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=batch_size,
+        extra_stop_tokens=encoder.stop_tokens,
+        tolerance=-1.0,
+    )
+    return [list(generation.step_ids) for generation in found]
 
 
 def _distributions(
