@@ -72,7 +72,9 @@ def main() -> None:
     kl = float(kl_base_tuned(whole, logits)) / number
     print(f"{number} tokens of {len(prompts)} answers, {vocabulary} words")
     a_prompt = settings.max_new_tokens * position_bytes(vocabulary, None)
-    print(f"all: {a_prompt} bytes a prompt of {settings.max_new_tokens} tokens; KL {kl:.3f} a token")
+    print(
+        f"all: {a_prompt} bytes a prompt of {settings.max_new_tokens} tokens; KL {kl:.3f} a token"
+    )
     for top_k in WORDS:
         held = Distributions.of(whole.log_probs, top_k)
         mass = 1 - held.log_probs[:, -1].exp()

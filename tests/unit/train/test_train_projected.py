@@ -198,8 +198,9 @@ def test_what_the_base_computes_on_the_prompts_stays_and_the_skill_is_learned(ti
     assert runs[0][1].summary.anchor_projection is None
 
 
-def test_a_resumed_run_takes_the_same_projected_steps(tiny, tmp_path):
-    options = {"weight": 1.0, "projection": 3.0}
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_a_resumed_run_takes_the_same_projected_steps(tiny, tmp_path, top_k):
+    options = {"weight": 1.0, "projection": 3.0, "top_k": top_k}
     whole, _ = _fit(tmp_path / "whole", tiny("llama"), "mlp_gate_up", **options)
     cut = {"save_steps": 2, "max_steps": 4}
     _fit(tmp_path / "cut", tiny("llama"), "mlp_gate_up", training=cut, **options)
@@ -214,6 +215,8 @@ def test_a_resumed_run_takes_the_same_projected_steps(tiny, tmp_path):
         tmp_path / "cut", tiny("llama"), "mlp_gate_up", resume=True, training=cut, **options
     )
     assert fitted.summary.resumed_from == "checkpoint-2"
+    assert fitted.summary.anchor_projection == 3.0
+    assert fitted.summary.anchor_top_k == top_k
     for (name, one), (_, two) in zip(
         whole.model.named_parameters(), again.model.named_parameters(), strict=True
     ):
