@@ -6,10 +6,10 @@
 `mlp_gate_up` on the reference model, 1,600 rows of a skill in 200 steps of 8, at two rates: one at
 which it loses a little without an anchor and one at which it loses much. One thing at a time
 differs from the anchor as it is by default but for two rows a step: 256 prompts of four kinds, the
-first 12 tokens of the base's answers, weight 1. The prompts that ship with the package are tried
-too: the texts alone, and half of them with pictures, as a model with eyes gets them. Beside it what
-else holds a model: labelled replay of as many rows (a quarter more, so 250 steps), LwF on the
-skill's own rows, WiSE-FT, a lower rate.
+first 12 tokens of the base's answers, weight 1, KL over all 1,544 words of the vocabulary. The
+prompts that ship with the package are tried too: the texts alone, and half of them with pictures,
+as a model with eyes gets them. Beside it what else holds a model: labelled replay of as many rows
+(a quarter more, so 250 steps), LwF on the skill's own rows, WiSE-FT, a lower rate.
 
 Arms called "beside" take ten rows a step, eight of the skill and two others on average, in the same
 200 steps: labelled general rows; the anchor's own prompts with the base's whole greedy answers as
@@ -22,9 +22,9 @@ times the steps are more passes over the same 1,600 rows. "Attention, then gate 
 for 100 steps on a half of the rows, with a schedule of its own. A half of the layers trains alone
 in two arms.
 
-Two seeds. Rows are
-those of the split `validation`, drawn with a seed of their own, so that no row that a study reports
-decides anything here. Results are lines of results.jsonl, so a stopped run goes on.
+Two seeds. Rows are those of the split `validation`, drawn with a seed of their own, so that no row
+that a study reports decides anything here. Results are lines of results.jsonl, so a stopped run
+goes on.
 """
 
 from __future__ import annotations
@@ -124,6 +124,8 @@ def arms(world: Path) -> Iterator[ArmSettings]:
         yield anchor(f"{tokens} tokens", max_new_tokens=tokens)
     for weight in (0.3, 4.0):
         yield anchor(f"weight {weight:g}", weight=weight)
+    for words in (1, 16, 256):
+        yield anchor(f"top {words}", top_k=words)
     for prompts in ("captions", "letters", "pages"):
         yield anchor(f"prompts: {prompts}", prompts)
     texts = str(shipped_prompts(SHIPPED_TEXTS))

@@ -53,8 +53,8 @@ share for `--mix`) whose other keys have their defaults, so a list with metrics 
 kept in the file, or changed item by item (`--set keep.0.metric=number`, counted from 0).
 
 What a run writes is in [the run folder](run-folder.md). What can be made again (scores and
-answers of every model that was evaluated, what a frozen tower makes of pictures, the demo's model)
-is kept in `$NARROWTUNE_CACHE`, else in
+answers of every model that was evaluated, answers to an anchor's prompts, what a frozen tower makes
+of pictures, the demo's model) is kept in `$NARROWTUNE_CACHE`, else in
 `~/.cache/narrowtune`; that folder may be deleted at any time.
 """
 

@@ -28,6 +28,9 @@ class AnchorSettings(PromptSettings):
             every other place of `rows_per_step`.
         max_new_tokens: length of the base's answers. Forgetting begins with an answer's first
             tokens, and the pull is a mean over tokens, so short answers hold more.
+        top_k: at every token, how many of the words that are likeliest for the base are told apart,
+            all others being one outcome; all words unless given. Of each of these 8 bytes are kept,
+            in place of 4 of each word of the vocabulary.
     """
 
     max_prompts: int | None = Field(None, ge=1)
@@ -36,6 +39,7 @@ class AnchorSettings(PromptSettings):
     rows_per_step: int = Field(4, ge=1)
     earlier_skills: int = Field(64, ge=0)
     max_new_tokens: int = Field(12, ge=1)
+    top_k: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _holds(self) -> AnchorSettings:

@@ -1,6 +1,7 @@
 """Where narrowtune keeps what it can make again.
 
-That is scores of base models, features of pictures, and converted models.
+That is scores of base models, their answers to an anchor's prompts, features of pictures, and
+converted models.
 
 Owns: the place, and how a folder of many small files is held below a size.
 """

@@ -358,6 +358,7 @@ class TrainingSummary(Value):
     compilation: Compilation | None = None
     anchor_projection: float | None = None
     drift_seconds: float | None = None
+    anchor_top_k: int | None = None
 
 
 class DataSummary(Value):

@@ -165,7 +165,12 @@ def measure_noise(
 
 def with_answer(prompt: Encoded, answer: Generation) -> Encoded:
     """Return the prompt with its answer for teacher forcing: labels on every step's token."""
-    steps = list(answer.step_ids)
+    return with_steps(prompt, answer.step_ids)
+
+
+def with_steps(prompt: Encoded, step_ids: Sequence[int]) -> Encoded:
+    """Return the same of the tokens of an answer's steps."""
+    steps = list(step_ids)
     return Encoded(
         input_ids=[*prompt.input_ids, *steps],
         labels=[IGNORE_INDEX] * len(prompt.input_ids) + steps,

@@ -30,7 +30,10 @@ at batch sizes 4 to 16; a GPU's allocator counts what is in use, so there it is 
 
 _LOGIT_BYTES = 12  # per label and vocabulary entry: log-softmax, its gradient, the logits' gradient
 _LOGIT_BYTES_KEPT = 4  # of these, what autograd keeps from the forward pass (log-softmax, fp32)
-_ANCHOR_LOGIT_BYTES = 24  # the same with KL: base, tuned, their difference, exp(base), gradients
+_ANCHOR_LOGIT_BYTES = 24
+"""The same with KL: base, tuned, their difference, exp(base), gradients. With `anchor.top_k` there
+is less of the base, and as much again for the words that are put together."""
+
 _MASTER_BYTES = 4  # fp32
 _PROBE_SHAPE = (256, 256)
 

@@ -147,11 +147,20 @@ def score_key(
 ) -> dict[str, Any]:
     """Return everything that decides the scores of `task`, for `ScoreCache`."""
     return {
-        "model": model_fingerprint,
-        "config": _config_hash(loaded),
+        **model_key(loaded, encoder, model_fingerprint=model_fingerprint, arithmetic=arithmetic),
         "task": task.sha256,
         "pictures": picture_settings(loaded.processor),
         "chat": _chat_hash(loaded, task, encoder),
+    }
+
+
+def model_key(
+    loaded: LoadedModel, encoder: ChatEncoder, *, model_fingerprint: str, arithmetic: str
+) -> dict[str, Any]:
+    """Return everything but its inputs that decides what a model answers."""
+    return {
+        "model": model_fingerprint,
+        "config": _config_hash(loaded),
         "stop": list(stop_tokens(loaded, encoder.stop_tokens)),
         "arithmetic": arithmetic,
         "device": loaded.model.device.type,

@@ -15,7 +15,9 @@ from typing import Any
 from narrowtune.core.config import RunConfig
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Message
+from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.features import FeatureStore
+from narrowtune.evaluate.evaluate import model_key
 from narrowtune.ledger.book import Book
 from narrowtune.models.load import LoadedModel
 from narrowtune.pipeline.earlier import Taught
@@ -27,8 +29,9 @@ from narrowtune.pipeline.inputs import (
     read_inputs,
     write_refused_rows,
 )
-from narrowtune.pipeline.stages import measuring
+from narrowtune.pipeline.stages import arithmetic_words, measuring
 from narrowtune.train.anchor import Anchor, build_anchor
+from narrowtune.train.anchor_cache import AnchorCache
 
 _OWN = {"recipe", "training", "anchor", "output_dir", "dial", "budget", "min_learning"}
 """Settings that may differ between runs that share their rows."""
@@ -86,6 +89,7 @@ class Shared:
         fingerprint: str,
         features: FeatureStore | None = None,
         book: Book | None = None,
+        arithmetic: Arithmetic | None = None,
     ) -> Anchor | None:
         """Return a run's anchor, if it has one; the last run's where the base answered the same.
 
@@ -101,6 +105,8 @@ class Shared:
             book: the run's ledger, the model in its latest state. General prompts are answered by
                 the ledger's own base then, so that what they hold does not wander off skill by
                 skill; not where the frozen part is quantised, since a delta fits full precision.
+            arithmetic: of the run. With it, answers that an earlier run kept are taken, and are
+                kept for later ones, where the top of distributions is held (`anchor.top_k`).
 
         Raises:
             TrainingError, DataError: as for `build_anchor`.
@@ -122,26 +128,35 @@ class Shared:
         self._anchor = None
         general, taught = inputs.anchor_prompts, inputs.taught_prompts
 
-        def build(asked: Sequence[Sequence[Message]], num_general: int | None = None) -> Anchor:
-            assert self._encoder is not None
+        def build(
+            asked: Sequence[Sequence[Message]], state: str, num_general: int | None = None
+        ) -> Anchor:
+            encoder, cache = self._encoder, None
+            assert encoder is not None
+            if arithmetic is not None and settings.weight and settings.top_k and quantised is None:
+                words = arithmetic_words(loaded, arithmetic, features)
+                cache = AnchorCache(
+                    model_key(loaded, encoder, model_fingerprint=state, arithmetic=words)
+                )
             with measuring(loaded, features):
                 return build_anchor(
                     loaded,
-                    self._encoder,
+                    encoder,
                     asked,
                     settings,
                     batch_size=config.eval_batch_size,
                     seed=config.seed,
                     num_general=num_general,
                     share=len(asked) / (len(general) + len(taught)),
+                    cache=cache,
                 )
 
         if book is None or not book.ledger.skills or quantised is not None:
-            anchor = build([*general, *taught], len(general))
+            anchor = build([*general, *taught], fingerprint, len(general))
         else:
             with book.first_base(loaded.model):
-                anchor = build(general)
-            anchor = anchor.beside(build(taught)) if taught else anchor
+                anchor = build(general, book.ledger.base_fingerprint)
+            anchor = anchor.beside(build(taught, fingerprint)) if taught else anchor
         if self._several:
             self._anchor = key, copy(anchor)  # a run may raise its own's weight
         return anchor

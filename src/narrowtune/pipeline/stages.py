@@ -61,6 +61,17 @@ def measuring(loaded: LoadedModel, features: FeatureStore | None = None) -> Iter
         yield
 
 
+def arithmetic_words(
+    loaded: LoadedModel, arithmetic: Arithmetic, features: FeatureStore | None
+) -> str:
+    """Return what may decide a close answer beside model and prompt, for the caches' keys."""
+    return (
+        f"{measuring_dtype(loaded)} {arithmetic.float32_matmul_precision} "
+        f"{arithmetic.threads} threads, {'packed' if arithmetic.packing else 'plain'}"
+        f"{'' if features is None else ', pictures remembered'}"
+    )
+
+
 def make_store(loaded: LoadedModel, *, remember: bool | None) -> FeatureStore | None:
     """Return where the features of pictures are kept, or None where they are not.
 
@@ -216,12 +227,7 @@ def score_tasks(
         folder: one file per task goes there.
         features: of pictures.
     """
-    dtype = measuring_dtype(loaded)
-    words = (
-        f"{dtype} {arithmetic.float32_matmul_precision} {arithmetic.threads} threads, "
-        f"{'packed' if arithmetic.packing else 'plain'}"
-        f"{'' if features is None else ', pictures remembered'}"
-    )
+    words = arithmetic_words(loaded, arithmetic, features)
     results = []
 
     @cache

@@ -231,6 +231,7 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
                 fingerprint=combine_hashes(run.base_hashes),
                 features=run.features,
                 book=run.book,
+                arithmetic=run.arithmetic,
             )
     repeated = num_repeated(config.training, len(run.inputs.rows), state.num_processes)
     if repeated:

@@ -139,7 +139,8 @@ def anchor(training: TrainingSummary) -> str | None:
     weight, projection = training.anchor_weight, training.anchor_projection
     if weight is None:
         return None
-    parts = [f"weight {tick(weight)}"] if weight else []
+    top_k = f", top {count(training.anchor_top_k)}" if training.anchor_top_k else ""
+    parts = [f"weight {tick(weight)}{top_k}"] if weight else []
     parts += [f"projection {tick(projection)}"] if projection else []
     return ", ".join(parts)
 

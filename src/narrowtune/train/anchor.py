@@ -1,8 +1,9 @@
 """The anchor: a pull towards the base's own answers to general prompts.
 
 Beside the task's rows, every optimiser step has some rows on which the tuned model is held to the
-base's distribution: KL(base‖tuned) over the whole vocabulary at each token of the base's greedy
-answer. Answers and distributions are computed once, before training, so no teacher runs.
+base's distribution: KL(base‖tuned) at each token of the base's greedy answer, over the whole
+vocabulary or over the likeliest words and all others together. Answers and distributions are
+computed once, before training, so no teacher runs.
 The idea follows Learning without Forgetting (arXiv 1606.09282) and the self-generated rehearsal
 of arXiv 2403.01244 and arXiv 2505.13811; the prompts here need no labels and are not the task's:
 they are general, or of skills that were taught before.
@@ -35,8 +36,10 @@ from narrowtune.data.examples import Message
 from narrowtune.data.spilled import Joined, Spilled
 from narrowtune.engine.batches import length_batches, rows_at_once
 from narrowtune.engine.forward import label_positions, logits_at, to_device
-from narrowtune.engine.generate import generate_greedy, with_answer
+from narrowtune.engine.generate import generate_greedy, with_steps
 from narrowtune.models.load import LoadedModel
+from narrowtune.train.anchor_cache import AnchorCache
+from narrowtune.train.distributions import Distributions, position_bytes
 
 HELD_BYTES = 2 * 2**30
 """Of base distributions in memory; more lie in the folder for temporary files, all of them."""
@@ -50,8 +53,8 @@ class Anchor:
 
     Args:
         encoded: prompts and the base's answers; labels on an answer and its end of turn.
-        log_probs: of each row the base's along its answer, [number of labels, vocabulary], fp32, on
-            the CPU; none where `weight` is 0.
+        distributions: of each row the base's along its answer, on the CPU; none where `weight` is
+            0.
         rows_per_step: how many of them every optimiser step sees.
         weight: of the KL term in the loss; 0 takes no rows into steps.
         projection: strength by which steps are kept off what the base is given on the rows.
@@ -59,6 +62,7 @@ class Anchor:
         seed: of the order. Which rows a step sees depends on the step's number alone, so that a
             resumed run and a run on more devices see the same ones.
         seconds: what computing the rows took.
+        top_k: as in the settings, for the record.
         num_general: the first of the rows, about anything; all unless given. What follows them is
             asked of skills that were taught before, and gets every other place of an anchor's.
     """
@@ -66,7 +70,7 @@ class Anchor:
     def __init__(
         self,
         encoded: Sequence[Encoded],
-        log_probs: Sequence[Tensor],
+        distributions: Sequence[Distributions],
         *,
         rows_per_step: int,
         weight: float,
@@ -74,14 +78,16 @@ class Anchor:
         seed: int,
         seconds: float,
         projection: float = 0.0,
+        top_k: int | None = None,
         num_general: int | None = None,
     ) -> None:
-        self.encoded, self.log_probs = list(encoded), log_probs
+        self.encoded, self.distributions = list(encoded), distributions
         self.num_general = len(self.encoded) if num_general is None else num_general
         self._asked_rows = rows_per_step
         self.rows_per_step = min(rows_per_step, len(self.encoded))
         self.weight = weight
         self.projection = projection
+        self.top_k = top_k
         self.pad_token_id = pad_token_id
         self.seed = seed
         self.seconds = seconds
@@ -114,13 +120,14 @@ class Anchor:
         check_pictures(encoded)
         return Anchor(
             encoded,
-            Joined([self.log_probs, taught.log_probs]),
+            Joined([self.distributions, taught.distributions]),
             rows_per_step=self._asked_rows,
             weight=self.weight,
             pad_token_id=self.pad_token_id,
             seed=self.seed,
             seconds=self.seconds + taught.seconds,
             projection=self.projection,
+            top_k=self.top_k,
             num_general=len(self.encoded),
         )
 
@@ -163,8 +170,8 @@ class Anchor:
         merged["labels"] = torch.cat([labels, nothing])
         mask, _ = label_positions(_pad_right(extra["labels"], length, IGNORE_INDEX))
         merged["anchor_mask"] = torch.cat([mask.new_zeros(num_task, length), mask])
-        log_probs = torch.cat([self.log_probs[index] for index in indices])
-        merged["anchor_log_probs"] = log_probs.to(device)
+        held = Distributions.join([self.distributions[index] for index in indices])
+        merged["anchor_distributions"] = held.to(device)
         return merged
 
 
@@ -174,18 +181,6 @@ def _per_token(value: Any, input_ids: Tensor) -> bool:
 
 def _pad_right(tensor: Tensor, length: int, value: int) -> Tensor:
     return nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
-
-
-def kl_base_tuned(base_log_probs: Tensor, logits: Tensor) -> Tensor:
-    """Return KL(base‖tuned) summed over positions, in nats.
-
-    Args:
-        base_log_probs: [N, V] log-probabilities of the base.
-        logits: [N, V] of the tuned model, same positions.
-    """
-    log_q = logits.float().log_softmax(dim=-1)
-    base = base_log_probs.to(log_q.device)
-    return nn.functional.kl_div(log_q, base, reduction="sum", log_target=True)
 
 
 def build_anchor(
@@ -198,11 +193,13 @@ def build_anchor(
     seed: int,
     num_general: int | None = None,
     share: float = 1.0,
+    cache: AnchorCache | None = None,
 ) -> Anchor:
     """Let the base answer `prompts` greedily and keep its distributions along the answers.
 
     The model must still be the base. It is left as it was. `num_general` as for `Anchor`.
     `share` is what these prompts are of all that the anchor will have: the limits are for all.
+    What is in `cache` is not computed again; only the top of distributions is kept there.
 
     Raises:
         TrainingError: there are no prompts, or their distributions would take more than
@@ -220,27 +217,26 @@ def build_anchor(
     encoded = [encoder.encode_prompt(messages) for messages in prompts]
     # Which of them meet in a step is decided later: all are checked before anything is computed.
     check_pictures(encoded)
-    # A near tie may fall either way here: any answer of the base's will do.
-    generations = generate_greedy(
-        loaded,
-        encoded,
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=batch_size,
-        extra_stop_tokens=encoder.stop_tokens,
-        tolerance=-1.0,
-    )
-    answered = [with_answer(p, g) for p, g in zip(encoded, generations, strict=True)]
-    num_labels = [len(generation.step_ids) for generation in generations]
+    known = None if cache is None else cache.load(encoded, settings)
     # Without a weight, steps are held by the rows' inputs alone.
-    found: Sequence[Tensor] = []
-    if settings.weight:
-        found = _distributions(loaded, answered, num_labels, batch_size, share)
+    found: Sequence[Distributions] = []
+    if known is None:
+        answers = _answers(loaded, encoder, encoded, settings, batch_size)
+    else:
+        answers, found = known
+    answered = [with_steps(prompt, steps) for prompt, steps in zip(encoded, answers, strict=True)]
+    if known is None and settings.weight:
+        num_labels = [len(steps) for steps in answers]
+        found = _distributions(loaded, answered, num_labels, settings.top_k, batch_size, share)
+        if cache is not None and isinstance(found, list):
+            cache.save(encoded, settings, answers, found)
     return Anchor(
         answered,
         found,
         rows_per_step=settings.rows_per_step,
         weight=settings.weight,
         projection=settings.projection,
+        top_k=settings.top_k,
         pad_token_id=padding_id(loaded.tokenizer),
         seed=seed,
         seconds=time.perf_counter() - started,
@@ -248,44 +244,65 @@ def build_anchor(
     )
 
 
+def _answers(
+    loaded: LoadedModel,
+    encoder: ChatEncoder,
+    prompts: Sequence[Encoded],
+    settings: AnchorSettings,
+    batch_size: int,
+) -> list[list[int]]:
+    """Return the tokens of the base's greedy answers."""
+    # A near tie may fall either way here: any answer of the base's will do.
+    found = generate_greedy(
+        loaded,
+        prompts,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=batch_size,
+        extra_stop_tokens=encoder.stop_tokens,
+        tolerance=-1.0,
+    )
+    return [list(generation.step_ids) for generation in found]
+
+
 def _distributions(
     loaded: LoadedModel,
     answered: Sequence[Encoded],
     num_labels: Sequence[int],
+    top_k: int | None,
     batch_size: int,
     share: float,
-) -> Sequence[Tensor]:
-    """Return the base's log-probabilities along each row's answer, [labels, vocabulary]."""
+) -> Sequence[Distributions]:
+    """Return the base's distributions along each row's answer."""
     vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
-    size = 4 * sum(num_labels) * vocabulary
+    size = sum(num_labels) * position_bytes(vocabulary, top_k)
     held_bytes, max_bytes = share * HELD_BYTES, share * MAX_BYTES
     if size > max_bytes:
         raise TrainingError(
             asked=f"an anchor on {len(answered)} prompts",
             found=f"base distributions of {size / 2**30:.1f} GiB, more than {max_bytes / 2**30:g}",
-            do="use fewer prompts (anchor.max_prompts; with a ledger, anchor.earlier_skills) or a "
-            "smaller anchor.max_new_tokens",
+            do="use fewer prompts (anchor.max_prompts; with a ledger, anchor.earlier_skills), keep "
+            "less of each distribution (anchor.top_k) or set a smaller anchor.max_new_tokens",
         )
     folder = tempfile.gettempdir()
     if size > held_bytes and size > (free := shutil.disk_usage(folder).free):
         raise TrainingError(
             asked=f"room beside memory for an anchor on {len(answered)} prompts",
             found=f"{free / 2**30:.1f} GiB in {folder}, and it takes {size / 2**30:.1f}",
-            do="make room there, set TMPDIR to a folder that has it, or use fewer prompts",
+            do="make room there, set TMPDIR to a folder that has it, keep less of each "
+            "distribution (anchor.top_k), or use fewer prompts",
         )
     at_once = rows_at_once(batch_size, 0, vocabulary * max(num_labels))
     batches = list(length_batches([len(row.input_ids) for row in answered], at_once))
 
-    def compute() -> Iterator[Tensor]:
+    def compute() -> Iterator[Distributions]:
         for indices in batches:
             batch = collate([answered[i] for i in indices], padding_id(loaded.tokenizer))
             batch = to_device(batch, loaded.model.device)
             mask, _ = label_positions(batch["labels"])
             # Not inference mode: the distributions take part in a backward pass later.
             with torch.no_grad():
-                log_probs = logits_at(loaded.model, batch, mask).float().log_softmax(dim=-1).cpu()
-            parts = log_probs.split([num_labels[i] for i in indices])
-            yield from (part.clone() for part in parts)
+                found = Distributions.of(logits_at(loaded.model, batch, mask), top_k).to("cpu")
+            yield from found.split([num_labels[i] for i in indices])
 
     order = [index for indices in batches for index in indices]
     places = sorted(range(len(order)), key=order.__getitem__)

@@ -46,6 +46,7 @@ from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection, resolve
 from narrowtune.train.anchor import HELD_BYTES
 from narrowtune.train.arguments import planned_samples, training_arguments
+from narrowtune.train.distributions import position_bytes
 from narrowtune.train.plan_evaluation import evaluation_seconds
 from narrowtune.train.plan_projected import projected_cost
 from narrowtune.train.quantised import quantised_cost
@@ -274,7 +275,7 @@ class _Planner:
             logits=math.ceil(batches.batch_size * batches.labels_per_sample * vocabulary),
             anchor_logits=batches.num_anchor_rows * anchor_logits,
             # Answers may be shorter than planned, so that all are held: at most this.
-            anchor_cache_bytes=min(HELD_BYTES, 4 * len(batches.anchor_rows) * anchor_logits),
+            anchor_cache_bytes=min(HELD_BYTES, self._distribution_bytes(vocabulary)),
             matrix_bytes=self.projected.matrix_bytes,
             moment_bytes=self.projected.moment_bytes,
             step_copy_bytes=self.projected.copy_bytes,
@@ -285,6 +286,13 @@ class _Planner:
             + batches.attention_bytes(self.arithmetic, checkpointing=whole is not activations),
             device=self.device,
         )
+
+    def _distribution_bytes(self, vocabulary: int) -> int:
+        """Return what the anchor keeps of the base's distributions, where answers are longest."""
+        if self.config.anchor is None:
+            return 0
+        num_labels = len(self.batches.anchor_rows) * self.batches.anchor_labels
+        return num_labels * position_bytes(vocabulary, self.config.anchor.top_k)
 
     def _activations(self, vocabulary: int) -> Activations:
         number = min(_TRACED_ROWS, self.batches.batch_size)

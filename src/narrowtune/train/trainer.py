@@ -22,10 +22,11 @@ from narrowtune.engine.forward import label_positions, labelled_cross_entropy, l
 from narrowtune.engine.pictures import PICTURE_INPUTS
 from narrowtune.models.families import find_family
 from narrowtune.models.select import Selection
-from narrowtune.train.anchor import Anchor, kl_base_tuned
+from narrowtune.train.anchor import Anchor
 from narrowtune.train.arguments import validation_batches
 from narrowtune.train.checkpoint import Progress, load_trainable, save_trainable
 from narrowtune.train.distillation import Distillation
+from narrowtune.train.distributions import kl_base_tuned
 from narrowtune.train.effort import EffortMeter
 from narrowtune.train.projected import ProjectedSteps
 from narrowtune.train.proof import GradientWitness
@@ -198,7 +199,7 @@ class NarrowTrainer(Trainer):
             TrainingError: the loss is not finite; no step is taken.
         """
         anchor_mask = inputs.pop("anchor_mask", None)
-        anchor_log_probs = inputs.pop("anchor_log_probs", None)
+        anchor_distributions = inputs.pop("anchor_distributions", None)
         anchor_num_labels = inputs.pop("anchor_num_labels", None)
         task_mask, targets = label_positions(inputs["labels"])
         mask = task_mask if anchor_mask is None else task_mask | anchor_mask
@@ -223,7 +224,7 @@ class NarrowTrainer(Trainer):
             loss = loss + distillation.weight * held
         if anchor_mask is not None:
             assert self.anchor is not None
-            kl = kl_base_tuned(anchor_log_probs, logits_NV[num_task:]) / anchor_num_labels
+            kl = kl_base_tuned(anchor_distributions, logits_NV[num_task:]) / anchor_num_labels
             self._terms["anchor_kl"] += float(kl.detach())
             loss = loss + self.anchor.weight * kl
         if not torch.isfinite(loss):

@@ -269,7 +269,7 @@ def test_anchors_and_checkpointing_go_with_branches(loaded, rows):
     prompts = [(Message("user", (noise(40, 30, 70), Text(t))),) for t in ("describe it", "more?")]
     anchor = build_anchor(loaded, encoder, prompts, settings, batch_size=2, seed=1)
     merged = anchor.merge(collate(rows, 0), [0, 1])
-    held, asked = merged.pop("anchor_log_probs"), merged.pop("anchor_mask")
+    held, asked = merged.pop("anchor_distributions").log_probs, merged.pop("anchor_mask")
     labels, _ = label_positions(merged["labels"])
     loaded.model.train().requires_grad_(True)
     loaded.model.gradient_checkpointing_enable()

@@ -12,6 +12,7 @@ import pytest
 
 from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.data.chat import ChatEncoder
+from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.models.load import LoadedModel
 from narrowtune.pipeline import shared as shared_module
 from narrowtune.pipeline.inputs import Inputs, make_encoder, read_inputs
@@ -153,9 +154,38 @@ def answered(monkeypatch):
     return seen
 
 
-def anchor_of(shared: Shared, loaded: LoadedModel, way: RunConfig, base: str = "base") -> Anchor:
+def anchor_of(
+    shared: Shared,
+    loaded: LoadedModel,
+    way: RunConfig,
+    base: str = "base",
+    arithmetic: Arithmetic | None = None,
+) -> Anchor:
     _, inputs = shared.read(loaded, way, None)
-    return shared.anchor(loaded, way, inputs, fingerprint=base)
+    return shared.anchor(loaded, way, inputs, fingerprint=base, arithmetic=arithmetic)
+
+
+def test_runs_of_another_day_take_the_top_that_the_base_was_found_to_have(
+    loaded, config, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
+    whole = config(anchored=True)
+    top = whole.model_copy(update={"anchor": whole.anchor.model_copy(update={"top_k": 5})})
+    exact, fast = (
+        Arithmetic(compute_dtype="float32", float32_matmul_precision=each, threads=1)
+        for each in ("highest", "medium")
+    )
+
+    def num_kept(way: RunConfig, *args: Any) -> int:
+        anchor_of(Shared(), loaded, way, *args)
+        return len(list((tmp_path / "cache").glob("anchors/*/*")))
+
+    assert num_kept(whole, "base", exact) == num_kept(top, "base", None) == 0
+    assert num_kept(top, "base", exact) == num_kept(top, "base", exact) == 1
+    assert num_kept(top, "another base", exact) == 2
+    assert num_kept(top, "base", fast) == 3
+    training = top.training.model_copy(update={"quantize_frozen": "int8"})
+    assert num_kept(top.model_copy(update={"training": training}), "third", exact) == 3
 
 
 def test_the_base_answers_an_anchors_prompts_once(loaded, config, answered):
@@ -166,12 +196,12 @@ def test_the_base_answers_an_anchors_prompts_once(loaded, config, answered):
     assert len(answered) == 1
     assert second.weight == way.anchor.weight
     assert first.seconds > second.seconds == 0
-    assert all(a is b for a, b in zip(first.log_probs, second.log_probs, strict=True))
+    assert all(a is b for a, b in zip(first.distributions, second.distributions, strict=True))
 
 
 def test_a_run_without_an_anchor_lets_it_go(loaded, config, answered):
     shared, way = Shared(several=True), config(anchored=True)
-    rows = weakref.ref(anchor_of(shared, loaded, way).log_probs[0])
+    rows = weakref.ref(anchor_of(shared, loaded, way).distributions[0])
     gc.collect()
     assert rows() is not None
     assert anchor_of(shared, loaded, config()) is None
@@ -182,7 +212,9 @@ def test_a_run_without_an_anchor_lets_it_go(loaded, config, answered):
 
 
 def test_a_single_run_holds_no_anchor(loaded, config):
-    rows = weakref.ref(anchor_of(shared := Shared(), loaded, config(anchored=True)).log_probs[0])
+    rows = weakref.ref(
+        anchor_of(shared := Shared(), loaded, config(anchored=True)).distributions[0]
+    )
     gc.collect()
     assert rows() is None
     assert shared is not None

@@ -369,11 +369,12 @@ def test_drift_of_nothing_and_without_end():
 def test_how_hard_a_run_was_held_is_told(tmp_path):
     training = write_run(tmp_path, items=40, steps=1).training
 
-    def told(weight, projection):
-        update = {"anchor_weight": weight, "anchor_projection": projection}
+    def told(weight, projection, top_k=None):
+        update = {"anchor_weight": weight, "anchor_projection": projection, "anchor_top_k": top_k}
         return text.anchor(training.model_copy(update=update))
 
     assert told(None, None) is None
     assert told(0.3, None) == "weight 0.3"
     assert told(0.3, 10.0) == "weight 0.3, projection 10"
+    assert told(0.3, 10.0, 2000) == "weight 0.3, top 2,000, projection 10"
     assert told(0.0, 3.0) == "projection 3"

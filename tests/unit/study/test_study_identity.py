@@ -79,6 +79,7 @@ def test_a_study_from_before_columns_goes_on_and_columns_bind(tmp_path):
     assert known.pop("training.torch_compile") is False
     assert "columns" not in json.dumps(known)
     assert "defaults" not in json.dumps(known)
+    assert "top_k" not in json.dumps(known)
     earlier = json.dumps(known)
     path.write_text(json.dumps(known))
     hold_to(settings(tmp_path), "w", begun=True)
@@ -89,6 +90,11 @@ def test_a_study_from_before_columns_goes_on_and_columns_bind(tmp_path):
     told = r"(?s)drift\.columns.*keep\.charts\.columns.*charts\.defaults"
     with pytest.raises(UsageError, match=told):
         hold_to(base.model_copy(update={"keep": [keep], "drift": drift}), "w", begun=True)
+    held = base.arms[1].model_copy(
+        update={"anchor": base.arms[1].anchor.model_copy(update={"top_k": 16})}
+    )
+    with pytest.raises(UsageError, match=r"arms\.held\.anchor\.top_k"):
+        hold_to(base.model_copy(update={"arms": [base.arms[0], held]}), "w", begun=True)
     # What came later is held to what it was before, too.
     drift = base.drift.model_copy(update={"defaults": {"system": "Be brief."}})
     training = base.training.model_copy(update={"torch_compile": True})

@@ -306,6 +306,11 @@ def test_an_anchor_adds_rows_logits_and_its_distributions(base, tmp_path):
     assert anchored.anchor == 4 * 20 * 10 * vocabulary
     assert anchored.activations / plain.activations == pytest.approx(12 / 8, rel=0.1)
     assert anchored.logits > plain.logits
+    fewer = memory(base, tmp_path, workload=workload, anchor={**anchor, "top_k": 16})
+    assert fewer.anchor == 20 * 10 * (8 * 16 + 4)
+    assert fewer.logits == anchored.logits
+    whole = memory(base, tmp_path, workload=workload, anchor={**anchor, "top_k": vocabulary})
+    assert whole.anchor == anchored.anchor
 
 
 @pytest.mark.parametrize(("num_taught", "share"), [(0, 2 / 12), (2, 1 / 2), (10, 1 / 2)])

@@ -22,7 +22,8 @@ from narrowtune.engine.forward import label_positions
 from narrowtune.engine.memory import Activations, estimate_memory
 from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
-from narrowtune.train.anchor import build_anchor, kl_base_tuned
+from narrowtune.train.anchor import build_anchor
+from narrowtune.train.distributions import kl_base_tuned
 from narrowtune.train.fit import fit
 from narrowtune.train.plan import make_plan
 from narrowtune.train.plan_projected import projected_cost
@@ -179,13 +180,13 @@ def test_what_the_base_computes_on_the_prompts_stays_and_the_skill_is_learned(ti
     moved = {}
     for strength, (loaded, _) in runs.items():
         moved[strength] = 0.0
-        for row, log_probs in zip(anchor.encoded, anchor.log_probs, strict=True):
+        for row, held in zip(anchor.encoded, anchor.distributions, strict=True):
             batch = collate([row], padding_id(base.tokenizer))
             mask, _ = label_positions(batch["labels"])
             with torch.no_grad():
                 inputs = {k: v for k, v in batch.items() if k != "labels"}
                 new = loaded.model(**inputs).logits[mask]
-            moved[strength] += float(kl_base_tuned(log_probs, new))
+            moved[strength] += float(kl_base_tuned(held, new))
     # Not zero: what an answer's tokens attend to, the question's, moves as well.
     assert moved[1e4] < moved[0] / 4
     logged = (tmp_path / "10000.0" / "train.jsonl").read_text().splitlines()
@@ -197,8 +198,9 @@ def test_what_the_base_computes_on_the_prompts_stays_and_the_skill_is_learned(ti
     assert runs[0][1].summary.anchor_projection is None
 
 
-def test_a_resumed_run_takes_the_same_projected_steps(tiny, tmp_path):
-    options = {"weight": 1.0, "projection": 3.0}
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_a_resumed_run_takes_the_same_projected_steps(tiny, tmp_path, top_k):
+    options = {"weight": 1.0, "projection": 3.0, "top_k": top_k}
     whole, _ = _fit(tmp_path / "whole", tiny("llama"), "mlp_gate_up", **options)
     cut = {"save_steps": 2, "max_steps": 4}
     _fit(tmp_path / "cut", tiny("llama"), "mlp_gate_up", training=cut, **options)
@@ -213,6 +215,8 @@ def test_a_resumed_run_takes_the_same_projected_steps(tiny, tmp_path):
         tmp_path / "cut", tiny("llama"), "mlp_gate_up", resume=True, training=cut, **options
     )
     assert fitted.summary.resumed_from == "checkpoint-2"
+    assert fitted.summary.anchor_projection == 3.0
+    assert fitted.summary.anchor_top_k == top_k
     for (name, one), (_, two) in zip(
         whole.model.named_parameters(), again.model.named_parameters(), strict=True
     ):
@@ -357,6 +361,6 @@ def test_rows_that_only_hold_steps_keep_no_distributions(tiny):
     encoder = ChatEncoder(loaded.tokenizer)
     anchor = _anchor(loaded, encoder, weight=0, projection=1)
     held = _anchor(loaded, encoder)
-    assert not anchor.log_probs
+    assert not anchor.distributions
     assert [row.input_ids for row in anchor.encoded] == [row.input_ids for row in held.encoded]
     assert anchor.num_labels(range(6)) == held.num_labels(range(6))

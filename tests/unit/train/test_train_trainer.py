@@ -25,7 +25,7 @@ from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.forward import label_positions, logits_at
 from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
-from narrowtune.train.anchor import Anchor, build_anchor, kl_base_tuned
+from narrowtune.train.anchor import Anchor, build_anchor
 from narrowtune.train.arguments import (
     accumulation_steps,
     num_repeated,
@@ -38,6 +38,7 @@ from narrowtune.train.arguments import (
 )
 from narrowtune.train.callbacks import ProgressBar
 from narrowtune.train.checkpoint import find_checkpoint, load_trainable
+from narrowtune.train.distributions import Distributions, kl_base_tuned
 from narrowtune.train.drift_callback import DriftCallback
 from narrowtune.train.fit import fit
 from tiny_models import VISION_FAMILIES
@@ -76,6 +77,7 @@ def _fit(
     model_folder,
     num_rows=24,
     anchored=False,
+    top_k=None,
     recipe="sa_proj",
     callbacks=(),
     resume=False,
@@ -87,7 +89,7 @@ def _fit(
     rows = [encoder.encode(example) for example in _examples(num_rows)]
     anchor = None
     if anchored:
-        settings = AnchorSettings(rows_per_step=2, max_new_tokens=4, weight=20)
+        settings = AnchorSettings(rows_per_step=2, max_new_tokens=4, weight=20, top_k=top_k)
         anchor = build_anchor(loaded, encoder, _prompts(5), settings, batch_size=8, seed=1)
     fitted = fit(
         loaded,
@@ -116,10 +118,10 @@ def _anchor_of(folder, numbers, rows_per_step):
 def test_rows_of_earlier_skills_get_every_other_place_of_an_anchor(tiny, rows_per_step):
     general, taught = _anchor_of(tiny("llama"), (6, 4), rows_per_step)
     both = general.beside(taught)
-    assert len(both.encoded) == len(both.log_probs) == 10
+    assert len(both.encoded) == len(both.distributions) == 10
     assert both.seconds == general.seconds + taught.seconds
     assert all(a is b for a, b in zip(both.encoded, general.encoded, strict=False))
-    assert torch.equal(both.log_probs[7], taught.log_probs[1])
+    assert both.distributions[7] is taught.distributions[1]
     places = [place for step in range(24) for place in both.indices(step)]
     assert all((place >= 6) == (number % 2) for number, place in enumerate(places))
     # Each part goes through all of its rows before any comes again.
@@ -145,11 +147,15 @@ def _difference(first, second, names) -> float:
     return (off / size) ** 0.5
 
 
-@pytest.mark.parametrize("anchored", [False, True])
-def test_a_step_is_the_same_however_it_is_cut_up(tiny, tmp_path, anchored):
+@pytest.mark.parametrize(("anchored", "top_k"), [(False, None), (True, None), (True, 8)])
+def test_a_step_is_the_same_however_it_is_cut_up(tiny, tmp_path, anchored, top_k):
     runs = [
         _fit(
-            tmp_path / str(size), tiny("llama"), anchored=anchored, per_device_train_batch_size=size
+            tmp_path / str(size),
+            tiny("llama"),
+            anchored=anchored,
+            top_k=top_k,
+            per_device_train_batch_size=size,
         )
         for size in (8, 4, 1)
     ]
@@ -199,35 +205,44 @@ def test_masters_take_updates_that_bf16_weights_would_swallow(tiny, tmp_path):
     assert changed > 0.02 * sum(tensor.num_elements for tensor in fitted.proof.selected)
 
 
-def test_the_anchor_pulls_towards_the_base(tiny, tmp_path):
+@pytest.mark.parametrize("top_k", [None, 8])
+def test_the_anchor_pulls_towards_the_base(tiny, tmp_path, top_k):
     free, held = (
-        _fit(tmp_path / str(flag), tiny("llama"), anchored=flag, num_train_epochs=4)
+        _fit(tmp_path / str(flag), tiny("llama"), anchored=flag, top_k=top_k, num_train_epochs=4)
         for flag in (False, True)
     )
+    assert held[1].summary.anchor_top_k == top_k
     base = load_model(str(tiny("llama")), device="cpu")
     encoder = ChatEncoder(base.tokenizer)
     anchor = build_anchor(
         base,
         encoder,
         _prompts(5),
-        AnchorSettings(rows_per_step=5, max_new_tokens=4),
+        AnchorSettings(rows_per_step=5, max_new_tokens=4, top_k=top_k),
         batch_size=8,
         seed=1,
     )
     drift = []
     for loaded, _ in (free, held):
         total = 0.0
-        for row, log_probs in zip(anchor.encoded, anchor.log_probs, strict=True):
+        for row, kept in zip(anchor.encoded, anchor.distributions, strict=True):
             batch = collate([row], padding_id(base.tokenizer))
             mask, _ = label_positions(batch["labels"])
             with torch.no_grad():
                 logits = loaded.model(batch["input_ids"]).logits[mask]
-            total += float(kl_base_tuned(log_probs, logits))
+            total += float(kl_base_tuned(kept, logits))
         drift.append(total)
     assert 0 < drift[1] < 0.5 * drift[0]
 
 
-def test_distributions_beside_memory_are_those_in_memory(tiny, monkeypatch, tmp_path):
+def _same(one: Distributions, other: Distributions) -> bool:
+    words = (one.tokens, other.tokens)
+    alike = words == (None, None) or torch.equal(*words)
+    return alike and torch.equal(one.log_probs, other.log_probs)
+
+
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_distributions_beside_memory_are_those_in_memory(tiny, monkeypatch, tmp_path, top_k):
     base = load_model(str(tiny("llama")), device="cpu")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
@@ -237,21 +252,22 @@ def test_distributions_beside_memory_are_those_in_memory(tiny, monkeypatch, tmp_
             base,
             ChatEncoder(base.tokenizer),
             _prompts(6),
-            AnchorSettings(rows_per_step=3, max_new_tokens=4),
+            AnchorSettings(rows_per_step=3, max_new_tokens=4, top_k=top_k),
             batch_size=2,
             seed=1,
         )
 
     monkeypatch.setattr("narrowtune.data.spilled.PIECE_BYTES", 1000)
     inside, outside = build(2**30), build(0)
-    assert isinstance(inside.log_probs, list)
+    assert isinstance(inside.distributions, list)
     assert [file.stat().st_size > 0 for file in tmp_path.glob("narrowtune-rows-*")] == [True]
-    for kept, read, row in zip(inside.log_probs, outside.log_probs, inside.encoded, strict=True):
-        assert torch.equal(kept, read)
+    rows = inside.distributions, outside.distributions, inside.encoded
+    for kept, read, row in zip(*rows, strict=True):
+        assert _same(kept, read)
         assert len(kept) == sum(label != -100 for label in row.labels)
     batch = collate([inside.encoded[0]], padding_id(base.tokenizer))
     merged = [anchor.merge(batch, [2, 0, 5]) for anchor in (inside, outside)]
-    assert torch.equal(*(each["anchor_log_probs"] for each in merged))
+    assert _same(*(each["anchor_distributions"] for each in merged))
     monkeypatch.setattr("narrowtune.train.anchor.MAX_BYTES", 1000)
     with pytest.raises(TrainingError, match="use fewer prompts"):
         build(0)
@@ -297,11 +313,11 @@ def test_the_anchor_and_the_rows_may_each_have_pictures(tiny, family, colours, a
     prompts = [(_ask(colour),) for colour in anchored]
     anchor = build_anchor(loaded, encoder, prompts, settings, batch_size=1, seed=1)
     merged = anchor.merge(collate(rows, padding_id(loaded.tokenizer)), [0, 1])
-    mask, held = merged.pop("anchor_mask"), merged.pop("anchor_log_probs")
+    mask, held = merged.pop("anchor_mask"), merged.pop("anchor_distributions")
     with torch.no_grad():
         # The base is no distance from itself, if every picture is at its own prompt.
         found = logits_at(loaded.model, merged, mask).float().log_softmax(dim=-1)
-    assert torch.allclose(found, held, atol=1e-4)
+    assert torch.allclose(found, held.log_probs, atol=1e-4)
     fitted = fit(
         loaded,
         resolve(loaded.model, "sa_proj"),
