@@ -1,0 +1,193 @@
+"""Free answers to several questions about one picture: shared, not shared, and one by one.
+
+    OMP_NUM_THREADS=1 python benchmarks/picture_evaluation.py      # 20 minutes on one core
+
+The two models of `shared_pictures.py` in fp32: the reference model (7 x 7 visual tokens a picture)
+and the wider one with random weights (27 x 27). As many items with 1, 4 or 8 questions of drawn
+words a picture, in an order that parts them; answers of at most 12 tokens; batches of 8. Arms:
+narrowtune as it evaluates, the same with rows as they come (`packing` never: every question has its
+picture computed, and neighbours in a batch are alike in length alone), and a loop of transformers'
+`generate` over one item at a time, as the reference adapters of lmms-eval ask. Both of ours look a
+picture's features up where they were computed in the same round, as in a run, so that they differ
+by the language model alone; the loop computes them for every item. The noise of batched arithmetic
+is measured before, once a case, and not timed: a run measures it once for all its tasks.
+
+All arms of a case take turns in one process, round after round, in torch's own arithmetic. Answers
+are compared with the loop's. Results: benchmarks/results/picture_evaluation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from shared_pictures import make_examples, make_model
+
+from narrowtune.core import provenance
+from narrowtune.data.chat import ChatEncoder
+from narrowtune.data.collate import Encoded
+from narrowtune.engine.features import FeatureStore, remembered_features
+from narrowtune.engine.forward import evaluating
+from narrowtune.engine.generate import generate_greedy, measure_noise, stop_tokens
+from narrowtune.engine.packing import packing
+from narrowtune.models.load import LoadedModel, load_model
+
+RESULTS = Path(__file__).parent / "results" / "picture_evaluation.json"
+ITEMS = {"reference": 32, "wide": 8}
+QUESTIONS = (1, 4, 8)
+ROUNDS, BATCH, TOKENS = 3, 8, 12
+ARMS = ("shared", "not shared", "generate, one by one")
+
+
+class Case:
+    """A model and its items, asked in three ways."""
+
+    def __init__(self, loaded: LoadedModel, model: str, questions: int) -> None:
+        self.loaded = loaded
+        self.encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+        examples = make_examples(model, questions, ITEMS[model])
+        random.Random(0).shuffle(examples)
+        self.prompts = [self.encoder.encode_prompt(example.prompt) for example in examples]
+        self.stop = self.encoder.stop_tokens
+        with remembered_features(loaded, FeatureStore()):
+            self.tolerance = {"shared": measure_noise(loaded, self.prompts)}
+            with packing("never"):
+                self.tolerance["not shared"] = measure_noise(loaded, self.prompts)
+
+    def ask(self, arm: str, num_items: int | None = None) -> list[list[int]]:
+        """Return the tokens of the answers to the first items."""
+        prompts = self.prompts[:num_items]
+        if arm == ARMS[2]:
+            return [self._alone(prompt) for prompt in prompts]
+        when = "cheaper" if arm == "shared" else "never"
+        with remembered_features(self.loaded, FeatureStore()), packing(when):
+            found = generate_greedy(
+                self.loaded,
+                prompts,
+                max_new_tokens=TOKENS,
+                batch_size=BATCH,
+                extra_stop_tokens=self.stop,
+                tolerance=self.tolerance[arm],
+            )
+        return [list(answer.token_ids) for answer in found]
+
+    def _alone(self, prompt: Encoded) -> list[int]:
+        ids = torch.tensor([prompt.input_ids])
+        # What stands for a picture is no answer, and ours never give it.
+        config, stop = self.loaded.model.config, stop_tokens(self.loaded, self.stop)
+        with evaluating(self.loaded.model):
+            made = self.loaded.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                **prompt.features,
+                max_new_tokens=TOKENS,
+                do_sample=False,
+                eos_token_id=list(stop),
+                suppress_tokens=[config.image_token_id, config.video_token_id],
+                pad_token_id=self.loaded.tokenizer.pad_token_id,
+            )
+        new = made[0, ids.shape[1] :].tolist()
+        return new[:-1] if new[-1] in stop else new
+
+
+def positions(loaded: LoadedModel, ask: Callable[[], Any]) -> tuple[Any, int]:
+    """Return what `ask` does, and the positions that the language model computed for it."""
+    total = 0
+
+    def count(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal total
+        total += kwargs["input_ids"].numel()
+
+    hook = loaded.model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        return ask(), total
+    finally:
+        hook.remove()
+
+
+def measure(cases: dict[str, Case], rounds: int, save: Callable[[list[Any]], None]) -> None:
+    """Time every arm of every case, round after round."""
+    done: list[dict[str, Any]] = []
+    for number in range(rounds):
+        found: dict[str, Any] = {"load": os.getloadavg()[0]}
+        for key, case in cases.items():
+            answers = {}
+            order = ARMS[number % 3 :] + ARMS[: number % 3]
+            for arm in order:
+                case.ask(arm, 1)
+                started = time.perf_counter()
+                answers[arm], total = positions(case.loaded, lambda c=case, a=arm: c.ask(a))
+                seconds = time.perf_counter() - started
+                found[f"{key}|{arm}"] = {"seconds": seconds, "positions": total}
+            for arm, mine in answers.items():
+                same = sum(a == b for a, b in zip(mine, answers[ARMS[2]], strict=True))
+                found[f"{key}|{arm}"]["same"] = same
+                Console(stderr=True).print(number + 1, key, arm, found[f"{key}|{arm}"])
+        done.append(found)
+        save(done)
+
+
+def show(values: dict[str, Any]) -> Table:
+    """Return what was measured as a table."""
+    table = Table(title="Free answers about pictures")
+    columns = ("model", "questions", "arm", "items/s", "shared is × as fast", "positions", "same")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("model", "arm") else "right")
+    for key, count in values["items"].items():
+        for arm in ARMS:
+            mine = [done[f"{key}|{arm}"] for done in values["rounds"]]
+            ratios = [
+                done[f"{key}|{arm}"]["seconds"] / done[f"{key}|shared"]["seconds"]
+                for done in values["rounds"]
+            ]
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+            rate = count / statistics.median(one["seconds"] for one in mine)
+            same = f"{min(one['same'] for one in mine)} of {count}"
+            row = (arm, f"{rate:.2f}", spread, str(mine[0]["positions"]), same)
+            table.add_row(*key.split("|"), *row)
+    return table
+
+
+def main() -> None:
+    """Measure round after round, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--table", action="store_true", help="print what was measured")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    if not given.table:
+        with tempfile.TemporaryDirectory() as made:
+            cases = {}
+            for model in ITEMS:
+                loaded = load_model(str(make_model(model, Path(made) / model)), dtype="float32")
+                for questions in QUESTIONS:
+                    cases[f"{model}|{questions}"] = Case(loaded, model, questions)
+            values = {
+                "versions": provenance.versions(),
+                "hardware": provenance.hardware(),
+                "git": provenance.git_state(Path(__file__).parent),
+                "threads": torch.get_num_threads(),
+                "items": {key: len(case.prompts) for key, case in cases.items()},
+            }
+
+            def save(rounds: list[Any]) -> None:
+                text = json.dumps({**values, "rounds": rounds}, indent=1) + "\n"
+                given.output.write_text(text, encoding="utf-8")
+
+            measure(cases, given.rounds, save)
+    Console(width=120).print(show(json.loads(given.output.read_text("utf-8"))))
+
+
+if __name__ == "__main__":
+    main()
