@@ -1,16 +1,17 @@
 """Free answers to several questions about one picture: shared, not shared, and one by one.
 
-    OMP_NUM_THREADS=1 python benchmarks/picture_evaluation.py      # 20 minutes on one core
+    OMP_NUM_THREADS=1 python benchmarks/picture_evaluation.py      # 15 minutes on one core
 
 The two models of `shared_pictures.py` in fp32: the reference model (7 x 7 visual tokens a picture)
-and the wider one with random weights (27 x 27). As many items with 1, 4 or 8 questions of drawn
-words a picture, in an order that parts them; answers of at most 12 tokens; batches of 8. Arms:
-narrowtune as it evaluates, the same with rows as they come (`packing` never: every question has its
-picture computed, and neighbours in a batch are alike in length alone), and a loop of transformers'
-`generate` over one item at a time, as the reference adapters of lmms-eval ask. Both of ours look a
-picture's features up where they were computed in the same round, as in a run, so that they differ
-by the language model alone; the loop computes them for every item. The noise of batched arithmetic
-is measured before, once a case, and not timed: a run measures it once for all its tasks.
+and the wider one with random weights (27 x 27). 1, 4 or 8 questions of drawn words a picture, in an
+order that parts them; answers of at most 12 tokens; batches of 8. Arms: narrowtune as it evaluates,
+the same with rows as they come (`packing` never: every question has its picture computed, and
+neighbours in a batch are alike in length alone), and a loop of transformers'
+`generate` over one item at a time, as the reference adapters of lmms-eval ask; it is asked the
+first few items only, since it takes as long for each. Both of ours look a picture's features up
+where they were computed for the same answers, as in a run, so that they differ by the language
+model alone; the loop computes them for every item. The noise of batched arithmetic is measured
+before, once a model, and not timed: a run measures it once for all its tasks.
 
 All arms of a case take turns in one process, round after round, in torch's own arithmetic. Answers
 are compared with the loop's. Results: benchmarks/results/picture_evaluation.json.
@@ -44,8 +45,17 @@ from narrowtune.engine.packing import packing
 from narrowtune.models.load import LoadedModel, load_model
 
 RESULTS = Path(__file__).parent / "results" / "picture_evaluation.json"
-ITEMS = {"reference": 32, "wide": 8}
-QUESTIONS = (1, 4, 8)
+CASES = {
+    ("reference", 1): 32,
+    ("reference", 4): 32,
+    ("reference", 8): 32,
+    ("wide", 1): 2,
+    ("wide", 4): 4,
+    ("wide", 8): 8,
+}
+"""Items, by model and questions a picture."""
+ALONE = {"reference": 8, "wide": 1}
+"""Items that the loop is asked."""
 ROUNDS, BATCH, TOKENS = 3, 8, 12
 ARMS = ("shared", "not shared", "generate, one by one")
 
@@ -54,22 +64,26 @@ class Case:
     """A model and its items, asked in three ways."""
 
     def __init__(self, loaded: LoadedModel, model: str, questions: int) -> None:
-        self.loaded = loaded
+        self.loaded, self.num_alone = loaded, ALONE[model]
         self.encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
-        examples = make_examples(model, questions, ITEMS[model])
+        examples = make_examples(model, questions, CASES[model, questions])
         random.Random(0).shuffle(examples)
         self.prompts = [self.encoder.encode_prompt(example.prompt) for example in examples]
         self.stop = self.encoder.stop_tokens
-        with remembered_features(loaded, FeatureStore()):
-            self.tolerance = {"shared": measure_noise(loaded, self.prompts)}
-            with packing("never"):
-                self.tolerance["not shared"] = measure_noise(loaded, self.prompts)
+        self.tolerance = 0.0
 
-    def ask(self, arm: str, num_items: int | None = None) -> list[list[int]]:
-        """Return the tokens of the answers to the first items."""
-        prompts = self.prompts[:num_items]
+    def measure_noise(self) -> float:
+        """Return the larger of what both ways do to logits."""
+        with remembered_features(self.loaded, FeatureStore()):
+            shared = measure_noise(self.loaded, self.prompts, num_rows=2)
+            with packing("never"):
+                return max(shared, measure_noise(self.loaded, self.prompts, num_rows=2))
+
+    def ask(self, arm: str) -> list[list[int]]:
+        """Return the tokens of the answers; the loop's to the first items."""
+        prompts = self.prompts
         if arm == ARMS[2]:
-            return [self._alone(prompt) for prompt in prompts]
+            return [self._alone(prompt) for prompt in prompts[: self.num_alone]]
         when = "cheaper" if arm == "shared" else "never"
         with remembered_features(self.loaded, FeatureStore()), packing(when):
             found = generate_greedy(
@@ -78,7 +92,7 @@ class Case:
                 max_new_tokens=TOKENS,
                 batch_size=BATCH,
                 extra_stop_tokens=self.stop,
-                tolerance=self.tolerance[arm],
+                tolerance=self.tolerance,
             )
         return [list(answer.token_ids) for answer in found]
 
@@ -125,13 +139,16 @@ def measure(cases: dict[str, Case], rounds: int, save: Callable[[list[Any]], Non
             answers = {}
             order = ARMS[number % 3 :] + ARMS[: number % 3]
             for arm in order:
-                case.ask(arm, 1)
                 started = time.perf_counter()
                 answers[arm], total = positions(case.loaded, lambda c=case, a=arm: c.ask(a))
                 seconds = time.perf_counter() - started
-                found[f"{key}|{arm}"] = {"seconds": seconds, "positions": total}
+                each = len(answers[arm])
+                found[f"{key}|{arm}"] = {"seconds": seconds / each, "positions": total / each}
             for arm, mine in answers.items():
-                same = sum(a == b for a, b in zip(mine, answers[ARMS[2]], strict=True))
+                same = [
+                    sum(a == b for a, b in zip(mine, answers[other], strict=False))
+                    for other in (ARMS[0], ARMS[2])
+                ]
                 found[f"{key}|{arm}"]["same"] = same
                 Console(stderr=True).print(number + 1, key, arm, found[f"{key}|{arm}"])
         done.append(found)
@@ -141,8 +158,15 @@ def measure(cases: dict[str, Case], rounds: int, save: Callable[[list[Any]], Non
 def show(values: dict[str, Any]) -> Table:
     """Return what was measured as a table."""
     table = Table(title="Free answers about pictures")
-    columns = ("model", "questions", "arm", "items/s", "shared is × as fast", "positions", "same")
-    for name in columns:
+    columns = (
+        "model",
+        "questions",
+        "arm",
+        "ms an item",
+        "shared is × as fast",
+        "positions an item",
+    )
+    for name in (*columns, "same as shared"):
         table.add_column(name, justify="left" if name in ("model", "arm") else "right")
     for key, count in values["items"].items():
         for arm in ARMS:
@@ -152,10 +176,10 @@ def show(values: dict[str, Any]) -> Table:
                 for done in values["rounds"]
             ]
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-            rate = count / statistics.median(one["seconds"] for one in mine)
-            same = f"{min(one['same'] for one in mine)} of {count}"
-            row = (arm, f"{rate:.2f}", spread, str(mine[0]["positions"]), same)
-            table.add_row(*key.split("|"), *row)
+            taken = f"{1000 * statistics.median(one['seconds'] for one in mine):.0f}"
+            asked = min(count, ALONE[key.split("|")[0]]) if arm == ARMS[2] else count
+            same = f"{min(one['same'][0] for one in mine)} of {asked}"
+            table.add_row(*key.split("|"), arm, taken, spread, f"{mine[0]['positions']:.0f}", same)
     return table
 
 
@@ -169,10 +193,13 @@ def main() -> None:
     if not given.table:
         with tempfile.TemporaryDirectory() as made:
             cases = {}
-            for model in ITEMS:
+            for model in ALONE:
                 loaded = load_model(str(make_model(model, Path(made) / model)), dtype="float32")
-                for questions in QUESTIONS:
-                    cases[f"{model}|{questions}"] = Case(loaded, model, questions)
+                own = {q: Case(loaded, model, q) for name, q in CASES if name == model}
+                tolerance = own[4].measure_noise()
+                for questions, case in own.items():
+                    case.tolerance = tolerance
+                    cases[f"{model}|{questions}"] = case
             values = {
                 "versions": provenance.versions(),
                 "hardware": provenance.hardware(),
