@@ -79,10 +79,16 @@ def make_model(name: str, folder: Path) -> Path:
 def make_rows(loaded: Any, model: str, questions: int, num: int) -> list[Any]:
     """Return encoded rows, those about one picture one after the other."""
     from narrowtune.data.chat import ChatEncoder
+
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    return [encoder.encode(example) for example in make_examples(model, questions, num)]
+
+
+def make_examples(model: str, questions: int, num: int) -> list[Any]:
+    """Return questions of drawn words, those about one picture one after the other."""
     from narrowtune.data.examples import Example, Image, Message, Text
     from narrowtune.miniature.registry import TASKS
 
-    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     draw = random.Random(f"{model} {questions}")
     words = ["red", "blue", "house", "boat", "left", "right", "above", "below", "tree", "car"]
     rows = []
@@ -95,7 +101,7 @@ def make_rows(loaded: Any, model: str, questions: int, num: int) -> list[Any]:
                 Message("user", (picture, Text(asked))),
                 Message("assistant", (Text(answer),)),
             )
-            rows.append(encoder.encode(Example(f"{sample.id} {place}", turns, (answer,))))
+            rows.append(Example(f"{sample.id} {place}", turns, (answer,)))
     return rows
 
 

@@ -24,10 +24,10 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
-from narrowtune.engine.batches import length_batches, spread
+from narrowtune.engine.batches import length_batches, spread_kin
 from narrowtune.engine.forward import evaluating, to_device
-from narrowtune.engine.pictures import PICTURE_INPUTS, forget_pictures, picture_tokens
-from narrowtune.engine.prefix import Prefix, share_prefix
+from narrowtune.engine.pictures import picture_shift, picture_tokens, set_picture_shift
+from narrowtune.engine.prefix import Prefix, picture_kin, share_pictures, share_prefix
 from narrowtune.engine.trie import TokenTrie
 from narrowtune.models.load import LoadedModel
 
@@ -129,7 +129,8 @@ def generate_greedy(
             tolerance = _measure(decoder, prompts, prefix)
         answers: dict[int, Generation] = {}
         lengths = [len(p.input_ids) + max_new_tokens for p in prompts]
-        for indices in length_batches(lengths, batch_size):
+        kin = picture_kin(loaded.model, prompts)
+        for indices in length_batches(lengths, batch_size, kin=kin):
             batch, among = [prompts[i] for i in indices], allowed and [allowed[i] for i in indices]
             found = decoder.decode(batch, max_new_tokens, prefix, allowed=among)
             for index, answer in zip(indices, found, strict=True):
@@ -248,27 +249,23 @@ class _Decoder:
         *,
         allowed: Sequence[TokenTrie] | None = None,
     ) -> list[Generation]:
-        """Answer one left-padded batch; `prefix` is not computed again.
+        """Answer one left-padded batch; `prefix` is not computed again, nor pictures it shares.
 
         Rows that have ended leave the batch every few steps, so that a long answer is not paid
         for by all of them.
         """
         model = self.loaded.model
         pad = padding_id(self.loaded.tokenizer)
-        if prefix is None:
-            left = collate(list(prompts), pad, padding_side="left")
-        else:
-            left = prefix.batch(prompts, pad)
-        batch: dict[str, Any] = to_device(left, model.device)
-        del batch["labels"]
-        # A picture's features are of the whole batch, so such a batch stays together to its end.
-        chunk = max_new_tokens if any(prompt.features for prompt in prompts) else CHUNK_STEPS
+        batch, shift = self._begin(prompts, max_new_tokens, prefix)
         tries: Sequence[TokenTrie | None] = allowed or [None] * len(prompts)
         started = [_Started(trie) for trie in tries]
         active = list(range(len(prompts)))
-        for done in range(0, max_new_tokens, chunk):
-            steps = min(chunk, max_new_tokens - done)
+        for done in range(0, max_new_tokens, CHUNK_STEPS):
+            steps = min(CHUNK_STEPS, max_new_tokens - done)
+            set_picture_shift(model, shift)
+            # Pictures are in the cache from here on: no row needs their features any more.
             batch = self._go_on(batch, steps, pad, [started[i] for i in active])
+            shift = picture_shift(model)
             going = [row for row, i in enumerate(active) if not started[i].ended]
             if not going:
                 break
@@ -278,8 +275,24 @@ class _Decoder:
                 batch["past_key_values"].reorder_cache(rows)
                 for name in ("input_ids", "attention_mask"):
                     batch[name] = batch[name][rows]
+                shift = None if shift is None else shift[rows]
                 active = [active[row] for row in going]
         return [self._answer(row) for row in started]
+
+    def _begin(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, prefix: Prefix | None
+    ) -> tuple[dict[str, Any], Tensor | None]:
+        """Return the batch from which to decode, and how far its pictures moved positions."""
+        model, pad = self.loaded.model, padding_id(self.loaded.tokenizer)
+        if prefix is None:
+            shared = share_pictures(model, prompts, max_new_tokens, pad)
+            if shared is not None:
+                return shared
+            left: dict[str, Any] = collate(list(prompts), pad, padding_side="left")
+            del left["labels"]
+        else:
+            left = prefix.batch(prompts, pad)
+        return to_device(left, model.device), None
 
     def _go_on(
         self, batch: dict[str, Any], steps: int, pad: int, rows: Sequence[_Started]
@@ -296,8 +309,6 @@ class _Decoder:
             return_dict_in_generate=True,
         )
         length = batch["input_ids"].shape[1]
-        if not any(name in batch for name in PICTURE_INPUTS):
-            forget_pictures(model)
         recorder = _Recorder(self.collect, rows, length, picture_tokens(model))
         with _no_own_settings(model):
             found = model.generate(
@@ -356,7 +367,9 @@ def _measure(
     prefix: Prefix | None,
     num_rows: int = NOISE_ROWS,
 ) -> float:
-    chosen = [prompts[i] for i in spread(len(prompts), num_rows)]
+    # Two of each picture, where there are: they share it, as in the batches that are answered.
+    kin = picture_kin(decoder.loaded.model, prompts)
+    chosen = [prompts[i] for i in spread_kin(kin, num_rows, of_each=2)]
     # Two rows at least: a batch of one is what it is compared with.
     chosen = chosen * 2 if len(chosen) == 1 else chosen
     keeper = replace(decoder, collect=lambda logits: logits)

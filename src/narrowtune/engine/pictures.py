@@ -139,15 +139,26 @@ def _num_tiles(size: Tensor, config: Any) -> int:
     return number
 
 
-def forget_pictures(model: nn.Module) -> None:
-    """Drop how far pictures of an earlier batch moved its positions.
+def picture_shift(model: nn.Module) -> Tensor | None:
+    """Return how far the pictures of each row of the last batch moved its positions, [B, 1].
 
-    Models with M-RoPE keep that (`rope_deltas`) and add it wherever a cache is handed in, as for a
-    shared prefix and for the rows that are left of a batch, whose number is another.
+    Models with M-RoPE keep that (`rope_deltas`) and add it wherever a cache is handed in; None for
+    others.
+    """
+    found = (getattr(module, "rope_deltas", None) for module in model.modules())
+    shift: Tensor | None = next((each for each in found if each is not None), None)
+    return shift
+
+
+def set_picture_shift(model: nn.Module, shift: Tensor | None) -> None:
+    """Have a batch that goes on from a cache moved so far; None drops that of an earlier batch.
+
+    A shared beginning is of other rows than those that go on from it, and so are the rows that are
+    left of a batch of those that it had.
     """
     for module in model.modules():
-        if getattr(module, "rope_deltas", None) is not None:
-            module.rope_deltas = None  # type: ignore[assignment]
+        if hasattr(module, "rope_deltas"):
+            module.rope_deltas = shift  # type: ignore[assignment]
 
 
 def picture_tokens(model: nn.Module) -> tuple[int, ...]:

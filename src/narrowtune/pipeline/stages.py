@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from narrowtune.core.results import DriftResult, Plan, TaskResult
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
 from narrowtune.engine.arithmetic import Arithmetic
-from narrowtune.engine.batches import spread
+from narrowtune.engine.batches import spread_kin
 from narrowtune.engine.features import (
     FeatureStore,
     can_remember,
@@ -182,7 +182,8 @@ def frozen_part(loaded: LoadedModel, config: RunConfig, watch: Stopwatch) -> Ite
 
 def _task_load(task: Task, encoder: ChatEncoder, batch_size: int, num_groups: float) -> TaskLoad:
     """Describe what evaluating `task` takes, with one batch of its items to measure on."""
-    chosen = [task.examples[i] for i in spread(len(task.examples), batch_size)]
+    # Whole pictures: their questions are answered together, and share them.
+    chosen = [task.examples[i] for i in spread_kin(_kin(task), batch_size, batch_size)]
     by_options = task.mode == "options"
     return TaskLoad(
         role=task.role,
@@ -196,13 +197,20 @@ def _task_load(task: Task, encoder: ChatEncoder, batch_size: int, num_groups: fl
     )
 
 
+def _kin(task: Task) -> list[Hashable]:
+    """Return what each item shares with others: its pictures, or nothing but its own number."""
+    return [example.image_hashes or number for number, example in enumerate(task.examples)]
+
+
 def measure_tolerance(loaded: LoadedModel, tasks: Sequence[Task], encoder: ChatEncoder) -> float:
     """Measure once what arithmetic in batches does to logits, on some prompts of every task."""
     asked = [task for task in tasks if task.mode == "generate"]
     of_each = -(-NOISE_ROWS // max(1, len(asked)))
-    chosen = [
-        task.examples[i].prompt for task in asked for i in spread(len(task.examples), of_each)
-    ]
+    chosen = []
+    for task in asked:
+        # Of a picture two questions at least: they share it, as when all are answered.
+        wanted = max(2, of_each) if any(example.images for example in task.examples) else of_each
+        chosen += [task.examples[i].prompt for i in spread_kin(_kin(task), wanted, 2)]
     prompts = [encoder.encode_prompt(prompt) for prompt in chosen]
     return measure_noise(
         loaded, prompts, num_rows=len(prompts), extra_stop_tokens=encoder.stop_tokens
