@@ -111,9 +111,6 @@ def arms(world: Path) -> Iterator[ArmSettings]:
         path = str(world / f"prompts-{prompts}.jsonl")
         return arm(name, anchor={"prompts": path, **HOW, **changes})
 
-    def beside(name: str, file: str) -> ArmSettings:
-        return arm(name, mix=[{"path": str(world / file), "share": 0.25}], training=BESIDE)
-
     yield arm("nothing")
     yield anchor("anchor")
     for number in (16, 64):
@@ -131,6 +128,21 @@ def arms(world: Path) -> Iterator[ArmSettings]:
     texts = str(shipped_prompts(SHIPPED_TEXTS))
     yield arm("prompts: texts that ship", anchor={"prompts": texts, **HOW})
     yield arm("prompts: those that ship", anchor=dict(HOW))
+    yield from controls(world)
+    general = {"prompts": str(world / "prompts-general.jsonl"), **HOW}
+    for times in (2, 4):
+        longer = {"num_train_epochs": times}
+        yield arm(f"nothing, {times} x the steps", training=longer)
+        yield arm(f"anchor, {times} x the steps", anchor=general, training=longer)
+    yield arm("attention, and gate and up", recipe="sa_proj+mlp_gate_up", anchor=general)
+
+
+def controls(world: Path) -> Iterator[ArmSettings]:
+    """Yield what else holds a model."""
+
+    def beside(name: str, file: str) -> ArmSettings:
+        return arm(name, mix=[{"path": str(world / file), "share": 0.25}], training=BESIDE)
+
     yield arm("replay", mix=[{"path": str(world / "replay.jsonl"), "share": 0.25}])
     for weight in (0.1, 1.0):
         yield arm(f"LwF {weight:g}", distillation={"weight": weight})
@@ -143,12 +155,6 @@ def arms(world: Path) -> Iterator[ArmSettings]:
         yield arm(f"task tokens {weight:g}", distillation={"weight": weight, "temperature": 1.0})
     for strength in (1.0, 3.0, 10.0):
         yield arm(f"L2 {strength:g}", l2=strength)
-    general = {"prompts": str(world / "prompts-general.jsonl"), **HOW}
-    for times in (2, 4):
-        longer = {"num_train_epochs": times}
-        yield arm(f"nothing, {times} x the steps", training=longer)
-        yield arm(f"anchor, {times} x the steps", anchor=general, training=longer)
-    yield arm("attention, and gate and up", recipe="sa_proj+mlp_gate_up", anchor=general)
 
 
 def part_arms(world: Path) -> Iterator[ArmSettings]:
