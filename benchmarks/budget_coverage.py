@@ -7,6 +7,7 @@ The dial here goes the straight way (`dial.way: linear`); `dial_paths.py` has bo
     python benchmarks/budget_coverage.py --skills clock --seeds 1 2      # further trainings
     python benchmarks/budget_coverage.py --table
     python benchmarks/budget_coverage.py --table --drawn 400             # larger keep sets
+    python benchmarks/budget_coverage.py --early                         # other ways to keep it
 
 Measuring: the reference model is taught a skill (1,600 rows in 200 steps of 8) by each recipe at
 the demo's rates, and scored on 240 items of each of eight kept tasks and 200 of the skill: at every
@@ -20,6 +21,11 @@ items a task say: they are never part of what decides. Early stopping takes the 
 training that the same rule passes on the same searched items: the walk is over steps and not over
 α.
 
+`--early` sets the dial beside a fixed α = 0.5 and beside early stopping in three ways, by the upper
+bound of the loss on all drawn items: at the first moment that breaks the budget, at the last that
+keeps it, and at the one that learned most of those that keep it. Where a walk was measured no
+further, only the end of training is known after it.
+
 Keep sets of more items than were scored (`--drawn`) are drawn with replacement, as if the 240 items
 of a task were all kinds of items that there are, each in an item of its own; the truth is then what
 all 240 say. The product's code knows nothing of that.
@@ -28,6 +34,7 @@ all 240 say. The product's code knows nothing of that.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import tempfile
@@ -58,6 +65,7 @@ from narrowtune.data.rows import read_rows
 from narrowtune.engine.arithmetic import apply_arithmetic, measure_arithmetic
 from narrowtune.engine.heap import keep_freed_blocks
 from narrowtune.evaluate.evaluate import evaluate, summarise
+from narrowtune.evaluate.statistics import PairedTask, mean_loss
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.evaluate.verdict import decide
 from narrowtune.miniature.reference.shipped import reference_folder
@@ -77,7 +85,7 @@ from narrowtune.train.masters import copy_tensors
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "budget-coverage"
 SEED, ANCHOR_SEED = 7, 107
 NUM_TRAIN, NUM_SKILL, NUM_KEPT, NUM_PROMPTS = 1600, 200, 240, 256
-DRAWN, DRAWS, BUDGETS = 96, 200, (1.0, 2.0, 5.0)
+DRAWN, DRAWS, EARLY_DRAWS, BUDGETS = 96, 200, 5, (1.0, 2.0, 5.0)
 ENOUGH = 15.0
 """Points lost after which a walk is not measured further: no budget here allows a third of them."""
 
@@ -295,6 +303,18 @@ class Draw:
             made.append(summarise(task, items, 0.0))
         return made
 
+    def upper_bound(self, base: Scores, scores: Scores) -> float:
+        """Return the one-sided 95 % bound of the loss on the drawn items, points."""
+        return mean_loss(
+            [
+                PairedTask(
+                    name, "held_out", np.array(base[name])[places], np.array(scores[name])[places]
+                )
+                for name, places in self.chosen.items()
+                if name != self.skill
+            ]
+        ).upper_bound
+
     def true_loss(self, base: Scores, scores: Scores) -> float:
         """Return the mean loss on the items that were not drawn, or on all, points."""
         losses = []
@@ -360,8 +380,7 @@ def table(drawn: int | None = None) -> None:
     sums: dict[tuple[str, float], list[tuple[float, ...]]] = {}
     worst: dict[tuple[str, float], list[int]] = {}  # draws over the budget, by training
     for skill, arm, found in _runs():
-        dial = found["dial"]
-        stages = {**found["stages"], str(NUM_TRAIN // 8): dial["1"]}
+        dial, stages = found["dial"], _moments(found)
         base = dial["0"]
         # The walks of the dial that are whole up to where they were ended.
         walk = _in_turn(dial)
@@ -451,6 +470,60 @@ def gate() -> None:
         )
 
 
+def early() -> None:
+    """Print what other ways to keep a budget learn and lose, each on the same drawn items."""
+    runs = _runs()
+    whole = sum(len(_moments(found)) == 11 for _, _, found in runs)
+    print(f"{len(runs)} trainings, {whole} with all ten moments; {EARLY_DRAWS} draws each")
+    halves = [_loss(found["dial"]["0"], found["dial"]["0.5"], skill) for skill, _, found in runs]
+    for budget in BUDGETS:
+        over = sum(loss > budget for loss in halves)
+        print(f"α = 0.5 loses more than {budget:g} points of all items: {over} of {len(runs)}")
+    found_by: dict[tuple[str, float], list[tuple[float, float, bool]]] = {}
+    for skill, _, found in runs:
+        stages = _moments(found)
+        base = stages["0"]
+        for number in range(EARLY_DRAWS):
+            draw = Draw(skill, base, number)
+            bounds = {m: draw.upper_bound(base, stages[m]) for m in stages if m != "0"}
+            for budget in BUDGETS:
+                chosen = {"α = 0.5": found["dial"]["0.5"]}
+                made = turned(draw, _in_turn(found["dial"]), budget)
+                if made is not None:
+                    chosen["dial"] = found["dial"][made[0]]
+                for way, moment in _stops(draw, stages, bounds, budget).items():
+                    chosen[way] = stages[moment]
+                for way, scores in chosen.items():
+                    lost = draw.true_loss(base, scores)
+                    row = (draw.learned(base, scores), lost, lost > budget)
+                    found_by.setdefault((way, budget), []).append(row)
+    print("| budget | way | learned | truly lost | truly over, % |\n|---|---|---|---|---|")
+    for (way, budget), rows in sorted(found_by.items(), key=lambda pair: pair[0][1]):
+        learned, lost, over = np.mean(rows, axis=0)
+        print(f"| {budget:g} | {way} | {learned:.1f} | {lost:.1f} | {100 * over:.1f} |")
+
+
+def _stops(
+    draw: Draw, stages: dict[str, Scores], bounds: dict[str, float], budget: float
+) -> dict[str, str]:
+    """Return the moment of training that each way to stop early takes; "0" is the base."""
+    moments = sorted(bounds, key=int)
+    passing = [m for m in moments if bounds[m] <= budget]
+    unbroken = list(itertools.takewhile(lambda m: bounds[m] <= budget, moments))
+    return {
+        "stops at the first break": unbroken[-1] if unbroken else "0",
+        "last that keeps it": passing[-1] if passing else "0",
+        "most learned of those": max(
+            passing, key=lambda m: draw.learned(stages["0"], stages[m]), default="0"
+        ),
+    }
+
+
+def _moments(found: dict[str, Any]) -> dict[str, Scores]:
+    """Return the base, the moments of training that were measured, and its end."""
+    return {**found["stages"], str(NUM_TRAIN // 8): found["dial"]["1"]}
+
+
 def _in_turn(dial: dict[str, Scores]) -> dict[str, Scores]:
     """Return the dial's walk as far as it was measured without a gap."""
     walk = {"0": dial["0"]}
@@ -481,6 +554,7 @@ def main(
     about: str | None,
     arms: Sequence[str],
     seeds: Sequence[int],
+    early: Callable[[], None] | None = None,
 ) -> None:
     """Measure, or print; `arms` and `seeds` are those that are meant unless others are given."""
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
@@ -489,8 +563,13 @@ def main(
     parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds), help="of training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true")
+    if early is not None:
+        parser.add_argument("--early", action="store_true", help="the dial beside other ways")
     parser.add_argument("--drawn", type=int, help="items of a task, for the table")
     given = parser.parse_args()
+    if early is not None and given.early:
+        early()
+        return
     if given.table:
         table(given.drawn)
         return
@@ -500,4 +579,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(measure, table, __doc__, list(ARMS), [0])
+    main(measure, table, __doc__, list(ARMS), [0], early)
