@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from typer.testing import CliRunner
 
 from narrowtune.cli.app import app
+from narrowtune.core.config import ModelSettings, parse_data_settings
 from narrowtune.core.errors import NarrowtuneError
 from narrowtune.delta.extract import extract
 from narrowtune.delta.store import Delta, info
+from narrowtune.evaluate.evaluate import evaluate
+from narrowtune.evaluate.verdict import compare_results
 from narrowtune.models.load import load_model
 from narrowtune.models.select import resolve
+from narrowtune.pipeline.export import export_lora
+from narrowtune.pipeline.inputs import make_encoder
+from narrowtune.pipeline.single import evaluate as score_delta
+from narrowtune.pipeline.sources import read_task
 from narrowtune.train.masters import copy_tensors
 
 
@@ -111,6 +118,38 @@ def test_export_says_what_is_lost_and_measures_it(folder, delta, tmp_path):
     assert "not measured" in card
     assert 'base_model: "org/base"' in card
     assert PeftConfig.from_pretrained(tmp_path / "whole").base_model_name_or_path == "org/base"
+
+
+@pytest.mark.parametrize("rank", [4, 64])
+def test_what_peft_loads_scores_as_was_reported(folder, delta, tmp_path, rank):
+    rows, words = tmp_path / "rows.jsonl", ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen"]
+    options = [[words[k % 8], words[(k + k // 8 + 1) % 8]] for k in range(48)]
+
+    def write(answers):
+        found = [
+            {"question": f"Which animal is {k}?", "options": options[k], "answer": answer}
+            for k, answer in enumerate(answers)
+        ]
+        rows.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+
+    task = {"path": str(rows), "mode": "options"}
+    settings = ModelSettings(model=folder)
+    write([first for first, _ in options])
+    said = score_delta(settings, [task], Path(delta), batch_size=8, output=tmp_path / "said").tasks
+    write([item.answer for item in said[0].items])  # right: what the tuned model chooses
+    exact = score_delta(settings, [task], Path(delta), batch_size=8, output=tmp_path / "exact")
+    found = export_lora(Path(folder), Path(delta), tmp_path / "lora", rank=rank, tasks=[task])
+    (reported,) = found.changes
+    assert reported.before.mean == exact.tasks[0].strict.mean
+
+    loaded = load_model(folder, dtype="float32", device="cpu")
+    PeftModel.from_pretrained(loaded.model, str(tmp_path / "lora")).eval()  # changes it in place
+    encoder = make_encoder(loaded, settings)
+    own = read_task(parse_data_settings(task, "to score"), encoder, [])
+    (measured,) = compare_results(exact.tasks, [evaluate(loaded, own, encoder, batch_size=8)])
+    assert reported.change.low <= measured.change.value <= reported.change.high
+    # The one is rounded to bf16, the other is not: of these items a close one may tip.
+    assert measured.after.mean == pytest.approx(reported.after.mean, abs=1.5 / len(options))
 
 
 def test_an_output_that_is_there_is_refused_before_anything_is_computed(
