@@ -52,6 +52,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "lower the rate": {"drift": {**ACTING, "action": "lower_rate"}},
     "anchor": {"anchor": ANCHOR},
     "anchor, raised": {"anchor": ANCHOR, "drift": {**ACTING, "action": "raise_anchor"}},
+    "anchor, raised over 0.3": {
+        "anchor": ANCHOR,
+        "drift": {**ACTING, "budget": 0.3, "action": "raise_anchor"},
+    },
     "nothing": {},
 }
 """Settings that differ from nothing."""
