@@ -13,6 +13,7 @@ from runs import WORDS, run_cli, write_rows, write_run
 from delta_cases import load
 from narrowtune.core.config import load_config
 from narrowtune.core.errors import LedgerError, UsageError
+from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.ledger.book import Book
 from narrowtune.models.fingerprint import fingerprint
 from narrowtune.pipeline import shared
@@ -20,6 +21,7 @@ from narrowtune.pipeline import teach as teaching
 from narrowtune.pipeline.compare import run_comparison
 from narrowtune.pipeline.ledger import add_run
 from narrowtune.pipeline.ways import contenders
+from narrowtune.train import anchor as anchors
 from narrowtune.train.anchor import build_anchor
 from narrowtune.train.fit import fit
 
@@ -155,6 +157,27 @@ def test_general_prompts_are_answered_by_the_ledgers_base(lessons, tmp_path, mon
     Book.open(lessons.folder / "ledger").put_on(model)
     assert fingerprint(model) == second.delta.tuned_fingerprint
     assert any("general prompts at the ledger's base's answers" in note for note in second.notes)
+
+
+def test_the_next_skill_takes_the_top_of_what_the_ledgers_base_answered(
+    lessons, tmp_path, monkeypatch
+):
+    free = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Say {word}."} for word in WORDS])
+    anchor = {"prompts": str(free), "max_new_tokens": 2, "earlier_skills": 3, "top_k": 5}
+    exact = Arithmetic(compute_dtype="float32", threads=1)
+    monkeypatch.setattr(teaching, "choose_arithmetic", lambda *_, **__: exact)
+    answered = []
+    plain = anchors.generate_greedy
+
+    def generate(loaded, prompts, **options):
+        answered.append(len(prompts))
+        return plain(loaded, prompts, **options)
+
+    monkeypatch.setattr(anchors, "generate_greedy", generate)
+    first = lessons("counting", "sa_proj", anchor=anchor)
+    second = lessons("spelling", "mlp_gate_up", anchor=anchor)
+    assert first.training.anchor_top_k == second.training.anchor_top_k == 5
+    assert answered == [len(WORDS), 3]
 
 
 def test_a_quantised_run_answers_all_prompts_as_it_starts(lessons, tmp_path, monkeypatch):
