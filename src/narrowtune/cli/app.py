@@ -113,7 +113,8 @@ def teach(
     seed: Annotated[int | None, option("N", "Of splits, order and draws.")] = None,
     gallery: Annotated[bool | None, typer.Option(help="Show answers in the report.")] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Train by the plain path: row by row, not compiled.")
+        bool,
+        typer.Option("--exact", help="Train by the plain path: row by row, pictures seen anew."),
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     more: Set = None,
@@ -145,6 +146,7 @@ def teach(
         "gallery": gallery,
         "training.packing": False if exact else None,
         "training.torch_compile": False if exact else None,
+        "remember_pictures": False if exact else None,
     }
     settings = run_settings(config, flags, more)
     from narrowtune.pipeline.teach import teach as run_teach

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from narrowtune.core.delta_results import DeltaInfo, DialResult
+from narrowtune.core.path_results import Comparison, FastPath, SharingEstimate
 from narrowtune.core.values import Estimate, SignTest, Value
 
 SCHEMA_VERSION = 1
@@ -263,24 +264,6 @@ class CostEstimate(Value):
     source: str = ""
 
 
-class SharingEstimate(Value):
-    """What the rows of a micro-batch share, and what it saves: means over some drawn batches.
-
-    Attributes:
-        positions: that the model computes; `positions_plain` row by row, padding included.
-        pictures: that go through the tower; `pictures_plain` row by row. 0 where what the tower
-            makes of a picture is kept while training.
-        factor: FLOPs of a training pass row by row, in those of the pass as it is laid out. The
-            tower is in both, unless what it makes of a picture is kept.
-    """
-
-    positions: float
-    positions_plain: float
-    pictures: float
-    pictures_plain: float
-    factor: float
-
-
 class Plan(Value):
     """What would train, and what it costs. Making it changes nothing."""
 
@@ -306,23 +289,12 @@ class Plan(Value):
     flops_per_token_full: float
     flops_total: float | None
     sharing: SharingEstimate | None = None
+    fast_path: FastPath | None = None
     memory: MemoryEstimate
     time: TimeEstimate | None
     delta_bytes: int
     smallest_budget: float | None
     cost: CostEstimate | None
-
-
-class Compilation(Value):
-    """Compiled layers beside plain ones: used where `error` of the gradients is within `limit`.
-
-    The norm of the difference of the first rows' gradients, relative to the plain ones.
-    """
-
-    used: bool
-    error: float
-    limit: float
-    seconds: float
 
 
 class TrainingSummary(Value):
@@ -333,7 +305,9 @@ class TrainingSummary(Value):
         peak_memory_bytes: of the part that took most.
         energy_kwh: measured, of the whole machine; None unless `cost.measure_energy`.
         energy_source: what measured it, or why there is no figure.
-        compilation: of the last part; None unless `training.torch_compile`.
+        compilation: compiled layers, in the last part; None unless `training.torch_compile`.
+        first_step: layouts, attention and looked-up pictures, in the last part; None where they are
+            off or could not be compared, and in records of earlier versions.
     """
 
     num_steps: int
@@ -355,7 +329,8 @@ class TrainingSummary(Value):
     resumed_from: str | None
     energy_kwh: float | None = None
     energy_source: str | None = None
-    compilation: Compilation | None = None
+    compilation: Comparison | None = None
+    first_step: Comparison | None = None
     anchor_projection: float | None = None
     drift_seconds: float | None = None
     anchor_top_k: int | None = None

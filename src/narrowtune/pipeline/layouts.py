@@ -1,4 +1,8 @@
-"""Which arithmetic a run computes in, and whether rows may be laid out anew: compared first."""
+"""Which arithmetic a run computes in, and whether rows may be laid out anew: compared first.
+
+What answers is compared here, by logits; what trains once more by its own first step
+(`train.selfcheck`).
+"""
 
 from __future__ import annotations
 

@@ -262,6 +262,12 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
         run.inputs.notes.append(_what_drift_was(watched))
     if watched is not None and watched.stopped is not None:
         run.watch.warn(f"Training stopped at step {watched.stopped}: drift over its budget.")
+    first = run.fitted.summary.first_step
+    if first is not None and not first.used:
+        run.watch.warn(
+            f"Training took the plain path, row by row: the first rows' loss or gradients differ "
+            f"by {first.error:.0e} (relative) otherwise, more than {first.limit:.0e}."
+        )
     compiled = run.fitted.summary.compilation
     if compiled is not None and not compiled.used:
         run.watch.warn(

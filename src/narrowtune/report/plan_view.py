@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from narrowtune.core.numbers import number, rounded_up
-from narrowtune.core.results import Plan, SharingEstimate
-from narrowtune.report.sections import Fact, components, cost_facts
+from narrowtune.core.path_results import SharingEstimate
+from narrowtune.core.results import Plan
+from narrowtune.report.sections import Fact, components, cost_facts, fast_path
 from narrowtune.report.terminal import cell, fact_table, table
 from narrowtune.report.text import count, duration, percent, plural, size, small
 from narrowtune.report.verdict import points
@@ -105,6 +106,8 @@ def _costs(plan: Plan) -> list[Fact]:
             f"{small(plan.flops_per_token)} ({percent(saved)} less than training everything)",
         )
     )
+    if plan.fast_path is not None:
+        facts.append(Fact("fast path", fast_path(plan.fast_path)))
     if plan.sharing is not None:
         facts.append(Fact("shared by rows", _shared(plan.sharing)))
     if plan.flops_total is not None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from narrowtune.core.delta_results import DeltaInfo
+from narrowtune.core.numbers import number
+from narrowtune.core.path_results import FastPath
 from narrowtune.core.results import (
     CostEstimate,
     Plan,
@@ -140,6 +142,39 @@ def delta_facts(delta: DeltaInfo) -> list[Fact]:
     ]
 
 
+def fast_path(path: FastPath) -> str:
+    """Say what of the fast path a run takes."""
+    taken = (
+        ("rows laid out anew where that is cheaper", path.packing),
+        ("attention by products", path.products),
+        ("pictures looked up", path.pictures_kept),
+        ("layers compiled", path.compiled),
+    )
+    said = ", ".join(name for name, is_taken in taken if is_taken)
+    return said or "off: the plain path, row by row"
+
+
+def _fast_path_taken(plan: Plan | None, training: TrainingSummary) -> list[Fact]:
+    """What of it a run took, what it saved, and how far it is from the plain path."""
+    if plan is None or plan.fast_path is None:
+        return []
+    said, first = fast_path(plan.fast_path), training.first_step
+    if first is not None and not first.used:
+        told = f"row by row, as loss or gradients of the first rows differ by {small(first.error)}"
+        said = f"not taken: {told} otherwise (relative; up to {small(first.limit)} accepted)"
+        return [Fact("fast path", said)]
+    if plan.sharing is not None:
+        said += f"; {number(plan.sharing.factor)} × fewer FLOPs than row by row, by plan"
+    if first is not None:
+        said += (
+            f"; loss and gradients of the first rows differ from the plain path's by "
+            f"{small(first.error)} (relative; up to {small(first.limit)} accepted)"
+        )
+    elif plan.fast_path.packing or plan.fast_path.pictures_kept:
+        said += "; not compared with the plain path"
+    return [Fact("fast path", said)]
+
+
 def training_facts(record: RunRecord) -> list[Fact]:
     """What the training stage did, in the order a reader asks."""
     training = record.training
@@ -155,13 +190,15 @@ def training_facts(record: RunRecord) -> list[Fact]:
         Fact("peak learning rate", tick(training.learning_rate)),
         Fact("compute dtype", training.compute_dtype),
         Fact("anchor", anchor(training) or "none"),
+        *_fast_path_taken(record.plan, training),
     ]
     if (compiled := training.compilation) is not None:
         told = "used" if compiled.used else "not used"
         facts.append(
             Fact(
                 "compiled layers",
-                f"{told}: gradients differ from plain ones by {small(compiled.error)} (relative; "
+                f"{told}: loss or gradients differ from plain ones by {small(compiled.error)} "
+                f"(relative; "
                 f"up to {small(compiled.limit)} accepted), {duration(compiled.seconds)} to compile",
             )
         )

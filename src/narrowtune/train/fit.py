@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,24 +15,18 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import TrainingError
-from narrowtune.core.results import Compilation, Proof, TrainingSummary
+from narrowtune.core.results import Proof, TrainingSummary
 from narrowtune.core.run_folder import RunFolder
 from narrowtune.core.study_settings import DistillationSettings
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
-from narrowtune.engine.compiled import MAX_ERROR, compile_error, compiled_layers
 from narrowtune.engine.energy import EnergyMeter
-from narrowtune.engine.features import FeatureStore, changes_eyes, remembered_features
-from narrowtune.engine.forward import to_device
+from narrowtune.engine.features import FeatureStore, changes_eyes
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection
 from narrowtune.models.swap import WeightSwap
 from narrowtune.train.anchor import Anchor
-from narrowtune.train.arguments import (
-    per_device_batch_size,
-    planned_steps,
-    training_arguments,
-)
+from narrowtune.train.arguments import planned_steps, training_arguments
 from narrowtune.train.callbacks import LogFile
 from narrowtune.train.checkpoint import find_checkpoint
 from narrowtune.train.distillation import Distillation
@@ -50,6 +42,7 @@ from narrowtune.train.order import EpochOrder, PictureSampler
 from narrowtune.train.projected import ProjectedSteps, project_steps, projected_layers
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
 from narrowtune.train.quantised import is_quantised
+from narrowtune.train.selfcheck import check_first_step
 from narrowtune.train.sharded import (
     PartsWitness,
     end_sharing,
@@ -100,7 +93,8 @@ def fit(
     frozen, as the anchor's answers have to be of the same base. Afterwards the selected tensors
     hold the tuned weights rounded to the base's dtype, and every parameter has the dtype that it
     came with. `features` keeps what a frozen tower makes of pictures; several processes, and
-    recipes that train it, don't use them.
+    recipes that train it, don't use them. Where the run's first rows have another loss or other
+    gradients than by the plain path, it takes that, and its summary says so.
     `drift` is measured against the base, whichever step a resumed run begins with. Where the model
     is shared out over devices (`training.fsdp`), it waits on the CPU meanwhile.
 
@@ -133,11 +127,21 @@ def fit(
         on_cpu=on_cpu,
         num_processes=num_processes,
     )
-    compilation, layers = _compile(loaded, selection, rows, config, arithmetic)
+    sampler = PictureSampler(rows, config.seed) if config.training.group_by_picture else None
+    # Processes that share one tower would have to run it for the same pictures at the same time.
+    fixed = num_processes == 1 and not changes_eyes(loaded, selection.names)
+    checked = check_first_step(
+        loaded,
+        selection,
+        rows,
+        config,
+        arithmetic,
+        features=features if fixed else None,
+        sampler=sampler,
+    )
     pad = padding_id(loaded.tokenizer)
     use_cache = getattr(model.config, "use_cache", None)
     witness = GradientWitness(model, selection.names)
-    sampler = PictureSampler(rows, config.seed) if config.training.group_by_picture else None
     energy = EnergyMeter() if config.cost.measure_energy and args.process_index == 0 else None
     order = [EpochOrder(sampler)] if sampler is not None else []
     meter = EffortMeter(device, energy)
@@ -178,15 +182,12 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     checkpoint = find_checkpoint(Path(config.output_dir)) if resume else None
     steps = planned_steps(config, len(rows))
-    # Processes that share one tower would have to run it for the same pictures at the same time.
-    fixed = num_processes == 1 and not changes_eyes(loaded, selection.names)
     with (
         # What is shared out is cast as FSDP was told.
         nullcontext()
         if config.training.fsdp
         else computing_in(model, torch.float32, layer_norm_names(model)),
-        remembered_features(loaded, features if fixed else None),
-        compiled_layers(layers),
+        checked.taken(loaded),
         meter,
     ):
         _train(trainer, checkpoint, steps, drift)
@@ -232,43 +233,10 @@ def fit(
         resumed_from=checkpoint.name if checkpoint else None,
         energy_kwh=effort.energy_kwh,
         energy_source=_energy_source(energy, effort),
-        compilation=compilation,
+        compilation=checked.compilation,
+        first_step=checked.fast,
     )
     return FitResult(summary, proof, base, meter.earlier.seconds if meter.earlier else 0.0)
-
-
-def _compile(
-    loaded: LoadedModel,
-    selection: Selection,
-    rows: Sequence[Encoded],
-    config: RunConfig,
-    arithmetic: Arithmetic,
-) -> tuple[Compilation | None, list[nn.Module]]:
-    """Compile the decoder's layers if that is wanted, and return those to train through.
-
-    Before anything watches gradients: those of the comparison are no part of training.
-    """
-    if not config.training.torch_compile or not planned_steps(config, len(rows)):
-        return None, []
-    model, started = loaded.model, time.perf_counter()
-    layers = list(model.get_submodule(loaded.family.language_model.layers).children())
-    number = per_device_batch_size(config.training, 1)
-    some = rows[:number]
-    if changes_eyes(loaded, selection.names):  # rows without a picture teach them nothing
-        some = list(islice((row for row in rows if row.picture_digest), number)) or some
-    batch = to_device(collate(some, padding_id(loaded.tokenizer)), model.device)
-    if config.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    try:
-        with computing_in(model, torch.float32, layer_norm_names(model)):
-            error = compile_error(model, layers, selection.names, batch, arithmetic)
-    finally:
-        if config.training.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
-    limit = MAX_ERROR[arithmetic.compute_dtype]
-    seconds = time.perf_counter() - started
-    found = Compilation(used=error <= limit, error=error, limit=limit, seconds=seconds)
-    return found, layers if found.used else []
 
 
 def _projected(

@@ -19,12 +19,12 @@ import torch
 from transformers import Trainer
 
 from narrowtune.core.config import RunConfig
+from narrowtune.core.path_results import FastPath, SharingEstimate
 from narrowtune.core.provenance import hardware
 from narrowtune.core.results import (
     CostEstimate,
     MemoryEstimate,
     Plan,
-    SharingEstimate,
     TimeEstimate,
 )
 from narrowtune.data.collate import Encoded, collate, padding_id
@@ -177,6 +177,12 @@ class _Planner:
             else (flops_per_pass * self.batches.micro_batches + self.projected.flops) * steps
             + flops_once,
             sharing=sharing,
+            fast_path=FastPath(
+                packing=self.arithmetic.packing,
+                products=self.arithmetic.packing and self.arithmetic.attention == "products",
+                pictures_kept=self.looked_at_once is not None,
+                compiled=self.config.training.torch_compile,
+            ),
             memory=memory,
             time=seconds,
             delta_bytes=self._delta_bytes(),

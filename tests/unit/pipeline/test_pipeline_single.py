@@ -151,7 +151,7 @@ def test_exact_takes_the_plain_path(monkeypatch, tmp_path):
     asked = []
 
     def stop(settings, **_):
-        asked.append(settings.training)
+        asked.append(settings)
         raise UsageError(asked="nothing", found="a test", do="stop")
 
     monkeypatch.setattr("narrowtune.pipeline.teach.teach", stop)
@@ -159,7 +159,11 @@ def test_exact_takes_the_plain_path(monkeypatch, tmp_path):
     file.write_text("model: m\nskill: s.jsonl\ntraining: {torch_compile: true}\n")
     for flags in ([], ["--exact"]):
         CliRunner().invoke(app, ["teach", str(file), *flags])
-    assert [(each.packing, each.torch_compile) for each in asked] == [(True, True), (False, False)]
+    found = [
+        (each.training.packing, each.training.torch_compile, each.remember_pictures)
+        for each in asked
+    ]
+    assert found == [(True, True, None), (False, False, False)]
 
 
 def test_rows_that_are_too_long_are_named_before_anything_is_answered(tiny, tmp_path, rows, delta):

@@ -18,6 +18,7 @@ from PIL import Image
 from report_runs import write_run
 
 from narrowtune.core.errors import ReportError
+from narrowtune.core.path_results import Comparison, FastPath, SharingEstimate
 from narrowtune.core.results import RunRecord
 from narrowtune.core.values import SignTest
 from narrowtune.report.build import SECTIONS, build_report
@@ -389,6 +390,42 @@ def test_one_epoch_is_one(tmp_path, epochs, words):
     training = record.training.model_copy(update={"num_epochs": epochs})
     facts = training_facts(record.model_copy(update={"training": training}))
     assert next(fact.value for fact in facts if fact.name == "samples").endswith(words)
+
+
+FAST = FastPath(packing=True, products=True, pictures_kept=False, compiled=False)
+AGREES = Comparison(used=True, error=3.1e-7, limit=1e-4, seconds=0.1)
+
+
+@pytest.mark.parametrize(
+    ("path", "first", "told"),
+    [
+        (FAST, AGREES, ["anew", "by products; 2.5 × fewer", "plain path's by 3.10e−7"]),
+        (FAST, None, ["not compared"]),
+        (FAST, AGREES.model_copy(update={"used": False, "error": 0.7}), ["not taken", "0.7"]),
+        (FAST.model_copy(update={"packing": False, "products": False}), None, ["off: the plain"]),
+    ],
+)
+def test_the_fast_path_is_one_line(tmp_path, no_plots, path, first, told):
+    record = write_run(tmp_path, items=2, steps=1)
+    assert record.training is not None
+    assert record.plan is not None
+    sharing = SharingEstimate(
+        positions=2, positions_plain=5, pictures=0, pictures_plain=0, factor=2.5
+    )
+    plan = record.plan.model_copy(
+        update={"fast_path": path, "sharing": sharing if path.packing else None}
+    )
+    training = record.training.model_copy(update={"first_step": first})
+    changed = record.model_copy(update={"plan": plan, "training": training})
+    facts = [fact.value for fact in training_facts(changed) if fact.name == "fast path"]
+    (said,) = facts
+    assert all(word in said for word in told)
+    (tmp_path / "record.json").write_text(changed.model_dump_json(), encoding="utf-8")
+    build_report(tmp_path)
+    for page in ("report.html", "report.md"):
+        assert "fast path" in read(tmp_path, page)
+    # Records of earlier versions say nothing of it.
+    assert not [fact for fact in training_facts(record) if fact.name == "fast path"]
 
 
 def test_what_the_run_was_told_about_its_answers_holds_for_its_reports(tmp_path, no_plots):

@@ -11,6 +11,7 @@ from report_runs import estimate, write_run
 from rich.console import Console
 
 from narrowtune.core.errors import ReportError
+from narrowtune.core.path_results import FastPath
 from narrowtune.core.results import Score, TaskResult
 from narrowtune.core.run_folder import COMPARISON
 from narrowtune.core.values import SignTest
@@ -143,6 +144,10 @@ def test_plan_on_the_terminal(tmp_path):
     assert "layer 0 … layer 29 (30)" in text
     assert "1.5 GB" in text
     assert "1.9 points" in text
+    assert "fast path" not in text
+    path = FastPath(packing=True, products=False, pictures_kept=True, compiled=True)
+    text = shown(render_plan(plan.model_copy(update={"fast_path": path})))
+    assert "anew where that is cheaper, pictures looked up, layers compiled" in " ".join(text.split())
     tight = plan.model_copy(update={"smallest_budget": 0.0412})
     assert "can prove  0.05 points" in shown(render_plan(tight))
     unlike = plan.layers[3].model_copy(update={"matrices": ["up"]})

@@ -1,0 +1,183 @@
+"""The first rows of a run by the plain path and by the run's own, before it relies on that.
+
+Row by row, without a mask left out, pictures seen anew, layers not compiled: that is the plain
+path. The run's own way is compared with it in the run's own arithmetic and in training mode, in
+loss and gradients of what trains. Compiled layers are compared with the same plain gradients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from narrowtune.core.config import RunConfig
+from narrowtune.core.path_results import Comparison
+from narrowtune.data.collate import Encoded, collate, padding_id
+from narrowtune.engine.arithmetic import Arithmetic
+from narrowtune.engine.compiled import compile_error, compiled_layers, refused
+from narrowtune.engine.features import FeatureStore, changes_eyes, remembered_features
+from narrowtune.engine.forward import to_device
+from narrowtune.engine.heap import return_freed_pages
+from narrowtune.engine.packing import packing
+from narrowtune.engine.passes import MAX_ERROR, Pass, difference, draws, norm, run_pass
+from narrowtune.models.chunks import chunk_by_chunk
+from narrowtune.models.load import LoadedModel
+from narrowtune.models.select import Selection
+from narrowtune.models.shortage import is_out_of_memory
+from narrowtune.train.arguments import per_device_batch_size, planned_steps
+from narrowtune.train.masters import computing_in, layer_norm_names
+from narrowtune.train.order import PictureSampler
+
+_MOST_ROWS = 8  # row by row they may take more memory than the step that they stand for
+
+
+@contextmanager
+def plain_path(model: nn.Module) -> Iterator[None]:
+    """Inside the block rows go through the model as they come, and chunks one by one."""
+    with packing("never"), chunk_by_chunk(model):
+        yield
+
+
+class Checked(NamedTuple):
+    """What was compared, and what is taken for it.
+
+    Attributes:
+        features: looked up while training; None takes pictures as ever.
+        fast: the run's own way beside the plain path; None where it was not compared.
+        compilation: compiled layers beside it; None unless they are asked for.
+        layers: those to train through compiled.
+    """
+
+    features: FeatureStore | None
+    fast: Comparison | None = None
+    compilation: Comparison | None = None
+    layers: Sequence[nn.Module] = ()
+
+    @contextmanager
+    def taken(self, loaded: LoadedModel) -> Iterator[None]:
+        """Train by what agreed inside the block."""
+        agrees = self.fast is None or self.fast.used
+        with (
+            remembered_features(loaded, self.features) if agrees else plain_path(loaded.model),
+            compiled_layers(self.layers),
+        ):
+            yield
+
+
+def check_first_step(
+    loaded: LoadedModel,
+    selection: Selection,
+    rows: Sequence[Encoded],
+    config: RunConfig,
+    arithmetic: Arithmetic,
+    *,
+    features: FeatureStore | None,
+    sampler: PictureSampler | None,
+) -> Checked:
+    """Compare what is on by default, and compiled layers, with the plain path on the first rows.
+
+    The model has to be ready to train, and be on its device whole: one that is shared out (FSDP) is
+    not compared. Neither is one that drops by chance, nor rows that teach nothing that trains, nor
+    what the plain path has no memory for. Weights, modes and random states stay. Call it before
+    anything watches gradients.
+
+    Args:
+        loaded, selection, rows, config, arithmetic: of the run.
+        features: as the run would look pictures up; None where it does not.
+        sampler: the order of the rows; as they are unless given.
+
+    Raises:
+        UsageError: layers are to be compiled and can't be, or can't be compared.
+    """
+    training, model = config.training, loaded.model
+    is_fast = arithmetic.packing or features is not None
+    if training.fsdp or not (is_fast or training.torch_compile):
+        return Checked(features)
+    if not planned_steps(config, len(rows)):
+        return Checked(features)
+    layers = list(model.get_submodule(loaded.family.language_model.layers).children())
+    if training.torch_compile and draws(part for layer in layers for part in layer.modules()):
+        raise refused("layers with dropout, whose draws can't be compared")
+    if draws(model.modules()) and not training.torch_compile:
+        return Checked(features)
+    first = _first_rows(loaded, selection, rows, config, sampler)
+    batch = collate(first, padding_id(loaded.tokenizer))
+    parameters = dict(model.named_parameters())
+    run = partial(
+        run_pass,
+        model,
+        [parameters[name] for name in selection.names],
+        to_device(batch, model.device),
+        arithmetic,
+    )
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    try:
+        with computing_in(model, torch.float32, layer_norm_names(model)):
+            return _compare(loaded, run, layers, config, arithmetic, features)
+    finally:
+        if training.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        return_freed_pages()
+
+
+def _compare(
+    loaded: LoadedModel,
+    run: Callable[[], Pass],
+    layers: Sequence[nn.Module],
+    config: RunConfig,
+    arithmetic: Arithmetic,
+    features: FeatureStore | None,
+) -> Checked:
+    model, compiles = loaded.model, config.training.torch_compile
+    limit, started = MAX_ERROR[arithmetic.compute_dtype], time.perf_counter()
+    fast = None
+    try:
+        with plain_path(model):
+            plain = run()
+        if not norm(plain.gradients):
+            if compiles:
+                raise refused("first rows without a gradient for what trains, to compare by")
+            return Checked(features)
+        if arithmetic.packing or features is not None:
+            with remembered_features(loaded, features):
+                fast = _judged(difference(run(), plain), limit, started)
+    except RuntimeError as error:
+        if compiles or not is_out_of_memory(error):
+            raise
+        return Checked(features)
+    if not compiles:
+        return Checked(features, fast)
+    started = time.perf_counter()
+    with nullcontext() if fast is None or fast.used else plain_path(model):
+        compiled = _judged(compile_error(layers, run, plain), limit, started)
+    return Checked(features, fast, compiled, layers if compiled.used else ())
+
+
+def _judged(error: float, limit: float, started: float) -> Comparison:
+    seconds = time.perf_counter() - started
+    return Comparison(used=error <= limit, error=error, limit=limit, seconds=seconds)
+
+
+def _first_rows(
+    loaded: LoadedModel,
+    selection: Selection,
+    rows: Sequence[Encoded],
+    config: RunConfig,
+    sampler: PictureSampler | None,
+) -> list[Encoded]:
+    """Return rows of a first micro-batch; rows without a picture teach eyes nothing."""
+    number = min(_MOST_ROWS, per_device_batch_size(config.training, 1))
+    order = range(len(rows)) if sampler is None else sampler
+    first = [rows[index] for index in islice(order, number)]
+    if not changes_eyes(loaded, selection.names):
+        return first
+    pictured = (rows[index] for index in order if rows[index].picture_digest)
+    return list(islice(pictured, number)) or first
