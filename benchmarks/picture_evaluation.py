@@ -37,7 +37,7 @@ from shared_pictures import make_examples, make_model
 
 from narrowtune.core import provenance
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.collate import Encoded
+from narrowtune.data.collate import Encoded, collate
 from narrowtune.engine.features import FeatureStore, remembered_features
 from narrowtune.engine.forward import evaluating
 from narrowtune.engine.generate import generate_greedy, measure_noise, stop_tokens
@@ -97,21 +97,20 @@ class Case:
         return [list(answer.token_ids) for answer in found]
 
     def _alone(self, prompt: Encoded) -> list[int]:
-        ids = torch.tensor([prompt.input_ids])
+        inputs = collate([prompt], self.loaded.tokenizer.pad_token_id)
+        del inputs["labels"]
         # What stands for a picture is no answer, and ours never give it.
         config, stop = self.loaded.model.config, stop_tokens(self.loaded, self.stop)
         with evaluating(self.loaded.model):
             made = self.loaded.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                **prompt.features,
+                **inputs,
                 max_new_tokens=TOKENS,
                 do_sample=False,
                 eos_token_id=list(stop),
                 suppress_tokens=[config.image_token_id, config.video_token_id],
                 pad_token_id=self.loaded.tokenizer.pad_token_id,
             )
-        new = made[0, ids.shape[1] :].tolist()
+        new = made[0, len(prompt.input_ids) :].tolist()
         return new[:-1] if new[-1] in stop else new
 
 
