@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/picture_evaluation.py      # 15 minutes on one core
 
 The two models of `shared_pictures.py` in fp32: the reference model (7 x 7 visual tokens a picture)
-and the wider one with random weights (here 14 x 14, for time's sake). 1, 4 or 8 questions of drawn words a picture, in an
-order that parts them; answers of at most 12 tokens; batches of 8. Arms: narrowtune as it evaluates,
-the same with rows as they come (`packing` never: every question has its picture computed, and
-neighbours in a batch are alike in length alone), and a loop of transformers'
+and the wider one with random weights (here 14 x 14, for time's sake). 1, 4 or 8 questions of drawn
+words a picture, in an order that parts them; answers of at most 12 tokens; batches of 8. Arms:
+narrowtune as it evaluates, the same with rows as they come (`packing` never: every question has its
+picture computed, and neighbours in a batch are alike in length alone), and a loop of transformers'
 `generate` over one item at a time, as the reference adapters of lmms-eval ask; it is asked the
 first few items only, since it takes as long for each. Both of ours look a picture's features up
 where they were computed for the same answers, as in a run, so that they differ by the language
