@@ -57,6 +57,7 @@ bench: $(PEERS) $(SMOLLM2)
 	$(BIN)/python benchmarks/training_speed.py --resume --output runs/bench/training_speed.json
 	$(BIN)/python benchmarks/shared_pictures.py --output runs/bench/shared_pictures.json
 	$(BIN)/python benchmarks/evaluation_speed.py --output runs/bench/evaluation_speed.json
+	$(BIN)/python benchmarks/picture_evaluation.py --output runs/bench/picture_evaluation.json
 	$(BIN)/python benchmarks/roofline.py --output runs/bench/roofline.json
 	$(BIN)/python benchmarks/cold_start.py --output runs/bench/cold_start.json
 

@@ -45,8 +45,8 @@ ARMS = ("shared", "row by row", "transformers.Trainer")
 _WIDE_SIDE = 27 * 28  # pixels: 27 visual tokens of 28 pixels
 
 
-def make_model(name: str, folder: Path) -> Path:
-    """Return the folder of a model; the wide one is written there."""
+def make_model(name: str, folder: Path, side: int = _WIDE_SIDE) -> Path:
+    """Return the folder of a model; the wide one, for pictures of a side, is written there."""
     from narrowtune.miniature.reference.shipped import reference_folder
 
     shipped = reference_folder("qwen2_5_vl")
@@ -70,7 +70,7 @@ def make_model(name: str, folder: Path) -> Path:
     vision.out_hidden_size = text.hidden_size
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config)
-    pixels = {"min_pixels": _WIDE_SIDE**2, "max_pixels": _WIDE_SIDE**2, "patch_size": 14}
+    pixels = {"min_pixels": side**2, "max_pixels": side**2, "patch_size": 14}
     blueprint.processor_files["preprocessor_config.json"].update(pixels)
     blueprint.write(model, tokenizer, folder)
     return folder
@@ -84,7 +84,7 @@ def make_rows(loaded: Any, model: str, questions: int, num: int) -> list[Any]:
     return [encoder.encode(example) for example in make_examples(model, questions, num)]
 
 
-def make_examples(model: str, questions: int, num: int) -> list[Any]:
+def make_examples(model: str, questions: int, num: int, side: int = _WIDE_SIDE) -> list[Any]:
     """Return questions of drawn words, those about one picture one after the other."""
     from narrowtune.data.examples import Example, Image, Message, Text
     from narrowtune.miniature.registry import TASKS
@@ -93,7 +93,7 @@ def make_examples(model: str, questions: int, num: int) -> list[Any]:
     words = ["red", "blue", "house", "boat", "left", "right", "above", "below", "tree", "car"]
     rows = []
     for sample in TASKS["captions"].samples("train", num // questions):
-        picture = Image(data=_sized(sample.scene.png(), model))
+        picture = Image(data=_sized(sample.scene.png(), model, side))
         for place in range(questions):
             asked = " ".join(draw.choices(words, k=draw.randint(8, 16)))
             answer = " ".join(draw.choices(words, k=draw.randint(1, 5)))
@@ -105,7 +105,7 @@ def make_examples(model: str, questions: int, num: int) -> list[Any]:
     return rows
 
 
-def _sized(png: bytes, model: str) -> bytes:
+def _sized(png: bytes, model: str, side: int) -> bytes:
     import io
 
     import PIL.Image
@@ -114,7 +114,7 @@ def _sized(png: bytes, model: str) -> bytes:
         return png
     file = io.BytesIO()
     picture = PIL.Image.open(io.BytesIO(png)).convert("RGB")
-    picture.resize((_WIDE_SIDE, _WIDE_SIDE)).save(file, "PNG")
+    picture.resize((side, side)).save(file, "PNG")
     return file.getvalue()
 
 

@@ -167,8 +167,8 @@ def compare(
         str | None,
         option(
             "LIST",
-            "Recipes with commas between them; behind one +anchor, +projection, +dial, +density, "
-            "+mix. Both of the paper's, with and without anchor, and language_model unless given.",
+            "Recipes with commas between them, each with +anchor, +projection, +dial, +density, +mix "
+            "behind it. Unless given the paper's, with and without anchor, and language_model.",
         ),
     ] = None,
     learning_rates: Annotated[
@@ -397,5 +397,4 @@ def demo(
 
     # The demo itself sees to what is in the folder.
     check_output(output_dir, (), overwrite=True)
-
     run_demo(output_dir, model=model, seed=seed, quick=quick, console=open_console())

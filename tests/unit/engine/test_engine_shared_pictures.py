@@ -33,6 +33,7 @@ def noise(width: int, height: int, sigma: float) -> Image:
 def make_prompts(loaded: LoadedModel, asked=ASKED) -> list:
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     pictures = [noise(40, 30, 20), noise(28, 90, 50), noise(60, 60, 80)]
+    pictures += [noise(40, 30, sigma) for sigma in (30, 40, 50)]
     return [
         encoder.encode_prompt(
             [Message("user", (*(() if n is None else (pictures[n],)), Text(question)))]
@@ -124,8 +125,17 @@ def test_fewer_tokens_are_computed(qwen):
     assert [one.step_ids for one in found] == [one.step_ids for one in plain]
 
 
+def test_questions_of_one_picture_are_answered_together(qwen):
+    prompts = make_prompts(qwen, [(3 + n % 2, f"{n}?") for n in range(4)])
+    shapes = calls_of(qwen)
+    found = generate_greedy(qwen, prompts, max_new_tokens=1, batch_size=2, tolerance=-1.0)
+    assert [rows for rows, _ in shapes] == [1, 2] * 2, "in each batch a picture, and two questions"
+    alone = generate_greedy(qwen, prompts, max_new_tokens=1, batch_size=1, tolerance=-1.0)
+    assert [one.step_ids for one in found] == [one.step_ids for one in alone]
+
+
 def test_the_noise_is_that_of_rows_that_share(qwen, monkeypatch: pytest.MonkeyPatch):
-    prompts = make_prompts(qwen, [(n % 2, f"{n}?") for n in range(12)])
+    prompts = make_prompts(qwen, [(n % 6, "who?") for n in range(12)])
     made = []
 
     def record(*args):

@@ -12,9 +12,11 @@ from narrowtune.core.config import parse_config
 from narrowtune.core.errors import UsageError
 from narrowtune.core.run_folder import RunFolder
 from narrowtune.data.collate import Encoded
-from narrowtune.data.examples import Image, Message, Text
+from narrowtune.data.examples import Example, Image, Message, Text
 from narrowtune.engine.arithmetic import Arithmetic
+from narrowtune.evaluate.tasks import Task
 from narrowtune.models.load import LoadedModel, load_model
+from narrowtune.pipeline import stages
 from narrowtune.pipeline.inputs import Inputs, make_encoder
 from narrowtune.pipeline.layouts import check_packing, choose_arithmetic, packable_batches
 from narrowtune.pipeline.stages import (
@@ -138,6 +140,36 @@ def test_a_model_that_does_not_honour_branches_takes_the_plain_path(llava, monke
     assert "packed and plain logits differ by" in found.note
     ignore_lines(llava, monkeypatch)
     assert not check_packing(FP32, llava, batches, allowed=True).packing
+
+
+def test_noise_and_plan_are_measured_on_questions_that_share_their_pictures(llava, monkeypatch):
+    encoder = make_encoder(llava, parse_config({"model": "m", "skill": "s.jsonl"}, "test"))
+    pictures = [picture() for _ in range(6)]
+    answer = Message("assistant", (Text("yes"),))
+
+    def task(name, contents):
+        examples = [
+            Example(f"{name}{n}", (Message("user", content), answer), ("yes",))
+            for n, content in enumerate(contents)
+        ]
+        return Task(name, "held_out", "exact", "generate", 4, examples)
+
+    text = task("text", [(Text(f"{n}?"),) for n in range(5)])
+    pictured = task("pictured", [(pictures[n % 6], Text(f"{n}?")) for n in range(24)])
+    seen = []
+    monkeypatch.setattr(
+        stages, "measure_noise", lambda _, prompts, **values: seen.append((prompts, values)) or 1.0
+    )
+    stages.measure_tolerance(llava, [text, *[pictured] * 3], encoder)
+    [(prompts, values)] = seen
+    digests = [each.picture_digest for each in prompts]
+    assert digests[0] == ""
+    assert digests[1] == digests[2] != ""
+    assert len(prompts) == values["num_rows"] == 7
+    load = stages._task_load(pictured, encoder, batch_size=8, num_groups=6)
+    assert len(load.prompts) == 8
+    assert len({each.picture_digest for each in load.prompts}) == 2
+    assert load.num_items == 24
 
 
 def settings(tmp_path, **changes):
