@@ -119,12 +119,12 @@ class Moments(TrainerCallback):
 class Bench:
     """The model, its rows and its items."""
 
-    def __init__(self, skill: str, folder: Path) -> None:
+    def __init__(self, skill: str, folder: Path, num_kept: int = NUM_KEPT) -> None:
         train = write_rows(folder, skill, "train", NUM_TRAIN, SEED)
         own = write_rows(folder, skill, "validation", NUM_SKILL, SEED)
         asked: list[tuple[DataSettings, Role]] = [(own, "target")]
         asked += [
-            (write_rows(folder, task.name, "validation", NUM_KEPT, SEED), "held_out")
+            (write_rows(folder, task.name, "validation", num_kept, SEED), "held_out")
             for task in tasks_of("held_out")
         ]
         prompts = folder / "anchor.jsonl"
