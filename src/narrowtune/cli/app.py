@@ -167,7 +167,7 @@ def compare(
         str | None,
         option(
             "LIST",
-            "Recipes with commas between them, each with +anchor, +projection, +dial, +density, +mix "
+            "Recipes with commas between, each with +anchor, +projection, +dial, +density or +mix "
             "behind it. Unless given the paper's, with and without anchor, and language_model.",
         ),
     ] = None,
