@@ -141,8 +141,8 @@ def test_plan_on_the_terminal(tmp_path):
     assert "1.9 points" in text
     assert "fast path" not in text
     path = FastPath(packing=True, products=False, pictures_kept=True, compiled=True)
-    text = shown(render_plan(plan.model_copy(update={"fast_path": path})))
-    assert "anew where that is cheaper, pictures looked up, layers compiled" in " ".join(text.split())
+    said = shown(render_plan(plan.model_copy(update={"fast_path": path}))).split()
+    assert "anew where that is cheaper, pictures looked up, layers compiled" in " ".join(said)
     tight = plan.model_copy(update={"smallest_budget": 0.0412})
     assert "can prove  0.05 points" in shown(render_plan(tight))
     unlike = plan.layers[3].model_copy(update={"matrices": ["up"]})
