@@ -97,7 +97,7 @@ def check_first_step(
         UsageError: layers are to be compiled and can't be, or can't be compared.
     """
     training, model = config.training, loaded.model
-    is_fast = arithmetic.packing or features is not None
+    is_fast = (arithmetic.packing or features is not None) and not draws(model.modules())
     if training.fsdp or not (is_fast or training.torch_compile):
         return Checked(features)
     if not planned_steps(config, len(rows)):
@@ -105,8 +105,6 @@ def check_first_step(
     layers = list(model.get_submodule(loaded.family.language_model.layers).children())
     if training.torch_compile and draws(part for layer in layers for part in layer.modules()):
         raise refused("layers with dropout, whose draws can't be compared")
-    if draws(model.modules()) and not training.torch_compile:
-        return Checked(features)
     first = _first_rows(loaded, selection, rows, config, sampler)
     batch = collate(first, padding_id(loaded.tokenizer))
     parameters = dict(model.named_parameters())
@@ -121,7 +119,7 @@ def check_first_step(
         model.gradient_checkpointing_enable()
     try:
         with computing_in(model, torch.float32, layer_norm_names(model)):
-            return _compare(loaded, run, layers, config, arithmetic, features)
+            return _compare(loaded, run, layers, config, arithmetic, features, is_fast=is_fast)
     finally:
         if training.gradient_checkpointing:
             model.gradient_checkpointing_disable()
@@ -135,6 +133,8 @@ def _compare(
     config: RunConfig,
     arithmetic: Arithmetic,
     features: FeatureStore | None,
+    *,
+    is_fast: bool,
 ) -> Checked:
     model, compiles = loaded.model, config.training.torch_compile
     limit, started = MAX_ERROR[arithmetic.compute_dtype], time.perf_counter()
@@ -146,7 +146,7 @@ def _compare(
             if compiles:
                 raise refused("first rows without a gradient for what trains, to compare by")
             return Checked(features)
-        if arithmetic.packing or features is not None:
+        if is_fast:
             with remembered_features(loaded, features):
                 fast = _judged(difference(run(), plain), limit, started)
     except RuntimeError as error:

@@ -14,7 +14,6 @@ from narrowtune.core.errors import ReportError
 from narrowtune.core.path_results import FastPath
 from narrowtune.core.results import Score, TaskResult
 from narrowtune.core.run_folder import COMPARISON
-from narrowtune.core.values import SignTest
 from narrowtune.report.build import build_report
 from narrowtune.report.comparison import build_comparison
 from narrowtune.report.plan_view import render_plan
@@ -90,10 +89,6 @@ def test_terminal_summary_has_colours_on_terminals_only(tmp_path):
     assert "\x1b" not in text
     assert all(word in text for word in ("counting", "capitals", "budget 5 points", "Next:"))
     assert "\x1b[" in printed(record, force_terminal=True)
-    test = SignTest(num_worse=7, num_better=0, p_value=0.015625, clustered=False)
-    tasks = [task.model_copy(update={"sign_test": test}) for task in record.tasks]
-    text = printed(record.model_copy(update={"tasks": tasks}))
-    assert len(re.findall(r" 20 +0\.016$", text, flags=re.MULTILINE)) == len(tasks)
     gained = estimate(-8.3, 20.0)
     verdict = record.verdict.model_copy(update={"forgetting": gained})
     text = printed(record.model_copy(update={"verdict": verdict})).replace("\n", " ")
@@ -146,9 +141,8 @@ def test_plan_on_the_terminal(tmp_path):
     assert "1.9 points" in text
     assert "fast path" not in text
     path = FastPath(packing=True, products=False, pictures_kept=True, compiled=True)
-    text = shown(render_plan(plan.model_copy(update={"fast_path": path})))
-    told = "anew where that is cheaper, pictures looked up, layers compiled"
-    assert told in " ".join(text.split())
+    said = shown(render_plan(plan.model_copy(update={"fast_path": path}))).split()
+    assert "anew where that is cheaper, pictures looked up, layers compiled" in " ".join(said)
     tight = plan.model_copy(update={"smallest_budget": 0.0412})
     assert "can prove  0.05 points" in shown(render_plan(tight))
     unlike = plan.layers[3].model_copy(update={"matrices": ["up"]})

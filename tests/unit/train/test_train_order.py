@@ -83,7 +83,9 @@ def test_steps_are_those_of_the_plain_path_with_fewer_looks(tiny, family, tmp_pa
         tuned.append({n: loaded.model.get_parameter(n).detach() for n in selection.names})
         looks.append(sum(seen))
         base = fitted.base
-    assert looks[1] * 3 == looks[0]
+    # Before its two steps it compares the first: one more by each path.
+    compared = looks[0] // 2 + looks[0] // 6
+    assert (looks[1] - compared) * 3 == looks[0]
     for name, weight in tuned[0].items():
         moved = (weight - base[name]).norm()
         assert moved > 0
