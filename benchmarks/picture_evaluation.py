@@ -13,8 +13,9 @@ where they were computed for the same answers, as in a run, so that they differ 
 model alone; the loop computes them for every item. The noise of batched arithmetic is measured
 before, once a model, and not timed: a run measures it once for all its tasks.
 
-All arms of a case take turns in one process, round after round, in torch's own arithmetic. Answers
-are compared with the loop's. Results: benchmarks/results/picture_evaluation.json.
+All arms of a case take turns in one process, round after round, in torch's own arithmetic. Seconds
+are the process's own, of one thread, since the machine may be shared; those by the clock are kept
+beside them. Results: benchmarks/results/picture_evaluation.json.
 """
 
 from __future__ import annotations
@@ -139,11 +140,12 @@ def measure(cases: dict[str, Case], rounds: int, save: Callable[[list[Any]], Non
             answers = {}
             order = ARMS[number % 3 :] + ARMS[: number % 3]
             for arm in order:
-                started = time.perf_counter()
+                started, own = time.perf_counter(), time.process_time()
                 answers[arm], total = positions(case.loaded, lambda c=case, a=arm: c.ask(a))
-                seconds = time.perf_counter() - started
+                own, wall = time.process_time() - own, time.perf_counter() - started
                 each = len(answers[arm])
-                found[f"{key}|{arm}"] = {"seconds": seconds / each, "positions": total / each}
+                measured = {"seconds": own, "wall": wall, "positions": total}
+                found[f"{key}|{arm}"] = {name: one / each for name, one in measured.items()}
             for arm, mine in answers.items():
                 same = [
                     sum(a == b for a, b in zip(mine, answers[other], strict=False))
@@ -187,13 +189,14 @@ def main() -> None:
     """Measure round after round, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--models", nargs="+", choices=list(ALONE), default=list(ALONE))
     parser.add_argument("--table", action="store_true", help="print what was measured")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     if not given.table:
         with tempfile.TemporaryDirectory() as made:
             cases = {}
-            for model in ALONE:
+            for model in given.models:
                 loaded = load_model(
                     str(make_model(model, Path(made) / model, SIDE)), dtype="float32"
                 )
