@@ -63,7 +63,9 @@ def keeping_operands(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(module: Any, x: Tensor) -> Tensor:
-    gated: Tensor = _Gated.apply(module.gate_proj(x), module.up_proj(x), module.act_fn)
+    # Its own function: hooks that follow modules would meet it again in the backward pass.
+    activation = getattr(module.act_fn, "forward", module.act_fn)
+    gated: Tensor = _Gated.apply(module.gate_proj(x), module.up_proj(x), activation)
     output: Tensor = module.down_proj(gated)
     return output
 

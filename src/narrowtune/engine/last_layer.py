@@ -32,20 +32,21 @@ def last_layer_at(model: nn.Module, mask: Tensor) -> Iterator[None]:
     if not modules:
         yield
         return
-    rows, columns = mask.to(next(modules[0].parameters()).device).nonzero(as_tuple=True)
-    if not 0 < len(rows) <= _MOST * mask.numel():
+    places = mask.nonzero(as_tuple=True)
+    number = len(places[0])
+    if not 0 < number <= _MOST * mask.numel():
         yield
         return
 
     def choose(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
-        return (args[0][rows, columns].unsqueeze(0),) if _whole(args, mask) else None
+        return (args[0][_on(args[0], places)].unsqueeze(0),) if _whole(args, mask) else None
 
     def put_back(_: nn.Module, args: tuple[Any, ...], chosen_1ND: Any) -> Tensor | None:
         # Hooks of a call see the arguments that the first of them left.
-        if not isinstance(chosen_1ND, Tensor) or args[0].shape[:2] != (1, len(rows)):
+        if not isinstance(chosen_1ND, Tensor) or args[0].shape[:2] != (1, number):
             return None
         everywhere = chosen_1ND.new_zeros(*mask.shape, chosen_1ND.shape[-1])
-        return everywhere.index_put((rows, columns), chosen_1ND[0])
+        return everywhere.index_put(_on(chosen_1ND, places), chosen_1ND[0])
 
     handles = [module.register_forward_pre_hook(choose) for module in modules]
     handles += [module.register_forward_hook(put_back) for module in modules]
@@ -54,6 +55,11 @@ def last_layer_at(model: nn.Module, mask: Tensor) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _on(states: Tensor, places: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the chosen positions on the device of `states`: layers may lie on several."""
+    return tuple(each.to(states.device) for each in places)
 
 
 def _whole(args: tuple[Any, ...], mask: Tensor) -> bool:

@@ -20,7 +20,8 @@ from narrowtune.engine.features import FeatureStore, remembered_features
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
 from narrowtune.engine.packing import layout_size, pack, packing
 from narrowtune.models.load import LoadedModel, load_model
-from narrowtune.train.anchor import build_anchor, kl_base_tuned
+from narrowtune.train.anchor import build_anchor
+from narrowtune.train.distributions import kl_base_tuned
 from tiny_models import VISION_FAMILIES, WITH_STATE
 
 ASKED = [(0, "how many?", "four"), (1, "which?", "a red one"), (0, "where is it?", "left")]
@@ -267,7 +268,7 @@ def test_anchors_and_checkpointing_go_with_branches(loaded, rows, dtype, limit):
     prompts = [(Message("user", (noise(40, 30, 70), Text(t))),) for t in ("describe it", "more?")]
     anchor = build_anchor(loaded, encoder, prompts, settings, batch_size=2, seed=1)
     merged = anchor.merge(collate(rows, 0), [0, 1])
-    held, asked = merged.pop("anchor_distributions").log_probs, merged.pop("anchor_mask")
+    held, asked = merged.pop("anchor_distributions"), merged.pop("anchor_mask")
     labels, _ = label_positions(merged["labels"])
     model = loaded.model.to(dtype).train().requires_grad_(True)
     merged["pixel_values"] = merged["pixel_values"].to(dtype)

@@ -120,7 +120,8 @@ def test_what_is_kept_is_looked_at_once(tiny, tmp_path):
     again = planned(loaded, rows, tmp_path, looked_at_once=1)
     assert again.flops_total == pytest.approx(every_pass.flops_total - 3 * tower)
     assert once.sharing.factor < every_pass.sharing.factor
-    assert "pictures" not in _text(once)
+    assert "pictures in place of" in _text(every_pass)
+    assert "pictures in place of" not in _text(once)
 
 
 def test_the_tower_is_a_part_of_the_whole(tiny):
