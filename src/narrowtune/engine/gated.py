@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from narrowtune.engine.last_layer import computes_as_written, decoder_layers
 
@@ -36,6 +37,7 @@ class _Gated(torch.autograd.Function):
         return activation(gate) * up
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
         with torch.enable_grad():
@@ -59,7 +61,7 @@ def keeping_operands(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in modules:
-            del module.forward
+            vars(module).pop("forward", None)
 
 
 def _forward(module: Any, x: Tensor) -> Tensor:

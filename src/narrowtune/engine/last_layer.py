@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
+
+from narrowtune.core.errors import ModelError
 
 _MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 _MOST = 0.5
@@ -27,6 +30,9 @@ def last_layer_at(model: nn.Module, mask: Tensor) -> Iterator[None]:
 
     Nothing changes where the layers can't be found, are compiled, or are computed a second time in
     the backward pass, after the block.
+
+    Raises:
+        ModelError: a part of the layer returns more than states.
     """
     modules = read_at_labels(model)
     if not modules:
@@ -43,8 +49,14 @@ def last_layer_at(model: nn.Module, mask: Tensor) -> Iterator[None]:
 
     def put_back(_: nn.Module, args: tuple[Any, ...], chosen_1ND: Any) -> Tensor | None:
         # Hooks of a call see the arguments that the first of them left.
-        if not isinstance(chosen_1ND, Tensor) or args[0].shape[:2] != (1, number):
+        if len(args) != 1 or args[0].shape[:2] != (1, number):
             return None
+        if not isinstance(chosen_1ND, Tensor):
+            raise ModelError(
+                asked=f"the last layer of {type(model).__name__} where logits are read",
+                found="a part of it that returns more than states",
+                do="compute whole rows: narrowtune.engine.packing.packing('never')",
+            )
         everywhere = chosen_1ND.new_zeros(*mask.shape, chosen_1ND.shape[-1])
         return everywhere.index_put(_on(chosen_1ND, places), chosen_1ND[0])
 
@@ -83,5 +95,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 def computes_as_written(layer: nn.Module) -> bool:
     """Whether a layer is neither compiled nor computed a second time in the backward pass."""
-    again = getattr(layer, "gradient_checkpointing", False) and layer.training
+    again = isinstance(layer, ActivationWrapper) or (
+        getattr(layer, "gradient_checkpointing", False) and layer.training
+    )
     return not again and "forward" not in vars(layer)

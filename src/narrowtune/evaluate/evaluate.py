@@ -33,7 +33,7 @@ from narrowtune.models.load import LoadedModel
 from narrowtune.models.processors import picture_settings
 from narrowtune.version import __version__
 
-_SCORING = ("data", "engine", "evaluate")  # rooms whose code decides a score
+_SCORING = ("data", "engine", "evaluate", "models")  # rooms whose code decides a score
 
 PICTURES_AT_ONCE = 256
 """Most items whose pictures are held as pixels at a time."""
@@ -154,6 +154,11 @@ def score_key(
     }
 
 
+def _device_name(device: torch.device) -> str:
+    """Return what answers may depend on: kernels of one GPU are not those of another."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def model_key(
     loaded: LoadedModel, encoder: ChatEncoder, *, model_fingerprint: str, arithmetic: str
 ) -> dict[str, Any]:
@@ -163,7 +168,7 @@ def model_key(
         "config": _config_hash(loaded),
         "stop": list(stop_tokens(loaded, encoder.stop_tokens)),
         "arithmetic": arithmetic,
-        "device": loaded.model.device.type,
+        "device": _device_name(loaded.model.device),
         "narrowtune": __version__,
         "code": _code_hash(),
         "torch": torch.__version__,

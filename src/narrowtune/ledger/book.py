@@ -76,12 +76,15 @@ class Book:
             LedgerError: a delta's file is missing or is not the one that was written.
             DeltaError: the model has another state.
         """
-        entries = self.ledger.skills
-        for entry in reversed(entries):
-            undo(model, Delta.load(self.delta_path(entry)), strict=False)
-        yield
-        for entry in entries:
-            apply(model, Delta.load(self.delta_path(entry)), strict=False)
+        undone: list[Entry] = []
+        try:
+            for entry in reversed(self.ledger.skills):
+                undo(model, Delta.load(self.delta_path(entry)), strict=False)
+                undone.append(entry)
+            yield
+        finally:
+            for entry in reversed(undone):
+                apply(model, Delta.load(self.delta_path(entry)), strict=False)
 
     def delta_path(self, entry: Entry) -> Path:
         """Return an entry's delta, once it has been seen to be the one that was written."""

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from narrowtune.core.errors import TrainingError
+
 
 class PullBack(TrainerCallback):
     """After every step W ← W − rate · λ · (W − W before training), for whatever trains.
 
-    For a model that one process holds whole; a run that is resumed would be pulled towards its
-    checkpoint. A rate times λ above 1 goes all the way and no further.
+    For a model that one process holds whole, from the first step on. A rate times λ above 1 goes
+    all the way and no further.
 
     Args:
         strength: λ.
@@ -30,7 +32,17 @@ class PullBack(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Copy what trains."""
+        """Copy what trains.
+
+        Raises:
+            TrainingError: training goes on from a checkpoint.
+        """
+        if state.global_step:
+            raise TrainingError(
+                asked="a pull towards the weights that training began with",
+                found=f"a run that goes on at step {state.global_step}, with other weights",
+                do="train without checkpoints, from the first step",
+            )
         parameters = given["model"].parameters()
         self._pairs = [(p, p.detach().clone()) for p in parameters if p.requires_grad]
 

@@ -7,6 +7,8 @@ loss and gradients of what trains. Compiled layers are compared with the same pl
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,7 +21,7 @@ from torch import nn
 
 from narrowtune.core.config import RunConfig
 from narrowtune.core.path_results import Comparison
-from narrowtune.data.collate import Encoded, collate, padding_id
+from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.compiled import compile_error, compiled_layers, refused
 from narrowtune.engine.features import FeatureStore, changes_eyes, remembered_features
@@ -34,6 +36,8 @@ from narrowtune.models.shortage import is_out_of_memory
 from narrowtune.train.arguments import per_device_batch_size, planned_steps
 from narrowtune.train.masters import computing_in, layer_norm_names
 from narrowtune.train.order import PictureSampler
+
+logger = logging.getLogger(__name__)
 
 _MOST_ROWS = 8  # row by row they may take more memory than the step that they stand for
 
@@ -106,6 +110,8 @@ def check_first_step(
     if training.torch_compile and draws(part for layer in layers for part in layer.modules()):
         raise refused("layers with dropout, whose draws can't be compared")
     first = _first_rows(loaded, selection, rows, config, sampler)
+    if not first:
+        return Checked(features)
     batch = collate(first, padding_id(loaded.tokenizer))
     parameters = dict(model.named_parameters())
     run = partial(
@@ -147,8 +153,10 @@ def _compare(
                 raise refused("first rows without a gradient for what trains, to compare by")
             return Checked(features)
         if is_fast:
-            with remembered_features(loaded, features):
-                fast = _judged(difference(run(), plain), limit, started)
+            # Later steps may be laid out where this one would not be: not cheaper, but exact.
+            laid_out = packing("always") if arithmetic.packing else nullcontext()
+            with laid_out, remembered_features(loaded, features):
+                fast = _judged(_fast_difference(run, plain), limit, started)
     except RuntimeError as error:
         if compiles or not is_out_of_memory(error):
             raise
@@ -159,6 +167,17 @@ def _compare(
     with nullcontext() if fast is None or fast.used else plain_path(model):
         compiled = _judged(compile_error(layers, run, plain), limit, started)
     return Checked(features, fast, compiled, layers if compiled.used else ())
+
+
+def _fast_difference(run: Callable[[], Pass], plain: Pass) -> float:
+    """Return how far a pass is from the plain one; where it fails, as far as can be."""
+    try:
+        return difference(run(), plain)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        logger.warning("The first step's fast path failed: %s: %s", type(error).__name__, error)
+        return sys.float_info.max
 
 
 def _judged(error: float, limit: float, started: float) -> Comparison:
@@ -175,9 +194,19 @@ def _first_rows(
 ) -> list[Encoded]:
     """Return rows of a first micro-batch; rows without a picture teach eyes nothing."""
     number = min(_MOST_ROWS, per_device_batch_size(config.training, 1))
+    if config.anchor is not None and config.anchor.weight:
+        number = max(number, 2)  # its rows come beside the step's, so that no step has one alone
     order = range(len(rows)) if sampler is None else sampler
-    first = [rows[index] for index in islice(order, number)]
+    labelled = (index for index in order if _teaches(rows[index]))
+    first = [rows[index] for index in islice(labelled, number)]
     if not changes_eyes(loaded, selection.names):
         return first
-    pictured = (rows[index] for index in order if rows[index].picture_digest)
+    pictured = (
+        rows[index] for index in order if rows[index].picture_digest and _teaches(rows[index])
+    )
     return list(islice(pictured, number)) or first
+
+
+def _teaches(row: Encoded) -> bool:
+    """Whether a row has a label: of some long ones nothing is left to learn."""
+    return any(label != IGNORE_INDEX for label in row.labels[1:])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from narrowtune.core.errors import ModelError
 from narrowtune.data.collate import Encoded, collate
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy
 from narrowtune.engine.last_layer import last_layer_at, read_at_labels
@@ -116,3 +118,19 @@ def test_hooks_are_gone_after_an_error(llama):
     assert held
     assert not layer.mlp._forward_pre_hooks
     assert not layer.mlp._forward_hooks
+
+
+def test_a_part_that_returns_more_than_states_is_refused(llama):
+    layer = llama.get_decoder().layers[-1]
+    plain = layer.mlp.forward
+    layer.mlp.forward = lambda x: (plain(x), None)
+    with pytest.raises(ModelError, match="returns more than states"):
+        labelled_cross_entropy(llama, batch())
+
+
+def test_layers_in_a_wrapper_that_computes_them_again_are_left_whole(llama):
+    layers = llama.get_decoder().layers
+    layers[-1] = checkpoint_wrapper(layers[-1])
+    assert read_at_labels(llama) == []
+    llama.requires_grad_(True)
+    labelled_cross_entropy(llama, batch())[0].backward()
