@@ -36,6 +36,7 @@ _SINCE = {
     "drift.defaults": {},
     "training.torch_compile": False,
     "training.density": 1.0,
+    "training.l2_to_base": 0.0,
 }
 """What earlier studies did not know, as it was for them."""
 

@@ -63,7 +63,6 @@ from narrowtune.study.weights import put_back, relative_update, restore_chain, s
 from narrowtune.train.fit import FitResult, fit
 from narrowtune.train.lora import low_rank
 from narrowtune.train.masters import copy_tensors
-from narrowtune.train.pull import PullBack
 
 logger = logging.getLogger(__name__)
 
@@ -249,6 +248,8 @@ class Study:
     def _fit(self, chain: Chain, stage: int, folder: str, selection: Selection) -> FitResult:
         arm, seed, skill = chain.arm, chain.key.seed, chain.skills[stage]
         training = {**arm.changed_training, "learning_rate": chain.key.learning_rate}
+        if arm.l2 is not None:
+            training["l2_to_base"] = arm.l2
         config = RunConfig(
             model=self.settings.model,
             recipe=arm.recipe,
@@ -282,7 +283,6 @@ class Study:
                 arithmetic=self.arithmetic,
                 anchor=anchor,
                 distillation=arm.distillation,
-                callbacks=[PullBack(arm.l2)] if arm.l2 is not None else [],
                 features=self._features,
             )
 

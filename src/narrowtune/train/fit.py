@@ -41,6 +41,7 @@ from narrowtune.train.masters import (
 from narrowtune.train.order import EpochOrder, PictureSampler
 from narrowtune.train.projected import ProjectedSteps, project_steps, projected_layers
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
+from narrowtune.train.pull import PullBack
 from narrowtune.train.quantised import is_quantised
 from narrowtune.train.selfcheck import check_first_step
 from narrowtune.train.sharded import (
@@ -166,6 +167,7 @@ def fit(
         callbacks=[
             LogFile(RunFolder(Path(config.output_dir)).log),
             *callbacks,
+            *([PullBack(strength, base)] if (strength := config.training.l2_to_base) else []),
             *order,
             *([PartsWitness(witness, selection.names)] if config.training.fsdp else []),
             *([drift] if drift is not None else []),

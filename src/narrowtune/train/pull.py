@@ -1,4 +1,4 @@
-"""A pull towards the weights that training began with (L2-SP, arXiv 1802.01483).
+"""A pull of the weights back to the base's (L2-SP, arXiv 1802.01483).
 
 Decoupled from the optimiser, as AdamW's decay is: in the loss Adam would scale the pull by what the
 task's gradients are, so that weights which the task moves most would be held least.
@@ -6,45 +6,27 @@ task's gradients are, so that weights which the task moves most would be held le
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from narrowtune.core.errors import TrainingError
 
 
 class PullBack(TrainerCallback):
-    """After every step W ← W − rate · λ · (W − W before training), for whatever trains.
+    """After every step W ← W − rate · λ · (W − W of the base), for whatever trains.
 
-    For a model that one process holds whole, from the first step on. A rate times λ above 1 goes
-    all the way and no further.
+    For a model that one process holds whole. A rate times λ above 1 goes all the way and no
+    further.
 
     Args:
         strength: λ.
+        base: what trains as the base has it, by full name, on the model's device.
     """
 
-    def __init__(self, strength: float) -> None:
-        self.strength = strength
-        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
-    ) -> None:
-        """Copy what trains.
-
-        Raises:
-            TrainingError: training goes on from a checkpoint.
-        """
-        if state.global_step:
-            raise TrainingError(
-                asked="a pull towards the weights that training began with",
-                found=f"a run that goes on at step {state.global_step}, with other weights",
-                do="train without checkpoints, from the first step",
-            )
-        parameters = given["model"].parameters()
-        self._pairs = [(p, p.detach().clone()) for p in parameters if p.requires_grad]
+    def __init__(self, strength: float, base: Mapping[str, Tensor]) -> None:
+        self.strength, self.base = strength, base
 
     @torch.no_grad()
     def on_optimizer_step(
@@ -52,11 +34,6 @@ class PullBack(TrainerCallback):
     ) -> None:
         """Pull, at the rate that the step was taken with."""
         share = min(1.0, self.strength * float(given["optimizer"].param_groups[0]["lr"]))
-        for parameter, before in self._pairs:
-            parameter.lerp_(before, share)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Let go of the copies."""
-        self._pairs = []
+        for name, before in self.base.items():
+            parameter = given["model"].get_parameter(name)
+            parameter.lerp_(before.to(parameter), share)

@@ -19,7 +19,7 @@ from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.core.config import RunConfig, TrainingSettings
 from narrowtune.core.errors import ProofError, TrainingError, UsageError
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.collate import collate, padding_id
+from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.data.examples import Example, Image, Message, Text
 from narrowtune.engine.arithmetic import Arithmetic
 from narrowtune.engine.forward import label_positions, logits_at
@@ -636,3 +636,53 @@ def test_a_schedule_is_told_what_it_has_to_be(tmp_path):
     changed = config.model_copy(update={"training": config.training.model_copy(update=given)})
     args = training_arguments(changed, num_samples=8, bf16=False, on_cpu=True, num_processes=1)
     assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+
+
+def test_a_pull_to_the_base_holds_weights_near_it_and_goes_on_after_a_stop(tiny, tmp_path):
+    """A resumed run is pulled to the base, and not to its checkpoint."""
+
+    def train(folder, **changes):
+        loaded = load_model(str(tiny("llama", torch.float32)), device="cpu")
+        training = {"learning_rate": 1e-2, "max_steps": 6, "global_batch_size": 2, **changes}
+        config = RunConfig.model_validate(
+            {"model": "m", "skill": "s", "output_dir": str(tmp_path / folder), "training": training}
+        )
+        rows = [Encoded([5 + n, 6, 7, 8 + n], [-100, -100, 7, 8 + n]) for n in range(12)]
+        arithmetic = Arithmetic(compute_dtype="float32", threads=1)
+        selection = resolve(loaded.model, "sa_proj")
+        stop = changes.get("save_steps")
+        try:
+            fitted = fit(
+                loaded,
+                selection,
+                rows,
+                config,
+                arithmetic=arithmetic,
+                callbacks=[_StopAt(stop)] if stop and folder == "parts" else [],
+            )
+        except KeyboardInterrupt:
+            loaded = load_model(str(tiny("llama", torch.float32)), device="cpu")
+            fitted = fit(loaded, selection, rows, config, arithmetic=arithmetic, resume=True)
+        tuned = {n: loaded.model.get_parameter(n).detach().clone() for n in selection.names}
+        return tuned, fitted.base
+
+    plain, base = train("plain")
+    pulled, _ = train("pulled", l2_to_base=30.0)
+    back, _ = train("back", l2_to_base=1e9)
+
+    def moved(weights):
+        return torch.cat([(weights[n] - base[n]).flatten() for n in base]).norm()
+
+    assert 0 < moved(pulled) < 0.9 * moved(plain)
+    assert moved(back) == 0
+    resumed, _ = train("parts", l2_to_base=30.0, save_steps=3)
+    assert all(torch.equal(resumed[n], pulled[n]) for n in base)
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step + 1:
+            raise KeyboardInterrupt
