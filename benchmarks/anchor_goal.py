@@ -7,6 +7,7 @@
     python benchmarks/anchor_goal.py --closer      # ten minutes: four times as many kept items
     python benchmarks/anchor_goal.py --sequence    # an hour: five skills in a row
     python benchmarks/anchor_goal.py --unseen      # twenty minutes: kept kinds of no other use
+    python benchmarks/anchor_goal.py --pulled      # ten minutes: weights pulled back to the base's
 
 Clocks on the reference model, 1,600 rows in 200 steps of 8, five seeds. The goal: learning not
 below what `language_model` learns at its best rate (lower end of the difference at least -2
@@ -42,6 +43,10 @@ items of yet another seed: with 3,200 it is they that decide how wide the interv
 `--unseen` asks of the better of the two what is lost of five kinds that stand in no anchor, in no
 keep set and in no choice that was made: arrows, counts, plumages, gauges and what is known by
 heart, which the model was trained on before, 700 items each. Two of them are near clocks and birds.
+
+`--pulled` asks both of recipes whose weights are pulled back to the base's (`training.l2_to_base`),
+two of them without an anchor, on rows of a seed that decided nothing and with four training seeds.
+Rates and strengths are those that one or two seeds of `validation` rows had shown (docs/LOG.md).
 
 `--sequence` asks both of five skills that are taught one after another, each in 200 steps, with
 three training seeds: learned is the mean of the skills, each after its own stage, lost the mean
@@ -95,6 +100,7 @@ class Held(NamedTuple):
         base_share: the base's share in the average that ends it.
         like_kept: whether prompts like what is kept stand beside the others.
         earlier: prompts of each skill that was taught before, beside the others.
+        l2: strength of the pull back to the base's weights.
     """
 
     recipe: str
@@ -106,6 +112,7 @@ class Held(NamedTuple):
     base_share: float | None = None
     like_kept: bool = False
     earlier: int = 0
+    l2: float | None = None
 
 
 LARGER_HALF = 0.5
@@ -150,6 +157,12 @@ WIDER_ARMS = {
     "mlp + anchor of one row, projected by 5, larger half": Held(
         "mlp", [4.2e-3], projection=5.0, rows=1, density=LARGER_HALF
     ),
+}
+PULLED_ARMS = {
+    REFERENCE: AT_BEST,
+    "mlp_gate_up, pulled back by 3": Held("mlp_gate_up", [5.5e-3], weight=None, l2=3.0),
+    "mlp, pulled back by 5": Held("mlp", [5.5e-3], weight=None, l2=5.0),
+    "mlp + anchor, pulled back by 3": Held("mlp", [5.5e-3], rows=2, l2=3.0),
 }
 SEQUENCE_ARMS = {
     REFERENCE: Held(REFERENCE, [5.5e-4, 1e-3], weight=None),
@@ -198,6 +211,7 @@ QUESTIONS = {
     "anchor-goal-sequence": Question(
         SEQUENCE_ARMS, 14, range(3), WIDER, 1040, num_skill=200, skills=FIVE
     ),
+    "anchor-goal-pulled": Question(PULLED_ARMS, 17, range(4), WIDER, 1040),
     "anchor-goal-closer": Question(NEAREST, 13, range(6), WIDER, 1040, num_kept=1600),
     "anchor-goal-unseen": Question(
         {REFERENCE: AT_BEST, **NEAREST}, 16, range(6), WIDER, 1040, num_kept=700, kept=UNSEEN
@@ -252,6 +266,7 @@ def make_arm(name: str, held: Held, world: Path) -> ArmSettings:
             "anchor": None if held.weight is None else anchor,
             "density": held.density,
             "wise_ft": held.base_share,
+            "l2": held.l2,
         }
     )
 
@@ -350,11 +365,12 @@ def main() -> None:
     which.add_argument("--wider", action="store_true", help="prompts of more forms, on other rows")
     which.add_argument("--sequence", action="store_true", help="five skills one after another")
     which.add_argument("--closer", action="store_true", help="of these, what is lost alone")
+    which.add_argument("--pulled", action="store_true", help="weights pulled back to the base's")
     which.add_argument("--unseen", action="store_true", help="the same, of kinds of no other use")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    names = ("fresh", "wider", "sequence", "closer", "unseen")
+    names = ("fresh", "wider", "sequence", "closer", "unseen", "pulled")
     chosen = [name for name in names if getattr(given, name)]
     name = "-".join(["anchor-goal", *chosen])
     folder = given.output_dir or Path("runs") / name
