@@ -73,6 +73,7 @@ def keep(run: Run) -> None:
     """Write down what training left, before anything else can fail."""
     assert run.fitted is not None
     with run.watch.stage("delta"):
+        _say_pull(run)
         _keep_largest(run)
         delta = extract_delta(run)
         known = Trained(
@@ -87,6 +88,15 @@ def keep(run: Run) -> None:
         delta.save(_place(run), packed=run.config.pack_delta)
         write_json(run.folder.trained, known)
     run.tuned_fingerprint = known.tuned_fingerprint
+
+
+def _say_pull(run: Run) -> None:
+    """Note that weights were pulled back while they trained: nothing else in the record says so."""
+    if strength := run.config.training.l2_to_base:
+        run.loaded.notes.append(
+            f"After every step what trains was pulled back to the base's weights by {strength:g} "
+            "times the learning rate (training.l2_to_base)."
+        )
 
 
 def _keep_largest(run: Run) -> None:
