@@ -265,8 +265,8 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
     first = run.fitted.summary.first_step
     if first is not None and not first.used:
         run.watch.warn(
-            "Training took the plain path, row by row: otherwise the first rows fail, or "
-            f"differ in loss or gradients by {first.error:.0e} (relative; at most {first.limit:.0e})."
+            "Training took the plain path, row by row: otherwise the first rows fail, or differ "
+            f"in loss or gradients by {first.error:.0e} (relative; at most {first.limit:.0e})."
         )
     compiled = run.fitted.summary.compilation
     if compiled is not None and not compiled.used:
