@@ -150,14 +150,14 @@ def test_without_a_dial_the_changes_that_are_largest_may_be_all_that_stays(
 def test_a_pull_to_the_base_makes_a_smaller_change_and_is_said(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("NARROWTUNE_CACHE", str(tmp_path / "cache"))
     moved = {}
-    for strength in (0.0, 30.0):
-        folder = tmp_path / f"run {strength}"
+    for pull in (0.0, 2.0):
+        folder = tmp_path / f"run {pull}"
         config = write_run(tmp_path, tiny("llama", torch.float32), folder.name)
-        changes = {"training.l2_to_base": strength, "anchor": None, "output_dir": str(folder)}
+        changes = {"training.pull_to_base": pull, "anchor": None, "output_dir": str(folder)}
         record = teaching.teach(load_config(config, changes))
-        assert any("l2_to_base" in note for note in record.notes) == bool(strength)
-        moved[strength] = sum(tensor.relative_update for tensor in record.proof.selected)
-    assert 0 < moved[30.0] < moved[0.0]
+        assert any("pull_to_base" in note for note in record.notes) == bool(pull)
+        moved[pull] = sum(tensor.relative_update for tensor in record.proof.selected)
+    assert 0 < moved[2.0] < moved[0.0]
 
 
 def test_a_density_with_a_dial_is_refused(tiny, tmp_path):

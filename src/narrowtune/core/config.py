@@ -251,8 +251,8 @@ class RunConfig(ModelSettings):
             and (self.training.deepspeed or self.training.fsdp)
         ):
             mistakes.append("anchor.projection can't be used with deepspeed or fsdp")
-        if self.training.l2_to_base and (self.training.deepspeed or self.training.fsdp):
-            mistakes.append("training.l2_to_base can't be used with deepspeed or fsdp")
+        if self.training.pull_to_base and (self.training.deepspeed or self.training.fsdp):
+            mistakes.append("training.pull_to_base can't be used with deepspeed or fsdp")
         if self.anchor and self.anchor.projection and _OWN_STEPS.search(self.training.optim):
             mistakes.append(
                 f"anchor.projection needs an optimiser that steps at once: {self.training.optim} "

@@ -94,9 +94,8 @@ class ArmSettings(Settings):
         density: share of every trained tensor's elements that stays after a stage, those that moved
             furthest; before an average, where both are asked for.
         mix: labelled general rows replayed in every stage.
-        l2: strength λ of a pull towards the weights before a stage (L2-SP, arXiv 1802.01483),
-            decoupled from the optimiser as AdamW's decay is: after each step they come nearer by
-            learning rate times λ of their distance.
+        pull: how far every stage pulls what trains back to the weights before it, in e-folds
+            (`training.pull_to_base`).
         training: what differs from the study's `training`.
     """
 
@@ -110,7 +109,7 @@ class ArmSettings(Settings):
     wise_ft: float | None = Field(None, ge=0, le=1)
     density: float | None = Field(None, gt=0, le=1)
     mix: list[MixSettings] = Field(default_factory=list)
-    l2: float | None = Field(None, gt=0)
+    pull: float | None = Field(None, gt=0, le=1e6)
     training: ArmTraining | None = None
 
     @field_validator("recipe")
@@ -136,8 +135,8 @@ class ArmSettings(Settings):
     @model_validator(mode="after")
     def _one_change(self) -> ArmSettings:
         partly = self.wise_ft is not None or self.density is not None
-        if self.lora is not None and (partly or self.l2 is not None):
-            raise ValueError("lora with wise_ft, density or l2: these are of whole matrices")
+        if self.lora is not None and (partly or self.pull is not None):
+            raise ValueError("lora with wise_ft, density or pull: these are of whole matrices")
         if self.anchor and self.anchor.projection and (self.lora or self.experts):
             raise ValueError("anchor.projection is of whole matrices: without lora and experts")
         if self.experts and (self.recipe != "mlp" or self.lora or partly):
@@ -157,7 +156,7 @@ class ArmSettings(Settings):
             f"density {self.density:g}" if self.density is not None else "",
             f"WiSE-FT {self.wise_ft:g}" if self.wise_ft is not None else "",
             "replay" if self.mix else "",
-            f"L2 {self.l2:g}" if self.l2 is not None else "",
+            f"pull {self.pull:g}" if self.pull is not None else "",
             *(f"{name} {value:g}" for name, value in self.changed_training.items()),
         ]
         return self.name or " + ".join([self.recipe, *filter(None, added)])

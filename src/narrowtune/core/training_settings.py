@@ -50,9 +50,11 @@ class TrainingSettings(Settings):
         group_by_picture: draw pictures and not rows, so that all rows about a picture are in the
             same step, or in steps that follow each other, and share it. Batches differ
             from those of rows drawn one by one.
-        l2_to_base: strength λ of a pull back to the base's weights, decoupled from the optimiser as
-            AdamW's decay is: after each step what trains comes nearer to the base by learning rate
-            times λ of its distance (L2-SP, arXiv 1802.01483). 0: none.
+        pull_to_base: how far the training pulls what trains back to the base's weights, in e-folds:
+            after each step it comes nearer to them, by a share in proportion to the step's rate, so
+            that of what the first step changed exp(−pull_to_base) is left at the end, whatever
+            rates and steps are (L2-SP, arXiv 1802.01483, decoupled from the optimiser as AdamW's
+            decay is). 0: not at all.
         density: share of every trained tensor's elements that stays as trained, those that moved
             furthest; the others go back to the base once training has ended (the trimming of TIES,
             arXiv 2306.01708). 1 leaves all. What is measured while training, and the proof, are of
@@ -89,7 +91,7 @@ class TrainingSettings(Settings):
     torch_compile: bool = False
     packing: bool = True
     group_by_picture: bool = False
-    l2_to_base: float = Field(0.0, ge=0)
+    pull_to_base: float = Field(0.0, ge=0, le=1e6)
     density: float = Field(1.0, gt=0, le=1)
     save_steps: int = Field(0, ge=0)
     save_total_limit: int = Field(2, ge=1)

@@ -92,10 +92,10 @@ def keep(run: Run) -> None:
 
 def _say_pull(run: Run) -> None:
     """Note that weights were pulled back while they trained: nothing else in the record says so."""
-    if strength := run.config.training.l2_to_base:
+    if pull := run.config.training.pull_to_base:
         run.loaded.notes.append(
-            f"After every step what trains was pulled back to the base's weights by {strength:g} "
-            "times the learning rate (training.l2_to_base)."
+            "After every step what trains was pulled back to the base's weights: by "
+            f"{pull:g} e-folds over the training (training.pull_to_base)."
         )
 
 

@@ -1,7 +1,7 @@
 """The ways that a comparison compares, by their names: a recipe, and what holds it.
 
-Owns: what `+anchor`, `+projection`, `+dial`, `+density` and `+mix` behind a recipe's name change of
-a run, and which of them can't be compared with equal work.
+Owns: what `+anchor`, `+projection`, `+pull`, `+dial`, `+density` and `+mix` behind a recipe's name
+change of a run, and which of them can't be compared with equal work.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ DEFAULT = (
 )
 """Both of the paper's recipes, the whole language model, and both with the anchor."""
 
-MITIGATIONS = ("anchor", "projection", "dial", "density", "mix")
+MITIGATIONS = ("anchor", "projection", "pull", "dial", "density", "mix")
 """What may stand behind a recipe, each after a "+"."""
 
-PROJECTION, DENSITY = 10.0, 0.5
-"""`anchor.projection` and `training.density` of ways that name them, where the file has none."""
+PROJECTION, PULL, DENSITY = 10.0, 3.0, 0.5
+"""`anchor.projection`, `training.pull_to_base` and `training.density` of ways that name them, where
+the file has none."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def contenders(
 ) -> list[Contender]:
     """Return what is compared: every recipe at every rate.
 
-    Dial, density and mix are, where one of the ways names them, of those alone; else all have the
-    file's.
+    Pull, dial, density and mix are, where one of the ways names them, of those alone; else all have
+    the file's.
 
     Args:
         config: the run that they are variants of.
@@ -140,6 +141,9 @@ def _changes(config: RunConfig, own: AbstractSet[str], named: AbstractSet[str]) 
     if "dial" in named:
         dial = config.dial.model_dump() if config.dial is not None else True
         changes["dial"] = dial if "dial" in own else None
+    if "pull" in named:
+        pull = config.training.pull_to_base or PULL
+        changes["training.pull_to_base"] = pull if "pull" in own else 0.0
     if "density" in named:
         density = config.training.density if config.training.density < 1 else DENSITY
         changes["training.density"] = density if "density" in own else 1.0

@@ -36,7 +36,7 @@ _SINCE = {
     "drift.defaults": {},
     "training.torch_compile": False,
     "training.density": 1.0,
-    "training.l2_to_base": 0.0,
+    "training.pull_to_base": 0.0,
 }
 """What earlier studies did not know, as it was for them."""
 
@@ -128,7 +128,7 @@ def _rows(settings: DataSettings) -> dict[str, Any]:
 
 def _arm(arm: ArmSettings) -> dict[str, Any]:
     made = arm.model_dump(mode="json", exclude={"learning_rates", "name"})
-    for name in ("density", "l2", "training"):  # earlier studies did not know them
+    for name in ("density", "pull", "training"):  # earlier studies did not know them
         if made[name] is None:
             del made[name]
     if arm.anchor is not None:

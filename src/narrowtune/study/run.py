@@ -248,8 +248,8 @@ class Study:
     def _fit(self, chain: Chain, stage: int, folder: str, selection: Selection) -> FitResult:
         arm, seed, skill = chain.arm, chain.key.seed, chain.skills[stage]
         training = {**arm.changed_training, "learning_rate": chain.key.learning_rate}
-        if arm.l2 is not None:
-            training["l2_to_base"] = arm.l2
+        if arm.pull is not None:
+            training["pull_to_base"] = arm.pull
         config = RunConfig(
             model=self.settings.model,
             recipe=arm.recipe,

@@ -167,7 +167,7 @@ def fit(
         callbacks=[
             LogFile(RunFolder(Path(config.output_dir)).log),
             *callbacks,
-            *([PullBack(strength, base)] if (strength := config.training.l2_to_base) else []),
+            *([PullBack(pull, base)] if (pull := config.training.pull_to_base) else []),
             *order,
             *([PartsWitness(witness, selection.names)] if config.training.fsdp else []),
             *([drift] if drift is not None else []),

@@ -6,34 +6,60 @@ task's gradients are, so that weights which the task moves most would be held le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class PullBack(TrainerCallback):
-    """After every step W ← W − rate · λ · (W − W of the base), for whatever trains.
+    """After every step bring whatever trains nearer to the base.
 
-    For a model that one process holds whole. A rate times λ above 1 goes all the way and no
-    further.
+    W ← B + (W − B) · exp(−pull · rate / Σ rates), B being the base's weights and the sum that of
+    the rates of all planned steps. So of a change that the first step makes exp(−pull) is left at
+    the end, and of one halfway its root, whatever the rate and the number of steps are: with
+    λ · rate in the exponent, as AdamW's decay has it, λ would have to be found anew for each.
+
+    For a model that one process holds whole.
 
     Args:
-        strength: λ.
-        base: what trains as the base has it, by full name, on the model's device.
+        pull: in e-folds over the training.
+        base: what trains as the base has it, by full name.
     """
 
-    def __init__(self, strength: float, base: Mapping[str, Tensor]) -> None:
-        self.strength, self.base = strength, base
+    def __init__(self, pull: float, base: Mapping[str, Tensor]) -> None:
+        self.pull, self.base = pull, base
+        self._of_all = math.inf
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Add up the rates of all steps, those before a resumed one too."""
+        self._of_all = sum_of_rates(given["lr_scheduler"], args.learning_rate, state.max_steps)
 
     @torch.no_grad()
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Pull, at the rate that the step was taken with."""
-        share = min(1.0, self.strength * float(given["optimizer"].param_groups[0]["lr"]))
+        """Pull, by the rate that the step was taken with."""
+        rate = float(given["optimizer"].param_groups[0]["lr"])
+        share = -math.expm1(-self.pull * rate / self._of_all) if rate else 0.0
         for name, before in self.base.items():
             parameter = given["model"].get_parameter(name)
             parameter.lerp_(before.to(parameter), share)
+
+
+def sum_of_rates(scheduler: LRScheduler, learning_rate: float, num_steps: int) -> float:
+    """Return what the rates of all steps add up to.
+
+    Args:
+        scheduler: of the training. One that looks at the loss is taken to stay at the first rate.
+        learning_rate: the rate that it scales.
+        num_steps: of the whole training.
+    """
+    share_at = getattr(scheduler, "lr_lambdas", [lambda step: 1.0])[0]
+    return learning_rate * math.fsum(share_at(step) for step in range(num_steps))

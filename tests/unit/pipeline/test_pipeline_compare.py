@@ -79,6 +79,16 @@ def test_mitigations_stand_behind_a_recipe_in_any_number(tmp_path):
     assert changes(own, "sa_proj", "sa_proj+projection")[1]["anchor"]["projection"] == 4.0
 
 
+def test_a_pull_that_a_way_names_is_of_that_way_alone(tmp_path):
+    def pulls(settings, *names):
+        return [way.get("training.pull_to_base") for way in changes(settings, *names)]
+
+    assert pulls(config(tmp_path), "mlp", "mlp+pull") == [0.0, 3.0]
+    own = config(tmp_path, training={"pull_to_base": 2.0})
+    assert pulls(own, "mlp", "mlp+pull") == [0.0, 2.0]
+    assert pulls(own, "mlp", "sa_proj") == [None, None]
+
+
 def test_a_dial_that_a_way_names_is_of_that_way_alone(tmp_path):
     own = config(tmp_path, dial={"num_steps": 20})
     plain, dialled = changes(own, "sa_proj", "sa_proj+dial")
@@ -242,11 +252,11 @@ def test_mitigations_reach_their_runs_and_leave_the_work_alone(tmp_path, taught,
     mix = [{"path": "general.jsonl", "share": 0.2}]
     training = {"learning_rate": 1e-4, "max_steps": 8}
     settings = config(tmp_path, mix=mix, training=training, budget=60.0)
-    names = ["mlp", "mlp+projection", "mlp+dial", "mlp+density", "mlp+mix"]
+    names = ["mlp", "mlp+projection", "mlp+pull", "mlp+dial", "mlp+density", "mlp+mix"]
     ways = contenders(settings, names, [])
     run_comparison(settings, ways, trial=True, console=say())
     first = [run for folder, run, *_ in taught if folder.parent.name == "trial 0.25"]
-    plain, projected, dialled, dense, mixed = first
+    plain, projected, pulled, dialled, dense, mixed = first
     assert projected.anchor.projection == 10.0
     assert dialled.dial is not None
     assert dense.training.density == 0.5
@@ -255,6 +265,7 @@ def test_mitigations_reach_their_runs_and_leave_the_work_alone(tmp_path, taught,
         assert (run.dial is None) == (run is not dialled)
         assert (run.anchor is None) == (run is not projected)
         assert (run.mix == []) == (run is not mixed)
+        assert run.training.pull_to_base == (3.0 if run is pulled else 0.0)
         assert (run.training.density == 1) == (run is not dense)
     assert {run.training.max_steps for run in first} == {2}
     assert {run.training.global_batch_size for run in first} == {plain.training.global_batch_size}

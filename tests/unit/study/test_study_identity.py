@@ -177,7 +177,7 @@ def test_settings_and_weights_bind_and_all_that_differ_are_named(tmp_path, monke
 
 def test_an_arm_is_described_without_what_earlier_studies_did_not_know(tmp_path):
     arm = describe(settings(tmp_path), "w")["arms.mlp"]
-    assert not {"l2", "training", "density"} & set(arm)
+    assert not {"pull", "training", "density"} & set(arm)
     first = settings(tmp_path)
-    arms = [first.arms[0].model_copy(update={"l2": 1.0, "name": "mlp"})]
-    assert describe(first.model_copy(update={"arms": arms}), "w")["arms.mlp"]["l2"] == 1.0
+    arms = [first.arms[0].model_copy(update={"pull": 1.0, "name": "mlp"})]
+    assert describe(first.model_copy(update={"arms": arms}), "w")["arms.mlp"]["pull"] == 1.0

@@ -291,15 +291,15 @@ def test_what_moved_furthest_stays_and_less_is_learned_and_lost(settings, tmp_pa
 
 
 def test_a_pull_to_the_base_and_a_training_of_its_own_are_an_arms(settings, tmp_path):
-    more = [{}, {"l2": 20.0}, {"l2": 1e9}, {"training": {"num_train_epochs": 2}}]
+    more = [{}, {"pull": 1.0}, {"pull": 1e6}, {"training": {"num_train_epochs": 2}}]
     more.append({"training": {"global_batch_size": 8, "per_device_train_batch_size": 8}})
     arms = [
         ArmSettings.model_validate({"recipe": "sa_proj", "learning_rates": [1e-2], **each})
         for each in more
     ]
     assert [arm.label for arm in arms[1:4]] == [
-        "sa_proj + L2 20",
-        "sa_proj + L2 1e+09",
+        "sa_proj + pull 1",
+        "sa_proj + pull 1e+06",
         "sa_proj + num_train_epochs 2",
     ]
     mine = changed(settings, tmp_path, arms=arms, orders={"one": ["first"]})
@@ -315,7 +315,7 @@ def test_a_pull_to_the_base_and_a_training_of_its_own_are_an_arms(settings, tmp_
 def test_adapters_are_not_pulled_to_the_base():
     with pytest.raises(ValueError, match="lora with"):
         ArmSettings.model_validate(
-            {"recipe": "mlp", "learning_rates": [1e-3], "lora": True, "l2": 1.0}
+            {"recipe": "mlp", "learning_rates": [1e-3], "lora": True, "pull": 1.0}
         )
 
 

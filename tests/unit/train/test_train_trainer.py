@@ -667,15 +667,15 @@ def test_a_pull_to_the_base_holds_weights_near_it_and_goes_on_after_a_stop(tiny,
         return tuned, fitted.base
 
     plain, base = train("plain")
-    pulled, _ = train("pulled", l2_to_base=30.0)
-    back, _ = train("back", l2_to_base=1e9)
+    pulled, _ = train("pulled", pull_to_base=1.0)
+    back, _ = train("back", pull_to_base=1e6)
 
     def moved(weights):
         return torch.cat([(weights[n] - base[n]).flatten() for n in base]).norm()
 
     assert 0 < moved(pulled) < 0.9 * moved(plain)
     assert moved(back) == 0
-    resumed, _ = train("parts", l2_to_base=30.0, save_steps=3)
+    resumed, _ = train("parts", pull_to_base=1.0, save_steps=3)
     assert all(torch.equal(resumed[n], pulled[n]) for n in base)
 
 
