@@ -100,7 +100,7 @@ class Held(NamedTuple):
         base_share: the base's share in the average that ends it.
         like_kept: whether prompts like what is kept stand beside the others.
         earlier: prompts of each skill that was taught before, beside the others.
-        l2: strength of the pull back to the base's weights.
+        pull: back to the base's weights, in e-folds over the training.
     """
 
     recipe: str
@@ -112,7 +112,7 @@ class Held(NamedTuple):
     base_share: float | None = None
     like_kept: bool = False
     earlier: int = 0
-    l2: float | None = None
+    pull: float | None = None
 
 
 LARGER_HALF = 0.5
@@ -160,9 +160,9 @@ WIDER_ARMS = {
 }
 PULLED_ARMS = {
     REFERENCE: AT_BEST,
-    "mlp_gate_up, pulled back by 3": Held("mlp_gate_up", [5.5e-3], weight=None, l2=3.0),
-    "mlp, pulled back by 5": Held("mlp", [5.5e-3], weight=None, l2=5.0),
-    "mlp + anchor, pulled back by 3": Held("mlp", [5.5e-3], rows=2, l2=3.0),
+    "mlp_gate_up, pulled back by 3": Held("mlp_gate_up", [5.5e-3], weight=None, pull=1.65),
+    "mlp, pulled back by 5": Held("mlp", [5.5e-3], weight=None, pull=2.75),
+    "mlp + anchor, pulled back by 3": Held("mlp", [5.5e-3], rows=2, pull=1.65),
 }
 SEQUENCE_ARMS = {
     REFERENCE: Held(REFERENCE, [5.5e-4, 1e-3], weight=None),
@@ -189,7 +189,8 @@ class Question(NamedTuple):
         forms: of the anchor's prompts.
         num_prompts: of all forms.
         num_kept, num_skill: items of each kept task, and of each that is taught.
-        skills: what is taught, one after another.
+        skills: what is taught, one after another, or each alone.
+        alone: whether each is taught to the base.
         kept: what is kept; the eight kinds of the study unless given.
     """
 
@@ -201,6 +202,7 @@ class Question(NamedTuple):
     num_kept: int = NUM_KEPT
     num_skill: int = NUM_SKILL
     skills: tuple[str, ...] = (SKILL,)
+    alone: bool = False
     kept: tuple[str, ...] = KEPT
 
 
@@ -240,6 +242,7 @@ def make_settings(folder: Path, asked: Question) -> StudySettings:
         skills=skills,
         keep=keep,
         arms=[make_arm(name, held, world) for name, held in asked.arms.items()],
+        orders={name: [name] for name in asked.skills} if asked.alone else {},
         seeds=list(asked.seeds),
         num_samples=NUM_TRAIN // 2,
         training=TrainingSettings(global_batch_size=8, per_device_train_batch_size=8),
@@ -266,7 +269,7 @@ def make_arm(name: str, held: Held, world: Path) -> ArmSettings:
             "anchor": None if held.weight is None else anchor,
             "density": held.density,
             "wise_ft": held.base_share,
-            "l2": held.l2,
+            "pull": held.pull,
         }
     )
 
@@ -283,15 +286,29 @@ def _write_like_kept(world: Path) -> None:
     (world / "prompts-like-kept.jsonl").write_text(text, encoding="utf-8")
 
 
-def print_table(folder: Path, num_skills: int) -> None:
-    """Print what every arm learned and lost at each rate, and learning against the reference's."""
+def print_tables(folder: Path, asked: Question) -> None:
+    """Print what every arm learned and lost at each rate; of skills each alone, of each and all."""
     results = read_results(folder / "results.jsonl")
     base = base_of(results)
-    stages: dict[tuple[str, float], dict[int, Sequence[StageResult]]] = {}
+    for skill in asked.skills if asked.alone else ():
+        print(f"{skill}:")
+        _print_table(base, [result for result in results if result.chain.order == skill], 1, False)
+    print("all:" if asked.alone else "", end="\n" * asked.alone)
+    _print_table(base, results, len(asked.skills), not asked.alone)
+
+
+def _print_table(
+    base: StageResult, results: Sequence[StageResult], num_skills: int, in_row: bool
+) -> None:
+    """Print a table of chains; of skills each alone those of one seed stand for one chain."""
+    stages: dict[tuple[str, float], dict[int, list[StageResult]]] = {}
     for key, found in by_chain(results).items():
-        if len(found) < num_skills:  # a chain that a stop left without its last stages
-            continue
-        stages.setdefault((key.arm, key.learning_rate), {})[key.seed] = found
+        own = stages.setdefault((key.arm, key.learning_rate), {})
+        own.setdefault(key.seed, []).extend(found)
+    for own in stages.values():
+        for seed in [seed for seed, found in own.items() if len(found) < num_skills]:
+            del own[seed]  # a stop left it without its last stages
+    stages = {which: own for which, own in stages.items() if own}
     learnings = {
         which: Effect({seed: learned(base, chain) for seed, chain in own.items()})
         for which, own in stages.items()
@@ -315,7 +332,7 @@ def print_table(folder: Path, num_skills: int) -> None:
         seconds = sum(stage.seconds for stage in trained) / len(trained)
         at_end = Effect({seed: lost(base, chain[-1:]) for seed, chain in own.items()})
         ended = ""
-        if len(trained) > len(own):
+        if in_row and len(trained) > len(own):
             ended = f" ({line(told(at_end))} at the end)"
             left = remainders[which]
             ended += f", at the end there is {line(told(left))} of all skills"
@@ -380,7 +397,7 @@ def main() -> None:
             lambda result, left: print(f"{result.chain}; {left} left", flush=True),
             num_workers=given.workers,
         )
-    print_table(folder, len(QUESTIONS[name].skills))
+    print_tables(folder, QUESTIONS[name])
 
 
 if __name__ == "__main__":

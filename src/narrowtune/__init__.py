@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from narrowtune.models.select import Selection, resolve, select
     from narrowtune.pipeline.teach import teach
     from narrowtune.train.drift_callback import DriftCallback
+    from narrowtune.train.pull import PullBack
 
 __all__ = [
     "Delta",
     "DriftCallback",
     "NarrowtuneError",
+    "PullBack",
     "RunConfig",
     "Selection",
     "__version__",
@@ -44,6 +46,7 @@ _ROOMS = {
     "Delta": "narrowtune.delta.store",
     "DriftCallback": "narrowtune.train.drift_callback",
     "NarrowtuneError": "narrowtune.core.errors",
+    "PullBack": "narrowtune.train.pull",
     "RunConfig": "narrowtune.core.config",
     "Selection": "narrowtune.models.select",
     "apply": "narrowtune.delta.apply",

@@ -168,7 +168,7 @@ def compare(
         option(
             "LIST",
             "Recipes with commas between, each with any of +anchor, +projection, +pull, +dial, "
-            "+density, +mix. Unless given the paper's, with and without anchor, and language_model.",
+            "+density, +mix. Unless given the paper's with and without anchor, and language_model.",
         ),
     ] = None,
     learning_rates: Annotated[

@@ -143,6 +143,7 @@ def estimate_memory(
     frozen_bytes: int,
     num_trainable: int,
     base_bytes: int,
+    base_on_device: bool = False,
     optimizer_bytes_per_parameter: float,
     activations: Activations,
     num_positions: float,
@@ -163,6 +164,7 @@ def estimate_memory(
         frozen_bytes: parameters that do not train, and buffers, as held while training.
         num_trainable: numbers that train; their masters and gradients are fp32.
         base_bytes: the copy of what trains, in the base's dtype, kept for the delta on the CPU.
+        base_on_device: whether the device has one too, to pull weights back to.
         num_positions: of a micro-batch as the model computes it, anchor rows included.
         logits: label positions in the micro-batch x vocabulary; `anchor_logits` likewise.
         anchor_cache_bytes: the base's distributions, kept on the CPU.
@@ -186,7 +188,7 @@ def estimate_memory(
     logit_bytes = _LOGIT_BYTES * logits + _ANCHOR_LOGIT_BYTES * anchor_logits
     kept = activations.at(num_positions)
     losses = math.ceil(HEAP_LOSS * (kept + logit_bytes)) if on_cpu else 0
-    weights = frozen_bytes + (base_bytes if on_cpu else 0)
+    weights = frozen_bytes + (base_bytes if on_cpu or base_on_device else 0)
     cache = matrix_bytes + (anchor_cache_bytes if on_cpu else 0)
     held = weights + masters + optimizer + cache + workspace
     before = held - optimizer + moment_bytes

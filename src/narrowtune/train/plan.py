@@ -275,6 +275,7 @@ class _Planner:
             frozen_bytes=self.quantised.held(frozen, width) + sum_bytes(self.model.buffers()),
             num_trainable=self.selection.num_parameters,
             base_bytes=self.loaded.dtype.itemsize * self.selection.num_parameters,
+            base_on_device=self.config.training.pull_to_base > 0,
             optimizer_bytes_per_parameter=optimizer_bytes(self.make_optimizer),
             activations=activations,
             num_positions=batches.most_positions(),

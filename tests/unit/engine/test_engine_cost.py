@@ -232,6 +232,11 @@ def test_on_a_cpu_the_base_the_heap_and_the_process_count_too():
     assert found.total == estimate().total + 200 + 3000 + losses + 70
 
 
+def test_a_device_has_a_base_of_its_own_to_pull_back_to():
+    assert estimate(base_on_device=True).total == estimate().total + 200
+    assert estimate(CPU, base_on_device=True) == estimate(CPU)
+
+
 def test_tied_parameters_count_once():
     weight = nn.Parameter(torch.zeros(3, 4))
     assert sum_bytes([weight, weight, torch.zeros(2, dtype=torch.bfloat16)]) == 52

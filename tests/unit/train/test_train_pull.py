@@ -7,7 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import get_scheduler
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
 
 from narrowtune.train.pull import PullBack, sum_of_rates
 
@@ -56,3 +64,49 @@ def test_a_schedule_that_looks_at_the_loss_counts_as_one_rate():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     assert sum_of_rates(plateau, 0.1, 5) == pytest.approx(0.5)
+
+
+class Line(PreTrainedModel):
+    """A weight that trains, as far up as it gets, and one that does not."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.trains = nn.Parameter(torch.tensor([2.0]))
+        self.rests = nn.Parameter(torch.tensor([3.0]), requires_grad=False)
+
+    def forward(self, labels=None):
+        return {"loss": -self.trains.sum() * labels.float().mean()}
+
+
+class Ones(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"labels": torch.ones(1)}
+
+
+def test_under_another_trainer_the_base_is_what_the_training_finds(tmp_path):
+    def train(callbacks):
+        model = Line(PretrainedConfig())
+        args = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=2,
+            num_train_epochs=1,
+            optim="sgd",
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(model, args, train_dataset=Ones(), callbacks=callbacks).train()
+        return model.trains.item(), model.rests.item()
+
+    assert train([]) == pytest.approx((2.4, 3.0))
+    # Each of four steps of 0.1 is left with exp(-1/4) of itself for every step from its own on.
+    left = 0.1 * sum(math.exp(-n / 4) for n in (1, 2, 3, 4))
+    assert train([PullBack(1.0)]) == pytest.approx((2.0 + left, 3.0))
