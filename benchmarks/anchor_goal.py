@@ -7,7 +7,8 @@
     python benchmarks/anchor_goal.py --closer      # ten minutes: four times as many kept items
     python benchmarks/anchor_goal.py --sequence    # an hour: five skills in a row
     python benchmarks/anchor_goal.py --unseen      # twenty minutes: kept kinds of no other use
-    python benchmarks/anchor_goal.py --pulled      # ten minutes: weights pulled back to the base's
+    python benchmarks/anchor_goal.py --pulled      # 20 minutes: weights pulled back to the base's
+    python benchmarks/anchor_goal.py --each        # 20 minutes: five skills, each alone
 
 Clocks on the reference model, 1,600 rows in 200 steps of 8, five seeds. The goal: learning not
 below what `language_model` learns at its best rate (lower end of the difference at least -2
@@ -44,9 +45,11 @@ items of yet another seed: with 3,200 it is they that decide how wide the interv
 keep set and in no choice that was made: arrows, counts, plumages, gauges and what is known by
 heart, which the model was trained on before, 700 items each. Two of them are near clocks and birds.
 
-`--pulled` asks both of recipes whose weights are pulled back to the base's (`training.l2_to_base`),
-two of them without an anchor, on rows of a seed that decided nothing and with four training seeds.
-Rates and strengths are those that one or two seeds of `validation` rows had shown (docs/LOG.md).
+`--pulled` asks both of recipes whose weights are pulled back to the base's
+(`training.pull_to_base`), one of them without an anchor, on rows of a seed that decided nothing and
+with sixteen training seeds. How far, and rates, are what two seeds of `validation` rows had shown
+(docs/LOG.md). `--each` asks the same of five skills, each taught to the base, at these settings,
+that were chosen for clocks; `language_model` has two rates.
 
 `--sequence` asks both of five skills that are taught one after another, each in 200 steps, with
 three training seeds: learned is the mean of the skills, each after its own stage, lost the mean
@@ -158,11 +161,23 @@ WIDER_ARMS = {
         "mlp", [4.2e-3], projection=5.0, rows=1, density=LARGER_HALF
     ),
 }
+ALL_HELD = {
+    "mlp + anchor of one row, projected by 5, pulled by 2": Held(
+        "mlp", [5.5e-3], projection=5.0, rows=1, pull=2.0
+    )
+}
+ALONE_HELD = {
+    "mlp, pulled by 3, larger half": Held(
+        "mlp", [5.5e-3], weight=None, pull=3.0, density=LARGER_HALF
+    )
+}
 PULLED_ARMS = {
     REFERENCE: AT_BEST,
-    "mlp_gate_up, pulled back by 3": Held("mlp_gate_up", [5.5e-3], weight=None, pull=1.65),
-    "mlp, pulled back by 5": Held("mlp", [5.5e-3], weight=None, pull=2.75),
-    "mlp + anchor, pulled back by 3": Held("mlp", [5.5e-3], rows=2, pull=1.65),
+    **ALL_HELD,
+    **ALONE_HELD,
+    "mlp_gate_up + anchor of one row, projected by 5, pulled by 2": Held(
+        "mlp_gate_up", [1e-2], projection=5.0, rows=1, pull=2.0
+    ),
 }
 SEQUENCE_ARMS = {
     REFERENCE: Held(REFERENCE, [5.5e-4, 1e-3], weight=None),
@@ -173,6 +188,7 @@ SEQUENCE_ARMS = {
         "mlp", [2.8e-3], projection=5.0, density=LARGER_HALF, earlier=64
     ),
 }
+EACH_ARMS = {REFERENCE: Held(REFERENCE, [5.5e-4, 1e-3], weight=None), **ALL_HELD, **ALONE_HELD}
 FIVE = ("birds", "counting", "tissue", "signs", "clock")
 KEPT = tuple(task.name for task in tasks_of("held_out"))
 UNSEEN = ("arrows", "tallies", "plumage", "gauges", "recital")
@@ -213,10 +229,19 @@ QUESTIONS = {
     "anchor-goal-sequence": Question(
         SEQUENCE_ARMS, 14, range(3), WIDER, 1040, num_skill=200, skills=FIVE
     ),
-    "anchor-goal-pulled": Question(PULLED_ARMS, 17, range(4), WIDER, 1040),
+    "anchor-goal-pulled": Question(PULLED_ARMS, 18, range(16), WIDER, 1040),
+    "anchor-goal-each": Question(
+        EACH_ARMS, 19, range(3), WIDER, 1040, num_skill=300, skills=FIVE, alone=True
+    ),
     "anchor-goal-closer": Question(NEAREST, 13, range(6), WIDER, 1040, num_kept=1600),
     "anchor-goal-unseen": Question(
-        {REFERENCE: AT_BEST, **NEAREST}, 16, range(6), WIDER, 1040, num_kept=700, kept=UNSEEN
+        {REFERENCE: AT_BEST, **NEAREST, **ALL_HELD, **ALONE_HELD},
+        16,
+        range(6),
+        WIDER,
+        1040,
+        num_kept=700,
+        kept=UNSEEN,
     ),
 }
 """By the name of their folder."""
@@ -383,11 +408,12 @@ def main() -> None:
     which.add_argument("--sequence", action="store_true", help="five skills one after another")
     which.add_argument("--closer", action="store_true", help="of these, what is lost alone")
     which.add_argument("--pulled", action="store_true", help="weights pulled back to the base's")
+    which.add_argument("--each", action="store_true", help="each of five skills, alone")
     which.add_argument("--unseen", action="store_true", help="the same, of kinds of no other use")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    names = ("fresh", "wider", "sequence", "closer", "unseen", "pulled")
+    names = ("fresh", "wider", "sequence", "closer", "unseen", "pulled", "each")
     chosen = [name for name in names if getattr(given, name)]
     name = "-".join(["anchor-goal", *chosen])
     folder = given.output_dir or Path("runs") / name
