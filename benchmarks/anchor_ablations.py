@@ -17,7 +17,8 @@ labels; samples of the base at temperature 1 without picture or question, all to
 labels (arXiv 2505.13811). Rows can't be without a question, so that one is a full stop. All of a
 step's labels count alike there, where an anchor's term is a mean of its own. "Task tokens" are
 held by KL(base‖tuned) at the skill's labels, temperature 1: the anchor of ASFT (arXiv 2509.23753)
-without its weighing of the cross-entropy. "L2" pulls the weights to the base's. Twice and four
+without its weighing of the cross-entropy. "Pull" pulls the weights to the base's, by so many
+e-folds over the training ("L2" in stored results did so by rate times its number). Twice and four
 times the steps are more passes over the same 1,600 rows. "Attention, then gate and up" trains each
 for 100 steps on a half of the rows, with a schedule of its own. A half of the layers trains alone
 in two arms.
@@ -153,8 +154,8 @@ def controls(world: Path) -> Iterator[ArmSettings]:
     yield beside("context-free samples, beside", SAMPLED)
     for weight in (0.1, 1.0):
         yield arm(f"task tokens {weight:g}", distillation={"weight": weight, "temperature": 1.0})
-    for strength in (1.0, 3.0, 10.0):
-        yield arm(f"L2 {strength:g}", l2=strength)
+    for pull in (1.0, 2.0, 4.0):
+        yield arm(f"pull {pull:g}", pull=pull)
 
 
 def part_arms(world: Path) -> Iterator[ArmSettings]:

@@ -171,7 +171,11 @@ class Bench:
         from narrowtune.models.select import resolve
         from narrowtune.train.fit import fit
 
-        training = {"learning_rate": GRID[job.exponent], "max_steps": max_steps}
+        training = {
+            "learning_rate": GRID[job.exponent],
+            "max_steps": max_steps,
+            "pull_to_base": job.pull,
+        }
         rows = [self.encoder.encode(example) for example in self.pools[job.seed]]
         with tempfile.TemporaryDirectory() as folder, apply_arithmetic(self.arithmetic):
             config = self.config.model_copy(

@@ -14,6 +14,8 @@ from recipes_protocol import (
     DECIDING,
     GRID,
     HELD,
+    PULLED,
+    PULLED_AT,
     SEEDS,
     Arm,
     Job,
@@ -97,8 +99,8 @@ def print_results(runs: dict[Job, dict[str, Any]]) -> None:
         "| recipe | rate | seed | items | learning | forgetting | KL(base‖tuned) "
         "| number-token bias |\n|---|---|---|---|---|---|---|---|"
     )
-    for arm in ARMS:
-        best = best_exponent(arm, runs)
+    for arm in (*ARMS, *PULLED):
+        best = PULLED_AT if arm in PULLED else best_exponent(arm, runs)
         found = [job for job in runs if job.arm == arm and job.stage == "result"]
         on_all = [job for job in runs if job.arm == arm and job.stage == "whole"]
         # The same training, asked more.

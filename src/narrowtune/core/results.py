@@ -305,6 +305,7 @@ class TrainingSummary(Value):
         peak_memory_bytes: of the part that took most.
         energy_kwh: measured, of the whole machine; None unless `cost.measure_energy`.
         energy_source: what measured it, or why there is no figure.
+        pull_to_base: e-folds by which weights were pulled back to the base; None: they were not.
         compilation: compiled layers, in the last part; None unless `training.torch_compile`.
         first_step: layouts, attention and looked-up pictures, in the last part; None where they are
             off or could not be compared, and in records of earlier versions.
@@ -334,6 +335,7 @@ class TrainingSummary(Value):
     anchor_projection: float | None = None
     drift_seconds: float | None = None
     anchor_top_k: int | None = None
+    pull_to_base: float | None = None
 
 
 class DataSummary(Value):

@@ -73,7 +73,6 @@ def keep(run: Run) -> None:
     """Write down what training left, before anything else can fail."""
     assert run.fitted is not None
     with run.watch.stage("delta"):
-        _say_pull(run)
         _keep_largest(run)
         delta = extract_delta(run)
         known = Trained(
@@ -88,15 +87,6 @@ def keep(run: Run) -> None:
         delta.save(_place(run), packed=run.config.pack_delta)
         write_json(run.folder.trained, known)
     run.tuned_fingerprint = known.tuned_fingerprint
-
-
-def _say_pull(run: Run) -> None:
-    """Note that weights were pulled back while they trained: nothing else in the record says so."""
-    if pull := run.config.training.pull_to_base:
-        run.loaded.notes.append(
-            "After every step what trains was pulled back to the base's weights: by "
-            f"{pull:g} e-folds over the training (training.pull_to_base)."
-        )
 
 
 def _keep_largest(run: Run) -> None:

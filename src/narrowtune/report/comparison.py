@@ -26,7 +26,7 @@ from narrowtune.report.folder import read_record
 from narrowtune.report.plots import draw_comparison
 from narrowtune.report.render import render_html, render_json, render_markdown
 from narrowtune.report.scale import make_scale, mark, span
-from narrowtune.report.text import anchor, duration, percent, size, small, tick
+from narrowtune.report.text import anchor, duration, percent, pulled, size, small, tick
 from narrowtune.report.verdict import Headline, headline
 
 COMPARISON_SCHEMA = 1
@@ -130,6 +130,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     loss = None if verdict is None else verdict.forgetting
     none = "–"
     held = None if training is None else anchor(training)
+    pull = None if training is None else pulled(training)
     memory = None if training is None else training.peak_memory_bytes
     return [
         ("Skill, change in points", none if learning is None else _with_interval(learning)),
@@ -139,6 +140,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("Same top-1", none if drift is None else percent(drift.top1_agreement)),
         ("Recipe", record.recipe),
         ("Anchor", held or none),
+        ("Pulled back to the base", pull or none),
         ("Learning rate", none if training is None else tick(training.learning_rate)),
         ("Steps", none if training is None else f"{training.num_steps:,}"),
         ("Training time", none if training is None else duration(training.seconds)),

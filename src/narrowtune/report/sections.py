@@ -19,7 +19,17 @@ from narrowtune.core.results import (
     TensorProof,
     TrainingSummary,
 )
-from narrowtune.report.text import anchor, count, duration, percent, plural, size, small, tick
+from narrowtune.report.text import (
+    anchor,
+    count,
+    duration,
+    percent,
+    plural,
+    pulled,
+    size,
+    small,
+    tick,
+)
 
 SHOWN_TENSORS = 10
 """Rows of the proof that are open at once; the others fold out."""
@@ -190,6 +200,7 @@ def training_facts(record: RunRecord) -> list[Fact]:
         Fact("peak learning rate", tick(training.learning_rate)),
         Fact("compute dtype", training.compute_dtype),
         Fact("anchor", anchor(training) or "none"),
+        *([Fact("pulled back to the base", pull)] if (pull := pulled(training)) else []),
         *_fast_path_taken(record.plan, training),
     ]
     if (compiled := training.compilation) is not None:

@@ -145,6 +145,11 @@ def anchor(training: TrainingSummary) -> str | None:
     return ", ".join(parts)
 
 
+def pulled(training: TrainingSummary) -> str | None:
+    """Return how far a run's weights were pulled back to the base's; None where they were not."""
+    return None if training.pull_to_base is None else f"{tick(training.pull_to_base)} e-folds"
+
+
 def moment(created: str) -> str:
     """An ISO time as "2025-11-23 15:40 UTC"; what is no ISO time is shown as it is."""
     try:

@@ -125,15 +125,17 @@ def _over_budget(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
 
 
 def _how_to_hold(record: RunRecord) -> str:
-    """An anchor first; then steps that are kept off its prompts, and prompts for what it missed.
+    """An anchor first; then what keeps steps off its prompts and weights near, and more prompts.
 
-    Both count for more than the weight, which buys little beyond its default (docs/anchor.md).
+    These count for more than the weight, which buys little beyond its default (docs/anchor.md).
     """
     training = record.training
     if training is None or training.anchor_weight is None:
         return "train again with the anchor (--anchor)"
     projects = "language_model" in get_recipe(record.recipe).components
     hints = ["set anchor.projection to 10"] if projects and not training.anchor_projection else []
+    if training.pull_to_base is None:
+        hints.append("set training.pull_to_base to 2")
     lost = [t for t in record.tasks if t.role == "held_out" and t.change.high < 0]
     names = " and ".join(t.name for t in sorted(lost, key=lambda t: t.change.value)[:_MOST_NAMED])
     if names:
@@ -141,7 +143,7 @@ def _how_to_hold(record: RunRecord) -> str:
             "add prompts to the anchor (anchor.prompts, without answers) that are answered in the "
             f"form of {names}"
         )
-    return ", ".join(hints) or "raise anchor.projection"
+    return ", ".join(hints) or "raise training.pull_to_base"
 
 
 def _not_enough(record: RunRecord, verdict: Verdict) -> tuple[str, str]:

@@ -177,14 +177,16 @@ def test_over_budget_with_an_anchor_asks_for_prompts_in_the_forms_that_were_lost
     ]
     anchored = record.model_copy(update={"training": training, "tasks": tasks})
     next_step = headline(anchored).next_step
-    assert "set anchor.projection to 10, add prompts" in next_step
+    first = "set anchor.projection to 10, set training.pull_to_base to 2, "
+    assert f"{first}add prompts" in next_step
     assert "in the form of continents and opposites, lower" in next_step
     unsure = [t.model_copy(update={"change": estimate(-1.0, 2.0)}) for t in tasks]
     anchored = anchored.model_copy(update={"tasks": unsure})
-    assert "set anchor.projection to 10, lower" in headline(anchored).next_step
-    training = training.model_copy(update={"anchor_projection": 3.0})
-    projected = anchored.model_copy(update={"training": training})
-    assert "raise anchor.projection, lower" in headline(projected).next_step
+    assert f"{first}lower" in headline(anchored).next_step
+    for setting, hint in (("anchor_projection", "set"), ("pull_to_base", "raise")):
+        training = training.model_copy(update={setting: 3.0})
+        held = anchored.model_copy(update={"training": training})
+        assert f"Instead, {hint} training.pull_to_base" in headline(held).next_step
 
 
 def test_what_is_undecided_is_what_is_told(tmp_path):
@@ -378,3 +380,5 @@ def test_how_hard_a_run_was_held_is_told(tmp_path):
     assert told(0.3, 10.0) == "weight 0.3, projection 10"
     assert told(0.3, 10.0, 2000) == "weight 0.3, top 2,000, projection 10"
     assert told(0.0, 3.0) == "projection 3"
+    assert text.pulled(training) is None
+    assert text.pulled(training.model_copy(update={"pull_to_base": 2.0})) == "2 e-folds"
