@@ -109,6 +109,15 @@ def test_that_nothing_holds_earlier_skills_is_said(lessons, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "Nothing holds what the model was taught before (counting)" in told
     assert told.count("Nothing holds") == 1
+    assert "an anchor (--anchor) does" in told
+
+
+def test_an_anchor_that_leaves_earlier_skills_out_is_not_advised_again(lessons, capsys):
+    lessons("counting", "sa_proj")
+    anchor = {"earlier_skills": 0, "max_new_tokens": 2, "max_prompts": 2}
+    lessons("spelling", "mlp_gate_up", anchor=anchor, console=Console(width=200))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(counting): anchor.earlier_skills above 0 does" in told
 
 
 def test_an_anchor_holds_what_the_skill_before_was_taught_with(lessons, tmp_path, monkeypatch):

@@ -147,9 +147,10 @@ def _prepare(
             if config.anchor is not None:
                 inputs.notes.append(f"The anchor holds general prompts at {_answered_by(config)}.")
             if not held and not config.mix:
+                how = "anchor.earlier_skills above 0" if config.anchor else "an anchor (--anchor)"
                 watch.warn(
-                    f"Nothing holds what the model was taught before ({names}): an anchor does "
-                    "(--anchor), with prompts of each that it was taught with."
+                    f"Nothing holds what the model was taught before ({names}): {how} does, with "
+                    "prompts of each that it was taught with."
                 )
         elif book is not None:
             watch.warn(f"The ledger {config.ledger} holds no skill yet: this one is its first.")
