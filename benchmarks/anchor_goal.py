@@ -42,8 +42,9 @@ a step in place of four was chosen on rows of `validation` once the others' resu
 items of yet another seed: with 3,200 it is they that decide how wide the interval is.
 
 `--unseen` asks of the better of the two, and of recipes that pull back, what is lost of five kinds
-that stand in no anchor, in no keep set and in no choice that was made: arrows, counts, plumages, gauges and what is known by
-heart, which the model was trained on before, 700 items each. Two of them are near clocks and birds.
+that stand in no anchor, in no keep set and in no choice that was made: arrows, counts, plumages,
+gauges and what is known by heart, which the model was trained on before, 700 items each. Two of
+them are near clocks and birds.
 
 `--pulled` asks both of recipes whose weights are pulled back to the base's
 (`training.pull_to_base`), one of them without an anchor, on rows of a seed that decided nothing and
