@@ -35,8 +35,8 @@ class Run:
     Attributes:
         recipe: what trains.
         learning_rate: peak of the schedule.
-        anchored: whether the anchor holds the model to its own answers, and its steps are kept off
-            what these use.
+        anchored: whether the anchor holds the model to its own answers, its steps are kept off what
+            these use, and its weights are pulled back to the base's.
     """
 
     recipe: str
@@ -48,14 +48,14 @@ RUNS = {
     "sa_proj": Run("sa_proj", 1e-3),
     "mlp_gate_up": Run("mlp_gate_up", 3e-3),
     "language_model": Run("language_model", 1e-3),
-    "mlp_gate_up_anchored": Run("mlp_gate_up", 1e-2, anchored=True),
+    "mlp_gate_up_anchored": Run("mlp_gate_up", 1.4e-2, anchored=True),
 }
 """By the name of their folder, in order. Rates at which each learned much in 200 steps on other
-rows (docs/results/anchor-weights; the last one's: docs/LOG.md, 2026-11-29); gate and up alone bear
+rows (docs/results/anchor-weights; the last one's: docs/LOG.md, 2026-11-30); gate and up alone bear
 and need a higher one, and a higher one still where steps are kept off what prompts use."""
 
-PROJECTION = 3.0
-"""Strength of `anchor.projection`."""
+PROJECTION, PULL = 3.0, 2.0
+"""`anchor.projection` and `training.pull_to_base` of the anchored run."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def prepare(folder: Path, model: Path, *, seed: int, quick: bool) -> list[RunCon
                     "learning_rate": run.learning_rate,
                     "global_batch_size": BATCH_SIZE,
                     "per_device_train_batch_size": BATCH_SIZE,
+                    "pull_to_base": PULL if run.anchored else 0.0,
                 },
                 "output_dir": str(folder / name),
             }

@@ -31,9 +31,9 @@ def test_runs_differ_in_what_trains_and_in_nothing_else(configs):
     for config, run in zip(configs, pictures.RUNS.values(), strict=True):
         assert config.recipe == run.recipe
         assert config.training.learning_rate == run.learning_rate
-        assert (config.anchor is not None) == run.anchored
+        assert (config.anchor is not None) == (config.training.pull_to_base > 0) == run.anchored
     own = {"recipe": "", "anchor": None, "output_dir": ""}
-    rate = {"learning_rate": 1.0}
+    rate = {"learning_rate": 1.0, "pull_to_base": 0.0}
     first, *others = [
         config.model_copy(
             update={**own, "training": config.training.model_copy(update=rate)}

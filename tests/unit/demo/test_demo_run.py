@@ -41,7 +41,8 @@ def test_the_demo_on_text_is_a_plain_run_and_an_anchored_one_on_the_same_rows(
     plain, anchored = text.prepare(tmp_path, tmp_path / "model", seed=5, quick=True)
     assert (plain.anchor, plain.output_dir) == (None, str(tmp_path / "plain"))
     assert anchored.anchor is not None
-    own = {"anchor": None, "output_dir": ""}
+    assert anchored.training.pull_to_base > plain.training.pull_to_base == 0
+    own = {"anchor": None, "training": None, "output_dir": ""}
     assert plain.model_copy(update=own) == anchored.model_copy(update=own)
 
 
