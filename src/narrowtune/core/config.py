@@ -245,19 +245,16 @@ class RunConfig(ModelSettings):
     def _shared_out(self) -> list[str]:
         """Name what can't be where several devices, or fewer bits, have the model."""
         mistakes: list[str] = []
-        if (
-            self.anchor
-            and self.anchor.projection
-            and (self.training.deepspeed or self.training.fsdp)
+        projects = self.anchor is not None and self.anchor.projection > 0
+        for name, asked in (
+            ("anchor.projection", projects),
+            ("training.pull_to_base", self.training.pull_to_base > 0),
         ):
-            mistakes.append("anchor.projection can't be used with deepspeed or fsdp")
-        if self.training.pull_to_base and (self.training.deepspeed or self.training.fsdp):
-            mistakes.append("training.pull_to_base can't be used with deepspeed or fsdp")
-        if self.anchor and self.anchor.projection and _OWN_STEPS.search(self.training.optim):
-            mistakes.append(
-                f"anchor.projection needs an optimiser that steps at once: {self.training.optim} "
-                "does not"
-            )
+            if asked and (self.training.deepspeed or self.training.fsdp):
+                mistakes.append(f"{name} can't be used with deepspeed or fsdp")
+            if asked and _OWN_STEPS.search(self.training.optim):
+                optim = self.training.optim
+                mistakes.append(f"{name} needs an optimiser that steps at once: {optim} does not")
         if self.training.quantize_frozen and (self.training.deepspeed or self.training.fsdp):
             mistakes.append("training.quantize_frozen can't be used with deepspeed or fsdp")
         if self.training.deepspeed and (self.training.save_steps or self.training.eval_steps):

@@ -305,7 +305,7 @@ class TrainingSummary(Value):
         peak_memory_bytes: of the part that took most.
         energy_kwh: measured, of the whole machine; None unless `cost.measure_energy`.
         energy_source: what measured it, or why there is no figure.
-        pull_to_base: e-folds by which weights were pulled back to the base; None: they were not.
+        pull_to_base: e-folds of the pull back to the base, had all planned steps been taken.
         compilation: compiled layers, in the last part; None unless `training.torch_compile`.
         first_step: layouts, attention and looked-up pictures, in the last part; None where they are
             off or could not be compared, and in records of earlier versions.

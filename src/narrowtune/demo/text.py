@@ -27,7 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 """Each run's own settings. Rates at which each learned much on other questions (docs/LOG.md); one
-that is kept off what the prompts use, and pulled back, bears and needs a higher one."""
+that is kept off what the prompts use bears and needs a higher one."""
 
 
 @dataclass(frozen=True)

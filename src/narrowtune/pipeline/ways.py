@@ -28,7 +28,7 @@ DEFAULT = (
 MITIGATIONS = ("anchor", "projection", "pull", "dial", "density", "mix")
 """What may stand behind a recipe, each after a "+"."""
 
-PROJECTION, PULL, DENSITY = 10.0, 3.0, 0.5
+PROJECTION, PULL, DENSITY = 10.0, 2.0, 0.5
 """`anchor.projection`, `training.pull_to_base` and `training.density` of ways that name them, where
 the file has none."""
 

@@ -83,9 +83,9 @@ def test_a_pull_that_a_way_names_is_of_that_way_alone(tmp_path):
     def pulls(settings, *names):
         return [way.get("training.pull_to_base") for way in changes(settings, *names)]
 
-    assert pulls(config(tmp_path), "mlp", "mlp+pull") == [0.0, 3.0]
-    own = config(tmp_path, training={"pull_to_base": 2.0})
-    assert pulls(own, "mlp", "mlp+pull") == [0.0, 2.0]
+    assert pulls(config(tmp_path), "mlp", "mlp+pull") == [0.0, 2.0]
+    own = config(tmp_path, training={"pull_to_base": 4.0})
+    assert pulls(own, "mlp", "mlp+pull") == [0.0, 4.0]
     assert pulls(own, "mlp", "sa_proj") == [None, None]
 
 
@@ -265,7 +265,7 @@ def test_mitigations_reach_their_runs_and_leave_the_work_alone(tmp_path, taught,
         assert (run.dial is None) == (run is not dialled)
         assert (run.anchor is None) == (run is not projected)
         assert (run.mix == []) == (run is not mixed)
-        assert run.training.pull_to_base == (3.0 if run is pulled else 0.0)
+        assert run.training.pull_to_base == (2.0 if run is pulled else 0.0)
         assert (run.training.density == 1) == (run is not dense)
     assert {run.training.max_steps for run in first} == {2}
     assert {run.training.global_batch_size for run in first} == {plain.training.global_batch_size}

@@ -74,5 +74,5 @@ def test_a_selection_without_linear_layers_is_refused(model):
 
 
 def test_an_average_of_adapters_is_refused():
-    with pytest.raises(ValueError, match="lora with wise_ft, density or l2"):
+    with pytest.raises(ValueError, match="lora with wise_ft, density or pull"):
         ArmSettings(recipe="mlp", learning_rates=[1e-3], lora=LoraSettings(), wise_ft=0.5)

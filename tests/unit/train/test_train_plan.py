@@ -295,6 +295,20 @@ def test_activations_follow_the_batch_and_checkpointing(base, tmp_path):
     assert checkpointed.activations < 0.8 * small.activations
 
 
+def test_what_weights_are_pulled_back_to_is_counted(base, tmp_path, monkeypatch):
+    asked = []
+
+    def watched(**given):
+        asked.append(given["base_on_device"])
+        return estimate(**given)
+
+    estimate = module.estimate_memory
+    monkeypatch.setattr(module, "estimate_memory", watched)
+    for pull in (0.0, 2.0):
+        memory(base, tmp_path, training={"pull_to_base": pull})
+    assert asked == [False, True]
+
+
 def test_an_anchor_adds_rows_logits_and_its_distributions(base, tmp_path):
     prompts = [Encoded(list(range(5, 15)), [-100] * 10) for _ in range(20)]
     workload = Workload(rows=text_rows(length=60), anchor_prompts=prompts)
