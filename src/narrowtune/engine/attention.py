@@ -47,6 +47,11 @@ def attention_by_products(enabled: bool) -> AbstractContextManager[None]:
     return _in_place_of_fused(_choosing) if enabled else nullcontext()
 
 
+def attention_as_torch_has_it() -> AbstractContextManager[None]:
+    """Inside the block, no attention is by products, whatever stands around the block."""
+    return _in_place_of_fused(lambda attend: getattr(attend, "fused", attend))
+
+
 def answering_by_torchs_products(enabled: bool) -> AbstractContextManager[None]:
     """Inside the block, fused attention of a model that answers multiplies by torch's own kernels.
 
@@ -98,6 +103,7 @@ def _choosing(fused: _Attend) -> _Attend:
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
 
+    choose.fused = fused  # type: ignore[attr-defined]
     return choose
 
 

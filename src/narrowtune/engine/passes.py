@@ -84,5 +84,6 @@ def draws(modules: Iterable[nn.Module]) -> bool:
     """Whether modules leave something out by chance while they train."""
     found = list(modules)
     shares = [module.p for module in found if isinstance(module, nn.Dropout)]
-    shares += [getattr(module, "attention_dropout", 0.0) for module in found]
+    # Many have a bare number, under names of their own, and call the function.
+    shares += [value for module in found for name, value in vars(module).items() if "drop" in name]
     return any(isinstance(share, float) and share > 0 for share in shares)

@@ -23,6 +23,7 @@ from narrowtune.core.config import RunConfig
 from narrowtune.core.path_results import Comparison
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.arithmetic import Arithmetic
+from narrowtune.engine.attention import attention_as_torch_has_it
 from narrowtune.engine.compiled import compile_error, compiled_layers, refused
 from narrowtune.engine.features import FeatureStore, changes_eyes, remembered_features
 from narrowtune.engine.forward import to_device
@@ -45,7 +46,7 @@ _MOST_ROWS = 8  # row by row they may take more memory than the step that they s
 @contextmanager
 def plain_path(model: nn.Module) -> Iterator[None]:
     """Inside the block rows go through the model as they come, and chunks one by one."""
-    with packing("never"), chunk_by_chunk(model):
+    with packing("never"), chunk_by_chunk(model), attention_as_torch_has_it():
         yield
 
 

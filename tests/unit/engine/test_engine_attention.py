@@ -181,6 +181,21 @@ def test_nothing_else_is_computed_by_products(tiny, batch, calls, monkeypatch):
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
 
 
+def test_inside_it_a_step_is_as_torch_has_it(tiny, batch, calls):
+    model = load_model(str(tiny("llama")), device="cpu").model
+    model.train()
+    with apply_arithmetic(BF16.model_copy(update={"attention": "fused"})), packing("always"):
+        loss, expected = gradients(model, batch)
+    with apply_arithmetic(BF16), packing("always"):
+        with attention.attention_as_torch_has_it():
+            found = gradients(model, batch)
+        assert not calls
+        gradients(model, batch)
+        assert calls
+    assert found[0] == loss
+    assert all(found[1][name].equal(mine) for name, mine in expected.items())
+
+
 def test_a_teacher_without_gradients_computes_as_its_student(tiny, batch, calls):
     model = load_model(str(tiny("llama")), device="cpu").model.train()
     with apply_arithmetic(BF16), packing("always"), autocast(BF16, "cpu"):

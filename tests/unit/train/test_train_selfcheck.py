@@ -135,6 +135,11 @@ def test_what_drops_by_chance_or_finds_no_memory_is_not_compared(
 
     assert train(FP32, with_dropout)[1] is None
 
+    def with_bare_dropout(loaded: LoadedModel) -> None:
+        loaded.model.model.layers[0].mlp.dropout = 0.1
+
+    assert train(FP32, with_bare_dropout)[1] is None
+
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("too much")
 
