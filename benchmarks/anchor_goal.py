@@ -41,12 +41,12 @@ a step in place of four was chosen on rows of `validation` once the others' resu
 `--closer` asks of the better of the two what is lost alone, six training seeds, of 12,800 kept
 items of yet another seed: with 3,200 it is they that decide how wide the interval is.
 
-`--unseen` asks both of four kinds that stand in no anchor, in no keep set and in no choice that was
-made: arrows, counts, plumages and gauges, which the model was trained on before, 800 items each
-(what is known by heart would be the fifth, but the base answers none of it). Twelve training seeds,
-rows of a seed that decided nothing. What is asked was chosen on rows of `validation` once
-`--pulled` was known: it held more than was asked and learned less. Counts, plumages and gauges are
-near counting, birds and clocks.
+`--unseen` asks both, and what is lost also of four kinds that stand in no anchor, in no keep set
+and in no choice that was made: arrows, counts, plumages and gauges, which the model was trained on
+before, 800 items each (what is known by heart would be the fifth, but the base answers none of it).
+Twelve training seeds, rows of a seed that decided nothing. What is asked was chosen on rows of
+`validation` and two seeds once `--pulled` was known, which held more than was asked and learned
+less. Counts, plumages and gauges are near counting, birds and clocks.
 
 `--pulled` asks both of recipes whose weights are pulled back to the base's
 (`training.pull_to_base`), one of them without an anchor, on rows of a seed that decided nothing and
@@ -68,7 +68,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from narrowtune.core.config import DriftSettings, TrainingSettings
 from narrowtune.core.data_settings import DataSettings, SkillSettings
@@ -76,7 +76,7 @@ from narrowtune.core.study_settings import ArmSettings, StudySettings
 from narrowtune.miniature.reference.shipped import reference_folder
 from narrowtune.miniature.registry import tasks_of
 from narrowtune.miniature.rows import write_rows
-from narrowtune.study.effects import Effect, Interval, learned, lost, remaining
+from narrowtune.study.effects import Effect, Interval, Items, Terms, learned, lost, remaining
 from narrowtune.study.results import StageResult, base_of, by_chain, read_results
 from narrowtune.study.workers import run_study
 from narrowtune.study.world import write_general
@@ -175,8 +175,8 @@ ALONE_HELD = {
     )
 }
 CHOSEN = {
-    "mlp + anchor of one row, projected by 3, pulled by 1.5": Held(
-        "mlp", [5.5e-3], projection=3.0, rows=1, pull=1.5
+    "mlp + anchor of one row, projected by 3, pulled by 0.8": Held(
+        "mlp", [5.5e-3], projection=3.0, rows=1, pull=0.8
     )
 }
 PULLED_ARMS = {
@@ -215,7 +215,8 @@ class Question(NamedTuple):
         seeds: of the trainings.
         forms: of the anchor's prompts.
         num_prompts: of all forms.
-        num_kept, num_skill: items of each kept task, and of each that is taught.
+        num_kept, num_unseen, num_skill: items of each kept task, of each of no other use, and of
+            each that is taught.
         skills: what is taught, one after another, or each alone.
         alone: whether each is taught to the base.
         kept: what is kept; the eight kinds of the study unless given.
@@ -227,6 +228,7 @@ class Question(NamedTuple):
     forms: tuple[str, ...] = FORMS
     num_prompts: int = NUM_PROMPTS
     num_kept: int = NUM_KEPT
+    num_unseen: int = 800
     num_skill: int = NUM_SKILL
     skills: tuple[str, ...] = (SKILL,)
     alone: bool = False
@@ -246,13 +248,7 @@ QUESTIONS = {
     ),
     "anchor-goal-closer": Question(NEAREST, 13, range(6), WIDER, 1040, num_kept=1600),
     "anchor-goal-unseen": Question(
-        {REFERENCE: AT_BEST, **CHOSEN, **ALONE_HELD},
-        20,
-        range(12),
-        WIDER,
-        1040,
-        num_kept=800,
-        kept=UNSEEN,
+        {REFERENCE: AT_BEST, **CHOSEN}, 20, range(12), WIDER, 1040, kept=(*UNSEEN, *KEPT)
     ),
 }
 """By the name of their folder."""
@@ -267,9 +263,10 @@ def make_settings(folder: Path, asked: Question) -> StudySettings:
         train = write_rows(world, name, "train", NUM_TRAIN, seed)
         test = write_rows(world, name, "test", asked.num_skill, seed)
         skills.append(SkillSettings(**train.model_dump(), validation=0, test_path=test.path))
-    keep: list[DataSettings] = [
-        write_rows(world, kind, "test", asked.num_kept, seed) for kind in asked.kept
-    ]
+    keep: list[DataSettings] = []
+    for kind in asked.kept:
+        number = asked.num_unseen if kind in UNSEEN else asked.num_kept
+        keep.append(write_rows(world, kind, "test", number, seed))
     write_general(world / "prompts.jsonl", asked.forms, asked.num_prompts, ANCHOR_SEED)
     write_general(world / "drift.jsonl", FORMS[:1], 32, DRIFT_SEED)
     _write_like_kept(world)
@@ -362,8 +359,9 @@ def _print_table(
     for which, own in stages.items():
         losses = {seed: lost(base, chain) for seed, chain in own.items()}
         kinds = [name.removeprefix("lost ") for name in next(iter(losses.values()))]
-        groups = [APART] if set(APART) <= set(kinds) else [(kind,) for kind in kinds]
-        apart = [f"of {', '.join(group)} {_lost_of(losses, group):.2f}" for group in groups]
+        groups = [UNSEEN, KEPT] if set(UNSEEN) <= set(kinds) else []
+        groups += [APART] if set(APART) <= set(kinds) else [(kind,) for kind in kinds]
+        apart = [f"of {', '.join(group)} {line(_lost_of(losses, group))}" for group in groups]
         trained = [stage for chain in own.values() for stage in chain]
         seconds = sum(stage.seconds for stage in trained) / len(trained)
         at_end = Effect({seed: lost(base, chain[-1:]) for seed, chain in own.items()})
@@ -386,14 +384,16 @@ def _print_table(
         )
 
 
-def _lost_of(losses: Mapping[int, Mapping[str, Any]], kinds: Sequence[str]) -> float:
+def _lost_of(losses: Mapping[int, Terms], kinds: Sequence[str]) -> Interval:
     """Return what is lost of some of the kinds alone."""
-    own = {
-        seed: {name: items for name, items in terms.items() if name.removeprefix("lost ") in kinds}
-        for seed, terms in losses.items()
-    }
-    # Each counts in the whole by the number of all.
-    return told(Effect(own)).mean * len(next(iter(losses.values()))) / len(kinds)
+    share = len(next(iter(losses.values()))) / len(kinds)  # each counts in the whole by 1 of all
+    own = {}
+    for seed, terms in losses.items():
+        chosen = {name: terms[name] for name in terms if name.removeprefix("lost ") in kinds}
+        own[seed] = {
+            name: Items(share * items.values, share * items.scale) for name, items in chosen.items()
+        }
+    return told(Effect(own))
 
 
 def told(effect: Effect) -> Interval:
