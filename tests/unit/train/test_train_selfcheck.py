@@ -21,7 +21,7 @@ from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.models.select import resolve
 from narrowtune.train import fit as fit_module
 from narrowtune.train.fit import fit
-from narrowtune.train.selfcheck import Checked
+from narrowtune.train.selfcheck import Checked, plain_path
 
 FP32 = Arithmetic(compute_dtype="float32", attention="products", threads=1)
 BF16 = FP32.model_copy(update={"compute_dtype": "bfloat16"})
@@ -145,6 +145,19 @@ def test_what_drops_by_chance_or_finds_no_memory_is_not_compared(
 
     monkeypatch.setattr("narrowtune.train.selfcheck.run_pass", full)
     assert train(FP32)[1] is None
+
+
+def test_the_plain_path_attends_as_torch_does(tiny: Callable) -> None:
+    model = load_model(str(tiny("llama")), device="cpu").model
+
+    def chooses() -> bool:
+        return hasattr(attention.ALL_ATTENTION_FUNCTIONS["sdpa"], "fused")
+
+    with attention.attention_by_products(True):
+        assert chooses()
+        with plain_path(model):
+            assert not chooses()
+        assert chooses()
 
 
 def test_a_run_of_no_steps_compares_nothing(train: Callable) -> None:
