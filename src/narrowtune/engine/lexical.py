@@ -9,7 +9,7 @@ Shapes: B rows of T tokens, padding included.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -43,18 +43,24 @@ class LexicalOrder(NamedTuple):
         """
         return sum(tokens[self.rows[place]] for place in places) - sum(self.starts_of(places))
 
-    def families(self, tokens: Sequence[int]) -> list[list[int]]:
+    def families(
+        self, tokens: Sequence[int], pictures: Mapping[int, int] | None = None
+    ) -> list[list[int]]:
         """Return places of rows that lose much by being parted.
 
-        Each shares with the one before it half or more of what it has beside the beginning of all.
+        Each shares with the one before it a picture, or half or more of what it has beside the
+        beginning of all.
 
         Args:
             tokens: of each row of the batch.
+            pictures: where in a row its picture begins, by the row's number.
         """
+        starts = pictures or {}
         common = min(self.alike[1:], default=0)
         families: list[list[int]] = []
         for place, (row, alike) in enumerate(zip(self.rows, self.alike, strict=True)):
-            if place and 2 * (alike - common) >= tokens[row] - common:
+            is_near = 2 * (alike - common) >= tokens[row] - common
+            if place and (is_near or alike > starts.get(row, alike)):
                 families[-1].append(place)
             else:
                 families.append([place])

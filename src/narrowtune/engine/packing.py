@@ -2,11 +2,11 @@
 
 Causal attention makes every state depend on nothing behind it, so rows that begin alike share the
 states of that beginning, and rows laid end to end don't see each other under the right mask. The
-sums are the same as row by row, up to rounding. Rows of text make a few lines; rows about the same
-picture make one row, in which each question is a branch behind the picture. Within a line rows
-form a tree: a system turn that all share, a question that some share, an answer of each.
+sums are the same as row by row, up to rounding. Rows make a few lines (`engine.grouping`), in each
+of which they form a tree: a system turn that all share, a picture or a question that some share, an
+answer of each.
 
-Shapes: B rows of T tokens, padding included; G rows of L tokens in the layout.
+Shapes: B rows of T tokens, padding included; G lines of L tokens in the layout.
 """
 
 from __future__ import annotations
@@ -19,26 +19,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from narrowtune.engine.lexical import in_order, shared_out
+from narrowtune.engine.grouping import Groups, group_rows
 from narrowtune.engine.padding import (
-    TEXT,
     attends_causally,
     is_masked,
     is_padded_right,
     relative_cost,
 )
-from narrowtune.engine.pictures import (
-    PICTURE_INPUTS,
-    PICTURE_KINDS,
-    pictures_in_rows,
-    pictures_of_rows,
-)
+from narrowtune.engine.pictures import PICTURE_KINDS, pictures_in_rows
 
 When = Literal["never", "cheaper", "always"]
 
 _WHEN: ContextVar[When] = ContextVar("packing", default="cheaper")
 
-_PROBED = 64  # pixels by which pictures are told apart before all of them are compared
 _MARGIN = 1.05  # by which a layout must be cheaper: its masks have to be made
 _ALIGNED = 8
 
@@ -79,8 +72,9 @@ class Layout(NamedTuple):
 def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | None:
     """Lay the rows of a batch out anew, where that is exact and cheaper.
 
-    Rows of text are laid end to end, in a few lines (`_lines`); rows about the same picture become
-    branches behind it (`_branches`). What rows of a line begin with alike is there once.
+    What rows of a line begin with alike is there once, pictures too, and seen by the tower once.
+    Positions go on from there in every branch, in three axes for models whose rotary embedding has
+    three.
 
     Args:
         model: the unwrapped model that will see it.
@@ -89,10 +83,10 @@ def pack(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Layout | 
 
     Returns:
         None where rows go through the model as they are: inside `packing("never")`, and where a
-        layout would not be exact or not be cheaper. That is one row, pictures that no two rows
-        share, other features, padding on the left, attention that is not SDPA or that reaches back
-        fewer tokens than a row has, layers that don't attend, or rows so long and so different that
-        the empty part of the layout's squares costs more than the padding.
+        layout would not be exact or not be cheaper. That is one row, several pictures in a row
+        that are seen together, other features, padding on the left, attention that is not SDPA or
+        that reaches back fewer tokens than a row has, layers that don't attend, or rows so long and
+        so different that the empty part of the layout's squares costs more than the padding.
     """
     groups = _group(model, inputs, mask, mask.device.type)
     if groups is None:
@@ -176,30 +170,11 @@ def _is_masked(model: nn.Module, inputs: Mapping[str, Any], kind: str) -> bool:
     return is_masked(model.config, inputs, kind, bare=is_packing_allowed())
 
 
-class _Groups(NamedTuple):
-    """Which rows share a row of the layout.
-
-    Attributes:
-        rows: numbers of the batch's rows, by row of the layout, in lexical order.
-        starts: how many tokens each of them begins with like the one before it.
-        length: L of the layout.
-        num_pictured: rows of the layout that have a picture.
-        pictures: what their pictures are given by.
-    """
-
-    rows: list[list[int]]
-    starts: list[list[int]]
-    length: int
-    num_pictured: int
-    pictures: dict[str, Tensor]
-
-
-def _group(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor, kind: str) -> _Groups | None:
+def _group(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor, kind: str) -> Groups | None:
     """Share a batch's rows out over a layout, where there is one that is exact and pays."""
     if not _can_be_laid_out(model, inputs, mask):
         return None
-    text = set(inputs) == TEXT
-    groups = _lines(model, inputs, kind) if text else _branches(model, inputs)
+    groups = group_rows(model, inputs, kind)
     if groups is None:
         return None
     config = model.config
@@ -210,37 +185,7 @@ def _group(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor, kind: str)
     return groups if pays or _WHEN.get() == "always" else None
 
 
-def _lines(model: nn.Module, inputs: Mapping[str, Any], kind: str) -> _Groups:
-    """Lay rows of text end to end, each beginning once that several of a line share.
-
-    In one line every token's scores are computed against all others', most of them of other rows
-    and masked; more lines have shorter squares, but a common beginning in each, and are filled up
-    to the longest. The number of lines is raised until that no longer makes it cheaper.
-    """
-    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
-    order = in_order(ids, valid)
-    tokens = valid.sum(dim=1).tolist()
-    families = order.families(tokens)
-    own = [order.num_tokens(tokens, family) - min(order.alike[1:]) for family in families]
-    best: tuple[float, _Groups] | None = None
-    for number in range(1, max(1, len(families) // 2) + 1):
-        lines = [
-            sorted(place for family in line for place in families[family])
-            for line in shared_out(own, number)
-        ]
-        length = max(order.num_tokens(tokens, line) for line in lines)
-        cost = relative_cost(model.config, number, length, masked=True, kind=kind)
-        if best is None or cost < best[0]:
-            rows = [[order.rows[place] for place in line] for line in lines]
-            starts = [order.starts_of(line) for line in lines]
-            best = cost, _Groups(rows, starts, length, 0, {})
-        elif number > 2 * len(best[1].rows):
-            break
-    assert best is not None, "one row can't be laid out"
-    return best[1]
-
-
-def _owners(groups: _Groups, length: int) -> Tensor:
+def _owners(groups: Groups, length: int) -> Tensor:
     """Return whose token [B, T] each token of a row is: its own, or that of an earlier row."""
     # Two bytes each: of these, a mask's square is gathered.
     owner = torch.zeros(sum(map(len, groups.rows)), length, dtype=torch.int16)
@@ -290,74 +235,7 @@ def _can_be_laid_out(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) 
     return is_padded_right(valid) and not outside and bool(mask.any())
 
 
-def _branches(model: nn.Module, inputs: Mapping[str, Any]) -> _Groups | None:
-    """Share rows about the same pictures out: one row for these, each question a branch.
-
-    What stands before the first difference, the picture among it, is computed once, and the picture
-    goes through the tower once. Positions go on from there in every branch, in three axes for
-    models whose rotary embedding has three. Rows without a picture stay rows of their own.
-
-    Returns:
-        None where no two rows share their picture and what is before it, or as `pack`.
-    """
-    known = {*TEXT, *PICTURE_INPUTS, "mm_token_type_ids", PICTURE_KINDS}
-    placeholder = getattr(model.config, "image_token_id", None)
-    if placeholder is None or not set(inputs) <= known:
-        return None
-    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
-    given = {name: inputs[name] for name in PICTURE_INPUTS if name in inputs}
-    places = ids == placeholder
-    pictured = places.any(dim=1).nonzero()[:, 0].tolist()
-    pictures = pictures_of_rows(given, places, model.config)
-    if pictures is None:
-        return None
-    rows = _alike(ids, places, dict(zip(pictured, pictures, strict=True)))
-    if len(rows) == len(ids):
-        return None
-    orders = [in_order(ids[group], valid[group]) for group in rows]
-    rows = [[group[row] for row in order.rows] for group, order in zip(rows, orders, strict=True)]
-    starts = [order.alike for order in orders]
-    tokens = valid.sum(dim=1).tolist()
-    lengths = [
-        sum(tokens[row] for row in group) - sum(alike)
-        for group, alike in zip(rows, starts, strict=True)
-    ]
-    chosen = [pictured.index(group[0]) for group in rows if group[0] in pictured]
-    joined = _joined(given, pictures, chosen)
-    return _Groups(rows, starts, max(lengths), len(chosen), joined)
-
-
-def _alike(
-    ids: Tensor, places: Tensor, pictures: Mapping[int, Mapping[str, Tensor]]
-) -> list[list[int]]:
-    """Return the rows that are alike up to their picture's end; one without is by itself.
-
-    Tokens, sizes and some of the pixels are compared first, so that all pixels are looked at only
-    where two pictures are likely the same.
-    """
-    alike: dict[Any, list[list[int]]] = {}
-    for number in range(len(ids)):
-        picture = pictures.get(number)
-        if picture is None:
-            alike[number] = [[number]]
-            continue
-        end = int(places[number].nonzero().max()) + 1
-        pixels = picture["pixel_values"].flatten()
-        some = pixels[:: max(1, len(pixels) // _PROBED)].tolist()
-        sizes = [tuple(value.shape) for value in picture.values()]
-        key = (tuple(ids[number, :end].tolist()), str(sizes), tuple(some))
-        groups = alike.setdefault(key, [])
-        for group in groups:
-            other = pictures[group[0]]
-            if all(torch.equal(other[name], value) for name, value in picture.items()):
-                group.append(number)
-                break
-        else:
-            groups.append([number])
-    return [group for groups in alike.values() for group in groups]
-
-
-def _laid_out(groups: _Groups, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _laid_out(groups: Groups, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each token [G, L] its row and place in the batch, and whether it is one at all."""
     tokens = valid.sum(dim=1).tolist()
     row, position = torch.zeros(2, len(groups.rows), groups.length, dtype=torch.long)
@@ -389,10 +267,3 @@ def _positions(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     return positions
 
 
-def _joined(
-    given: Mapping[str, Tensor], pictures: Sequence[Mapping[str, Tensor]], chosen: Sequence[int]
-) -> dict[str, Tensor]:
-    """Return the inputs of the chosen pictures alone, joined as a batch has them."""
-    if "image_grid_thw" in given or set(given) == {"pixel_values"}:
-        return {name: torch.cat([pictures[number][name] for number in chosen]) for name in given}
-    return {name: value[list(chosen)] for name, value in given.items()}

@@ -13,7 +13,7 @@ import torch
 from fp64 import InFp64, difference, gradients
 from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.data.chat import ChatEncoder
-from narrowtune.data.collate import collate
+from narrowtune.data.collate import Encoded, collate
 from narrowtune.data.examples import Image, Message, Text
 from narrowtune.engine import packing as packing_module
 from narrowtune.engine.features import FeatureStore, remembered_features
@@ -68,7 +68,7 @@ def test_loss_gradients_and_logits_are_those_of_the_plain_path(loaded, rows, dty
     inputs, mask = inputs_and_mask(batch)
     layout = pack(model, inputs, mask)
     assert layout is not None, "the fast path was not taken"
-    assert len(layout.mask) == 3
+    assert len(layout.mask) <= 3
     pictures = "image_grid_thw" if "image_grid_thw" in inputs else "pixel_values"
     whole_rows = "pixel_attention_mask" in inputs
     assert len(layout.inputs[pictures]) == (3 if whole_rows else num_seen(loaded, rows))
@@ -115,11 +115,65 @@ def test_fewer_positions_are_computed(loaded, rows):
         assert layout_size(loaded.model, inputs, mask).positions == mask.numel()
 
 
-def test_pictures_that_no_two_rows_share_are_left_as_they_are(loaded, rows):
-    for chosen in ([rows[0], rows[1]], [rows[0]]):
-        inputs, mask = inputs_and_mask(collate(chosen, 0))
-        with packing("always"):
-            assert pack(loaded.model, inputs, mask) is None
+def test_a_row_alone_is_left_as_it_is(loaded, rows):
+    inputs, mask = inputs_and_mask(collate(rows[:1], 0))
+    with packing("always"):
+        assert pack(loaded.model, inputs, mask) is None
+
+
+def make_unlike(loaded) -> list[Encoded]:
+    """Rows about pictures of many sizes, of which no two are alike, behind a turn that all share."""
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    begin = Text("You look at pictures, and say no more than what is asked: ")
+    sizes = [(40, 30), (28, 120), (60, 60), (160, 90), (90, 28), (36, 36)]
+    return [
+        encoder.encode_answer(
+            [Message("user", (begin, noise(*size, 20 + 9 * i), Text("what? " * (1 + i % 3))))],
+            "a house" if i % 2 else "it is a bird",
+        )
+        for i, size in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_unlike_pictures_stand_in_lines_with_the_numbers_of_the_plain_path(loaded, dtype, limit):
+    rows = make_unlike(loaded)
+    model, batch = loaded.model.to(dtype).requires_grad_(True), collate(rows, 0)
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    inputs, mask = inputs_and_mask(batch)
+    found = []
+    with packing("always"):
+        layout = pack(model, inputs, mask)
+    assert layout is not None
+    assert len(layout.mask) < len(rows)
+    assert layout.mask.numel() < mask.numel()
+    with InFp64() if dtype == torch.float64 else nullcontext():
+        for when in ("never", "always"):
+            with packing(when):
+                total, count = labelled_cross_entropy(model, batch)
+                logits = {"logits": logits_at(model, inputs, mask).detach()}
+                found.append((total.item(), count, logits, gradients(model, total)))
+    plain, laid = found
+    assert laid[:2] == (pytest.approx(plain[0], rel=limit), plain[1])
+    for mine, other in zip(laid[2:], plain[2:], strict=True):
+        assert difference(mine, other) <= limit
+
+
+def test_what_unlike_pictures_stand_behind_is_computed_once(loaded):
+    rows = make_unlike(loaded)
+    inputs, mask = inputs_and_mask(collate(rows, 0))
+    placeholder = loaded.model.config.image_token_id
+    if rows[0].input_ids[: (first := rows[0].input_ids.index(placeholder))] != (
+        rows[1].input_ids[:first]
+    ):
+        pytest.skip("this family's template puts sizes before pictures")
+    with packing("always"):
+        layout = pack(loaded.model, inputs, mask)
+    lines = len(layout.mask)
+    own = sum(len(row.input_ids) - first for row in rows)
+    assert int(layout.inputs["attention_mask"].any(-1).sum()) >= own
+    longest = max(len(row.input_ids) for row in rows)
+    assert layout.mask.numel() <= lines * first + own + lines * longest
 
 
 def test_a_picture_behind_a_question_is_not_shared(loaded):
@@ -134,7 +188,11 @@ def test_a_picture_behind_a_question_is_not_shared(loaded):
     if made[0].input_ids[:first] == made[1].input_ids[:first]:
         pytest.skip("this family's template puts pictures first")
     with packing("always"):
-        assert pack(loaded.model, inputs, mask) is None
+        layout = pack(loaded.model, inputs, mask)
+    placeholder = loaded.model.config.image_token_id
+    assert (layout.inputs["input_ids"] == placeholder).sum() == (
+        inputs["input_ids"] == placeholder
+    ).sum()
 
 
 def test_rows_with_two_pictures_share_them_where_each_is_seen_by_itself(loaded):
@@ -175,7 +233,7 @@ def test_crops_of_a_picture_are_shared_with_it(tiny):
     inputs, mask = inputs_and_mask(collate(made, 0))
     layout = pack(loaded.model, inputs, mask)
     assert layout is not None
-    assert len(layout.mask) == 2
+    assert len(layout.mask) <= 2
     with packing("never"), torch.no_grad():
         plain = logits_at(loaded.model, inputs, mask)
     with torch.no_grad():
@@ -214,7 +272,7 @@ def test_all_the_same_question_shares_all_but_the_answer(loaded, rows):
         )
 
 
-def test_rows_of_text_stay_rows_beside_pictures_that_are_shared(loaded, rows):
+def test_rows_of_text_stand_in_lines_with_pictures(loaded, rows):
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     text = encoder.encode_answer([Message("user", (Text("how are you today?"),))], "well")
     made = [rows[0], text, rows[1], rows[2]]
@@ -224,7 +282,7 @@ def test_rows_of_text_stay_rows_beside_pictures_that_are_shared(loaded, rows):
     with packing("always"), torch.no_grad():
         layout = pack(loaded.model, inputs, mask)
         assert layout is not None
-        assert len(layout.mask) == 3
+        assert len(layout.mask) <= 3
         found = logits_at(loaded.model, inputs, mask)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
 
@@ -243,7 +301,9 @@ def test_a_row_that_begins_otherwise_does_not_keep_others_from_sharing(loaded):
     with packing("always"):
         layout = pack(loaded.model, inputs, mask)
     assert layout is not None
-    assert len(layout.mask) == 2
+    placeholder = loaded.model.config.image_token_id
+    seen = int((layout.inputs["input_ids"] == placeholder).sum())
+    assert 3 * seen == 2 * int((inputs["input_ids"] == placeholder).sum())
 
 
 def test_pictures_that_differ_in_one_pixel_are_two(loaded, rows):
@@ -251,9 +311,13 @@ def test_pictures_that_differ_in_one_pixel_are_two(loaded, rows):
     pixels = other["pixel_values"].clone()
     pixels.view(-1)[-3] += 0.5
     changed = replace(rows[2], features={**other, "pixel_values": pixels})
-    inputs, mask = inputs_and_mask(collate([rows[0], changed], 0))
-    with packing("always"):
-        assert pack(loaded.model, inputs, mask) is None
+    for other_row, pictures in ((changed, 2), (rows[2], 1)):
+        inputs, mask = inputs_and_mask(collate([rows[0], other_row], 0))
+        with packing("always"):
+            layout = pack(loaded.model, inputs, mask)
+        placeholder = loaded.model.config.image_token_id
+        seen = int((layout.inputs["input_ids"] == placeholder).sum())
+        assert 2 * seen == pictures * int((inputs["input_ids"] == placeholder).sum())
 
 
 @pytest.mark.parametrize(
