@@ -11,7 +11,7 @@ Shapes: B rows of T tokens, padding included; G lines of L tokens in the layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
@@ -265,5 +265,3 @@ def _positions(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         attention_mask=inputs["attention_mask"],
     )
     return positions
-
-

@@ -122,7 +122,7 @@ def test_a_row_alone_is_left_as_it_is(loaded, rows):
 
 
 def make_unlike(loaded) -> list[Encoded]:
-    """Rows about pictures of many sizes, of which no two are alike, behind a turn that all share."""
+    """Rows about pictures of many sizes, no two of them alike, behind a turn that all share."""
     encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     begin = Text("You look at pictures, and say no more than what is asked: ")
     sizes = [(40, 30), (28, 120), (60, 60), (160, 90), (90, 28), (36, 36)]
@@ -163,8 +163,9 @@ def test_what_unlike_pictures_stand_behind_is_computed_once(loaded):
     rows = make_unlike(loaded)
     inputs, mask = inputs_and_mask(collate(rows, 0))
     placeholder = loaded.model.config.image_token_id
-    if rows[0].input_ids[: (first := rows[0].input_ids.index(placeholder))] != (
-        rows[1].input_ids[:first]
+    if (
+        rows[0].input_ids[: (first := rows[0].input_ids.index(placeholder))]
+        != (rows[1].input_ids[:first])
     ):
         pytest.skip("this family's template puts sizes before pictures")
     with packing("always"):
