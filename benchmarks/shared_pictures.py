@@ -1,6 +1,7 @@
 """Several questions about one picture: how much faster than row by row, and than the plain Trainer.
 
     python benchmarks/shared_pictures.py      # 20 minutes on two cores with nothing else running
+    python benchmarks/shared_pictures.py --unlike        # 10 minutes: a picture of its own each row
 
 Two models, `sa_proj`: the reference model `qwen2_5_vl` as it ships (7 x 7 visual tokens a picture),
 and a wider one of the same architecture with random weights (about 100 million parameters, 27 x 27
@@ -13,6 +14,10 @@ the first step is not counted.
 
 The factor that `narrowtune plan` predicts stands beside what was measured, and the token ratio
 q (P + S) / (P + q S) without tower and head. Results: benchmarks/results/shared_pictures.json.
+
+`--unlike`: every row has a picture of its own, of 8 to 27 visual tokens on each side, on the wider
+model. Row by row they are padded to the longest; the plain Trainer also has them sorted by length
+over all steps, which is the best that grouping by length can give. Results: …/unlike_pictures.json.
 """
 
 from __future__ import annotations
@@ -40,9 +45,13 @@ CASES = tuple(
     for questions in (4, 8)
 )
 """Model, rows of a step, questions about a picture."""
-STEPS = {"reference": 12, "wide": 4}
+STEPS, UNLIKE_STEPS = {"reference": 12, "wide": 4}, 7
 ARMS = ("shared", "row by row", "transformers.Trainer")
-_WIDE_SIDE = 27 * 28  # pixels: 27 visual tokens of 28 pixels
+UNLIKE_CASES = (("wide", 8, 1),)
+SORTED = "transformers.Trainer, rows by length"
+UNLIKE_ARMS = (*ARMS, SORTED)
+_TOKEN = 28  # pixels of a visual token's side
+_LEAST_SIDE, _WIDE_SIDE = 8 * _TOKEN, 27 * _TOKEN
 
 
 def make_model(name: str, folder: Path, side: int = _WIDE_SIDE) -> Path:
@@ -70,7 +79,7 @@ def make_model(name: str, folder: Path, side: int = _WIDE_SIDE) -> Path:
     vision.out_hidden_size = text.hidden_size
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config)
-    pixels = {"min_pixels": side**2, "max_pixels": side**2, "patch_size": 14}
+    pixels = {"min_pixels": _LEAST_SIDE**2, "max_pixels": side**2, "patch_size": 14}
     blueprint.processor_files["preprocessor_config.json"].update(pixels)
     blueprint.write(model, tokenizer, folder)
     return folder
@@ -93,7 +102,10 @@ def make_examples(model: str, questions: int, num: int, side: int = _WIDE_SIDE) 
     words = ["red", "blue", "house", "boat", "left", "right", "above", "below", "tree", "car"]
     rows = []
     for sample in TASKS["captions"].samples("train", num // questions):
-        picture = Image(data=_sized(sample.scene.png(), model, side))
+        sides = [side, side]
+        if questions == 1 and model == "wide":  # unlike ones
+            sides = [draw.randrange(_LEAST_SIDE, side + 1, _TOKEN) for _ in sides]
+        picture = Image(data=_sized(sample.scene.png(), model, sides))
         for place in range(questions):
             asked = " ".join(draw.choices(words, k=draw.randint(8, 16)))
             answer = " ".join(draw.choices(words, k=draw.randint(1, 5)))
@@ -105,7 +117,7 @@ def make_examples(model: str, questions: int, num: int, side: int = _WIDE_SIDE) 
     return rows
 
 
-def _sized(png: bytes, model: str, side: int) -> bytes:
+def _sized(png: bytes, model: str, sides: list[int]) -> bytes:
     import io
 
     import PIL.Image
@@ -114,7 +126,7 @@ def _sized(png: bytes, model: str, side: int) -> bytes:
         return png
     file = io.BytesIO()
     picture = PIL.Image.open(io.BytesIO(png)).convert("RGB")
-    picture.resize((side, side)).save(file, "PNG")
+    picture.resize((sides[0], sides[1])).save(file, "PNG")
     return file.getvalue()
 
 
@@ -136,7 +148,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     keep_freed_blocks()
     loaded = load_model(given.folder)
-    steps = STEPS[given.model]
+    steps = UNLIKE_STEPS if given.questions == 1 else STEPS[given.model]
     rows = make_rows(loaded, given.model, given.questions, given.rows * steps)
     arithmetic = Arithmetic.from_json(given.arithmetic)
     if given.arm == "row by row":
@@ -160,14 +172,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 picture = rows[0].input_ids.count(loaded.model.config.image_token_id)
                 length = statistics.fmean(len(row.input_ids) for row in rows)
                 alone, q = length - picture, given.questions
-                assert plan.sharing is not None
                 return {
-                    "factor": plan.sharing.factor,
+                    "factor": plan.sharing.factor if plan.sharing else None,
                     "tokens": q * length / (picture + q * alone),
                     "picture": picture,
                     "parameters": plan.num_parameters,
                 }
-            if given.arm == "transformers.Trainer":
+            if given.arm in ("transformers.Trainer", SORTED):
+                if given.arm == SORTED:
+                    rows.sort(key=lambda row: len(row.input_ids))
                 _plain(loaded, rows, given.rows, output, clock, padding_id, collate)
             else:
                 selection = resolve(loaded.model, "sa_proj")
@@ -196,7 +209,8 @@ def _plain(
     steps = len(rows) // batch_size
     values = {**common_arguments(True, False, steps, output), "remove_unused_columns": False}
     values["per_device_train_batch_size"] = batch_size
-    values["train_sampling_strategy"] = "random"  # rows are about as long, and no dictionaries
+    # No dictionaries, by whose lengths the Trainer could group them.
+    values["train_sampling_strategy"] = "sequential"
     Trainer(
         loaded.model,
         args=TrainingArguments(**values),
@@ -211,16 +225,17 @@ def run(**values: Any) -> dict[str, Any]:
     return run_alone(__file__, "--one", **values)
 
 
-def show(values: dict[str, Any]) -> Table:
+def show(values: dict[str, Any], unlike: bool) -> Table:
     """Return what was measured as a table."""
-    table = Table(title="Questions that share a picture, sa_proj")
+    title = "A picture of its own each row" if unlike else "Questions that share a picture"
+    table = Table(title=f"{title}, sa_proj")
     columns = ("model", "rows a step", "questions", "arm", "samples/s", "shared is × as fast")
     for name in (*columns, "predicted", "token ratio"):
         table.add_column(name, justify="left" if name in ("model", "arm") else "right")
-    for model, rows, questions in CASES:
+    for model, rows, questions in UNLIKE_CASES if unlike else CASES:
         case = f"{model}|{rows}|{questions}"
         plan = values["plans"][case]
-        for arm in ARMS:
+        for arm in UNLIKE_ARMS if unlike else ARMS:
             shared = [done[f"{case}|shared"] for done in values["rounds"]]
             mine = [done[f"{case}|{arm}"] for done in values["rounds"]]
             middle = [statistics.median(one["seconds"]) for one in mine]
@@ -229,8 +244,9 @@ def show(values: dict[str, Any]) -> Table:
                 for one, base in zip(mine, shared, strict=True)
             ]
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-            told = [f"{plan['factor']:.2f}", f"{plan['tokens']:.2f}"]
-            told = told if arm == "row by row" else ["", ""]
+            told = ["", ""]
+            if arm == "row by row" and not unlike:
+                told = [f"{plan['factor']:.2f}", f"{plan['tokens']:.2f}"]
             rate = f"{rows / statistics.median(middle):.2f}"
             table.add_row(model, str(rows), str(questions), arm, rate, spread, *told)
     return table
@@ -241,18 +257,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--table", action="store_true", help="print what was measured")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--unlike", action="store_true", help="a picture of its own each row")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     for hidden in ("rows", "questions"):
         parser.add_argument(f"--{hidden}", type=int, help=argparse.SUPPRESS)
     for hidden in ("arm", "model", "folder", "arithmetic"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    given.output = given.output or (
+        RESULTS.with_stem("unlike_pictures") if given.unlike else RESULTS
+    )
+    cases, arms = (UNLIKE_CASES, UNLIKE_ARMS) if given.unlike else (CASES, ARMS)
     if given.one:
         print(json.dumps(measure(given)))
         return
     if given.table:
-        Console(width=120).print(show(json.loads(given.output.read_text("utf-8"))))
+        Console(width=120).print(show(json.loads(given.output.read_text("utf-8")), given.unlike))
         return
     from narrowtune.engine.arithmetic import measure_arithmetic
     from narrowtune.models.load import load_model
@@ -276,18 +297,18 @@ def main() -> None:
             chosen = {"model": model, "rows": rows, "questions": questions}
             return {**chosen, "folder": folders[model], "arithmetic": arithmetic}
 
-        for key in CASES:
+        for key in cases:
             values["plans"]["|".join(map(str, key))] = run(arm="plan", **case(*key))
         for number in range(given.rounds):
             done: dict[str, Any] = {"load": os.getloadavg()[0]}
-            for key in CASES:
-                for arm in ARMS if number % 2 == 0 else ARMS[::-1]:
+            for key in cases:
+                for arm in arms if number % 2 == 0 else arms[::-1]:
                     found = run(arm=arm, **case(*key))
                     done["|".join(map(str, (*key, arm)))] = found
                     Console(stderr=True).print(number + 1, *key, arm, found["seconds"])
             values["rounds"].append(done)
             given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    Console(width=120).print(show(values))
+    Console(width=120).print(show(values, given.unlike))
 
 
 if __name__ == "__main__":
