@@ -116,13 +116,11 @@ class Example:
 
     @cached_property
     def text_hash(self) -> str:
-        """SHA-256 of the prompt's text (no system turn) after NFKC, case folding and one space.
+        """SHA-256 of the prompt's text as `normalised` has it.
 
         Pictures' hashes are mixed in: "What is this?" about two pictures is two prompts.
         """
-        turns = [m.text for m in self.prompt if m.role != "system"]
-        text = unicodedata.normalize("NFKC", "\n".join(turns)).casefold()
-        parts = [" ".join(text.split()), *self.image_hashes]
+        parts = [normalised(self.prompt), *self.image_hashes]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @property
@@ -137,6 +135,12 @@ class Example:
     def image_hashes(self) -> tuple[str, ...]:
         """SHA-256 of each picture's encoded bytes, in order."""
         return tuple(image.sha256 or _sha256(image) for image in self.images)
+
+
+def normalised(prompt: Sequence[Message]) -> str:
+    """Return a prompt's text without system turns after NFKC, case folding and one space."""
+    turns = [message.text for message in prompt if message.role != "system"]
+    return " ".join(unicodedata.normalize("NFKC", "\n".join(turns)).casefold().split())
 
 
 def _sha256(image: Image) -> str:
