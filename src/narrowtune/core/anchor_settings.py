@@ -21,6 +21,9 @@ class AnchorSettings(PromptSettings):
             directions that their inputs have on the prompts; 0: not at all. A direction as strong
             as the mean is scaled by 1 / (1 + strength), stronger ones are damped more. Heads,
             embeddings, norms and what sees pictures are not held by it.
+        skill_pictures: so many questions of the prompts about pictures are asked about pictures
+            that the skill is taught with, too: what looks like these is what a skill takes over
+            first. Only with prompts that ask nothing like what the skill asks.
         rows_per_step: anchor rows in every optimiser step.
         earlier_skills: of every skill that the model was taught before (with a ledger, or in a
             study's sequence), how many of the prompts that it was taught with are held too, at the
@@ -36,6 +39,7 @@ class AnchorSettings(PromptSettings):
     max_prompts: int | None = Field(None, ge=1)
     weight: float = Field(1.0, ge=0)
     projection: float = Field(0.0, ge=0, le=1e6)
+    skill_pictures: int = Field(0, ge=0)
     rows_per_step: int = Field(4, ge=1)
     earlier_skills: int = Field(64, ge=0)
     max_new_tokens: int = Field(12, ge=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from narrowtune.data.splits import draw_general, find_overlap, find_overlaps, sp
 from narrowtune.data.stored import StoredRows
 from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.models.load import LoadedModel, RowReader, load_model
+from narrowtune.pipeline.crossed import ask_of_skill_pictures
 from narrowtune.pipeline.earlier import Taught, read_held, read_tested, test_settings
 from narrowtune.pipeline.prompts import (
     DRIFT_KEY,
@@ -47,6 +48,7 @@ class Inputs:
             beside memory, and made when they are asked for.
         validation: for choosing a checkpoint.
         learned, kept_back: what `rows` and `validation` were made of.
+        num_skill: how many of `learned` are the skill's own, the first.
         skill_answers: what the skill's own training rows answer.
         tasks: what is evaluated before and after; the skill's test split first.
         anchor_prompts: general prompts, without those that are measured.
@@ -61,6 +63,7 @@ class Inputs:
     validation: Sequence[Encoded] = ()
     learned: Sequence[Example] = ()
     kept_back: Sequence[Example] = ()
+    num_skill: int = 0
     skill_answers: set[str] = field(default_factory=set)
     tasks: list[Task] = field(default_factory=list)
     anchor_prompts: list[tuple[Message, ...]] = field(default_factory=list)
@@ -156,6 +159,17 @@ def add_anchor_prompts(
     inputs.anchor_prompts = found.messages
     inputs.summaries.extend(found.summaries)
     inputs.notes.extend(found.notes)
+    if config.anchor.skill_pictures and inputs.num_skill:
+        crossed = ask_of_skill_pictures(
+            found.messages,
+            islice(inputs.learned, inputs.num_skill),
+            config.anchor.skill_pictures,
+            encoder,
+            measured=measured,
+            seed=config.seed,
+        )
+        inputs.anchor_prompts = [*found.messages, *crossed.messages]
+        inputs.notes.extend(crossed.notes)
     if number := config.anchor.earlier_skills:
         held = read_held(
             taught,
@@ -244,6 +258,7 @@ class _Reader:
                 raise _nothing_left(name, settings.path, len(splits[name]))
         inputs.rows, inputs.validation = train, validation
         inputs.learned, inputs.kept_back = own["train"], own["validation"]
+        inputs.num_skill = len(own["train"])
         inputs.skill_answers = {example.answers[0] for example in own["train"]}
         sizes = {name: len(examples) for name, examples in own.items()}
         num_used = sum(sizes.values())

@@ -21,9 +21,15 @@ from narrowtune.pipeline.stages import measuring
 from narrowtune.train.anchor import Anchor, build_anchor
 
 
-def prompts_key(settings: AnchorSettings) -> str:
-    """Return what general prompts and the base's answers to them depend on, and no more."""
-    return settings.model_dump_json(exclude={"earlier_skills"})
+def prompts_key(settings: AnchorSettings, skill: str) -> str:
+    """Return what general prompts and the base's answers to them depend on, and no more.
+
+    Args:
+        settings: of the anchor.
+        skill: the name of what is taught meanwhile, whose pictures some may be about.
+    """
+    about = skill if settings.skill_pictures else ""
+    return f"{about} {settings.model_dump_json(exclude={'earlier_skills'})}"
 
 
 class Anchors:
@@ -49,14 +55,17 @@ class Anchors:
         self._prompts = prompts
         self._general: dict[str, Anchor] = {}
 
-    def general(self, settings: AnchorSettings, features: FeatureStore | None) -> Anchor:
+    def general(
+        self, settings: AnchorSettings, skill: str, features: FeatureStore | None
+    ) -> Anchor:
         """Return the base's own answers to general prompts; made once, whatever the model is now.
 
         Args:
             settings: of the anchor.
+            skill: the name of what is taught meanwhile.
             features: what the base's tower made of pictures.
         """
-        key = prompts_key(settings)
+        key = prompts_key(settings, skill)
         if key not in self._general:
             with WeightSwap(self.loaded.model, self.base).base():
                 self._general[key] = self._build(self._prompts[key], settings, features)

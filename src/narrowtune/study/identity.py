@@ -144,7 +144,7 @@ def _arm(arm: ArmSettings) -> dict[str, Any]:
 
 def _without_unused(values: dict[str, Any]) -> None:
     """Leave out what is not given and what earlier studies did not know."""
-    for name in ("columns", "defaults", "projection", "earlier_skills", "top_k"):
+    for name in ("columns", "defaults", "projection", "earlier_skills", "skill_pictures", "top_k"):
         if not values.get(name, True):
             del values[name]
 

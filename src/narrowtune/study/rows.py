@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.core.data_settings import DataSettings
 from narrowtune.core.errors import DataError
 from narrowtune.core.study_settings import StudySettings
@@ -18,6 +19,7 @@ from narrowtune.data.rows import read_rows
 from narrowtune.data.spilled import Joined
 from narrowtune.data.splits import find_overlap, split_examples
 from narrowtune.evaluate.tasks import Task, make_task
+from narrowtune.pipeline.crossed import ask_of_skill_pictures
 from narrowtune.pipeline.prompts import read_anchor_prompts
 from narrowtune.pipeline.sources import Source
 from narrowtune.study.anchors import prompts_key
@@ -86,16 +88,33 @@ def read_study(
             general = read_rows(mix.rows())
             _check(f"to replay {mix.path}", general.examples, measured)
         if arm.anchor is not None:
-            key = prompts_key(arm.anchor)
-            if key not in rows.anchors:
-                # One of all rows that have a picture: pictures of a study go together.
-                pictured = (e for pool in rows.pools.values() for e in pool if e.images)
-                beside = (encoder.encode(example) for example in pictured)
-                found = read_anchor_prompts(arm.anchor, encoder, [], measured, beside)
-                rows.anchors[key] = found.messages
-                for note in found.notes:
-                    logger.warning(note)
+            _add_prompts(rows, arm.anchor, encoder, measured)
     return rows
+
+
+def _add_prompts(
+    rows: StudyRows, settings: AnchorSettings, encoder: ChatEncoder, measured: Sequence[Example]
+) -> None:
+    """Read what an anchor asks while each of the skills is taught."""
+    wanted = {prompts_key(settings, skill): skill for skill in rows.pools}
+    wanted = {key: skill for key, skill in wanted.items() if key not in rows.anchors}
+    if not wanted:
+        return
+    # One of all rows that have a picture: pictures of a study go together.
+    pictured = (example for pool in rows.pools.values() for example in pool if example.images)
+    beside = (encoder.encode(example) for example in pictured)
+    general = read_anchor_prompts(settings, encoder, [], measured, beside)
+    notes = list(general.notes)
+    for key, skill in wanted.items():
+        rows.anchors[key] = general.messages
+        if number := settings.skill_pictures:
+            about = ask_of_skill_pictures(
+                general.messages, rows.pools[skill], number, encoder, measured=measured, seed=0
+            )
+            rows.anchors[key] = [*general.messages, *about.messages]
+            notes += about.notes
+    for note in notes:
+        logger.warning(note)
 
 
 def _may_differ(settings: DataSettings, checked: bool) -> bool:

@@ -168,7 +168,8 @@ class Study:
         with apply_arithmetic(self.arithmetic):
             self._measure_tolerance()
             if chain.arm.anchor is not None:
-                self._anchors.general(chain.arm.anchor, self._store)
+                for skill in chain.skills:
+                    self._anchors.general(chain.arm.anchor, skill, self._store)
         try:
             with self._tuned(chain) as tuned:
                 if self._store is not None and changes_eyes(self.loaded, tuned.selection.names):
@@ -261,7 +262,7 @@ class Study:
         parts = [self._rows(skill, seed), *self._replayed(arm, skill, seed)]
         anchor = None
         if arm.anchor is not None:
-            general = self._anchors.general(arm.anchor, self._store)
+            general = self._anchors.general(arm.anchor, skill, self._store)
             taught = [self._drawn(earlier, seed) for earlier in chain.skills[:stage]]
             now = Joined(part.examples for part in parts)
             anchor = self._anchors.with_taught(

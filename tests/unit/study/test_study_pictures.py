@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -74,3 +77,40 @@ def test_all_arms_look_pictures_up_and_find_what_they_would_without(settings):
     before = len(seen)
     study.run(next(all_chains(settings)), 0, lambda result: None)
     assert len(seen) == before + 1  # the plain path of that comparison
+
+
+def test_an_anchor_asks_of_the_pictures_of_what_is_taught(settings, tmp_path):
+    second = write_rows(tmp_path, "clock", "train", 8, 1)
+    clocks = write_rows(tmp_path, "clock", "test", 4, 1)
+    own = SkillSettings(**second.model_dump(), test_path=clocks.path)
+    general = tmp_path / "general.jsonl"
+    rows = write_rows(tmp_path, "captions", "train", 3, 1)
+    lines = [json.loads(line) for line in Path(rows.path).read_text("utf-8").splitlines()]
+    asked = [{"id": row["id"], "image": row["image"], "prompt": row["question"]} for row in lines]
+    general.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    arm = {"recipe": "mlp", "learning_rates": [1e-2]}
+    anchor = {"prompts": str(general), "max_new_tokens": 4}
+    arms = [
+        {**arm, "name": name, "anchor": {**anchor, **more}}
+        for name, more in (("plain", {}), ("about", {"skill_pictures": 4}))
+    ]
+    skills = [*settings.model_dump()["skills"], own.model_dump()]
+    changed = StudySettings.model_validate(
+        {
+            **settings.model_dump(),
+            "skills": skills,
+            "arms": arms,
+            "orders": {"both": ["counting", "clock"]},
+        }
+    )
+    study = Study(changed)
+    plain, about = (each.anchor for each in changed.arms)
+    first = study._anchors.general(plain, "counting", None)
+    assert study._anchors.general(plain, "clock", None) is first
+    anchors = [study._anchors.general(about, skill, None) for skill in ("counting", "clock")]
+    assert [len(each.encoded) for each in (first, *anchors)] == [3, 7, 7]
+    seen = [{row.picture_digest for row in each.encoded[3:]} for each in anchors]
+    for pictures, skill in zip(seen, ("counting", "clock"), strict=True):
+        known = {study.encoder.encode(row).picture_digest for row in study.pools[skill]}
+        assert len(pictures) == 4
+        assert pictures <= known
