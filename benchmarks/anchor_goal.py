@@ -9,6 +9,7 @@
     python benchmarks/anchor_goal.py --unseen      # 15 minutes: kept kinds of no other use
     python benchmarks/anchor_goal.py --pulled      # 20 minutes: weights pulled back to the base's
     python benchmarks/anchor_goal.py --each        # 20 minutes: five skills, each alone
+    python benchmarks/anchor_goal.py --near        # 40 minutes: kinds that look like the skills
 
 Clocks on the reference model, 1,600 rows in 200 steps of 8, five seeds. The goal: learning not
 below what `language_model` learns at its best rate (lower end of the difference at least -2
@@ -53,6 +54,13 @@ less. Counts, plumages and gauges are near counting, birds and clocks.
 with eight training seeds. How far, and rates, are what two seeds of `validation` rows had shown
 (docs/LOG.md). `--each` asks the same of five skills, each taught to the base, at these settings,
 that were chosen for clocks, with two training seeds.
+
+`--near` asks what is lost of the kind that is nearest to a skill: of gauges where clocks are taught,
+of tallies where counting is, of plumage where birds are, each taught to the base, 800 items of each
+kind, of none of which there is a prompt. *And skill pictures*: the anchor also asks general
+questions about pictures that the skill is taught with (`anchor.skill_pictures`); that it does, and
+of how many, was chosen on rows of `validation`, clocks and gauges (docs/LOG.md), so that tallies and
+plumage decided nothing. Rows are of a seed that decided nothing.
 
 `--sequence` asks both of five skills that are taught one after another, each in 200 steps, with
 three training seeds: learned is the mean of the skills, each after its own stage, lost the mean
@@ -107,6 +115,7 @@ class Held(NamedTuple):
         like_kept: whether prompts like what is kept stand beside the others.
         earlier: prompts of each skill that was taught before, beside the others.
         pull: back to the base's weights, in e-folds over the training.
+        skill_pictures: questions of the anchor about pictures that the skill is taught with.
     """
 
     recipe: str
@@ -119,6 +128,7 @@ class Held(NamedTuple):
     like_kept: bool = False
     earlier: int = 0
     pull: float | None = None
+    skill_pictures: int = 0
 
 
 LARGER_HALF = 0.5
@@ -293,6 +303,7 @@ def make_arm(name: str, held: Held, world: Path) -> ArmSettings:
         "projection": held.projection,
         "rows_per_step": held.rows,
         "earlier_skills": held.earlier,
+        "skill_pictures": held.skill_pictures,
     }
     return ArmSettings.model_validate(
         {

@@ -1,8 +1,9 @@
-"""General questions about a skill's own pictures, for an anchor.
+"""General questions about a skill's own pictures, for an anchor and for the drift probe.
 
 A skill takes over whatever looks like its pictures: after a course in clocks a gauge is answered
 with a time. Asked about a clock's picture what is no question of the skill's, and held to what the
-base says there, a model learns that the question decides and not the picture.
+base says there, a model learns that the question decides and not the picture; and what it says
+there shows, without labels, whether it has.
 
 Owns: which picture is asked which question.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
@@ -43,9 +45,7 @@ def ask_of_skill_pictures(
     Raises:
         DataError: no row of the skill, or no prompt, shows one picture, or none can be used.
     """
-    pictures, taught = _pictures(skill, seed)
-    allowed = [each for each in prompts if normalised(each) not in taught]
-    questions = sorted(filter(_shown, allowed), key=lambda each: draw_key(seed, normalised(each)))
+    pictures, questions = _pictures_and_questions(prompts, skill, seed)
     asked = f"anchor.skill_pictures: {number}, questions about the skill's own pictures"
     if not pictures:
         raise DataError(
@@ -65,9 +65,7 @@ def ask_of_skill_pictures(
     found = AnchorPrompts([], [], [])
     unusable = 0
     for prompt in _pairs(free, questions):
-        try:
-            encoder.encode_prompt(prompt)
-        except RowError:
+        if not _is_usable(prompt, encoder):
             unusable += 1
             continue
         found.messages.append(prompt)
@@ -88,15 +86,47 @@ def ask_of_skill_pictures(
     return found
 
 
-def _pictures(skill: Iterable[Example], seed: int) -> tuple[list[Example], set[str]]:
-    """Return a row of each picture, in an order drawn by the seed, and all that is asked."""
+def probes_of_skill_pictures(
+    prompts: Sequence[tuple[Message, ...]],
+    skill: Iterable[Example],
+    number: int,
+    encoder: ChatEncoder,
+    *,
+    seed: int,
+) -> list[tuple[Message, ...]]:
+    """Return up to so many such questions; none where no row or no prompt shows one picture.
+
+    Args:
+        prompts, encoder, seed: as for `ask_of_skill_pictures`.
+        skill: rows of the skill.
+        number: of questions.
+    """
+    pairs = _pairs(*_pictures_and_questions(prompts, skill, seed))
+    return [prompt for prompt in islice(pairs, number) if _is_usable(prompt, encoder)]
+
+
+def _is_usable(prompt: tuple[Message, ...], encoder: ChatEncoder) -> bool:
+    try:
+        encoder.encode_prompt(prompt)
+    except RowError:
+        return False
+    return True
+
+
+def _pictures_and_questions(
+    prompts: Sequence[tuple[Message, ...]], skill: Iterable[Example], seed: int
+) -> tuple[list[Example], list[tuple[Message, ...]]]:
+    """Return a row of each picture, and prompts that the skill does not ask, in drawn orders."""
     first: dict[str, Example] = {}
     taught = set()
     for row in skill:
         taught.add(normalised(row.prompt))
         if len(row.images) == 1:
             first.setdefault(row.image_hashes[0], row)
-    return [first[name] for name in sorted(first, key=lambda name: draw_key(seed, name))], taught
+    pictures = [first[name] for name in sorted(first, key=lambda name: draw_key(seed, name))]
+    asked = {normalised(prompt): prompt for prompt in prompts if _shows_one(prompt)}
+    new = sorted(asked.keys() - taught, key=lambda text: draw_key(seed, text))
+    return pictures, [asked[text] for text in new]
 
 
 def _pairs(
@@ -109,7 +139,7 @@ def _pairs(
             yield tuple(_showing(message, row.images[0]) for message in question)
 
 
-def _shown(prompt: Sequence[Message]) -> bool:
+def _shows_one(prompt: Sequence[Message]) -> bool:
     return sum(len(message.images) for message in prompt) == 1
 
 

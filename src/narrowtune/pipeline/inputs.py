@@ -25,12 +25,8 @@ from narrowtune.evaluate.tasks import Task, make_task
 from narrowtune.models.load import LoadedModel, RowReader, load_model
 from narrowtune.pipeline.crossed import ask_of_skill_pictures
 from narrowtune.pipeline.earlier import Taught, read_held, read_tested, test_settings
-from narrowtune.pipeline.prompts import (
-    DRIFT_KEY,
-    equal_shares,
-    free_sources,
-    read_anchor_prompts,
-)
+from narrowtune.pipeline.probes import read_drift_prompts
+from narrowtune.pipeline.prompts import read_anchor_prompts
 from narrowtune.pipeline.sources import Source
 
 _Read = TypeVar("_Read")
@@ -212,6 +208,7 @@ class _Reader:
 
         What can't be used of the skill and of what is kept is said at once.
         """
+        inputs = self.inputs
         skill = self._tried(self._skill) if with_skill else None
         keep = self._keep()
         if self._failed:
@@ -219,9 +216,20 @@ class _Reader:
         if skill is not None:
             self._check_overlap(Joined(skill.values()), keep, "taught")
             mixed = self._mix(len(skill["train"]))
-            tested = self.inputs.tasks[0].examples
+            tested = inputs.tasks[0].examples
             self._check_overlap(mixed, {"tested": tested, **keep}, "mixed in")
-        self._drift_prompts(keep)
+        own = [task.examples for task in inputs.tasks if task.role == "target"]
+        found = read_drift_prompts(
+            self.config.drift,
+            self.encoder,
+            inputs.refused,
+            keep=keep,
+            skill=own[0] if own else (),
+            seed=self.config.seed,
+        )
+        inputs.drift_prompts = found.prompts
+        inputs.summaries.extend(found.summaries)
+        inputs.notes.extend(found.notes)
 
     def _tried(self, read: Callable[[], _Read]) -> _Read | None:
         """Read a source; put aside why too many of its rows can't be used."""
@@ -345,28 +353,6 @@ class _Reader:
                 raise _overlap_error(what, f"kept ({label})", overlap)
             if overlap:
                 self.inputs.notes.append(f"{len(overlap)} rows are both {what} and kept ({label}).")
-
-    def _drift_prompts(self, keep: dict[str, Sequence[Example]]) -> None:
-        """Take as many prompts from the free ones as from each keep set, as far as they go."""
-        settings = self.config.drift
-        # The keep sets' prompts have been encoded as their items.
-        kept = {} if settings.prompts else keep
-        pictured = (example for rows in kept.values() for example in rows if example.images)
-        beside = (self.encoder.encode_prompt(example.prompt) for example in pictured)
-        sources, notes = free_sources(
-            settings, self.encoder, self.inputs.refused, DRIFT_KEY, beside
-        )
-        self.inputs.notes.extend(notes)
-        sizes = [*(len(source.examples) for source in sources.values()), *map(len, kept.values())]
-        shares = iter(equal_shares(settings.max_prompts, sizes))
-        found: list[tuple[str, tuple[Message, ...]]] = []
-        for name, source in sources.items():
-            free = source.encode_prompts(source.examples[: next(shares)], self.encoder)
-            self.inputs.summaries.append(source.summary("drift", len(free)))
-            found += [(name, prompt) for prompt in free]
-        for name, examples in kept.items():
-            found += [(name, example.prompt) for example in examples[: next(shares)]]
-        self.inputs.drift_prompts = found
 
 
 def _nothing_left(split: str, path: str, number: int) -> DataError:

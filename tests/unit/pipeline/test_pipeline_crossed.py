@@ -8,13 +8,14 @@ import json
 import PIL.Image
 import pytest
 
-from narrowtune.core.config import parse_config
+from narrowtune.core.config import DriftSettings, parse_config
 from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example, Image, Message, Text
 from narrowtune.models.load import load_model
 from narrowtune.pipeline.crossed import ask_of_skill_pictures
 from narrowtune.pipeline.inputs import make_encoder, read_inputs
+from narrowtune.pipeline.probes import ABOUT_SKILL, read_drift_prompts
 
 
 def png(number: int) -> bytes:
@@ -29,10 +30,14 @@ def row(number: int, question: str = "What time is it?", answer: str | None = "0
     return Example(f"row {number} {question}", tuple(turns), (answer,) if answer else ())
 
 
+def encoder_of(folder: str) -> ChatEncoder:
+    loaded = load_model(folder, device="cpu")
+    return ChatEncoder(loaded.tokenizer, loaded.processor)
+
+
 @pytest.fixture
 def seeing(tiny) -> ChatEncoder:
-    loaded = load_model(str(tiny("qwen2_5_vl")), device="cpu")
-    return ChatEncoder(loaded.tokenizer, loaded.processor)
+    return encoder_of(str(tiny("qwen2_5_vl")))
 
 
 PROMPTS = [row(200 + i, text, None).messages for i, text in enumerate(("what?", "where?", "who?"))]
@@ -132,3 +137,28 @@ def test_a_run_asks_of_its_own_pictures(tiny, tmp_path):
         config, make_encoder(load_model(config.model, device="cpu"), config), with_skill=False
     )
     assert len(alone.anchor_prompts) == 2
+
+
+def test_drift_is_probed_on_questions_about_the_skills_pictures(tiny, tmp_path):
+    folder = str(tiny("qwen2_5_vl"))
+    encoder = encoder_of(folder)
+    skill = [row(number) for number in range(3)]
+    keep = {"keep": [row(100, "who?", "me"), row(101, "who?", "you")]}
+
+    def read(**more):
+        settings = DriftSettings.model_validate({"max_prompts": 20, **more})
+        return read_drift_prompts(settings, encoder, [], keep=keep, skill=skill, seed=0).prompts
+
+    found = read()
+    names = [name for name, _ in found]
+    assert [names.count(name) for name in dict.fromkeys(names)] == [6, 6, 6, 2]
+    about = [prompt for name, prompt in found if name == ABOUT_SKILL]
+    pictures = {each.images[0].data for each in skill}
+    assert {message.images[0].data for (message,) in about} == pictures
+    assert all("time" not in message.text for (message,) in about)
+    # A file of the user's own is all that is asked; a skill without pictures has none to ask about.
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"prompt": "Tell me."}\n', encoding="utf-8")
+    assert {name for name, _ in read(prompts=str(own))} == {"free prompts"}
+    skill[:] = []
+    assert ABOUT_SKILL not in {name for name, _ in read()}
