@@ -1,10 +1,11 @@
 """Greedy answers in batches.
 
-Owns: decoding settings, stopping, and the promise that an answer does not depend on its batch.
-Arithmetic in a batch differs in the last bits from arithmetic alone, so a decision between two
-almost equally likely tokens may fall either way. The size of that difference is measured, every
-answer with a closer decision is decided again alone and unpadded, and one that is still as close
-is marked as a tie.
+Owns: decoding settings, stopping, and the promise that an answer does not depend on its batch, or
+is marked. Arithmetic in a batch differs in the last bits from arithmetic alone, so a decision
+between two almost equally likely tokens may fall either way. The size of that difference is
+measured, every answer with a closer decision is decided again alone and unpadded, and one that is
+still as close is marked as a tie. Where most of a batch is that close, as in bf16, they are marked
+and stand: alone they would take as many times as long as there are rows, and be as close again.
 
 Whoever wants another compute dtype than the weights' calls these functions under
 `torch.autocast`. Shapes: B batch, T tokens, S steps, V vocabulary.
@@ -37,6 +38,9 @@ NOISE_ROWS, NOISE_STEPS, NOISE_TOKENS = 4, 3, 16
 CHUNK_STEPS = 4
 """Steps after which rows that have ended leave the batch."""
 
+MOST_AGAIN, SHARE_AGAIN = 4, 1 / 16
+"""Answers of a batch that are decided again alone: so many, or that share of it."""
+
 TIE_FACTOR = 2.0
 """How much larger than the measured noise a gap must be: the measurement is a small sample."""
 
@@ -53,7 +57,7 @@ class Generation:
         text: the same as text, without special tokens and outer white space.
         stop_ids: the token that ended the answer; empty if the limit of tokens did.
         min_margin: smallest gap between the two largest logits over all steps.
-        tie: whether a gap was within the noise of batched arithmetic even when decoded alone.
+        tie: whether a gap was within the noise of batched arithmetic, also when decoded alone.
         collected: [S, K], what `collect` kept of each step, the stop token's step included.
     """
 
@@ -102,7 +106,7 @@ def generate_greedy(
     allowed: Sequence[TokenTrie] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
-    """Answer `prompts` greedily; the answers are in the prompts' order and independent of batches.
+    """Answer `prompts` greedily; in the prompts' order, and independent of batches but for ties.
 
     Penalties, sampling and length limits of the checkpoint's own generation settings are not used.
 
@@ -133,9 +137,11 @@ def generate_greedy(
         for indices in length_batches(lengths, batch_size, kin=kin):
             batch, among = [prompts[i] for i in indices], allowed and [allowed[i] for i in indices]
             found = decoder.decode(batch, max_new_tokens, prefix, allowed=among)
+            close = sum(answer.min_margin <= tolerance for answer in found)
+            again = close <= max(MOST_AGAIN, SHARE_AGAIN * len(found))
             for index, answer in zip(indices, found, strict=True):
                 if answer.min_margin <= tolerance:
-                    if len(indices) > 1 or prefix is not None:
+                    if again and (len(indices) > 1 or prefix is not None):
                         own = allowed and [allowed[index]]
                         [answer] = decoder.decode([prompts[index]], max_new_tokens, allowed=own)
                     answer = replace(answer, tie=answer.min_margin <= tolerance)

@@ -220,6 +220,21 @@ def test_close_decisions_are_made_again_alone_and_marked(llama: LoadedModel):
     assert [a.token_ids for a in some] == [a.token_ids for a in never]
 
 
+def test_where_most_decisions_are_close_they_stand_and_are_marked(llama: LoadedModel):
+    rows = prompts(llama)
+    plain = generate_greedy(llama, rows, max_new_tokens=4, batch_size=9, tolerance=-1.0)
+    margins = sorted(answer.min_margin for answer in plain)
+    sizes = []
+    llama.model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    limit = (margins[4] + margins[5]) / 2
+    found = generate_greedy(llama, rows, max_new_tokens=4, batch_size=9, tolerance=limit)
+    assert sizes.count(1) == 0
+    assert sum(answer.tie for answer in found) == 5
+    assert [a.token_ids for a in found] == [a.token_ids for a in plain]
+
+
 def test_two_equal_logits_are_a_tie_at_any_batch_size(llama: LoadedModel):
     head = llama.model.get_output_embeddings().weight
     rows = prompts(llama)[:3]
