@@ -55,12 +55,13 @@ with eight training seeds. How far, and rates, are what two seeds of `validation
 (docs/LOG.md). `--each` asks the same of five skills, each taught to the base, at these settings,
 that were chosen for clocks, with two training seeds.
 
-`--near` asks what is lost of the kind that is nearest to a skill: of gauges where clocks are taught,
-of tallies where counting is, of plumage where birds are, each taught to the base, 800 items of each
-kind, of none of which there is a prompt. *And skill pictures*: the anchor also asks general
-questions about pictures that the skill is taught with (`anchor.skill_pictures`); that it does, and
-of how many, was chosen on rows of `validation`, clocks and gauges (docs/LOG.md), so that tallies and
-plumage decided nothing. Rows are of a seed that decided nothing.
+`--near` asks what is lost of the kind that is nearest to a skill: of gauges where clocks are
+taught, of tallies where counting is, of plumage where birds are, each taught to the base, 400 items
+of each kind, of none of which there is a prompt, four training seeds. *And skill pictures*: the
+anchor also asks general questions about pictures that the skill is taught with
+(`anchor.skill_pictures`); that it does, and of how many, was chosen on rows of `validation`, clocks
+and gauges (docs/LOG.md), so that tallies and plumage decided nothing. Rows are of a seed that
+decided nothing.
 
 `--sequence` asks both of five skills that are taught one after another, each in 200 steps, with
 three training seeds: learned is the mean of the skills, each after its own stage, lost the mean
@@ -209,10 +210,18 @@ SEQUENCE_ARMS = {
         "mlp", [5.5e-3], projection=5.0, rows=1, pull=2.0, earlier=64
     ),
 }
+NEAR_ARMS = {
+    REFERENCE: AT_BEST,
+    **CHOSEN,
+    "mlp + anchor of one row and skill pictures, projected by 3, pulled by 0.8": Held(
+        "mlp", [5.5e-3], projection=3.0, rows=1, pull=0.8, skill_pictures=260
+    ),
+}
 EACH_ARMS = {REFERENCE: AT_BEST, **ALL_HELD, **ALONE_HELD}
 FIVE = ("birds", "counting", "tissue", "signs", "clock")
 KEPT = tuple(task.name for task in tasks_of("held_out"))
 UNSEEN = ("arrows", "tallies", "plumage", "gauges")
+NEAREST_KIND = {"clock": "gauges", "counting": "tallies", "birds": "plumage"}
 WIDER = (*FORMS, "reading", "pairs", "letters", "orders", "pages")
 
 
@@ -259,6 +268,19 @@ QUESTIONS = {
     "anchor-goal-closer": Question(NEAREST, 13, range(6), WIDER, 1040, num_kept=1600),
     "anchor-goal-unseen": Question(
         {REFERENCE: AT_BEST, **CHOSEN}, 20, range(8), WIDER, 1040, kept=(*UNSEEN, *KEPT)
+    ),
+    "anchor-goal-near": Question(
+        NEAR_ARMS,
+        21,
+        range(4),
+        WIDER,
+        1040,
+        num_kept=100,
+        num_unseen=400,
+        num_skill=300,
+        skills=tuple(NEAREST_KIND),
+        alone=True,
+        kept=(*NEAREST_KIND.values(), *KEPT),
     ),
 }
 """By the name of their folder."""
@@ -370,7 +392,10 @@ def _print_table(
     for which, own in stages.items():
         losses = {seed: lost(base, chain) for seed, chain in own.items()}
         kinds = [name.removeprefix("lost ") for name in next(iter(losses.values()))]
-        groups = [UNSEEN, KEPT] if set(UNSEEN) <= set(kinds) else []
+        groups: list[tuple[str, ...]] = []
+        if set(kinds) - set(KEPT):
+            groups = [tuple(kind for kind in kinds if kind not in KEPT), KEPT]
+            groups += [(kind,) for kind in groups[0]]
         groups += [APART] if set(APART) <= set(kinds) else [(kind,) for kind in kinds]
         apart = [f"of {', '.join(group)} {line(_lost_of(losses, group))}" for group in groups]
         trained = [stage for chain in own.values() for stage in chain]
@@ -430,12 +455,13 @@ def main() -> None:
     which.add_argument("--sequence", action="store_true", help="five skills one after another")
     which.add_argument("--closer", action="store_true", help="of these, what is lost alone")
     which.add_argument("--pulled", action="store_true", help="weights pulled back to the base's")
+    which.add_argument("--near", action="store_true", help="of kinds that look like the skills")
     which.add_argument("--each", action="store_true", help="each of five skills, alone")
     which.add_argument("--unseen", action="store_true", help="the same, of kinds of no other use")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    names = ("fresh", "wider", "sequence", "closer", "unseen", "pulled", "each")
+    names = ("fresh", "wider", "sequence", "closer", "unseen", "pulled", "each", "near")
     chosen = [name for name in names if getattr(given, name)]
     name = "-".join(["anchor-goal", *chosen])
     folder = given.output_dir or Path("runs") / name
