@@ -18,6 +18,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from narrowtune.core.results import MemoryEstimate
 
@@ -208,7 +209,13 @@ def estimate_memory(
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Return the bytes of a tensor's elements."""
+    """Return the bytes of a tensor's elements; of one that is made of others, as states in 8 bits.
+
+    Such tensors say how many elements they stand for, and of which dtype they look.
+    """
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
     return tensor.numel() * tensor.element_size()
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from narrowtune.core.config import CostSettings
@@ -197,6 +198,24 @@ def test_saved_bytes_grow_in_a_straight_line():
 )
 def test_what_an_optimizer_keeps(make, expected):
     assert optimizer_bytes(make) == pytest.approx(expected, abs=0.01)
+
+
+def test_states_that_look_like_more_bytes_than_they_are_count_as_what_they_are():
+    class InTwo(torch.optim.SGD):
+        """Keeps a state that is made of two tensors, as those in 8 bits are of codes and scales."""
+
+        def step(self):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    codes = torch.zeros(parameter.shape)
+                    self.state[parameter]["codes"] = TwoTensor(codes, codes.clone())
+
+    assert optimizer_bytes(lambda p: InTwo(p, lr=1)) == 8
+
+
+def test_states_in_8_bits_take_two_bytes_a_parameter():
+    torchao = pytest.importorskip("torchao.optim")
+    assert optimizer_bytes(lambda p: torchao.AdamW8bit(p)) == pytest.approx(2, abs=0.1)
 
 
 def estimate(device=GPU, **changes):
