@@ -45,8 +45,9 @@ class DriftSettings(PromptSettings):
 
     Attributes:
         prompts: file of prompts, the only ones then; unless given, the free prompts that ship with
-            the package (for a model that reads pictures, pictures to describe beside texts, and the
-            same asked about the pictures that the skill is tested on) and those of the keep sets.
+            the package (for a model that reads pictures, pictures to describe beside texts) and
+            those of the keep sets. What asks about pictures is also asked about the skill's own, at
+            the end, for a figure of its own.
         max_prompts: how many of them. Taken in equal numbers from every source;
             what one lacks, the others give.
         max_new_tokens: length of the answers.

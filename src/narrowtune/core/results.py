@@ -171,7 +171,9 @@ class DriftResult(Value):
     """How far the output distribution moved on held-out prompts.
 
     `kl_base_tuned` is KL(base‖tuned) in nats per token, teacher-forced on the base's greedy
-    answers; `stderr` is over prompts.
+    answers; `stderr` is over prompts. `about_skill`: on general questions about the skill's own
+    pictures, in none of the other figures; None where nothing shows any, and in records of earlier
+    versions.
     """
 
     num_prompts: int
@@ -182,6 +184,7 @@ class DriftResult(Value):
     token_groups: list[TokenGroupMass]
     tasks: list[DriftTask]
     seconds: float
+    about_skill: DriftTask | None = None
 
 
 class TensorProof(Value):
@@ -305,6 +308,7 @@ class TrainingSummary(Value):
         peak_memory_bytes: of the part that took most.
         energy_kwh: measured, of the whole machine; None unless `cost.measure_energy`.
         energy_source: what measured it, or why there is no figure.
+        anchor_skill_pictures: wanted questions of the anchor about the skill's own pictures.
         pull_to_base: e-folds of the pull back to the base, had all planned steps been taken.
         compilation: compiled layers, in the last part; None unless `training.torch_compile`.
         first_step: layouts, attention and looked-up pictures, in the last part; None where they are
@@ -335,6 +339,7 @@ class TrainingSummary(Value):
     anchor_projection: float | None = None
     drift_seconds: float | None = None
     anchor_top_k: int | None = None
+    anchor_skill_pictures: int | None = None
     pull_to_base: float | None = None
 
 

@@ -50,6 +50,7 @@ class Inputs:
         anchor_prompts: general prompts, without those that are measured.
         taught_prompts: the anchor's of earlier skills.
         drift_prompts: (source, prompt) pairs.
+        about_skill: general questions about the skill's own pictures, for the drift probe.
         summaries: for the record.
         refused: rows that were not used.
         notes: for the record.
@@ -65,6 +66,7 @@ class Inputs:
     anchor_prompts: list[tuple[Message, ...]] = field(default_factory=list)
     taught_prompts: list[tuple[Message, ...]] = field(default_factory=list)
     drift_prompts: list[tuple[str, tuple[Message, ...]]] = field(default_factory=list)
+    about_skill: list[tuple[Message, ...]] = field(default_factory=list)
     summaries: list[DataSummary] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -227,7 +229,7 @@ class _Reader:
             skill=own[0] if own else (),
             seed=self.config.seed,
         )
-        inputs.drift_prompts = found.prompts
+        inputs.drift_prompts, inputs.about_skill = found.prompts, found.about_skill
         inputs.summaries.extend(found.summaries)
         inputs.notes.extend(found.notes)
 

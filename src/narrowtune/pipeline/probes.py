@@ -1,6 +1,7 @@
 """What the drift probe of a run asks.
 
-Owns: which sources there are, and that each gives as many prompts as any other.
+Owns: which sources there are, and that each gives as many prompts as any other; and what is asked
+about the skill's own pictures.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example, Message, RefusedRow
 from narrowtune.pipeline.crossed import probes_of_skill_pictures
-from narrowtune.pipeline.prompts import DRIFT_KEY, FREE_PICTURES, equal_shares, free_sources
+from narrowtune.pipeline.prompts import DRIFT_KEY, equal_shares, free_sources
 
-ABOUT_SKILL = "questions about the skill's pictures"
-"""What drift on these is called: what looks like a skill's pictures is what it takes over first."""
+NUM_ABOUT_SKILL = 64
+"""Most questions about the skill's pictures: what looks like these is what it takes over first."""
 
 
 @dataclass
@@ -25,11 +26,13 @@ class DriftPrompts:
 
     Attributes:
         prompts: (source, prompt) pairs.
+        about_skill: general questions about the pictures that the skill is tested on, apart.
         summaries: of the files, for the record.
         notes: for the record.
     """
 
     prompts: list[tuple[str, tuple[Message, ...]]] = field(default_factory=list)
+    about_skill: list[tuple[Message, ...]] = field(default_factory=list)
     summaries: list[DataSummary] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -43,9 +46,10 @@ def read_drift_prompts(
     skill: Iterable[Example],
     seed: int,
 ) -> DriftPrompts:
-    """Take as many prompts from each source: free ones, the skill's pictures, each keep set.
+    """Take as many prompts from each source, the free ones and each keep set.
 
-    A file of the user's own is all that is asked.
+    A file of the user's own is all that is asked, but for its questions about pictures, which are
+    asked about the skill's, too.
 
     Args:
         settings: of the probe.
@@ -64,17 +68,19 @@ def read_drift_prompts(
     beside = (encoder.encode_prompt(example.prompt) for example in pictured)
     sources, notes = free_sources(settings, encoder, refused, DRIFT_KEY, beside)
     found.notes.extend(notes)
-    about: list[tuple[Message, ...]] = []
-    if FREE_PICTURES in sources:
-        questions = [example.messages for example in sources[FREE_PICTURES].examples]
-        about = probes_of_skill_pictures(questions, skill, limit, encoder, seed=seed)
     sizes = [len(source.examples) for source in sources.values()]
-    shares = iter(equal_shares(limit, [*sizes, len(about), *map(len, kept.values())]))
+    shares = iter(equal_shares(limit, [*sizes, *map(len, kept.values())]))
     for name, source in sources.items():
         free = source.encode_prompts(source.examples[: next(shares)], encoder)
         found.summaries.append(source.summary("drift", len(free)))
         found.prompts += [(name, prompt) for prompt in free]
-    found.prompts += [(ABOUT_SKILL, prompt) for prompt in about[: next(shares)]]
+    found.about_skill = probes_of_skill_pictures(
+        [example.messages for source in sources.values() for example in source.examples[:limit]],
+        skill,
+        min(limit, NUM_ABOUT_SKILL),
+        encoder,
+        seed=seed,
+    )
     for name, examples in kept.items():
         found.prompts += [(name, example.prompt) for example in examples[: next(shares)]]
     return found

@@ -34,7 +34,7 @@ NUM_SHIPPED = 160
 base's distributions along their answers are held in memory."""
 
 ANCHOR_KEY, DRIFT_KEY = "anchor.prompts", "drift.prompts"
-_FREE, FREE_PICTURES = "free prompts", "free prompts with pictures"
+_FREE, _FREE_PICTURES = "free prompts", "free prompts with pictures"
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def free_sources(
     """
     files = free_files(settings, key, pictures=encoder.reads_pictures)
     sources, notes = _read(files, key, encoder, refused, beside)
-    named = dict(zip((_FREE, FREE_PICTURES), sources, strict=False))
+    named = dict(zip((_FREE, _FREE_PICTURES), sources, strict=False))
     # Galleries show the first: those with pictures, where there are any.
     return {name: named[name] for name in reversed(named)}, notes
 

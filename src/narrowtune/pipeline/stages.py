@@ -277,4 +277,5 @@ def measure_run_drift(
             max_new_tokens=config.drift.max_new_tokens,
             batch_size=config.eval_batch_size,
             skill_answers=inputs.skill_answers,
+            about_skill=inputs.about_skill,
         ).result

@@ -48,6 +48,9 @@ ROWS_AT_ONCE = 128
 Prompt = tuple[str, Sequence[Message]]
 """The name of the task that a prompt comes from, and its messages."""
 
+ABOUT_SKILL = "questions about the skill's pictures"
+"""What such drift is called where others stand by the name of their source."""
+
 Seen = Callable[[int, Tensor], None]
 """Given a prompt's place and the tuned model's logits [S, V] along the base's answer to it."""
 
@@ -216,6 +219,7 @@ def measure_drift(
     max_new_tokens: int,
     batch_size: int,
     skill_answers: Collection[str] = (),
+    about_skill: Sequence[Sequence[Message]] = (),
 ) -> Drift:
     """Measure drift and the mass on token groups; the model is tuned before and after.
 
@@ -230,11 +234,19 @@ def measure_drift(
         max_new_tokens: of each answer.
         batch_size: prompts answered together, and most rows compared together.
         skill_answers: answers that were trained on; their tokens form the group `skill_answers`.
+        about_skill: general questions about the skill's own pictures, measured apart.
 
     Raises:
         EvaluationError: there are no prompts.
     """
     started = time.perf_counter()
+    apart = None
+    if about_skill:
+        near = [(ABOUT_SKILL, messages) for messages in about_skill]
+        asked = prepare_base_answers(
+            loaded, swap, near, encoder, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
+        [apart] = drift_against(loaded, asked, swap).tasks
     groups = standard_groups(loaded.tokenizer)
     if skill_answers:
         groups.append(_skill_group(loaded, encoder, skill_answers))
@@ -258,6 +270,7 @@ def measure_drift(
     )
     update = {
         "token_groups": _masses(groups, answers.generations, tuned),
+        "about_skill": apart,
         "seconds": time.perf_counter() - started,
     }
     result = drift_against(loaded, answers, swap).model_copy(update=update)

@@ -124,6 +124,10 @@ def _over_budget(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
     )
 
 
+_TAKEN_OVER = 0.1
+"""Nats per token beyond which questions about the skill's pictures are answered otherwise."""
+
+
 def _how_to_hold(record: RunRecord) -> str:
     """An anchor first; then what keeps steps off its prompts and weights near, and more prompts.
 
@@ -136,6 +140,8 @@ def _how_to_hold(record: RunRecord) -> str:
     hints = ["set anchor.projection to 10"] if projects and not training.anchor_projection else []
     if training.pull_to_base is None:
         hints.append("set training.pull_to_base to 2")
+    if _takes_over(record):
+        hints.append("set anchor.skill_pictures to a fifth of the anchor's prompts")
     lost = [t for t in record.tasks if t.role == "held_out" and t.change.high < 0]
     names = " and ".join(t.name for t in sorted(lost, key=lambda t: t.change.value)[:_MOST_NAMED])
     if names:
@@ -144,6 +150,15 @@ def _how_to_hold(record: RunRecord) -> str:
             f"form of {names}"
         )
     return ", ".join(hints) or "raise training.pull_to_base"
+
+
+def _takes_over(record: RunRecord) -> bool:
+    """Whether the skill's pictures are answered otherwise more than others are, and unheld."""
+    training, drift = record.training, record.drift
+    near = None if drift is None else drift.about_skill
+    if training is None or training.anchor_skill_pictures or drift is None or near is None:
+        return False
+    return near.kl_base_tuned > max(_TAKEN_OVER, drift.kl_base_tuned)
 
 
 def _not_enough(record: RunRecord, verdict: Verdict) -> tuple[str, str]:
@@ -329,4 +344,17 @@ def drift_sentence(drift: DriftResult) -> str:
             f" Of the token groups {moved_most.name.replace('_', ' ')} changed most: {change} of "
             "the probability."
         )
-    return text
+    return f"{text}{_about_skill(drift)}"
+
+
+def _about_skill(drift: DriftResult) -> str:
+    """Say what general questions about the skill's own pictures show; they count in no mean."""
+    near = drift.about_skill
+    if near is None:
+        return ""
+    return (
+        f" Asked {plural(near.num_prompts, 'general question')} about the skill's own pictures, "
+        f"which count in no other figure, it moved by {small(near.kl_base_tuned)} nats per token, "
+        f"and the most likely token is the base's {percent(near.top1_agreement)} of the time: what "
+        "looks like the skill is what goes first."
+    )

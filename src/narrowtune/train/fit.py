@@ -230,6 +230,7 @@ def fit(
         anchor_weight=anchor.weight if anchor else None,
         anchor_projection=projected.strength if projected else None,
         anchor_top_k=anchor.top_k if anchor else None,
+        anchor_skill_pictures=config.anchor.skill_pictures or None if config.anchor else None,
         pull_to_base=config.training.pull_to_base or None,
         anchor_seconds=anchor.seconds + (projected.seconds if projected else 0) if anchor else None,
         drift_seconds=drift.seconds if drift else None,

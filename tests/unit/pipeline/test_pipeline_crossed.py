@@ -15,7 +15,7 @@ from narrowtune.data.examples import Example, Image, Message, Text
 from narrowtune.models.load import load_model
 from narrowtune.pipeline.crossed import ask_of_skill_pictures
 from narrowtune.pipeline.inputs import make_encoder, read_inputs
-from narrowtune.pipeline.probes import ABOUT_SKILL, read_drift_prompts
+from narrowtune.pipeline.probes import read_drift_prompts
 
 
 def png(number: int) -> bytes:
@@ -147,18 +147,21 @@ def test_drift_is_probed_on_questions_about_the_skills_pictures(tiny, tmp_path):
 
     def read(**more):
         settings = DriftSettings.model_validate({"max_prompts": 20, **more})
-        return read_drift_prompts(settings, encoder, [], keep=keep, skill=skill, seed=0).prompts
+        return read_drift_prompts(settings, encoder, [], keep=keep, skill=skill, seed=0)
 
     found = read()
-    names = [name for name, _ in found]
-    assert [names.count(name) for name in dict.fromkeys(names)] == [6, 6, 6, 2]
-    about = [prompt for name, prompt in found if name == ABOUT_SKILL]
+    names = [name for name, _ in found.prompts]
+    assert [names.count(name) for name in dict.fromkeys(names)] == [9, 9, 2]
+    assert len(found.about_skill) == 20
     pictures = {each.images[0].data for each in skill}
-    assert {message.images[0].data for (message,) in about} == pictures
-    assert all("time" not in message.text for (message,) in about)
-    # A file of the user's own is all that is asked; a skill without pictures has none to ask about.
+    assert {message.images[0].data for (message,) in found.about_skill} == pictures
+    assert all("time" not in message.text for (message,) in found.about_skill)
+    # Of the user's own what asks about a picture; a skill without pictures has none to ask about.
     own = tmp_path / "own.jsonl"
     own.write_text('{"prompt": "Tell me."}\n', encoding="utf-8")
-    assert {name for name, _ in read(prompts=str(own))} == {"free prompts"}
+    assert read(prompts=str(own)).about_skill == []
+    (tmp_path / "a.png").write_bytes(png(7))
+    own.write_text('{"prompt": "What colour?", "image": "a.png"}\n', encoding="utf-8")
+    assert {m.text for (m,) in read(prompts=str(own)).about_skill} == {"What colour?"}
     skill[:] = []
-    assert ABOUT_SKILL not in {name for name, _ in read()}
+    assert read().about_skill == []

@@ -138,6 +138,20 @@ def test_drift_does_not_depend_on_how_it_is_split(tiny, monkeypatch):
     assert split.top1_agreement == whole.top1_agreement
 
 
+def test_questions_about_the_skills_pictures_count_in_no_other_figure(tiny):
+    loaded = open_model(tiny)
+    swap = change(loaded, 0.1)
+    plain = measure_drift(loaded, swap, PROMPTS, chat(loaded), **SIZES).result
+    about = [messages for _, messages in PROMPTS[3:]]
+    found = measure_drift(loaded, swap, PROMPTS, chat(loaded), about_skill=about, **SIZES).result
+    assert plain.about_skill is None
+    assert found.about_skill.num_prompts == 2
+    alone = measure_drift(loaded, swap, PROMPTS[3:], chat(loaded), **SIZES).result
+    assert found.about_skill.kl_base_tuned == pytest.approx(alone.kl_base_tuned, rel=1e-5)
+    same = {"about_skill": None, "seconds": 0.0}
+    assert found.model_copy(update=same) == plain.model_copy(update=same)
+
+
 def test_kept_logits_spare_the_base_and_give_the_same(tiny):
     loaded = open_model(tiny, dtype=torch.bfloat16)
     answers = prepare_base_answers(loaded, None, PROMPTS, chat(loaded), keep_logits=True, **SIZES)

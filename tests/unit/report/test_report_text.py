@@ -189,6 +189,24 @@ def test_over_budget_with_an_anchor_asks_for_prompts_in_the_forms_that_were_lost
         assert f"Instead, {hint} training.pull_to_base" in headline(held).next_step
 
 
+def test_a_skill_that_takes_over_what_looks_like_it_is_told_how_to_hold_that(tmp_path):
+    record = write_run(tmp_path, outcome="over_budget", items=40, steps=1)
+    training = record.training.model_copy(update={"anchor_weight": 1.0})
+
+    def advised(kl, **changes):
+        near = DriftTask(
+            name="about", num_prompts=9, num_tokens=40, kl_base_tuned=kl, top1_agreement=0.4
+        )
+        drift = record.drift.model_copy(update={"about_skill": near, "kl_base_tuned": 0.3})
+        update = {"drift": drift, "training": training.model_copy(update=changes)}
+        return "anchor.skill_pictures" in headline(record.model_copy(update=update)).next_step
+
+    assert advised(0.4)
+    assert not advised(0.2), "no more than everything else moved"
+    assert not advised(0.4, anchor_skill_pictures=20)
+    assert not advised(0.4, anchor_weight=None), "first of all an anchor"
+
+
 def test_what_is_undecided_is_what_is_told(tmp_path):
     record = write_run(tmp_path, outcome="not_enough_evidence", items=40, steps=1)
     known = {"learning": estimate(9.0, 1.0), "budget": 5.0, "worst_task": "capitals"}
@@ -359,6 +377,13 @@ def test_drift_is_told_by_how_much_where_and_towards_what():
 
 def test_drift_of_nothing_and_without_end():
     assert "exactly" in drift_sentence(drift(0.0))
+    near = DriftTask(
+        name="about", num_prompts=9, num_tokens=40, kl_base_tuned=2.5, top1_agreement=0.4
+    )
+    assert "9 general questions about the skill's own pictures" in drift_sentence(
+        drift(1.0, about_skill=near)
+    )
+    assert "own pictures" not in drift_sentence(drift(1.0))
     assert "has become 0.0300\u00a0% less likely" in drift_sentence(drift(3e-4))
     assert "has become 33.3\u00a0% less likely" in drift_sentence(drift(math.log(1.5)))
     for endless in (1e6, math.inf, math.nan):
