@@ -43,9 +43,11 @@ class Comparison(Value):
     """A way of computing beside the plain path: used where `error` is within `limit`.
 
     The relative difference of the first rows' loss or of their gradients, whichever is larger.
+    `float32_error` is that in fp32, asked where bf16's is beyond its limit; then it decides.
     """
 
     used: bool
     error: float
     limit: float
     seconds: float
+    float32_error: float | None = None

@@ -180,6 +180,8 @@ def _fast_path_taken(plan: Plan | None, training: TrainingSummary) -> list[Fact]
             f"; loss and gradients of the first rows differ from the plain path's by "
             f"{small(first.error)} (relative; up to {small(first.limit)} accepted)"
         )
+        if first.float32_error is not None:
+            said += f", which is rounding: in fp32 by {small(first.float32_error)}"
     elif plan.fast_path.packing or plan.fast_path.pictures_kept:
         said += "; not compared with the plain path"
     return [Fact("fast path", said)]

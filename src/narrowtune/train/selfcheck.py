@@ -2,7 +2,8 @@
 
 Row by row, without a mask left out, pictures seen anew, layers not compiled: that is the plain
 path. The run's own way is compared with it in the run's own arithmetic and in training mode, in
-loss and gradients of what trains. Compiled layers are compared with the same plain gradients.
+loss and gradients of what trains; where bf16's rounding is too coarse to tell, as in small models,
+in fp32. Compiled layers are compared with the same plain gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import nn
 from narrowtune.core.config import RunConfig
 from narrowtune.core.path_results import Comparison
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
-from narrowtune.engine.arithmetic import Arithmetic
+from narrowtune.engine.arithmetic import Arithmetic, torch_settings
 from narrowtune.engine.attention import attention_as_torch_has_it
 from narrowtune.engine.compiled import compile_error, compiled_layers, refused
 from narrowtune.engine.features import FeatureStore, changes_eyes, remembered_features
@@ -115,13 +116,8 @@ def check_first_step(
         return Checked(features)
     batch = collate(first, padding_id(loaded.tokenizer))
     parameters = dict(model.named_parameters())
-    run = partial(
-        run_pass,
-        model,
-        [parameters[name] for name in selection.names],
-        to_device(batch, model.device),
-        arithmetic,
-    )
+    chosen = [parameters[name] for name in selection.names]
+    run = partial(run_pass, model, chosen, to_device(batch, model.device))
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     try:
@@ -135,7 +131,7 @@ def check_first_step(
 
 def _compare(
     loaded: LoadedModel,
-    run: Callable[[], Pass],
+    run: Callable[[Arithmetic], Pass],
     layers: Sequence[nn.Module],
     config: RunConfig,
     arithmetic: Arithmetic,
@@ -148,26 +144,71 @@ def _compare(
     fast = None
     try:
         with plain_path(model):
-            plain = run()
+            plain = run(arithmetic)
         if not norm(plain.gradients):
             if compiles:
                 raise refused("first rows without a gradient for what trains, to compare by")
             return Checked(features)
         if is_fast:
-            # Later steps may be laid out where this one would not be: not cheaper, but exact.
-            laid_out = packing("always") if arithmetic.packing else nullcontext()
-            with laid_out, remembered_features(loaded, features):
-                fast = _judged(_fast_difference(run, plain), limit, started)
+            with _fast_path(loaded, arithmetic, features):
+                fast = _judged(_fast_difference(partial(run, arithmetic), plain), limit, started)
     except RuntimeError as error:
         if compiles or not is_out_of_memory(error):
             raise
         return Checked(features)
+    if fast is not None and not fast.used and arithmetic.compute_dtype == "bfloat16":
+        fast = _compare_exactly(loaded, run, arithmetic, features, fast)
     if not compiles:
         return Checked(features, fast)
     started = time.perf_counter()
     with nullcontext() if fast is None or fast.used else plain_path(model):
-        compiled = _judged(compile_error(layers, run, plain), limit, started)
+        compiled = _judged(compile_error(layers, partial(run, arithmetic), plain), limit, started)
     return Checked(features, fast, compiled, layers if compiled.used else ())
+
+
+def _compare_exactly(
+    loaded: LoadedModel,
+    run: Callable[[Arithmetic], Pass],
+    arithmetic: Arithmetic,
+    features: FeatureStore | None,
+    coarse: Comparison,
+) -> Comparison:
+    """Take the fast path, too, where it is not within bf16's limit and in fp32 is within fp32's.
+
+    Rounding in bf16 alone can move small models' gradients by more than the limit; what computes
+    something else does so in fp32. There may be no memory for fp32: then what was found stands.
+    """
+    started = time.perf_counter()
+    exact, limit = arithmetic.model_copy(update={"compute_dtype": "float32"}), MAX_ERROR["float32"]
+    try:
+        with (
+            computing_in(loaded.model, torch.float32),
+            torch_settings("highest", arithmetic.threads),
+        ):
+            with plain_path(loaded.model):
+                plain = run(exact)
+            with _fast_path(loaded, exact, features):
+                error = _fast_difference(partial(run, exact), plain)
+    except RuntimeError as failure:
+        if not is_out_of_memory(failure):
+            raise
+        return coarse
+    seconds = coarse.seconds + time.perf_counter() - started
+    update = {"used": error <= limit, "float32_error": error, "seconds": seconds}
+    return coarse.model_copy(update=update)
+
+
+@contextmanager
+def _fast_path(
+    loaded: LoadedModel, arithmetic: Arithmetic, features: FeatureStore | None
+) -> Iterator[None]:
+    """Compute as a run would, and lay out always inside the block.
+
+    Later steps may be laid out where this one would not be: not cheaper, but exact.
+    """
+    laid_out = packing("always") if arithmetic.packing else nullcontext()
+    with laid_out, remembered_features(loaded, features):
+        yield
 
 
 def _fast_difference(run: Callable[[], Pass], plain: Pass) -> float:

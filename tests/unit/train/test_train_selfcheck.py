@@ -17,9 +17,11 @@ from narrowtune.data.examples import Example, Message, Text
 from narrowtune.engine import attention
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
 from narrowtune.engine.attention import by_products
+from narrowtune.engine.passes import Pass
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.models.select import resolve
 from narrowtune.train import fit as fit_module
+from narrowtune.train import selfcheck
 from narrowtune.train.fit import fit
 from narrowtune.train.selfcheck import Checked, plain_path
 
@@ -104,6 +106,32 @@ def test_a_model_that_is_deaf_to_layouts_trains_by_the_plain_path(
     assert not found.used
     assert found.error > found.limit
     assert _equal(weights, plain)
+
+
+def test_where_bf16_is_too_coarse_to_tell_fp32_decides(
+    train: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, _ = train(BF16)
+    monkeypatch.setitem(selfcheck.MAX_ERROR, "bfloat16", 1e-9)
+    again, found = train(BF16)
+    assert found.used
+    assert found.error > found.limit
+    assert 0 < found.float32_error <= 1e-5
+    assert _equal(weights, again)
+    _, found = train(BF16, _deaf)
+    assert not found.used
+    assert found.float32_error > 0.1
+    run_pass = selfcheck.run_pass
+
+    def without_room(model: Any, chosen: Any, batch: Any, arithmetic: Arithmetic) -> Pass:
+        if arithmetic.compute_dtype == "float32":
+            raise torch.OutOfMemoryError("too much")
+        return run_pass(model, chosen, batch, arithmetic)
+
+    monkeypatch.setattr(selfcheck, "run_pass", without_room)
+    _, found = train(BF16)
+    assert not found.used
+    assert found.float32_error is None
 
 
 def test_attention_that_computes_something_else_while_training_is_seen(
