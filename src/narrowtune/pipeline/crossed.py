@@ -10,6 +10,7 @@ Owns: which picture is asked which question.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -124,18 +125,29 @@ def _pictures_and_questions(
         if len(row.images) == 1:
             first.setdefault(row.image_hashes[0], row)
     pictures = [first[name] for name in sorted(first, key=lambda name: draw_key(seed, name))]
-    asked = {normalised(prompt): prompt for prompt in prompts if _shows_one(prompt)}
-    new = sorted(asked.keys() - taught, key=lambda text: draw_key(seed, text))
-    return pictures, [asked[text] for text in new]
+    # A question that is asked of many pictures is drawn as often: forms keep their shares.
+    drawn: dict[str, tuple[Message, ...]] = {}
+    times: Counter[str] = Counter()
+    for prompt in prompts:
+        text = normalised(prompt)
+        if text not in taught and _shows_one(prompt):
+            drawn[draw_key(seed, f"{times[text]} {text}")] = prompt
+            times[text] += 1
+    return pictures, [drawn[key] for key in sorted(drawn)]
 
 
 def _pairs(
     pictures: Sequence[Example], questions: Sequence[tuple[Message, ...]]
 ) -> Iterator[tuple[Message, ...]]:
     """Yield every picture once with a question, then all once more with others, and so on."""
+    asked = set()
     for turn in range(len(questions)):
         for place, row in enumerate(pictures):
             question = questions[(place + turn) % len(questions)]
+            pair = row.image_hashes, normalised(question)
+            if pair in asked:
+                continue
+            asked.add(pair)
             yield tuple(_showing(message, row.images[0]) for message in question)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 
 import PIL.Image
 import pytest
@@ -76,8 +77,19 @@ def test_a_picture_is_asked_again_once_all_were_and_no_pair_comes_twice(seeing):
 
 def test_the_draw_is_of_the_seed_and_not_of_the_order(seeing):
     first = pairs(ask(seeing, 3))
-    assert pairs(ask(seeing, 3, skill=SKILL[::-1], prompts=PROMPTS[::-1])) == first
+    for number in range(2, 5):
+        reversed_ = ask(seeing, number, skill=SKILL[::-1], prompts=PROMPTS[::-1])
+        assert pairs(reversed_) == pairs(ask(seeing, number))
     assert any(pairs(ask(seeing, 3, seed=seed)) != first for seed in range(1, 5))
+
+
+def test_what_many_prompts_ask_is_asked_as_often(seeing):
+    prompts = [row(100 + i, "what?", None).messages for i in range(30)] + PROMPTS[1:]
+    skill = [row(number) for number in range(32)]
+    asked = Counter(text for _, text in pairs(ask(seeing, 32, prompts=prompts, skill=skill)))
+    assert asked == {"what?": 30, "where?": 1, "who?": 1}
+    many = pairs(ask(seeing, 1000, prompts=prompts, skill=skill))
+    assert len(many) == len(set(many)) == 32 * 3, "no picture is asked the same twice"
 
 
 def test_what_the_skill_asks_is_not_asked(seeing):
