@@ -167,8 +167,8 @@ def compare(
         str | None,
         option(
             "LIST",
-            "Recipes with commas between, each with any of +anchor, +projection, +pull, +dial, "
-            "+density, +mix. Unless given the paper's with and without anchor, and language_model.",
+            "Recipes with commas between, each with any of +anchor, +projection, +pictures, +pull, "
+            "+dial, +density, +mix. Unless given the paper's with and without anchor, and language_model.",
         ),
     ] = None,
     learning_rates: Annotated[

@@ -1,7 +1,7 @@
 """The ways that a comparison compares, by their names: a recipe, and what holds it.
 
-Owns: what `+anchor`, `+projection`, `+pull`, `+dial`, `+density` and `+mix` behind a recipe's name
-change of a run, and which of them can't be compared with equal work.
+Owns: what `+anchor`, `+projection`, `+pictures`, `+pull`, `+dial`, `+density` and `+mix` behind a
+recipe's name change of a run, and which of them can't be compared with equal work.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ DEFAULT = (
 )
 """Both of the paper's recipes, the whole language model, and both with the anchor."""
 
-MITIGATIONS = ("anchor", "projection", "pull", "dial", "density", "mix")
+MITIGATIONS = ("anchor", "projection", "pictures", "pull", "dial", "density", "mix")
 """What may stand behind a recipe, each after a "+"."""
 
-PROJECTION, PULL, DENSITY = 10.0, 2.0, 0.5
-"""`anchor.projection`, `training.pull_to_base` and `training.density` of ways that name them, where
-the file has none."""
+PROJECTION, SKILL_PICTURES, PULL, DENSITY = 10.0, 40, 2.0, 0.5
+"""`anchor.projection`, `anchor.skill_pictures` (a fifth of the questions, with the prompts that
+ship), `training.pull_to_base` and `training.density` of ways that name them, where the file has
+none."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,10 @@ def _parts(label: str) -> tuple[str, frozenset[str]]:
 def _changes(config: RunConfig, own: AbstractSet[str], named: AbstractSet[str]) -> dict[str, Any]:
     """Return what a way's mitigations change, given those that are named by any way."""
     changes: dict[str, Any] = {"anchor": None}
-    if own & {"anchor", "projection"}:
+    if own & {"anchor", "projection", "pictures"}:
         settings = config.anchor.model_dump() if config.anchor is not None else {}
+        if "pictures" in own and not settings.get("skill_pictures"):
+            settings["skill_pictures"] = SKILL_PICTURES
         if "projection" in own and not settings.get("projection"):
             settings["projection"] = PROJECTION
         changes["anchor"] = settings or True

@@ -75,6 +75,10 @@ def test_mitigations_stand_behind_a_recipe_in_any_number(tmp_path):
     (_, both) = changes(own, "sa_proj", "sa_proj+projection+density")
     assert (both["anchor"]["weight"], both["anchor"]["projection"]) == (3.0, 10.0)
     assert both["training.density"] == 0.3
+    (pictures,) = changes(config(tmp_path), "sa_proj", "sa_proj+pictures")[1:]
+    assert pictures["anchor"] == {"skill_pictures": 40}
+    own = config(tmp_path, anchor={"skill_pictures": 7, "projection": 4.0})
+    assert changes(own, "sa_proj", "sa_proj+pictures")[1]["anchor"]["skill_pictures"] == 7
     own = config(tmp_path, anchor={"projection": 4.0})
     assert changes(own, "sa_proj", "sa_proj+projection")[1]["anchor"]["projection"] == 4.0
 
