@@ -168,7 +168,7 @@ def compare(
         option(
             "LIST",
             "Recipes with commas between, each with any of +anchor, +projection, +pictures, +pull, "
-            "+dial, +density, +mix. Unless given the paper's, plain and with anchor, and language_model.",
+            "+dial, +density, +mix. Unless given the paper's, also with anchor; language_model.",
         ),
     ] = None,
     learning_rates: Annotated[
