@@ -7,6 +7,7 @@ shapes and dtypes that it declares.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -34,6 +35,11 @@ from narrowtune.version import __version__
 SCHEMA_VERSION = 2
 _FIRST_PACKED = 2  # plain files are of version 1, which older readers know
 METADATA_KEY = "narrowtune_delta"
+
+_NO_SYNC_OF_FOLDERS = {
+    *(errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES)
+}
+"""What network and user-space file systems answer that have none, and folders not to be listed."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -318,7 +324,25 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
 
 
 def sync(path: Path) -> None:
-    """Have the system write the file or folder at `path` to the disk."""
+    """Have the system write the file or folder at `path` to the disk.
+
+    Folders are passed over where the system, or what is mounted there, can't do that with one.
+
+    Raises:
+        OSError: the disk failed or is full, or a file can't be opened for writing.
+    """
+    if not path.is_dir():
+        with path.open("rb+") as file:  # Windows syncs no file that is open for reading only
+            os.fsync(file.fileno())
+    elif os.name != "nt":  # which opens no folders
+        try:
+            _sync_folder(path)
+        except OSError as problem:
+            if problem.errno not in _NO_SYNC_OF_FOLDERS:
+                raise
+
+
+def _sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

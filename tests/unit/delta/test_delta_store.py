@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import resource
+import stat
 from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from narrowtune.core.errors import DeltaError, ModelError
+from narrowtune.delta.folder import apply_to_folder, undo_folder
 from narrowtune.delta.header import MAX_ENTRIES, MAX_HEADER_BYTES, read_header
-from narrowtune.delta.store import METADATA_KEY, SCHEMA_VERSION, Delta, info
+from narrowtune.delta.store import METADATA_KEY, SCHEMA_VERSION, Delta, info, sync
 
 
 def write_raw(path: Path, header: object, data: bytes = b"", *, length: int | None = None) -> Path:
@@ -118,6 +123,45 @@ def test_a_failed_save_leaves_the_old_file(make_case, tmp_path, monkeypatch):
         case.delta.save(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def refuse_to_sync(monkeypatch, number, *, folders=True, files=False):
+    """Let fsync end with error `number`, of folders or of files, and of what can't be written."""
+    fsync = os.fsync
+
+    def refuse(file):
+        is_folder = stat.S_ISDIR(os.fstat(file).st_mode)
+        if (folders and is_folder) or (files and not is_folder):
+            raise OSError(number, os.strerror(number))
+        if not is_folder and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "as Windows has it")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+@pytest.mark.parametrize("name", ["EINVAL", "ENOTSUP", "ENOSYS", "EBADF", "EACCES"])
+def test_a_disk_that_syncs_no_folders_gets_its_delta(make_case, tmp_path, monkeypatch, name):
+    refuse_to_sync(monkeypatch, getattr(errno, name))
+    case = make_case()
+    case.delta.save(tmp_path / "skill.safetensors")
+    assert Delta.load(tmp_path / "skill.safetensors").metadata == case.delta.metadata
+    apply_to_folder(case.folder, case.path, tmp_path / "tuned")
+    undo_folder(tmp_path / "tuned", case.path, tmp_path / "base")
+
+
+def test_a_system_that_opens_no_folders_is_asked_for_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("narrowtune.delta.store.os", SimpleNamespace(name="nt"))
+    sync(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("which", ["folders", "files"])
+def test_a_disk_that_fails_is_never_passed_over(make_case, tmp_path, monkeypatch, name, which):
+    number = getattr(errno, name)
+    refuse_to_sync(monkeypatch, number, folders=which == "folders", files=which == "files")
+    with pytest.raises(DeltaError, match=os.strerror(number)):
+        make_case().delta.save(tmp_path / "skill.safetensors")
 
 
 def test_a_full_disk_is_seen_before_writing(make_case, tmp_path, monkeypatch):
