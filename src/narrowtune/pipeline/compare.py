@@ -39,6 +39,7 @@ from narrowtune.pipeline.folder import (
     row_hashes,
 )
 from narrowtune.pipeline.inputs import load
+from narrowtune.pipeline.pitfalls import check_eyes
 from narrowtune.pipeline.shared import Shared
 from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.pipeline.teach import teach
@@ -136,7 +137,7 @@ def _check_ways(
         config: the run that all are variants of.
         ways: what is compared.
         rounds: share of the training and folder of each.
-        shared: has the rows after this where a run is finished.
+        shared: has the rows after this where a run is finished, or a way trains what sees.
 
     Raises:
         UsageError: settings that contradict each other, a finished run with others, or one of
@@ -151,6 +152,9 @@ def _check_ways(
     loaded = load(config)
     for way in ways:
         resolve(loaded.model, way.changes["recipe"])
+    for own in configs:
+        if set(get_recipe(own.recipe).components) != {"language_model"}:
+            check_eyes(loaded.family, own, shared.read(loaded, own, None)[1])
     base = fingerprint(loaded.model) if finished else ""
     for own in finished:
         _, inputs = shared.read(loaded, own, None)

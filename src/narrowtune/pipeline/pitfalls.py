@@ -1,7 +1,7 @@
 """What makes a run's numbers say less than they seem to, told before anything is trained.
 
 Owns: answers that are longer than what is decoded, pictures that nobody gave, an anchor that never
-sees one, and kept tasks at which the base fails already.
+sees one, kept tasks at which the base fails already, and a recipe for eyes that see nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from narrowtune.core.config import RunConfig
 from narrowtune.core.errors import DataError
 from narrowtune.core.numbers import rounded_up
+from narrowtune.core.recipes import get_recipe
 from narrowtune.core.results import TaskResult
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.evaluate.answers import bare
@@ -51,6 +52,32 @@ def pitfalls(family: Family, inputs: Inputs, encoder: ChatEncoder) -> list[str]:
             "measured has: give anchor.prompts some with pictures (docs/anchor.md)."
         )
     return found
+
+
+def check_eyes(family: Family, config: RunConfig, inputs: Inputs) -> None:
+    """See that what a run trains of the eyes will be shown a picture.
+
+    Prompts of the anchor count only where the language model trains too: as long as nothing else
+    moves, what they are held to is what the base answers already.
+
+    Raises:
+        DataError: the recipe trains a tower or a projector, and nothing it learns from is pictured.
+    """
+    trained = [part for part in get_recipe(config.recipe).components if part in family.components]
+    eyes = [part for part in trained if part != "language_model"]
+    if not eyes or not inputs.rows or any(row.picture_digest for row in inputs.rows):
+        return
+    if eyes != trained and config.anchor is not None and config.anchor.weight:
+        prompts = (*inputs.anchor_prompts, *inputs.taught_prompts)
+        if any(message.images for prompt in prompts for message in prompt):
+            return
+    raise DataError(
+        asked=f"{config.recipe}, which trains the {' and the '.join(eyes).replace('_', ' ')}",
+        found=f"{len(inputs.rows)} rows to learn from, none of which has a picture: no gradient "
+        "would reach them",
+        do="give rows with pictures (columns image and images, docs/data.md), or choose a recipe "
+        "of the language model alone",
+    )
 
 
 def cannot_ship(config: RunConfig, provable: float | None) -> list[str]:

@@ -22,7 +22,7 @@ from narrowtune.models.load import load_reader
 from narrowtune.pipeline.checks import check_run
 from narrowtune.pipeline.dial import Halves
 from narrowtune.pipeline.inputs import make_encoder, read_inputs
-from narrowtune.pipeline.pitfalls import cannot_ship, pitfalls, unused_rows
+from narrowtune.pipeline.pitfalls import cannot_ship, check_eyes, pitfalls, unused_rows
 from narrowtune.train.arguments import planned_steps
 
 _REPEATED = 4  # times that a token stands in a row of itself before it is counted instead
@@ -50,6 +50,7 @@ def check_rows(
     )
     encoder = make_encoder(reader, config)
     inputs = read_inputs(config, encoder, refused_path)
+    check_eyes(reader.family, config, inputs)
     kept = [task.groups for task in inputs.tasks if task.role == "held_out"]
     worth = effective_items_together(kept)
     provable = smallest_provable_budget(worth) if worth else None

@@ -37,7 +37,13 @@ from narrowtune.pipeline.inputs import (
     read_inputs,
 )
 from narrowtune.pipeline.layouts import check_packing, packable_batches, prompts_as_batches
-from narrowtune.pipeline.pitfalls import cannot_ship, limits_too_short, pitfalls, unused_rows
+from narrowtune.pipeline.pitfalls import (
+    cannot_ship,
+    check_eyes,
+    limits_too_short,
+    pitfalls,
+    unused_rows,
+)
 from narrowtune.pipeline.prompts import read_free_prompts
 from narrowtune.pipeline.sources import read_task
 from narrowtune.pipeline.stages import (
@@ -84,6 +90,7 @@ def plan(config: RunConfig, *, with_skill: bool, measure_time: bool) -> Plan:
     loaded = load(config)
     encoder = make_encoder(loaded, config)
     inputs = read_inputs(config, encoder, with_skill=with_skill)
+    check_eyes(loaded.family, config, inputs)
     told = pitfalls(loaded.family, inputs, encoder)
     arithmetic = check_packing(
         measure_arithmetic(loaded.model, requested=config.training.compute_dtype),

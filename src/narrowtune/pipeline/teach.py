@@ -36,7 +36,13 @@ from narrowtune.pipeline.folder import (
 from narrowtune.pipeline.inputs import load
 from narrowtune.pipeline.layouts import choose_arithmetic
 from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_before
-from narrowtune.pipeline.pitfalls import cannot_ship, nothing_to_lose, pitfalls, unused_rows
+from narrowtune.pipeline.pitfalls import (
+    cannot_ship,
+    check_eyes,
+    nothing_to_lose,
+    pitfalls,
+    unused_rows,
+)
 from narrowtune.pipeline.record import make_record
 from narrowtune.pipeline.run import Run
 from narrowtune.pipeline.shared import Shared
@@ -154,6 +160,7 @@ def _prepare(
                 )
         elif book is not None:
             watch.warn(f"The ledger {config.ledger} holds no skill yet: this one is its first.")
+    check_eyes(loaded.family, config, inputs)
     if config.training.fsdp:
         check_sharing(loaded, selection, Joined([inputs.rows, inputs.validation]))
     halves = None

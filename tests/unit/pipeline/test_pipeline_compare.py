@@ -172,7 +172,7 @@ def now(monkeypatch):
     def load(_):
         base = Base()
         found.loaded.append(weakref.ref(base))
-        return SimpleNamespace(model=base)
+        return SimpleNamespace(model=base, family=None)
 
     def fingerprint(_):
         found.hashed += 1
@@ -435,6 +435,27 @@ def test_what_a_recipe_lacks_is_said_before_another_is_trained(tmp_path, taught,
         run_comparison(settings, ways, trial=True, console=say())
     assert len(now.loaded) == 1
     assert not taught
+
+
+def test_eyes_that_see_nothing_are_said_before_another_way_is_trained(
+    tmp_path, taught, monkeypatch, now
+):
+    def check(family, settings, inputs):
+        assert inputs.tasks, "rows are there"
+        if settings.recipe == "full":
+            raise DataError("full", "no pictures", "give some")
+
+    monkeypatch.setattr(compare, "check_eyes", check)
+    settings = config(tmp_path)
+    ways = contenders(settings, ["sa_proj", "full"], [])
+    with pytest.raises(DataError, match="no pictures"):
+        run_comparison(settings, ways, trial=False, console=say())
+    assert not taught
+    now.read.clear()
+    run_comparison(
+        settings, contenders(settings, ["sa_proj", "mlp"], []), trial=False, console=say()
+    )
+    assert not now.read, "rows are read by the first run, where nothing trains eyes"
 
 
 def test_paths_of_one_way_are_checked_before_another_is_trained(tmp_path, taught, monkeypatch):

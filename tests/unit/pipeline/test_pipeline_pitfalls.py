@@ -18,6 +18,7 @@ from narrowtune.models.load import load_model
 from narrowtune.pipeline.inputs import Inputs
 from narrowtune.pipeline.pitfalls import (
     cannot_ship,
+    check_eyes,
     limits_too_short,
     nothing_to_lose,
     pitfalls,
@@ -96,6 +97,45 @@ def test_an_anchor_without_pictures_where_pictures_are_measured(vision, picture)
     assert pitfalls(loaded.family, Inputs(**seen), encoder) == []
     seen["tasks"] = [task("yes")]
     assert pitfalls(loaded.family, Inputs(**seen, anchor_prompts=asked), encoder) == []
+
+
+def run_of(recipe, **values):
+    return parse_config({"model": "m", "skill": "s.jsonl", "recipe": recipe, **values}, "test")
+
+
+@pytest.mark.parametrize("recipe", ["full", "projector", "vision_tower"])
+def test_eyes_that_are_shown_nothing_are_refused(vision, picture, recipe):
+    loaded, encoder = vision
+    blind = rows(encoder)
+    with pytest.raises(DataError, match="1 rows to learn from, none of which has a picture"):
+        check_eyes(loaded.family, run_of(recipe), Inputs(rows=blind))
+    # One that sees is enough, an own row or one that was mixed in.
+    check_eyes(loaded.family, run_of(recipe), Inputs(rows=[*blind, *rows(encoder, picture)]))
+    check_eyes(loaded.family, run_of(recipe), Inputs())  # planned for made-up rows
+
+
+def test_recipes_without_eyes_need_no_pictures(vision, tiny):
+    loaded, encoder = vision
+    check_eyes(loaded.family, run_of("language_model"), Inputs(rows=rows(encoder)))
+    text = load_model(str(tiny("llama")), device="cpu")
+    check_eyes(text.family, run_of("full"), Inputs(rows=rows(ChatEncoder(text.tokenizer))))
+
+
+@pytest.mark.parametrize("place", ["anchor_prompts", "taught_prompts"])
+def test_the_anchors_pictures_count_where_the_language_model_trains(vision, picture, place):
+    loaded, encoder = vision
+    asked, shown = [(Message("user", (Text("hi"),)),)], [(Message("user", (picture, Text("hi"))),)]
+    seen = Inputs(rows=rows(encoder), **{place: asked + shown})
+    check_eyes(loaded.family, run_of("full", anchor=True), seen)
+    refused = [
+        ("full", True, Inputs(rows=rows(encoder), **{place: asked})),
+        ("full", None, seen),
+        ("full", {"weight": 0, "projection": 10}, seen),
+        ("projector", True, seen),  # it is at what the base answers, and stays there
+    ]
+    for recipe, anchor, inputs in refused:
+        with pytest.raises(DataError, match="none of which has a picture"):
+            check_eyes(loaded.family, run_of(recipe, anchor=anchor), inputs)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ from narrowtune.core.config import parse_config
 from narrowtune.core.errors import DataError, ModelError, NarrowtuneError, UsageError
 from narrowtune.core.row_check import Piece
 from narrowtune.data.collate import IGNORE_INDEX, Encoded
-from narrowtune.models import load as loading
+from narrowtune.models import hub
 from narrowtune.models.load import load_model, load_reader
 from narrowtune.pipeline.inputs import make_encoder, read_inputs
 from narrowtune.pipeline.preview import check_rows, count_tokens, pieces
 from narrowtune.pipeline.single import plan
+from narrowtune.pipeline.teach import teach
 from narrowtune.report.check_view import as_text, render_check
 from study_rows import write
 
@@ -102,6 +103,21 @@ def test_pictures_are_counted_and_shown_once_with_how_often(without_weights, con
     assert {parts[0][:3] for parts in learned} == {"cat", "pen"}
 
 
+def test_eyes_without_pictures_are_refused_before_anything_is_measured(
+    tiny, without_weights, config, tmp_path, monkeypatch
+):
+    blind = {"recipe": "full"}
+    with pytest.raises(DataError, match="none of which has a picture"):
+        check_rows(config(without_weights("qwen2_5_vl"), **blind))
+    folder = tiny("qwen2_5_vl")
+    with pytest.raises(DataError, match="none of which has a picture"):
+        plan(config(folder, **blind), with_skill=True, measure_time=False)
+    for name in ("choose_arithmetic", "score_tasks"):
+        monkeypatch.setattr(f"narrowtune.pipeline.teach.{name}", None)
+    with pytest.raises(DataError, match="none of which has a picture"):
+        teach(config(folder, device="cpu", **blind))
+
+
 def test_rows_that_cannot_be_used_are_an_error_without_a_model_too(
     without_weights, config, tmp_path
 ):
@@ -124,7 +140,7 @@ def test_weights_are_neither_read_nor_fetched(without_weights, monkeypatch):
         asked.append(kwargs["allow_patterns"])
         return str(folder)
 
-    monkeypatch.setattr(loading, "snapshot_download", snapshot)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
     assert load_reader("some/model").family.name == "llama"
     assert len(asked) == 1
     assert not any("safetensors" in pattern for pattern in asked[0])
