@@ -55,9 +55,10 @@ def extract(
             alone are read, in the dtype that the model was loaded in (`model.config.dtype`); or
             None for the folder that the model was loaded from (`config._name_or_path`), which for
             a hub id is the one in the hub's cache on this disk.
-        base_hashes: what `tensor_hashes` returned for the base. Needed where the frozen tensors no
-            longer have their own dtype (held in fp32 for the run); otherwise they are hashed as
-            they are now.
+        base_hashes: what `tensor_hashes` returned for the base. Unless given, frozen tensors are
+            hashed as they are now, and parameters that are wider than the base (masters of an
+            earlier selection, a model held in fp32 for the run) as they are when rounded to its
+            dtype: so a delta has them, and so does a folder. Needed where they are quantised.
         notes: what a user of the delta must know, kept in the file.
 
     Warns:
@@ -91,7 +92,13 @@ def extract(
             tied=list(ties.get(name, ())),
         )
     if base_hashes is None:
-        frozen = tensor_hashes(model, [n for n, _ in named_tensors(model) if n not in records])
+        # Masters that an earlier `select` left are in no folder, rounded ones are.
+        dtypes = {getattr(torch, record.dtype) for record in records.values()}
+        frozen = tensor_hashes(
+            model,
+            [name for name, _ in named_tensors(model) if name not in records],
+            widest=max(dtypes, key=lambda dtype: dtype.itemsize, default=None),
+        )
     else:
         frozen = {name: h for name, h in base_hashes.items() if name not in records}
         wrong = [n for n, record in records.items() if base_hashes.get(n) != record.base_sha256]

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from torch import Tensor, nn
 
 from narrowtune.core.errors import SelectionError
@@ -25,8 +26,15 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, buffer
 
 
-def tensor_hashes(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, str]:
+def tensor_hashes(
+    model: nn.Module, names: Iterable[str] | None = None, *, widest: torch.dtype | None = None
+) -> dict[str, str]:
     """`tensor_sha256` of each of `names`, or of all parameters and persistent buffers.
+
+    Args:
+        model: holds them.
+        names: in memory.
+        widest: a parameter in a wider floating dtype is hashed as it is when rounded to this one.
 
     Raises:
         SelectionError: the model has no tensor of one of the names.
@@ -42,8 +50,14 @@ def tensor_hashes(model: nn.Module, names: Iterable[str] | None = None) -> dict[
         )
     # hashlib works outside of Python's lock, so threads share the cores.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        hashes = pool.map(lambda name: tensor_sha256(tensors[name]), wanted)
+        hashes = pool.map(lambda name: tensor_sha256(_narrowed(tensors[name], widest)), wanted)
         return dict(zip(wanted, hashes, strict=True))
+
+
+def _narrowed(tensor: Tensor, widest: torch.dtype | None) -> Tensor:
+    if widest is None or not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().to(widest) if tensor.dtype.itemsize > widest.itemsize else tensor
 
 
 def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:

@@ -160,7 +160,8 @@ def select(
             bf16 weight swallows most steps of a small learning rate, so give `torch.float32`
             where the model is in bf16, and train under autocast (`bf16=True`). `extract` rounds
             to the base's dtype; selecting again with the model's own rounds the model as well
-            (`model.to(…)` would round buffers that are wider, too).
+            (`model.to(…)` would round buffers that are wider, too). What an earlier selection
+            held in another dtype stays so, since it may be trained; `extract` rounds that as well.
 
     Raises:
         UnknownFamilyError, SelectionError: as `resolve`.

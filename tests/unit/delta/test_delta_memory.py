@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from delta_cases import disturb, same_bits, weights
+from delta_cases import disturb, load, same_bits, weights
 from narrowtune.core.errors import DeltaError
 from narrowtune.delta.apply import apply, undo
 from narrowtune.delta.bits import view_bits
@@ -26,6 +26,33 @@ CASES = [
     *((family, torch.bfloat16, "full") for family in FAMILIES if family not in WITH_STATE),
     *((family, torch.float32, "mlp") for family in ("llama", "phi3", "llava", "qwen2_5_vl")),
 ]
+
+
+def test_masters_of_an_earlier_selection_are_in_a_delta_as_the_folder_has_them(tiny, tmp_path):
+    folder = tiny("llama", torch.bfloat16)
+    model = load(folder)
+    select(model, "sa_proj", dtype=torch.float32)
+    selection = select(model, "mlp_gate_up", dtype=torch.float32)
+    disturb(model, selection.names)
+    extract(model, selection).save(tmp_path / "skill.safetensors")
+    apply_to_folder(folder, tmp_path / "skill.safetensors", tmp_path / "tuned")
+    base = load(folder)
+    apply(base, Delta.load(tmp_path / "skill.safetensors"))
+    assert same_bits(weights(base), weights(model.to(torch.bfloat16)))
+
+
+def test_masters_that_an_earlier_selection_trained_are_rounded_as_its_own_delta_is(tiny, tmp_path):
+    folder = tiny("llama", torch.bfloat16)
+    model = load(folder)
+    first = select(model, "sa_proj", dtype=torch.float32)
+    disturb(model, first.names)
+    extract(model, first).save(tmp_path / "first.safetensors")
+    second = select(model, "mlp_gate_up", dtype=torch.float32)
+    disturb(model, second.names, seed=1)
+    extract(model, second).save(tmp_path / "second.safetensors")
+    apply_to_folder(folder, tmp_path / "first.safetensors", tmp_path / "one")
+    apply_to_folder(tmp_path / "one", tmp_path / "second.safetensors", tmp_path / "two")
+    assert same_bits(weights(load(tmp_path / "two")), weights(model.to(torch.bfloat16)))
 
 
 @pytest.mark.parametrize(("family", "dtype", "recipe"), CASES)
