@@ -306,6 +306,8 @@ class TrainingSummary(Value):
     Attributes:
         seconds: of training; what was done again after a stop counts once.
         peak_memory_bytes: of the part that took most.
+        final_loss: cross-entropy at the last step that was logged, nats per answer token; in
+            records of earlier versions the whole loss, an anchor's term among it.
         energy_kwh: measured, of the whole machine; None unless `cost.measure_energy`.
         energy_source: what measured it, or why there is no figure.
         anchor_skill_pictures: wanted questions of the anchor about the skill's own pictures.

@@ -211,7 +211,7 @@ def curves(steps: Sequence[LoggedStep]) -> list[Curve]:
     base = next((s.base_number_bias for s in steps if s.base_number_bias is not None), None)
     number = "largest probability" + ("" if base is None else f"; the base's {small(base)}")
     wanted = (
-        ("Loss", "nats per answer token", [(s.step, s.loss) for s in steps], True),
+        ("Loss", "nats per answer token", [(s.step, s.answer_loss) for s in steps], True),
         ("Validation loss", "nats per answer token", [(s.step, s.eval_loss) for s in steps], False),
         ("Anchor KL", "nats per token", [(s.step, s.anchor_kl) for s in steps], True),
         ("Learning rate", "", [(s.step, s.learning_rate) for s in steps], False),

@@ -27,6 +27,8 @@ TEACH = "run `narrowtune teach` with this folder as its output_dir"
 class LoggedStep(BaseModel):
     """One line of train.jsonl: what was logged at a step; a validation has a line of its own.
 
+    `loss` is all that a step makes smaller, the anchor's term and others among it; `cross_entropy`
+    is the answers' part of it, nats per answer token, unless an earlier version logged.
     `drift` is KL(base‖tuned), nats per token, where it was measured during training; beside it
     stand the number-token bias, the base's, and the share of prompts that are still answered in the
     form of the base's answer, unless an earlier version measured.
@@ -36,6 +38,7 @@ class LoggedStep(BaseModel):
 
     step: int
     loss: float | None = None
+    cross_entropy: float | None = None
     eval_loss: float | None = None
     anchor_kl: float | None = None
     grad_norm: float | None = None
@@ -45,6 +48,11 @@ class LoggedStep(BaseModel):
     number_bias: float | None = None
     base_number_bias: float | None = None
     format_valid: float | None = None
+
+    @property
+    def answer_loss(self) -> float | None:
+        """Nats per answer token; of earlier versions the whole loss, an anchor's term in it."""
+        return self.loss if self.cross_entropy is None else self.cross_entropy
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def _draw_walk(
 
 def _draw_training(steps: list[LoggedStep], folder: Path) -> str:
     series = [
-        ("Loss, nats per answer token", [(s.step, s.loss) for s in steps], look.TARGET),
+        ("Loss, nats per answer token", [(s.step, s.answer_loss) for s in steps], look.TARGET),
         ("Anchor KL, nats per token", [(s.step, s.anchor_kl) for s in steps], look.HELD_OUT),
         ("Learning rate", [(s.step, s.learning_rate) for s in steps], look.SOFT),
     ]

@@ -223,7 +223,7 @@ def fit(
         num_processes=num_processes,
         global_batch_size=config.training.global_batch_size,
         learning_rate=config.training.learning_rate,
-        final_loss=next((e["loss"] for e in trainer.state.log_history[::-1] if "loss" in e), None),
+        final_loss=_final_loss(trainer.state.log_history),
         best_step=trainer.state.best_global_step
         if config.training.load_best_model_at_end
         else None,
@@ -298,6 +298,12 @@ def _train(
             drift.take_up(trainer.state)
     elif steps > 0:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _final_loss(logged: Sequence[Mapping[str, float]]) -> float | None:
+    """Return the cross-entropy that was logged last; of a checkpoint before it was, the loss."""
+    last = next((entry for entry in reversed(logged) if "loss" in entry), None)
+    return None if last is None else last.get("cross_entropy", last["loss"])
 
 
 def _energy_source(energy: EnergyMeter | None, effort: Effort) -> str | None:

@@ -111,6 +111,20 @@ def test_curves_count_what_is_not_finite():
     assert "nan" not in loss.raw
 
 
+def test_the_curve_of_the_loss_is_of_answers_and_leaves_other_terms_out():
+    now = [LoggedStep(step=n, loss=9.0, cross_entropy=1.0 / n, anchor_kl=4.0) for n in (1, 2)]
+    loss, anchor = curves(now)
+    assert (loss.title, loss.unit, loss.first, loss.last) == (
+        "Loss",
+        "nats per answer token",
+        "1.00",
+        "0.500",
+    )
+    assert anchor.last == "4.00"
+    [before] = curves([LoggedStep(step=1, loss=9.0), LoggedStep(step=2, loss=8.0)])
+    assert (before.first, before.last) == ("9.00", "8.00")
+
+
 def test_curves_show_what_was_measured_while_training():
     plain = LoggedStep(step=2, drift=0.1)
     assert [curve.title for curve in curves([plain])] == ["Drift"]

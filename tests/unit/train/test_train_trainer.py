@@ -212,6 +212,10 @@ def test_the_anchor_pulls_towards_the_base(tiny, tmp_path, top_k):
         for flag in (False, True)
     )
     assert held[1].summary.anchor_top_k == top_k
+    log = (tmp_path / "True" / "train.jsonl").read_text().splitlines()
+    last = [row for row in map(json.loads, log) if "loss" in row][-1]
+    # What the record and the report call the loss is of the answers alone.
+    assert held[1].summary.final_loss == last["cross_entropy"] < last["loss"]
     base = load_model(str(tiny("llama")), device="cpu")
     encoder = ChatEncoder(base.tokenizer)
     anchor = build_anchor(
