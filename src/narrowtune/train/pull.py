@@ -33,12 +33,13 @@ class PullBack(TrainerCallback):
     Args:
         pull: in e-folds over the training.
         base: what trains as the base has it, by full name; other names are passed over. Unless
-            given, whatever trains, as the first `train()` finds it: give it where a training is
-            resumed. Held on the model's device.
+            given, whatever trains, as the first `train()` finds it: where a training is resumed it
+            has to be given. Held on the model's device.
 
     Raises:
-        UsageError: when training begins: weights in fewer bits than fp32, which rounding would
-            hold where they are, or of which the base has none, or of another shape.
+        UsageError: when training begins: it is resumed and has no base; or weights are in fewer
+            bits than fp32, which rounding would hold where they are, or the base has none of them,
+            or of another shape.
     """
 
     def __init__(self, pull: float, base: Mapping[str, Tensor] | None = None) -> None:
@@ -51,6 +52,14 @@ class PullBack(TrainerCallback):
     ) -> None:
         """Take up the base; share the pull out over all steps, those before a resumed one too."""
         trains = {n: p for n, p in given["model"].named_parameters() if p.requires_grad}
+        if self.base is None and state.global_step > 0:
+            raise UsageError(
+                asked="weights that are pulled back to the base's",
+                found=f"a training that is resumed at step {state.global_step}, and no base: its "
+                "checkpoint would be taken for it",
+                do="give the weights from before the first step: PullBack(pull, base), base a dict "
+                "from full names to tensors",
+            )
         if self.base is None:
             self.base = {name: parameter.detach().clone() for name, parameter in trains.items()}
         _check(trains, self.base)

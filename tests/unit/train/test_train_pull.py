@@ -108,6 +108,19 @@ def test_what_could_not_be_pulled_is_said_before_the_first_step(dtype, make, fou
         PullBack(1.0, make(run.model)).on_train_begin(None, run.state, None, **run.given)
 
 
+def test_a_checkpoint_is_not_taken_for_the_base():
+    run = Steps(torch.ones(2, 2), named("constant"), 4)
+    begun = PullBack(1.0)
+    begun.on_train_begin(None, run.state, None, **run.given)
+    run.take(begun, 2)
+    with pytest.raises(
+        UsageError, match=r"resumed at step 2, and no base[\s\S]*PullBack\(pull, ba"
+    ):
+        PullBack(1.0).on_train_begin(None, run.state, None, **run.given)
+    PullBack(1.0, {"weight": torch.zeros(2, 2)}).on_train_begin(None, run.state, None, **run.given)
+    begun.on_train_begin(None, run.state, None, **run.given)  # which knows its base
+
+
 def test_names_of_the_base_that_do_not_train_are_passed_over():
     run = Steps(torch.ones(2, 2), named("constant"), 1)
     pull = PullBack(1e6, {"weight": torch.zeros(2, 2), "head": torch.ones(3)})
