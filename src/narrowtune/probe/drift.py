@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -359,6 +360,10 @@ def _skill_group(
 ) -> TokenGroup:
     """Return the tokens of the answers as they are trained on: after the assistant's header."""
     question = [Message("user", (Text("?"),))]
+    # Nothing reads these rows, so that they may be as long as they are: a template's own system
+    # turn may be longer than that of the rows, which all fitted.
+    encoder = copy(encoder)
+    encoder._max_length = None
     encoded = (encoder.encode_answer(question, answer) for answer in dict.fromkeys(skill_answers))
     labels = (label_positions(torch.tensor([row.labels]))[1].tolist() for row in encoded)
     return answer_group("skill_answers", labels, stop_tokens(loaded, encoder.stop_tokens))

@@ -10,7 +10,7 @@ import torch
 from narrowtune.core.errors import EvaluationError, UsageError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
-from narrowtune.data.examples import Message, Text
+from narrowtune.data.examples import Message, RowError, Text
 from narrowtune.engine import batches
 from narrowtune.engine.generate import Generation, generate_greedy
 from narrowtune.models.load import LoadedModel, load_model
@@ -237,6 +237,26 @@ def test_the_skills_answer_tokens_are_those_trained_on(tiny):
         if token >= 0
     }
     assert group.num_tokens_in_group == len(tokens - set(encoder.stop_tokens))
+
+
+def test_answers_that_were_trained_on_end_no_run_by_their_length(tiny):
+    loaded = open_model(tiny)
+    swap = change(loaded, 0.0)
+    longest = max(len(chat(loaded).encode_prompt(asked).input_ids) for _, asked in PROMPTS)
+    narrow = ChatEncoder(loaded.tokenizer, max_length=longest)
+    answers = ["red " * longest, "blue"]
+    with pytest.raises(RowError):
+        narrow.encode_answer(PROMPTS[0][1], answers[0])
+    groups = [
+        measure_drift(
+            loaded, swap, PROMPTS, encoder, skill_answers=answers, **SIZES
+        ).result.token_groups
+        for encoder in (narrow, chat(loaded))
+    ]
+    assert groups[0] == groups[1]
+    assert groups[0][-1].name == "skill_answers"
+    with pytest.raises(RowError):  # the encoder that was given holds to its length
+        narrow.encode_answer(PROMPTS[0][1], answers[0])
 
 
 def test_kl_is_exact_for_small_and_for_extreme_differences():
