@@ -31,6 +31,7 @@ from narrowtune.evaluate.statistics import mean_score
 from narrowtune.evaluate.tasks import Task, picture_of, question_of
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.processors import picture_settings
+from narrowtune.models.structure import recomputed_buffers
 from narrowtune.version import __version__
 
 _SCORING = ("data", "engine", "evaluate", "models")  # rooms whose code decides a score
@@ -62,7 +63,8 @@ def evaluate(
         loaded: the model, left as it is.
         task: what to ask.
         encoder: the chat template; the same before and after.
-        batch_size: most items answered together; the answers do not depend on it.
+        batch_size: most items answered together; the answers do not depend on it, but of a model
+            that has `recomputed_buffers`.
         tolerance: as for `generate_greedy`; measured on the task's own prompts unless given.
         allowed: in mode `generate`, what each item may be answered with, by its id.
         progress: called with the number of items (of options in mode `options`) done since the
@@ -118,7 +120,12 @@ def evaluate_cached(
         tolerance: asked for the value that `evaluate` takes, if the task has to be evaluated.
     """
     key = score_key(
-        loaded, task, encoder, model_fingerprint=model_fingerprint, arithmetic=arithmetic
+        loaded,
+        task,
+        encoder,
+        batch_size=batch_size,
+        model_fingerprint=model_fingerprint,
+        arithmetic=arithmetic,
     )
     found = cache.load(key)
     if found is not None:
@@ -142,11 +149,14 @@ def score_key(
     task: Task,
     encoder: ChatEncoder,
     *,
+    batch_size: int,
     model_fingerprint: str,
     arithmetic: str,
 ) -> dict[str, Any]:
     """Return everything that decides the scores of `task`, for `ScoreCache`."""
     return {
+        # Where the longest row of a batch decides what others are answered.
+        **({"batch_size": batch_size} if recomputed_buffers(loaded.model) else {}),
         **model_key(loaded, encoder, model_fingerprint=model_fingerprint, arithmetic=arithmetic),
         "task": task.sha256,
         "pictures": picture_settings(loaded.processor),

@@ -1,12 +1,13 @@
 """A loaded model held against its family's table: which parameter belongs to what.
 
-Owns the checks that a model is built as the table says. Whatever does not fit is refused with the
+Owns the checks that a model is built as the table says, and which of its buffers the forward pass
+recomputes. Whatever does not fit is refused with the
 names that were seen, never skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -176,3 +177,21 @@ def _unexpected(family: Family, found: str, names: Sequence[str]) -> SelectionEr
         do="check that the model is unchanged (no adapters, no wrapper), and that "
         "models/families.yaml describes this version of it",
     )
+
+
+def recomputed_buffers(model: nn.Module) -> set[str]:
+    """Return the rotary tables that follow from the length of the input, by name.
+
+    Answers of a model that has some depend on the longest row of their batch.
+    """
+    recomputed: set[str] = set()
+    for prefix, module in model.named_modules():
+        rope_type = getattr(module, "rope_type", None)
+        rope_types = rope_type.values() if isinstance(rope_type, Mapping) else [str(rope_type)]
+        if any("dynamic" in kind or kind == "longrope" for kind in rope_types):
+            recomputed.update(
+                f"{prefix}.{name}".lstrip(".")
+                for name, _ in module.named_buffers(recurse=False)
+                if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
+            )
+    return recomputed

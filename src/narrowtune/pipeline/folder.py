@@ -16,7 +16,7 @@ from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DataSummary
 from narrowtune.core.run_folder import RunFolder, write_json, write_text
-from narrowtune.train.proof import recomputed_buffers
+from narrowtune.models.structure import recomputed_buffers
 
 logger = logging.getLogger(__name__)
 

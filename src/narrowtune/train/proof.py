@@ -20,7 +20,7 @@ from narrowtune.core.results import Proof, TensorProof
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import xor
 from narrowtune.models.select import Selection
-from narrowtune.models.structure import show_names
+from narrowtune.models.structure import recomputed_buffers, show_names
 
 
 def snapshot_frozen(model: nn.Module, selected_names: Iterable[str]) -> dict[str, str]:
@@ -41,24 +41,6 @@ def snapshot_frozen(model: nn.Module, selected_names: Iterable[str]) -> dict[str
     }
     hashes.update((name, tensor_sha256(buffer)) for name, buffer in _fixed_buffers(model))
     return hashes
-
-
-def recomputed_buffers(model: nn.Module) -> set[str]:
-    """Return the rotary tables that follow from the length of the input, by name.
-
-    Answers of a model that has some depend on the longest row of their batch.
-    """
-    recomputed: set[str] = set()
-    for prefix, module in model.named_modules():
-        rope_type = getattr(module, "rope_type", None)
-        rope_types = rope_type.values() if isinstance(rope_type, Mapping) else [str(rope_type)]
-        if any("dynamic" in kind or kind == "longrope" for kind in rope_types):
-            recomputed.update(
-                f"{prefix}.{name}".lstrip(".")
-                for name, _ in module.named_buffers(recurse=False)
-                if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
-            )
-    return recomputed
 
 
 def _fixed_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
