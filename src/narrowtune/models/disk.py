@@ -30,16 +30,20 @@ _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_a
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def check_folder(folder: Path, *, weights: bool = True) -> dict[str, Any]:
+def check_folder(
+    folder: Path, *, weights: bool = True, notes: list[str] | None = None
+) -> dict[str, Any]:
     """Refuse a folder that can't be loaded safely; return its parsed config.json.
 
     Args:
         folder: of a model.
         weights: False looks at settings alone, where weights may not be there.
+        notes: gets what people should know of the folder.
 
     Raises:
-        ModelError: no config.json, broken JSON, pickled or missing weights, `auto_map` or code
-            files, settings that fetch or run code, an adapter, a quantised checkpoint.
+        ModelError: no config.json, broken JSON, pickled or missing weights, code files, `auto_map`
+            elsewhere than in the config.json of a model that transformers has itself, settings that
+            fetch or run code, an adapter, a quantised checkpoint.
     """
     asked = f"load the model at {str(folder)!r}"
     if (folder / "adapter_config.json").exists():
@@ -47,10 +51,15 @@ def check_folder(folder: Path, *, weights: bool = True) -> dict[str, Any]:
             asked=asked, found="an adapter (LoRA)", do="merge it into its base model first"
         )
     config = _read_object(folder / "config.json", asked)
+    is_passed_over = False
     for path in sorted(folder.glob("*.json")):
         if path.name not in _NOT_SETTINGS:
             for key, value in _settings(_read_json(path, asked)):
-                _check_setting(path.name, key, value, asked)
+                # Of a tokenizer or processor it decides, not run at all, which class is taken.
+                if key == "auto_map" and path.name == "config.json" and _has_own_class(config):
+                    is_passed_over = True
+                else:
+                    _check_setting(path.name, key, value, asked)
     code = [p.name for p in folder.glob("*.py") if p.name.startswith(_CODE)]
     code += [p.name for p in folder.iterdir() if p.name == "custom_generate"]
     if code:
@@ -58,10 +67,15 @@ def check_folder(folder: Path, *, weights: bool = True) -> dict[str, Any]:
             asked=asked,
             found=f"code that ships with the checkpoint: {', '.join(sorted(code))}",
             do="narrowtune runs transformers' own code only; if transformers knows the model, "
-            "use a copy of the folder without that code and without auto_map",
+            "use a copy of the folder without that code",
         )
     if weights:
         disk_files(folder)
+    if is_passed_over and notes is not None:
+        notes.append(
+            "config.json names code that ships with the checkpoint (auto_map), which is not run: "
+            f"transformers' own {config['model_type']} takes its place."
+        )
     return config
 
 
@@ -178,11 +192,18 @@ def locate(
     return found
 
 
+def _has_own_class(config: dict[str, Any]) -> bool:
+    """Whether transformers has a class of its own for a config.json, which it takes then."""
+    import transformers  # takes a while, and few folders are asked about
+
+    return str(config.get("model_type")) in transformers.CONFIG_MAPPING
+
+
 def _check_setting(file: str, key: str, value: Any, asked: str) -> None:
     """Refuse a setting that makes transformers run code that is not its own, or unpack weights."""
     if key == "auto_map":
         found = "auto_map, which loads code that ships with the checkpoint"
-        do = "if transformers knows the model, use a copy of the folder without auto_map"
+        do = "if transformers knows what it stands for, use a copy of the folder without auto_map"
     elif key.startswith("_") and key.endswith("_internal"):
         found, do = f"the private setting {key!r}", "remove it from a copy of the folder"
     elif key.strip("_") == "attn_implementation" and value not in (None, *_ATTENTION):

@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from packaging.version import Version
 from transformers import (
     AutoModelForCausalLM,
@@ -37,6 +35,7 @@ from narrowtune.models.alignment import align_weights
 from narrowtune.models.chunks import attend_to_chunks_together
 from narrowtune.models.disk import LEGACY_CONSTANTS, check_folder, stored_dtypes
 from narrowtune.models.families import Family, find_family
+from narrowtune.models.hub import find_folder
 from narrowtune.models.processors import IMAGE_ONLY, NEEDED, check_kwargs, leave_to_pictures
 from narrowtune.models.shortage import is_out_of_memory
 
@@ -45,7 +44,6 @@ logger = logging.getLogger(__name__)
 _FEW = 0.01
 """Share of a checkpoint's numbers in another dtype that does not decide what it is loaded in."""
 
-_SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model"]
 # What save_pretrained copies as it is: everything that belongs to text and pictures.
 _PROCESSOR_FILES = (
     "tokenizer.json",
@@ -117,11 +115,11 @@ def load_reader(
 
     Args and errors are those of `load_model`.
     """
-    folder = _find_folder(source, revision, weights=False)
-    config = check_folder(folder, weights=False)
+    notes: list[str] = []
+    folder = find_folder(source, revision, weights=False)
+    config = check_folder(folder, weights=False, notes=notes)
     family = find_family(config)
     _check_version(family)
-    notes: list[str] = []
     tokenizer, processor = _load_processor(folder, family, notes, processor_kwargs or {})
     return RowReader(tokenizer, processor, family, notes)
 
@@ -149,11 +147,11 @@ def load_model(
         ModelError: the source is not there, not safe, incomplete or quantised.
         UnknownFamilyError: no table says where this model's parts are.
     """
-    folder = _find_folder(source, revision)
-    config = check_folder(folder)
+    notes: list[str] = []
+    folder = find_folder(source, revision)
+    config = check_folder(folder, notes=notes)
     family = find_family(config)
     _check_version(family)
-    notes: list[str] = []
     torch_dtype = _choose_dtype(folder, dtype, notes)
     model = _load_weights(folder, family, torch_dtype, notes)
     tokenizer, processor = _load_processor(folder, family, notes, processor_kwargs or {})
@@ -202,45 +200,6 @@ def save_pretrained(
 @cache
 def _warn_once(note: str) -> None:
     logger.warning(note)
-
-
-def _find_folder(source: str, revision: str | None, *, weights: bool = True) -> Path:
-    asked = f"load the model {source!r}" + (f" at revision {revision!r}" if revision else "")
-    local = Path(source).expanduser()
-    if local.is_dir():
-        if revision:
-            raise ModelError(asked, "a local folder, which has no revisions", "leave it out")
-        return local
-    try:
-        # Settings come first: a model that must be refused is refused before its weights.
-        folder = Path(
-            snapshot_download(
-                source, revision=revision, allow_patterns=_SETTINGS, ignore_patterns=["*/*"]
-            )
-        )
-        if not (folder / "config.json").is_file():
-            raise ModelError(asked, "a hub repository without config.json", "check the id")
-        if not weights:
-            return folder
-        return Path(
-            snapshot_download(
-                source,
-                revision=revision,
-                allow_patterns=[*_SETTINGS, "model*.safetensors"],
-                ignore_patterns=["*/*"],
-            )
-        )
-    except HFValidationError:
-        raise ModelError(
-            asked, "no such folder, and no valid hub id", "check the path for typing errors"
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            asked,
-            f"no such folder, and the hub can't give it: {str(error).splitlines()[0]}",
-            "check the path or id; without network, download the model elsewhere and give its "
-            "folder; if HF_HUB_OFFLINE is set, only models in the local cache are found",
-        ) from None
 
 
 def _choose_dtype(folder: Path, dtype: str, notes: list[str]) -> torch.dtype:

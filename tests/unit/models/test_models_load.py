@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import PIL.Image
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from narrowtune.core import extras as extras_module
@@ -19,8 +22,9 @@ from narrowtune.core.errors import DeltaError, ModelError, UnknownFamilyError, U
 from narrowtune.core.recipes import RECIPES
 from narrowtune.delta.extract import extract
 from narrowtune.delta.folder import apply_to_folder, undo_folder
+from narrowtune.models import hub as hub_module
 from narrowtune.models import load as load_module
-from narrowtune.models.disk import disk_files, locate
+from narrowtune.models.disk import check_folder, disk_files, locate
 from narrowtune.models.families import find_family, known_families
 from narrowtune.models.fingerprint import fingerprint, tensor_hashes
 from narrowtune.models.load import load_model, load_reader, save_pretrained
@@ -349,10 +353,16 @@ def test_pickles_are_refused(copy, no_transformers) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "found"),
     [
-        ("config.json", {"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
-        ("config.json", {"text_config": {"auto_map": {}}}, "auto_map"),
+        ("config.json", {"auto_map": {"AutoModel": "x.Y"}, "model_type": "own"}, "auto_map"),
+        ("config.json", {"text_config": {"auto_map": {}}, "model_type": None}, "auto_map"),
+        ("config.json", {"auto_map": {}, "model_type": ["llama"]}, "auto_map"),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["x.Y", None]}}, "auto_map"),
         ("processor_config.json", {"auto_map": {"AutoProcessor": "x.Y"}}, "auto_map"),
+        (
+            "tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": ["x.LlamaTokenizer"]}},
+            "auto_map",
+        ),
         ("preprocessor_config.json", {"auto_map": {}}, "auto_map"),
         ("video_preprocessor_config.json", {"auto_map": {}}, "auto_map"),
         ("config.json", {"_attn_implementation_internal": "a/b"}, "private setting"),
@@ -370,6 +380,86 @@ def test_dangerous_settings_are_refused(copy, no_transformers, file, changes, fo
     edit(folder / file, **changes)
     with pytest.raises(ModelError, match=found):
         load_model(str(folder))
+
+
+def test_code_that_transformers_has_itself_is_passed_over_and_never_run(copy, tmp_path) -> None:
+    folder, ran = copy("phi3"), tmp_path / "ran"
+    plain = load_model(str(folder), device="cpu")
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')")
+    names = {"AutoConfig": "own.Phi3Config", "AutoModelForCausalLM": "own.Phi3ForCausalLM"}
+    edit(folder / "config.json", auto_map=names)
+    loaded = load_model(str(folder), device="cpu")
+    for found in (loaded, load_reader(str(folder))):
+        [said] = found.notes
+        assert "auto_map" in said
+        assert "transformers' own phi3 takes its place" in said
+    assert type(loaded.model) is type(plain.model)
+    assert type(loaded.tokenizer) is type(plain.tokenizer)
+    assert fingerprint(loaded.model) == fingerprint(plain.model)
+    # A written folder keeps the setting as it is, and loads the same way.
+    save_pretrained(loaded, tmp_path / "saved")
+    assert load_model(str(tmp_path / "saved"), device="cpu").notes
+    assert not ran.exists()
+    edit(folder / "config.json", auto_map=None, text_config={"auto_map": names})
+    assert check_folder(folder, notes=(noted := []))["model_type"] == "phi3"
+    assert noted == loaded.notes
+
+
+def test_a_delta_fits_a_folder_that_names_code_of_its_own(copy, tmp_path) -> None:
+    folder = copy("phi3")
+    edit(folder / "config.json", auto_map={"AutoConfig": "own.Phi3Config"})
+    loaded = load_model(str(folder), device="cpu")
+    selection = resolve(loaded.model, "sa_o")
+    base = copy_tensors(loaded.model, selection.names)
+    with torch.no_grad():
+        dict(loaded.model.named_parameters())[selection.names[0]].mul_(2)
+    extract(loaded.model, selection, base).save(tmp_path / "delta.safetensors")
+    apply_to_folder(folder, tmp_path / "delta.safetensors", tmp_path / "tuned")
+    tuned = load_model(str(tmp_path / "tuned"), device="cpu")
+    assert fingerprint(tuned.model) == fingerprint(loaded.model)
+    settings = (tmp_path / "tuned" / "config.json").read_bytes()
+    assert settings == (folder / "config.json").read_bytes()
+
+
+def hub_error(kind: type[HfHubHTTPError], said: str) -> HfHubHTTPError:
+    return kind(said, response=SimpleNamespace(headers={}, request=None))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            hub_error(
+                GatedRepoError,
+                "401 Client Error. (Request ID: Root=1-6;f)\n\nCannot access gated repo for url "
+                "https://hub/some/model.\nAccess to model some/model is restricted.",
+            ),
+            [r"Access to model some/model is restricted\.", "accept the terms", "`hf auth login`"],
+        ),
+        (
+            hub_error(
+                RepositoryNotFoundError,
+                "404 Client Error. (Request ID: x)\n\nRepository Not Found for url: https://hub.",
+            ),
+            ["Not Found for url", "check the path or id; if the model is private", "HF_TOKEN"],
+        ),
+        (
+            hub_error(HfHubHTTPError, "\n\n403 Forbidden: no.\nCannot access content at: here."),
+            [r"403 Forbidden: no\. Cannot access content at: here\.", "HF_HUB_OFFLINE"],
+        ),
+        (OSError(), ["can't give it: OSError", "HF_HUB_OFFLINE"]),
+    ],
+)
+def test_why_the_hub_gives_no_model_is_said(monkeypatch, error, words) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(hub_module, "snapshot_download", refuse)
+    for read in (load_model, load_reader):
+        with pytest.raises(ModelError) as found:
+            read("some/model")
+        for word in words:
+            assert re.search(word, str(found.value))
 
 
 @pytest.mark.parametrize("name", ["modeling_llama.py", "tokenization_x.py", "custom_generate"])
