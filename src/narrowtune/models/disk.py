@@ -41,9 +41,10 @@ def check_folder(
         notes: gets what people should know of the folder.
 
     Raises:
-        ModelError: no config.json, broken JSON, pickled or missing weights, code files, `auto_map`
-            elsewhere than in the config.json of a model that transformers has itself, settings that
-            fetch or run code, an adapter, a quantised checkpoint.
+        ModelError: no config.json, broken JSON, pickled or missing weights, settings that fetch or
+            run code, an adapter, a quantised checkpoint; and, unless transformers has the model
+            itself, code files or an `auto_map`, which elsewhere than in config.json is refused
+            anyway.
     """
     asked = f"load the model at {str(folder)!r}"
     if (folder / "adapter_config.json").exists():
@@ -51,29 +52,30 @@ def check_folder(
             asked=asked, found="an adapter (LoRA)", do="merge it into its base model first"
         )
     config = _read_object(folder / "config.json", asked)
-    is_passed_over = False
+    passed_over: list[str] = []
     for path in sorted(folder.glob("*.json")):
         if path.name not in _NOT_SETTINGS:
             for key, value in _settings(_read_json(path, asked)):
                 # Of a tokenizer or processor it decides, not run at all, which class is taken.
                 if key == "auto_map" and path.name == "config.json" and _has_own_class(config):
-                    is_passed_over = True
+                    passed_over = ["auto_map in config.json"]
                 else:
                     _check_setting(path.name, key, value, asked)
-    code = [p.name for p in folder.glob("*.py") if p.name.startswith(_CODE)]
-    code += [p.name for p in folder.iterdir() if p.name == "custom_generate"]
-    if code:
+    code = sorted(p.name for p in folder.glob("*.py") if p.name.startswith(_CODE))
+    own_decoding = [p.name for p in folder.iterdir() if p.name == "custom_generate"]
+    if own_decoding or (code and not _has_own_class(config)):
         raise ModelError(
             asked=asked,
-            found=f"code that ships with the checkpoint: {', '.join(sorted(code))}",
+            found=f"code that ships with the checkpoint: {', '.join([*own_decoding, *code])}",
             do="narrowtune runs transformers' own code only; if transformers knows the model, "
             "use a copy of the folder without that code",
         )
     if weights:
         disk_files(folder)
-    if is_passed_over and notes is not None:
+    passed_over += code
+    if passed_over and notes is not None:
         notes.append(
-            "config.json names code that ships with the checkpoint (auto_map), which is not run: "
+            f"The folder has code of its own ({', '.join(passed_over)}), which is not run: "
             f"transformers' own {config['model_type']} takes its place."
         )
     return config

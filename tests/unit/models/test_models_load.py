@@ -386,12 +386,14 @@ def test_code_that_transformers_has_itself_is_passed_over_and_never_run(copy, tm
     folder, ran = copy("phi3"), tmp_path / "ran"
     plain = load_model(str(folder), device="cpu")
     (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')")
+    # As `hf download` leaves it.
+    (folder / "modeling_phi3.py").write_text(f"open({str(ran)!r}, 'w')")
     names = {"AutoConfig": "own.Phi3Config", "AutoModelForCausalLM": "own.Phi3ForCausalLM"}
     edit(folder / "config.json", auto_map=names)
     loaded = load_model(str(folder), device="cpu")
     for found in (loaded, load_reader(str(folder))):
         [said] = found.notes
-        assert "auto_map" in said
+        assert "auto_map in config.json, modeling_phi3.py" in said
         assert "transformers' own phi3 takes its place" in said
     assert type(loaded.model) is type(plain.model)
     assert type(loaded.tokenizer) is type(plain.tokenizer)
@@ -467,6 +469,7 @@ def test_code_in_the_folder_is_refused(copy, no_transformers, name: str) -> None
     folder = copy()
     if name.endswith(".py"):
         (folder / name).write_text("raise SystemExit")
+        edit(folder / "config.json", model_type="one_of_its_own")
     else:
         (folder / name).mkdir()
     with pytest.raises(ModelError, match="code that ships with the checkpoint"):
