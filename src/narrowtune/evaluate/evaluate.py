@@ -64,7 +64,7 @@ def evaluate(
         task: what to ask.
         encoder: the chat template; the same before and after.
         batch_size: most items answered together; the answers do not depend on it, but of a model
-            that has `recomputed_buffers`.
+            that has `recomputed_buffers`, and ties in bf16.
         tolerance: as for `generate_greedy`; measured on the task's own prompts unless given.
         allowed: in mode `generate`, what each item may be answered with, by its id.
         progress: called with the number of items (of options in mode `options`) done since the
@@ -144,6 +144,12 @@ def evaluate_cached(
     return result
 
 
+def _depends_on_batches(loaded: LoadedModel) -> bool:
+    """Whether the longest row of a batch decides what others are answered, or rounding may."""
+    coarse = any(parameter.dtype.itemsize < 4 for parameter in loaded.model.parameters())
+    return coarse or bool(recomputed_buffers(loaded.model))
+
+
 def score_key(
     loaded: LoadedModel,
     task: Task,
@@ -155,8 +161,7 @@ def score_key(
 ) -> dict[str, Any]:
     """Return everything that decides the scores of `task`, for `ScoreCache`."""
     return {
-        # Where the longest row of a batch decides what others are answered.
-        **({"batch_size": batch_size} if recomputed_buffers(loaded.model) else {}),
+        **({"batch_size": batch_size} if _depends_on_batches(loaded) else {}),
         **model_key(loaded, encoder, model_fingerprint=model_fingerprint, arithmetic=arithmetic),
         "task": task.sha256,
         "pictures": picture_settings(loaded.processor),

@@ -211,12 +211,18 @@ def test_base_scores_are_computed_once(loaded, encoder, tmp_path: Path, monkeypa
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("why", ["rotary tables", "bf16"])
 def test_scores_that_depend_on_the_batches_are_kept_by_their_size(
-    loaded, encoder, tmp_path: Path, monkeypatch
+    loaded, encoder, tmp_path: Path, monkeypatch, why: str
 ):
     known = {"cache": ScoreCache(tmp_path), "model_fingerprint": "f", "arithmetic": "float32"}
     chosen = task(examples(["x"] * 5))
-    monkeypatch.setattr(module, "recomputed_buffers", lambda model: {"rotary_emb.inv_freq"})
+    assert not evaluate_cached(loaded, chosen, encoder, batch_size=2, **known).from_cache
+    assert evaluate_cached(loaded, chosen, encoder, batch_size=5, **known).from_cache
+    if why == "bf16":
+        loaded.model.to(torch.bfloat16)
+    else:
+        monkeypatch.setattr(module, "recomputed_buffers", lambda model: {"rotary_emb.inv_freq"})
     assert not evaluate_cached(loaded, chosen, encoder, batch_size=2, **known).from_cache
     assert evaluate_cached(loaded, chosen, encoder, batch_size=2, **known).from_cache
     assert not evaluate_cached(loaded, chosen, encoder, batch_size=5, **known).from_cache
