@@ -44,9 +44,9 @@ class TrainingSettings(Settings):
             processor, steps are up to a third shorter, or not at all, after half a minute or more
             of compiling. The gradients of the first rows are compared with the plain layers', which
             go on if they differ.
-        packing: lay rows of text end to end, and rows about one picture behind it, so that what
-            they begin with is computed once, where that is cheaper; the sums are the same. False
-            takes the plain path, row by row.
+        packing: lay rows end to end, so that what they begin with alike, pictures too, is computed
+            once, where that is cheaper; the sums are the same. False takes the plain path, row by
+            row.
         group_by_picture: draw pictures and not rows, so that all rows about a picture are in the
             same step, or in steps that follow each other, and share it. Batches differ
             from those of rows drawn one by one.

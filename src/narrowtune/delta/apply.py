@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
@@ -11,7 +11,13 @@ from narrowtune.core.errors import DeltaError
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import view_bits
 from narrowtune.delta.store import Delta
-from narrowtune.delta.verify import Direction, result_sha256, verify_frozen, verify_selected
+from narrowtune.delta.verify import (
+    Direction,
+    result_sha256,
+    verify_frozen,
+    verify_selected,
+    widest_dtype,
+)
 from narrowtune.models.fingerprint import named_tensors, tensor_hashes
 from narrowtune.models.structure import find_ties, show_names
 
@@ -57,8 +63,8 @@ def _exchange(model: nn.Module, delta: Delta, direction: Direction, strict: bool
                 do="load the whole model, without offloading (device_map); in Python, strict=False "
                 "leaves these unchecked",
             )
-        hashes = tensor_hashes(model, frozen)
-        verify_frozen(delta, lambda name, digest: hashes.get(name) == digest, asked)
+        fitting = _fits(model, delta, frozen)
+        verify_frozen(delta, lambda name, _: name in fitting, asked)
     flipped: list[str] = []
     try:
         for name, bits in delta.bits.items():
@@ -70,6 +76,17 @@ def _exchange(model: nn.Module, delta: Delta, direction: Direction, strict: bool
         # Interrupted between tensors: the same operation puts those back that were done.
         _roll_back(parameters, delta, flipped, direction)
         raise
+
+
+def _fits(model: nn.Module, delta: Delta, frozen: Sequence[str]) -> set[str]:
+    """Return those of some tensors that are the base's, as they are or rounded to its dtype.
+
+    `extract` rounds what is wider, such as an earlier selection's masters.
+    """
+    known, hashes = delta.metadata.frozen, tensor_hashes(model, frozen)
+    other = [name for name in frozen if hashes[name] != known[name]]
+    rounded = tensor_hashes(model, other, widest=widest_dtype(delta.metadata.tensors))
+    return {name for name in frozen if known[name] in (hashes[name], rounded.get(name))}
 
 
 def _roll_back(

@@ -17,6 +17,7 @@ from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.bits import DTYPES, SAFETENSORS_TAGS, all_finite, dtype_name, xor
 from narrowtune.delta.layout import read_layout
 from narrowtune.delta.store import Delta, Metadata, TensorRecord, check_free_space
+from narrowtune.delta.verify import widest_dtype
 from narrowtune.models.disk import locate
 from narrowtune.models.families import find_family
 from narrowtune.models.fingerprint import combine_hashes, named_tensors, tensor_hashes
@@ -93,11 +94,10 @@ def extract(
         )
     if base_hashes is None:
         # Masters that an earlier `select` left are in no folder, rounded ones are.
-        dtypes = {getattr(torch, record.dtype) for record in records.values()}
         frozen = tensor_hashes(
             model,
             [name for name, _ in named_tensors(model) if name not in records],
-            widest=max(dtypes, key=lambda dtype: dtype.itemsize, default=None),
+            widest=widest_dtype(records),
         )
     else:
         frozen = {name: h for name, h in base_hashes.items() if name not in records}

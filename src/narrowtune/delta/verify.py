@@ -6,10 +6,11 @@ found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from narrowtune.core.errors import DeltaError
@@ -35,6 +36,12 @@ def source_sha256(record: TensorRecord, direction: Direction) -> str:
 def result_sha256(record: TensorRecord, direction: Direction) -> str:
     """Return the hash that a tensor has after the delta went over it."""
     return record.tuned_sha256 if direction == "apply" else record.base_sha256
+
+
+def widest_dtype(records: Mapping[str, TensorRecord]) -> torch.dtype | None:
+    """Return the widest dtype that a delta's tensors are stored in; None for none."""
+    dtypes = {getattr(torch, record.dtype) for record in records.values()}
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=None)
 
 
 def verify_family(folder: Path, deltas: Sequence[Delta], asked: str) -> Family:

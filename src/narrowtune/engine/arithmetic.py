@@ -50,8 +50,8 @@ class Arithmetic(Value):
     Attributes:
         compute_dtype: of the forward and backward pass; masters of what trains are fp32 in both.
         float32_matmul_precision: for `torch.set_float32_matmul_precision`.
-        packing: whether rows of text go through the model end to end, and rows about one picture
-            as its branches, where that is cheaper; False is the plain path, row by row.
+        packing: whether rows go through the model end to end, what they begin with alike once,
+            where that is cheaper; False is the plain path, row by row.
         attention: how a layout's rows attend while a model trains (engine/attention.py).
         threads: for `torch.set_num_threads`; results may differ in the last bit between counts.
         seconds: measured time of one pass over the model's matrix products, by candidate.

@@ -35,8 +35,8 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
 
     The head sees the chosen positions only. At a vocabulary of 150,000 and one label in fifty
     tokens, that saves most of the logits' memory and, in a small model, most of the time. So does
-    what of the last layer nothing else reads (`engine.last_layer`). Rows of text go through the
-    model end to end, and rows about one picture as its branches, where that is cheaper
+    what of the last layer nothing else reads (`engine.last_layer`). Rows go through the
+    model end to end, what they begin with alike once, pictures too, where that is cheaper
     (`engine.packing`).
 
     Args:

@@ -4,8 +4,9 @@ Owns: decoding settings, stopping, and the promise that an answer does not depen
 is marked. Arithmetic in a batch differs in the last bits from arithmetic alone, so a decision
 between two almost equally likely tokens may fall either way. The size of that difference is
 measured, every answer with a closer decision is decided again alone and unpadded, and one that is
-still as close is marked as a tie. Where most of a batch is that close, as in bf16, they are marked
-and stand: alone they would take as many times as long as there are rows, and be as close again.
+still as close is marked as a tie. In bf16 most of a batch are that close; where more than a few
+are, there, they stand and are marked: alone they would take as many times as long as there are
+rows, and be as close again.
 
 Whoever wants another compute dtype than the weights' calls these functions under
 `torch.autocast`. Shapes: B batch, T tokens, S steps, V vocabulary.
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from narrowtune.core.errors import EvaluationError
@@ -39,7 +40,7 @@ CHUNK_STEPS = 4
 """Steps after which rows that have ended leave the batch."""
 
 MOST_AGAIN, SHARE_AGAIN = 4, 1 / 16
-"""Answers of a batch that are decided again alone: so many, or that share of it."""
+"""Answers of a batch that in bf16 are decided again alone: so many, or that share of it."""
 
 TIE_FACTOR = 2.0
 """How much larger than the measured noise a gap must be: the measurement is a small sample."""
@@ -138,7 +139,8 @@ def generate_greedy(
             batch, among = [prompts[i] for i in indices], allowed and [allowed[i] for i in indices]
             found = decoder.decode(batch, max_new_tokens, prefix, allowed=among)
             close = sum(answer.min_margin <= tolerance for answer in found)
-            again = close <= max(MOST_AGAIN, SHARE_AGAIN * len(found))
+            few = close <= max(MOST_AGAIN, SHARE_AGAIN * len(found))
+            again = few or not rounds_coarsely(loaded.model)
             for index, answer in zip(indices, found, strict=True):
                 if answer.min_margin <= tolerance:
                     if again and (len(indices) > 1 or prefix is not None):
@@ -149,6 +151,11 @@ def generate_greedy(
             if progress is not None:
                 progress(len(indices))
     return [answers[i] for i in range(len(prompts))]
+
+
+def rounds_coarsely(model: nn.Module) -> bool:
+    """Whether it computes in fewer bits than fp32, so that an answer may depend on its batch."""
+    return any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
 
 
 def measure_noise(

@@ -59,12 +59,13 @@ def group_rows(model: nn.Module, inputs: Mapping[str, Any], kind: str) -> Groups
     pictures = _Pictures(model, inputs)
     if pictures.each is None:
         return None
-    order = in_order(pictures.as_words(ids), valid)
+    order = pictures.whole(in_order(pictures.as_words(ids), valid))
     tokens = valid.sum(dim=1).tolist()
     families = order.families(tokens, pictures.starts)
     own = [order.num_tokens(tokens, family) - min(order.alike[1:]) for family in families]
-    # A line for each row would be the rows as they are.
-    most = len(families) if len(families) < len(ids) else max(1, len(ids) // 2)
+    # A line for each row would be the rows as they are; one for each picture's is not.
+    shares = pictures.each and len(families) < len(ids)
+    most = len(families) if shares else max(1, len(families) // 2)
     best: tuple[float, int, list[list[int]]] | None = None
     for number in range(1, most + 1):
         lines = [
@@ -102,11 +103,13 @@ class _Pictures:
         each: what each row's are given by, by the row's number; None where they can't be told
             apart.
         starts: where they begin, by the row's number.
+        ends: behind the last of them.
     """
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
         self.each: dict[int, dict[str, Tensor]] | None = {}
         self.starts: dict[int, int] = {}
+        self.ends: dict[int, int] = {}
         self._given: dict[str, Tensor] = {}
         if set(inputs) == TEXT:
             return
@@ -121,7 +124,9 @@ class _Pictures:
         rows = self._places.any(dim=1).nonzero()[:, 0].tolist()
         self.each = None if found is None else dict(zip(rows, found, strict=True))
         first = self._places.int().argmax(dim=1).tolist()
+        last = self._places.shape[1] - self._places.flip(1).int().argmax(dim=1)
         self.starts = {row: first[row] for row in rows}
+        self.ends = {row: int(last[row]) for row in rows}
 
     def as_words(self, ids: Tensor) -> Tensor:
         """Return tokens [B, T] in which each picture's are a word that no other picture has."""
@@ -132,6 +137,17 @@ class _Pictures:
         for number, rows in enumerate(self._the_same()):
             words[rows] = words[rows].masked_fill(self._places[rows], vocabulary + number)
         return words
+
+    def whole(self, order: LexicalOrder) -> LexicalOrder:
+        """Return an order in which rows share all of their pictures or none.
+
+        Between several pictures of a row there may be text in which it differs from its neighbour.
+        """
+        alike = [
+            self.starts[row] if self.starts.get(row, same) < same < self.ends.get(row, 0) else same
+            for row, same in zip(order.rows, order.alike, strict=True)
+        ]
+        return LexicalOrder(order.rows, alike)
 
     def _the_same(self) -> list[list[int]]:
         """Return the rows that have the same pictures.

@@ -22,7 +22,12 @@ from narrowtune.core.run_folder import write_text
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import PER_TOKEN_FEATURES, Encoded
 from narrowtune.data.examples import Example
-from narrowtune.engine.generate import generate_greedy, measure_noise, stop_tokens
+from narrowtune.engine.generate import (
+    generate_greedy,
+    measure_noise,
+    rounds_coarsely,
+    stop_tokens,
+)
 from narrowtune.engine.options import OptionScores, option_logprobs
 from narrowtune.engine.trie import TokenTrie
 from narrowtune.evaluate.cache import ScoreCache
@@ -146,8 +151,7 @@ def evaluate_cached(
 
 def _depends_on_batches(loaded: LoadedModel) -> bool:
     """Whether the longest row of a batch decides what others are answered, or rounding may."""
-    coarse = any(parameter.dtype.itemsize < 4 for parameter in loaded.model.parameters())
-    return coarse or bool(recomputed_buffers(loaded.model))
+    return rounds_coarsely(loaded.model) or bool(recomputed_buffers(loaded.model))
 
 
 def score_key(

@@ -43,8 +43,8 @@ def check_folder(
     Raises:
         ModelError: no config.json, broken JSON, pickled or missing weights, settings that fetch or
             run code, an adapter, a quantised checkpoint; and, unless transformers has the model
-            itself, code files or an `auto_map`, which elsewhere than in config.json is refused
-            anyway.
+            itself, code files or an `auto_map`, which elsewhere than at the top of config.json is
+            refused anyway.
     """
     asked = f"load the model at {str(folder)!r}"
     if (folder / "adapter_config.json").exists():
@@ -55,12 +55,14 @@ def check_folder(
     passed_over: list[str] = []
     for path in sorted(folder.glob("*.json")):
         if path.name not in _NOT_SETTINGS:
-            for key, value in _settings(_read_json(path, asked)):
-                # Of a tokenizer or processor it decides, not run at all, which class is taken.
-                if key == "auto_map" and path.name == "config.json" and _has_own_class(config):
-                    passed_over = ["auto_map in config.json"]
-                else:
-                    _check_setting(path.name, key, value, asked)
+            settings = _read_json(path, asked)
+            # Of a part, and of a tokenizer or processor, transformers may ask whether to run it, or
+            # take another class.
+            if path.name == "config.json" and "auto_map" in settings and _has_own_class(config):
+                del settings["auto_map"]
+                passed_over = ["auto_map in config.json"]
+            for key, value in _settings(settings):
+                _check_setting(path.name, key, value, asked)
     code = sorted(p.name for p in folder.glob("*.py") if p.name.startswith(_CODE))
     own_decoding = [p.name for p in folder.iterdir() if p.name == "custom_generate"]
     if own_decoding or (code and not _has_own_class(config)):

@@ -155,6 +155,8 @@ def _check_ways(
     for own in configs:
         if set(get_recipe(own.recipe).components) != {"language_model"}:
             check_eyes(loaded.family, own, shared.read(loaded, own, None)[1])
+        elif own.anchor is not None and own.anchor.skill_pictures:
+            shared.read(loaded, own, None)  # there may be no picture, or no question about one
     base = fingerprint(loaded.model) if finished else ""
     for own in finished:
         _, inputs = shared.read(loaded, own, None)

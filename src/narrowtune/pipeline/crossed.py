@@ -21,89 +21,104 @@ from narrowtune.data.examples import Example, Image, Message, RowError, normalis
 from narrowtune.data.splits import draw_key, find_overlap
 from narrowtune.pipeline.prompts import AnchorPrompts
 
+_MOST_UNUSABLE = 10
+"""Pairs that can't be encoded, for each question that is wanted, after which no more are tried."""
+
 
 def ask_of_skill_pictures(
     prompts: Sequence[tuple[Message, ...]],
-    skill: Iterable[Example],
+    skill: Sequence[Example],
     number: int,
     encoder: ChatEncoder,
     *,
+    asked: Iterable[Example],
     measured: Sequence[Example],
     seed: int,
 ) -> AnchorPrompts:
     """Return questions of general prompts, each about a picture that a skill is taught with.
 
     Args:
-        prompts: of the anchor. Those that show one picture give their question, unless the skill
-            asks the same.
+        prompts: of the anchor. Those that show one picture give their question, as often as they
+            ask it.
         skill: rows that it is taught with. Those that show one picture give it, drawn by `seed`.
         number: of questions; a picture is asked another one only when all have one, and there may
             be no more than pictures times questions.
         encoder: the chat template.
+        asked: rows of the skill, tested ones too, whose questions are none of these.
         measured: what scores are measured on: none of its pictures is taken.
         seed: of the draw.
 
     Raises:
         DataError: no row of the skill, or no prompt, shows one picture, or none can be used.
     """
-    pictures, questions = _pictures_and_questions(prompts, skill, seed)
-    asked = f"anchor.skill_pictures: {number}, questions about the skill's own pictures"
+    wanted = f"anchor.skill_pictures: {number}, questions about the skill's own pictures"
+    pictures, questions = _pictures(skill, seed), _questions(prompts, asked, seed)
     if not pictures:
         raise DataError(
-            asked=asked,
+            asked=wanted,
             found="no row that the skill is taught with shows one picture",
             do="leave it out",
         )
     if not questions:
         raise DataError(
-            asked=asked,
+            asked=wanted,
             found=f"no prompt among the anchor's {len(prompts)} that shows one picture and asks "
             "something else than the skill",
             do="give anchor.prompts questions about pictures, or leave it out",
         )
-    measured_pictures = {item.left for item in find_overlap(pictures, measured)}
-    free = [each for each in pictures if each.id not in measured_pictures]
+    showing = (skill[place] for place in pictures)
+    same = {overlap.left for overlap in find_overlap(showing, measured)}
+    free = [place for place in pictures if skill[place].id not in same] if same else pictures
     found = AnchorPrompts([], [], [])
     unusable = 0
-    for prompt in _pairs(free, questions):
-        if not _is_usable(prompt, encoder):
+    for prompt in _pairs(skill, free, questions):
+        if _is_usable(prompt, encoder):
+            found.messages.append(prompt)
+        else:
             unusable += 1
-            continue
-        found.messages.append(prompt)
-        if len(found.messages) == number:
+        if len(found.messages) == number or unusable > _MOST_UNUSABLE * number:
             break
     if not found.messages:
         raise DataError(
-            asked=asked,
-            found=f"{len(pictures)} pictures, {len(measured_pictures)} of them measured, and "
-            f"{unusable} pairs with a question that can't be encoded",
+            asked=wanted,
+            found=f"{len(pictures)} pictures, {len(same)} of them measured, and {unusable} pairs "
+            "with a question that can't be encoded",
             do="raise max_length, or leave it out",
         )
     found.notes.append(
         f"The anchor asks {len(found.messages)} of its questions about the skill's own pictures, "
-        f"where {number} were wanted; {len(measured_pictures)} pictures are measured and were left "
-        f"out, and {unusable} pairs can't be encoded (max_length)."
+        f"where {number} were wanted; {len(same)} pictures are measured and were left out, and "
+        f"{unusable} pairs can't be encoded (max_length)."
     )
     return found
 
 
 def probes_of_skill_pictures(
     prompts: Sequence[tuple[Message, ...]],
-    skill: Iterable[Example],
+    skill: Sequence[Example],
     number: int,
     encoder: ChatEncoder,
     *,
+    asked: Iterable[Example],
     seed: int,
 ) -> list[tuple[Message, ...]]:
     """Return up to so many such questions; none where no row or no prompt shows one picture.
 
     Args:
-        prompts, encoder, seed: as for `ask_of_skill_pictures`.
+        prompts, encoder, asked, seed: as for `ask_of_skill_pictures`.
         skill: rows of the skill.
         number: of questions.
     """
-    pairs = _pairs(*_pictures_and_questions(prompts, skill, seed))
+    pictures = _pictures(skill, seed)
+    if not pictures:
+        return []
+    pairs = _pairs(skill, pictures, _questions(prompts, asked, seed))
     return [prompt for prompt in islice(pairs, number) if _is_usable(prompt, encoder)]
+
+
+def shows_pictures(rows: Iterable[Example]) -> bool:
+    """Whether one of the rows of a skill shows one picture."""
+    return any(len(row.images) == 1 for row in rows)
 
 
 def _is_usable(prompt: tuple[Message, ...], encoder: ChatEncoder) -> bool:
@@ -114,45 +129,46 @@ def _is_usable(prompt: tuple[Message, ...], encoder: ChatEncoder) -> bool:
     return True
 
 
-def _pictures_and_questions(
-    prompts: Sequence[tuple[Message, ...]], skill: Iterable[Example], seed: int
-) -> tuple[list[Example], list[tuple[Message, ...]]]:
-    """Return a row of each picture, and prompts that the skill does not ask, in drawn orders."""
-    first: dict[str, Example] = {}
-    taught = set()
-    for row in skill:
-        taught.add(normalised(row.prompt))
+def _pictures(skill: Iterable[Example], seed: int) -> list[int]:
+    """Return the place of a row of each picture, in an order drawn by the seed.
+
+    Rows are beside memory, and may have their pictures in them: none is held.
+    """
+    first: dict[str, int] = {}
+    for place, row in enumerate(skill):
         if len(row.images) == 1:
-            first.setdefault(row.image_hashes[0], row)
-    pictures = [first[name] for name in sorted(first, key=lambda name: draw_key(seed, name))]
+            first.setdefault(row.image_hashes[0], place)
+    return [first[name] for name in sorted(first, key=lambda name: draw_key(seed, name))]
+
+
+def _questions(
+    prompts: Sequence[tuple[Message, ...]], asked: Iterable[Example], seed: int
+) -> list[tuple[Message, ...]]:
+    """Return the prompts that ask something new of one picture, in an order drawn by the seed."""
+    known = {normalised(row.prompt) for row in asked}
     # A question that is asked of many pictures is drawn as often: forms keep their shares.
     drawn: dict[str, tuple[Message, ...]] = {}
     times: Counter[str] = Counter()
     for prompt in prompts:
         text = normalised(prompt)
-        if text not in taught and _shows_one(prompt):
+        if text not in known and sum(len(message.images) for message in prompt) == 1:
             drawn[draw_key(seed, f"{times[text]} {text}")] = prompt
             times[text] += 1
-    return pictures, [drawn[key] for key in sorted(drawn)]
+    return [drawn[key] for key in sorted(drawn)]
 
 
 def _pairs(
-    pictures: Sequence[Example], questions: Sequence[tuple[Message, ...]]
+    skill: Sequence[Example], places: Sequence[int], questions: Sequence[tuple[Message, ...]]
 ) -> Iterator[tuple[Message, ...]]:
     """Yield every picture once with a question, then all once more with others, and so on."""
     asked = set()
     for turn in range(len(questions)):
-        for place, row in enumerate(pictures):
-            question = questions[(place + turn) % len(questions)]
-            pair = row.image_hashes, normalised(question)
-            if pair in asked:
-                continue
-            asked.add(pair)
-            yield tuple(_showing(message, row.images[0]) for message in question)
-
-
-def _shows_one(prompt: Sequence[Message]) -> bool:
-    return sum(len(message.images) for message in prompt) == 1
+        for number, place in enumerate(places):
+            question = questions[(number + turn) % len(questions)]
+            pair = place, normalised(question)
+            if pair not in asked:
+                asked.add(pair)
+                yield tuple(_showing(message, skill[place].images[0]) for message in question)
 
 
 def _showing(message: Message, picture: Image) -> Message:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,7 +44,7 @@ class Inputs:
             beside memory, and made when they are asked for.
         validation: for choosing a checkpoint.
         learned, kept_back: what `rows` and `validation` were made of.
-        num_skill: how many of `learned` are the skill's own, the first.
+        skill: of `learned` the skill's own.
         skill_answers: what the skill's own training rows answer.
         tasks: what is evaluated before and after; the skill's test split first.
         anchor_prompts: general prompts, without those that are measured.
@@ -60,7 +60,7 @@ class Inputs:
     validation: Sequence[Encoded] = ()
     learned: Sequence[Example] = ()
     kept_back: Sequence[Example] = ()
-    num_skill: int = 0
+    skill: Sequence[Example] = ()
     skill_answers: set[str] = field(default_factory=set)
     tasks: list[Task] = field(default_factory=list)
     anchor_prompts: list[tuple[Message, ...]] = field(default_factory=list)
@@ -70,6 +70,16 @@ class Inputs:
     summaries: list[DataSummary] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def tested(self) -> Sequence[Example]:
+        """What the skill is tested on."""
+        return next((task.examples for task in self.tasks if task.role == "target"), ())
+
+    @property
+    def asked(self) -> Sequence[Example]:
+        """All rows of the skill: what is taught, kept back and tested."""
+        return Joined([self.skill, self.kept_back, self.tested])
 
 
 def load(settings: ModelSettings) -> LoadedModel:
@@ -157,12 +167,13 @@ def add_anchor_prompts(
     inputs.anchor_prompts = found.messages
     inputs.summaries.extend(found.summaries)
     inputs.notes.extend(found.notes)
-    if config.anchor.skill_pictures and inputs.num_skill:
+    if config.anchor.skill_pictures and len(inputs.skill):
         crossed = ask_of_skill_pictures(
             found.messages,
-            islice(inputs.learned, inputs.num_skill),
+            inputs.skill,
             config.anchor.skill_pictures,
             encoder,
+            asked=inputs.asked,
             measured=measured,
             seed=config.seed,
         )
@@ -220,13 +231,13 @@ class _Reader:
             mixed = self._mix(len(skill["train"]))
             tested = inputs.tasks[0].examples
             self._check_overlap(mixed, {"tested": tested, **keep}, "mixed in")
-        own = [task.examples for task in inputs.tasks if task.role == "target"]
         found = read_drift_prompts(
             self.config.drift,
             self.encoder,
             inputs.refused,
             keep=keep,
-            skill=own[0] if own else (),
+            skill=inputs.tested,
+            asked=inputs.asked,
             seed=self.config.seed,
         )
         inputs.drift_prompts, inputs.about_skill = found.prompts, found.about_skill
@@ -268,7 +279,7 @@ class _Reader:
                 raise _nothing_left(name, settings.path, len(splits[name]))
         inputs.rows, inputs.validation = train, validation
         inputs.learned, inputs.kept_back = own["train"], own["validation"]
-        inputs.num_skill = len(own["train"])
+        inputs.skill = own["train"]
         inputs.skill_answers = {example.answers[0] for example in own["train"]}
         sizes = {name: len(examples) for name, examples in own.items()}
         num_used = sum(sizes.values())

@@ -43,7 +43,8 @@ def read_drift_prompts(
     refused: list[RefusedRow],
     *,
     keep: Mapping[str, Sequence[Example]],
-    skill: Iterable[Example],
+    skill: Sequence[Example],
+    asked: Iterable[Example],
     seed: int,
 ) -> DriftPrompts:
     """Take as many prompts from each source, the free ones and each keep set.
@@ -57,6 +58,7 @@ def read_drift_prompts(
         refused: gets the rows that can't be used.
         keep: rows of each keep set; their prompts have been encoded as its items.
         skill: rows that it is tested on.
+        asked: all rows of the skill, whose questions are not asked about its pictures.
         seed: of what is drawn.
 
     Raises:
@@ -79,6 +81,7 @@ def read_drift_prompts(
         skill,
         min(limit, NUM_ABOUT_SKILL),
         encoder,
+        asked=asked,
         seed=seed,
     )
     for name, examples in kept.items():

@@ -9,7 +9,15 @@ from typing import Literal
 from narrowtune.core.delta_results import DialResult, DialStep
 from narrowtune.core.numbers import digits_beside, loss_range, moved, signed, worst_case
 from narrowtune.core.recipes import get_recipe
-from narrowtune.core.results import DriftResult, Estimate, Outcome, RunRecord, TaskChange, Verdict
+from narrowtune.core.results import (
+    DriftResult,
+    DriftTask,
+    Estimate,
+    Outcome,
+    RunRecord,
+    TaskChange,
+    Verdict,
+)
 from narrowtune.report.text import percent, plural, small, tick
 
 Tone = Literal["good", "bad", "unsure"]
@@ -158,6 +166,10 @@ def _takes_over(record: RunRecord) -> bool:
     near = None if drift is None else drift.about_skill
     if training is None or training.anchor_skill_pictures or drift is None or near is None:
         return False
+    return _goes_first(drift, near)
+
+
+def _goes_first(drift: DriftResult, near: DriftTask) -> bool:
     return near.kl_base_tuned > max(_TAKEN_OVER, drift.kl_base_tuned)
 
 
@@ -352,9 +364,10 @@ def _about_skill(drift: DriftResult) -> str:
     near = drift.about_skill
     if near is None:
         return ""
-    return (
+    text = (
         f" Asked {plural(near.num_prompts, 'general question')} about the skill's own pictures, "
         f"which count in no other figure, it moved by {small(near.kl_base_tuned)} nats per token, "
-        f"and the most likely token is the base's {percent(near.top1_agreement)} of the time: what "
-        "looks like the skill is what goes first."
+        f"and the most likely token is the base's {percent(near.top1_agreement)} of the time"
     )
+    first = ": what looks like the skill is what goes first." if _goes_first(drift, near) else "."
+    return text + first

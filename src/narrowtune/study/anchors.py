@@ -1,7 +1,7 @@
 """The anchors of a study's arms, made when they are first needed and kept for all chains.
 
-Owns: that general prompts are answered by the base throughout, and those of skills that were taught
-before by the model that a stage begins with.
+Owns: that general prompts are answered by the base throughout, also about a skill's pictures, and
+those of skills that were taught before by the model that a stage begins with.
 """
 
 from __future__ import annotations
@@ -17,19 +17,14 @@ from narrowtune.data.splits import draw_examples
 from narrowtune.engine.features import FeatureStore
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
+from narrowtune.pipeline.crossed import ask_of_skill_pictures, shows_pictures
 from narrowtune.pipeline.stages import measuring
 from narrowtune.train.anchor import Anchor, build_anchor
 
 
-def prompts_key(settings: AnchorSettings, skill: str) -> str:
-    """Return what general prompts and the base's answers to them depend on, and no more.
-
-    Args:
-        settings: of the anchor.
-        skill: the name of what is taught meanwhile, whose pictures some may be about.
-    """
-    about = skill if settings.skill_pictures else ""
-    return f"{about} {settings.model_dump_json(exclude={'earlier_skills'})}"
+def prompts_key(settings: AnchorSettings) -> str:
+    """Return what general prompts and the base's answers to them depend on, and no more."""
+    return settings.model_dump_json(exclude={"earlier_skills", "skill_pictures"})
 
 
 class Anchors:
@@ -39,6 +34,7 @@ class Anchors:
         loaded: the model.
         encoder: the chat template.
         prompts: of each anchor, by `prompts_key`.
+        measured: what scores are measured on.
         base: tensors of the base that any arm trains.
         batch_size: of answering.
     """
@@ -47,29 +43,61 @@ class Anchors:
         self,
         loaded: LoadedModel,
         encoder: ChatEncoder,
-        prompts: Mapping[str, Sequence[Sequence[Message]]],
+        prompts: Mapping[str, Sequence[tuple[Message, ...]]],
+        measured: Sequence[Example],
         base: Mapping[str, Tensor],
         batch_size: int,
     ) -> None:
         self.loaded, self.encoder, self.base, self.batch_size = loaded, encoder, base, batch_size
-        self._prompts = prompts
+        self._prompts, self._measured = prompts, measured
         self._general: dict[str, Anchor] = {}
 
-    def general(
-        self, settings: AnchorSettings, skill: str, features: FeatureStore | None
-    ) -> Anchor:
+    def general(self, settings: AnchorSettings, features: FeatureStore | None) -> Anchor:
         """Return the base's own answers to general prompts; made once, whatever the model is now.
 
         Args:
             settings: of the anchor.
-            skill: the name of what is taught meanwhile.
             features: what the base's tower made of pictures.
         """
-        key = prompts_key(settings, skill)
+        key = prompts_key(settings)
         if key not in self._general:
             with WeightSwap(self.loaded.model, self.base).base():
                 self._general[key] = self._build(self._prompts[key], settings, features)
         return self._general[key]
+
+    def about_skill(
+        self,
+        general: Anchor,
+        settings: AnchorSettings,
+        rows: Sequence[Example],
+        asked: Sequence[Example],
+        seed: int,
+        features: FeatureStore | None,
+    ) -> Anchor:
+        """Return `general` with the base's answers to general questions about a skill's pictures.
+
+        Args:
+            general: of the base.
+            settings: of the anchor.
+            rows: that the stage teaches.
+            asked: all rows of the skill, whose questions are none of these.
+            seed: of the draw of `settings.skill_pictures`.
+            features: what the base's tower made of pictures.
+        """
+        if not settings.skill_pictures or not shows_pictures(rows):
+            return general
+        found = ask_of_skill_pictures(
+            self._prompts[prompts_key(settings)],
+            rows,
+            settings.skill_pictures,
+            self.encoder,
+            asked=asked,
+            measured=self._measured,
+            seed=seed,
+        )
+        with WeightSwap(self.loaded.model, self.base).base():
+            own = self._build(found.messages, settings, features)
+        return general.beside(own, in_turn=False)
 
     def with_taught(
         self,

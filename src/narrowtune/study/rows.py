@@ -19,7 +19,7 @@ from narrowtune.data.rows import read_rows
 from narrowtune.data.spilled import Joined
 from narrowtune.data.splits import find_overlap, split_examples
 from narrowtune.evaluate.tasks import Task, make_task
-from narrowtune.pipeline.crossed import ask_of_skill_pictures
+from narrowtune.pipeline.crossed import ask_of_skill_pictures, shows_pictures
 from narrowtune.pipeline.prompts import read_anchor_prompts
 from narrowtune.pipeline.sources import Source
 from narrowtune.study.anchors import prompts_key
@@ -42,6 +42,11 @@ class StudyRows:
     validation: dict[str, Task] = field(default_factory=dict)
     tasks: list[Task] = field(default_factory=list)
     anchors: dict[str, list[tuple[Message, ...]]] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> Sequence[Example]:
+        """What scores are measured on."""
+        return Joined(task.examples for task in self.tasks)
 
 
 def read_study(
@@ -78,7 +83,7 @@ def read_study(
         rows.tasks.append(
             Task(**{**vars(task), "role": "held_out"})  # the same items in another role
         )
-    measured = Joined(task.examples for task in rows.tasks)
+    measured = rows.measured
     for name, pool in () if checked else rows.pools.items():
         # A rate that is chosen on test rows would be one of luck with them.
         kept_back = rows.validation[name].examples if name in rows.validation else ()
@@ -88,33 +93,41 @@ def read_study(
             general = read_rows(mix.rows())
             _check(f"to replay {mix.path}", general.examples, measured)
         if arm.anchor is not None:
-            _add_prompts(rows, arm.anchor, encoder, measured)
+            key = prompts_key(arm.anchor)
+            if key not in rows.anchors:
+                # One of all rows that have a picture: pictures of a study go together.
+                pictured = (e for pool in rows.pools.values() for e in pool if e.images)
+                beside = (encoder.encode(example) for example in pictured)
+                found = read_anchor_prompts(arm.anchor, encoder, [], measured, beside)
+                rows.anchors[key] = found.messages
+                for note in found.notes:
+                    logger.warning(note)
+            if arm.anchor.skill_pictures and not checked:
+                _check_skill_pictures(rows, arm.anchor, encoder)
     return rows
 
 
-def _add_prompts(
-    rows: StudyRows, settings: AnchorSettings, encoder: ChatEncoder, measured: Sequence[Example]
-) -> None:
-    """Read what an anchor asks while each of the skills is taught."""
-    wanted = {prompts_key(settings, skill): skill for skill in rows.pools}
-    wanted = {key: skill for key, skill in wanted.items() if key not in rows.anchors}
-    if not wanted:
-        return
-    # One of all rows that have a picture: pictures of a study go together.
-    pictured = (example for pool in rows.pools.values() for example in pool if example.images)
-    beside = (encoder.encode(example) for example in pictured)
-    general = read_anchor_prompts(settings, encoder, [], measured, beside)
-    notes = list(general.notes)
-    for key, skill in wanted.items():
-        rows.anchors[key] = general.messages
-        if number := settings.skill_pictures:
-            about = ask_of_skill_pictures(
-                general.messages, rows.pools[skill], number, encoder, measured=measured, seed=0
-            )
-            rows.anchors[key] = [*general.messages, *about.messages]
-            notes += about.notes
-    for note in notes:
-        logger.warning(note)
+def _check_skill_pictures(rows: StudyRows, settings: AnchorSettings, encoder: ChatEncoder) -> None:
+    """See that questions can be asked about the pictures of each skill that shows any.
+
+    Raises:
+        DataError: they can't, or no skill shows any.
+    """
+    shown = {skill: pool for skill, pool in rows.pools.items() if shows_pictures(pool)}
+    for skill, pool in (shown or rows.pools).items():
+        ask_of_skill_pictures(
+            rows.anchors[prompts_key(settings)],
+            pool,
+            1,
+            encoder,
+            asked=Joined([pool, *(task.examples for task in rows.tasks if task.name == skill)]),
+            measured=rows.measured,
+            seed=0,
+        )
+    for skill in rows.pools.keys() - shown.keys():
+        logger.warning(
+            f"{skill} shows no picture: while it is taught, anchor.skill_pictures asks nothing."
+        )
 
 
 def _may_differ(settings: DataSettings, checked: bool) -> bool:

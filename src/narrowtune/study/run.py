@@ -115,7 +115,9 @@ class Study:
         rows = read_study(settings, self.encoder, checked=checked)
         self.pools, self.validation, self.tasks = rows.pools, rows.validation, rows.tasks
         batch_size = settings.eval_batch_size
-        self._anchors = Anchors(self.loaded, self.encoder, rows.anchors, self.base, batch_size)
+        self._anchors = Anchors(
+            self.loaded, self.encoder, rows.anchors, rows.measured, self.base, batch_size
+        )
         drift = settings.drift
         self.drift_prompts = read_free_prompts(drift, self.encoder, drift.max_prompts, DRIFT_KEY)
         self.arithmetic = arithmetic or self._choose_arithmetic()
@@ -168,8 +170,7 @@ class Study:
         with apply_arithmetic(self.arithmetic):
             self._measure_tolerance()
             if chain.arm.anchor is not None:
-                for skill in chain.skills:
-                    self._anchors.general(chain.arm.anchor, skill, self._store)
+                self._anchors.general(chain.arm.anchor, self._store)
         try:
             with self._tuned(chain) as tuned:
                 if self._store is not None and changes_eyes(self.loaded, tuned.selection.names):
@@ -262,7 +263,14 @@ class Study:
         parts = [self._rows(skill, seed), *self._replayed(arm, skill, seed)]
         anchor = None
         if arm.anchor is not None:
-            general = self._anchors.general(arm.anchor, skill, self._store)
+            general = self._anchors.about_skill(
+                self._anchors.general(arm.anchor, self._store),
+                arm.anchor,
+                parts[0].examples,
+                self._asked(skill),
+                seed,
+                self._store,
+            )
             taught = [self._drawn(earlier, seed) for earlier in chain.skills[:stage]]
             now = Joined(part.examples for part in parts)
             anchor = self._anchors.with_taught(
@@ -286,6 +294,11 @@ class Study:
                 distillation=arm.distillation,
                 features=self._features,
             )
+
+    def _asked(self, skill: str) -> Sequence[Example]:
+        """Return all rows of a skill, tested ones too."""
+        tested = [task.examples for task in self.tasks if task.name == skill]
+        return Joined([self.pools[skill], *tested])
 
     def _drawn(self, skill: str, seed: int) -> Sequence[Example]:
         pool, number = self.pools[skill], self.settings.num_samples

@@ -110,25 +110,29 @@ class Anchor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return start + int(torch.randperm(number, generator=generator)[offset])
 
-    def beside(self, taught: Anchor) -> Anchor:
-        """Return an anchor of these rows and of `taught`'s, which take turns; the rest is as here.
+    def beside(self, other: Anchor, *, in_turn: bool = True) -> Anchor:
+        """Return an anchor of these rows and of `other`'s; the rest is as here.
+
+        Args:
+            other: more rows.
+            in_turn: whether the two take turns; else all are drawn alike.
 
         Raises:
             DataError: pictures of the two have sizes that can't be in one batch.
         """
-        encoded = [*self.encoded, *taught.encoded]
+        encoded = [*self.encoded, *other.encoded]
         check_pictures(encoded)
         return Anchor(
             encoded,
-            Joined([self.distributions, taught.distributions]),
+            Joined([self.distributions, other.distributions]),
             rows_per_step=self._asked_rows,
             weight=self.weight,
             pad_token_id=self.pad_token_id,
             seed=self.seed,
-            seconds=self.seconds + taught.seconds,
+            seconds=self.seconds + other.seconds,
             projection=self.projection,
             top_k=self.top_k,
-            num_general=len(self.encoded),
+            num_general=len(self.encoded) if in_turn else None,
         )
 
     def num_labels(self, indices: Sequence[int]) -> int:

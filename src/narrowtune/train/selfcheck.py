@@ -41,6 +41,10 @@ from narrowtune.train.order import PictureSampler
 
 logger = logging.getLogger(__name__)
 
+_COARSE = 0.5
+"""Difference up to which bf16's rounding may be all there is. What fails or is no number, and what
+computes something else in bf16 alone, is beyond it."""
+
 _MOST_ROWS = 8  # row by row they may take more memory than the step that they stand for
 
 
@@ -156,7 +160,8 @@ def _compare(
         if compiles or not is_out_of_memory(error):
             raise
         return Checked(features)
-    if fast is not None and not fast.used and arithmetic.compute_dtype == "bfloat16":
+    is_coarse = arithmetic.compute_dtype == "bfloat16"
+    if is_coarse and fast is not None and fast.limit < fast.error <= _COARSE:
         fast = _compare_exactly(loaded, run, arithmetic, features, fast)
     if not compiles:
         return Checked(features, fast)

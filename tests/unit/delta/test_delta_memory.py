@@ -37,7 +37,16 @@ def test_masters_of_an_earlier_selection_are_in_a_delta_as_the_folder_has_them(t
     extract(model, selection).save(tmp_path / "skill.safetensors")
     apply_to_folder(folder, tmp_path / "skill.safetensors", tmp_path / "tuned")
     base = load(folder)
-    apply(base, Delta.load(tmp_path / "skill.safetensors"))
+    delta = Delta.load(tmp_path / "skill.safetensors")
+    apply(base, delta)
+    # One that has the same masters is the base, too; one whose masters moved is not.
+    held = load(folder)
+    chosen = select(held, "sa_proj", dtype=torch.float32)
+    apply(held, delta)
+    undo(held, delta)
+    disturb(held, chosen.names)
+    with pytest.raises(DeltaError, match="are not its base's"):
+        apply(held, delta)
     assert same_bits(weights(base), weights(model.to(torch.bfloat16)))
 
 

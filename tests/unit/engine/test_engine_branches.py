@@ -18,6 +18,7 @@ from narrowtune.data.examples import Image, Message, Text
 from narrowtune.engine import packing as packing_module
 from narrowtune.engine.features import FeatureStore, remembered_features
 from narrowtune.engine.forward import label_positions, labelled_cross_entropy, logits_at
+from narrowtune.engine.grouping import group_rows
 from narrowtune.engine.packing import layout_size, pack, packing
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.train.anchor import build_anchor
@@ -170,11 +171,15 @@ def test_what_unlike_pictures_stand_behind_is_computed_once(loaded):
         pytest.skip("this family's template puts sizes before pictures")
     with packing("always"):
         layout = pack(loaded.model, inputs, mask)
-    lines = len(layout.mask)
+    groups = group_rows(loaded.model, inputs, "cpu")
+    tokens = [
+        len(rows[row].input_ids) - start
+        for line, starts in zip(groups.rows, groups.starts, strict=True)
+        for row, start in zip(line, starts, strict=True)
+    ]
     own = sum(len(row.input_ids) - first for row in rows)
-    assert int(layout.inputs["attention_mask"].any(-1).sum()) >= own
-    longest = max(len(row.input_ids) for row in rows)
-    assert layout.mask.numel() <= lines * first + own + lines * longest
+    assert sum(tokens) == len(layout.mask) * first + own
+    assert groups.length == layout.mask.shape[1]
 
 
 def test_a_picture_behind_a_question_is_not_shared(loaded):
@@ -215,6 +220,27 @@ def test_rows_with_two_pictures_share_them_where_each_is_seen_by_itself(loaded):
         with packing("never"):
             plain = logits_at(loaded.model, inputs, mask)
         with packing("always"):
+            found = logits_at(loaded.model, inputs, mask)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loaded", ["llava", "gemma3", "internvl", "idefics3", "smolvlm"], indirect=True
+)
+def test_rows_that_differ_between_their_pictures_share_none_of_them(loaded):
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
+    one, two = noise(40, 30, 20), noise(40, 30, 40)
+    asked = [("and", "same?"), ("or", "which?"), ("and", "why?"), ("or", "same?")]
+    made = [
+        encoder.encode_answer([Message("user", (one, Text(between), two, Text(question)))], "yes")
+        for between, question in asked
+    ]
+    inputs, mask = inputs_and_mask(collate(made, 0))
+    with torch.no_grad():
+        with packing("never"):
+            plain = logits_at(loaded.model, inputs, mask)
+        with packing("always"):
+            assert pack(loaded.model, inputs, mask) is not None
             found = logits_at(loaded.model, inputs, mask)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
 

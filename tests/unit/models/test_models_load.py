@@ -402,9 +402,10 @@ def test_code_that_transformers_has_itself_is_passed_over_and_never_run(copy, tm
     save_pretrained(loaded, tmp_path / "saved")
     assert load_model(str(tmp_path / "saved"), device="cpu").notes
     assert not ran.exists()
-    edit(folder / "config.json", auto_map=None, text_config={"auto_map": names})
-    assert check_folder(folder, notes=(noted := []))["model_type"] == "phi3"
-    assert noted == loaded.notes
+    # A part is made without being told that no code is trusted.
+    edit(folder / "config.json", text_config={"auto_map": names})
+    with pytest.raises(ModelError, match="auto_map"):
+        check_folder(folder)
 
 
 def test_a_delta_fits_a_folder_that_names_code_of_its_own(copy, tmp_path) -> None:

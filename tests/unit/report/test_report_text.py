@@ -397,6 +397,8 @@ def test_drift_of_nothing_and_without_end():
     assert "9 general questions about the skill's own pictures" in drift_sentence(
         drift(1.0, about_skill=near)
     )
+    assert "goes first" in drift_sentence(drift(1.0, about_skill=near))
+    assert "goes first" not in drift_sentence(drift(3.0, about_skill=near))
     assert "own pictures" not in drift_sentence(drift(1.0))
     assert "has become 0.0300\u00a0% less likely" in drift_sentence(drift(3e-4))
     assert "has become 33.3\u00a0% less likely" in drift_sentence(drift(math.log(1.5)))

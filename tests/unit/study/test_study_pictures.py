@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from narrowtune.core.data_settings import SkillSettings
 from narrowtune.core.study_settings import StudySettings
 from narrowtune.miniature.rows import write_rows
+from narrowtune.study import anchors
 from narrowtune.study.chains import all_chains
 from narrowtune.study.run import Study
 
@@ -79,7 +81,7 @@ def test_all_arms_look_pictures_up_and_find_what_they_would_without(settings):
     assert len(seen) == before + 1  # the plain path of that comparison
 
 
-def test_an_anchor_asks_of_the_pictures_of_what_is_taught(settings, tmp_path):
+def test_an_anchor_asks_of_the_pictures_of_what_is_taught(settings, tmp_path, monkeypatch):
     second = write_rows(tmp_path, "clock", "train", 8, 1)
     clocks = write_rows(tmp_path, "clock", "test", 4, 1)
     own = SkillSettings(**second.model_dump(), test_path=clocks.path)
@@ -89,7 +91,7 @@ def test_an_anchor_asks_of_the_pictures_of_what_is_taught(settings, tmp_path):
     asked = [{"id": row["id"], "image": row["image"], "prompt": row["question"]} for row in lines]
     general.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
     arm = {"recipe": "mlp", "learning_rates": [1e-2]}
-    anchor = {"prompts": str(general), "max_new_tokens": 4}
+    anchor = {"prompts": str(general), "max_new_tokens": 4, "earlier_skills": 0}
     arms = [
         {**arm, "name": name, "anchor": {**anchor, **more}}
         for name, more in (("plain", {}), ("about", {"skill_pictures": 4}))
@@ -105,12 +107,25 @@ def test_an_anchor_asks_of_the_pictures_of_what_is_taught(settings, tmp_path):
     )
     study = Study(changed)
     plain, about = (each.anchor for each in changed.arms)
-    first = study._anchors.general(plain, "counting", None)
-    assert study._anchors.general(plain, "clock", None) is first
-    anchors = [study._anchors.general(about, skill, None) for skill in ("counting", "clock")]
-    assert [len(each.encoded) for each in (first, *anchors)] == [3, 7, 7]
-    seen = [{row.picture_digest for row in each.encoded[3:]} for each in anchors]
-    for pictures, skill in zip(seen, ("counting", "clock"), strict=True):
-        known = {study.encoder.encode(row).picture_digest for row in study.pools[skill]}
-        assert len(pictures) == 4
-        assert pictures <= known
+    general = study._anchors.general(plain, None)
+    assert study._anchors.general(about, None) is general
+    for skill in ("counting", "clock"):
+        pool = study.pools[skill]
+        found = study._anchors.about_skill(general, about, pool, study._asked(skill), 1, None)
+        assert len(found.encoded) == found.num_general == 3 + 4
+        known = {study.encoder.encode(row).picture_digest for row in pool}
+        assert len({row.picture_digest for row in found.encoded[3:]} & known) == 4
+    text = [replace(row, messages=row.messages[1:]) for row in pool]
+    assert study._anchors.about_skill(general, about, text, (), 1, None) is general
+    assert study._anchors.about_skill(general, plain, pool, (), 1, None) is general
+    # A chain asks of what it teaches, as `teach` does.
+    seen = []
+    build = anchors.build_anchor
+    monkeypatch.setattr(
+        anchors,
+        "build_anchor",
+        lambda *given, **more: seen.append(given[2]) or build(*given, **more),
+    )
+    chain = next(each for each in all_chains(changed) if each.arm.anchor == about)
+    study.run(chain, 0, lambda result: None)
+    assert [len(prompts) for prompts in seen] == [4, 4]

@@ -391,7 +391,7 @@ def test_an_anchor_holds_what_skills_before_were_taught_with(settings, tmp_path,
     assert first[1] != second[1]
     # A stage that teaches the very prompts holds none of them at another answer.
     pool, held = study.pools["first"], arms[1].anchor
-    own = study._anchors.general(held, "first", None)
+    own = study._anchors.general(held, None)
     assert study._anchors.with_taught(own, held, [pool], pool, 0, None) is own
     assert (
         len(study._anchors.with_taught(own, held, [pool], pool[:-5], 0, None).encoded)

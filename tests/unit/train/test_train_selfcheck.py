@@ -17,6 +17,7 @@ from narrowtune.data.examples import Example, Message, Text
 from narrowtune.engine import attention
 from narrowtune.engine.arithmetic import Arithmetic, apply_arithmetic
 from narrowtune.engine.attention import by_products
+from narrowtune.engine.packing import is_packing_allowed
 from narrowtune.engine.passes import Pass
 from narrowtune.models.load import LoadedModel, load_model
 from narrowtune.models.select import resolve
@@ -122,6 +123,15 @@ def test_where_bf16_is_too_coarse_to_tell_fp32_decides(
     assert not found.used
     assert found.float32_error > 0.1
     run_pass = selfcheck.run_pass
+
+    def fails_in_bf16(model: Any, chosen: Any, batch: Any, arithmetic: Arithmetic) -> Pass:
+        if arithmetic.compute_dtype == "bfloat16" and is_packing_allowed():
+            raise TypeError("a kernel that bf16 has not")
+        return run_pass(model, chosen, batch, arithmetic)
+
+    monkeypatch.setattr(selfcheck, "run_pass", fails_in_bf16)
+    _, found = train(BF16)
+    assert not found.used, "what fails is not taken, whatever fp32 says"
 
     def without_room(model: Any, chosen: Any, batch: Any, arithmetic: Arithmetic) -> Pass:
         if arithmetic.compute_dtype == "float32":
