@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from narrowtune.core.config import RunConfig
+from narrowtune.core.json_lines import read_json_lines
 from narrowtune.core.run_folder import RunFolder
 from narrowtune.demo.files import write_demo_data
 from narrowtune.demo.weights import smollm2_folder
@@ -31,7 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "pronunciation.jsonl"
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for _, row in read_json_lines(path, f"the rows in {path}")]
 
 
 def word_of(question: str) -> str:

@@ -36,6 +36,8 @@ from recipes_protocol import (
 )
 from recipes_table import print_tables
 
+from narrowtune.core.json_lines import append_json_line
+
 RESULTS = Path(__file__).parent / "results" / "recipes"
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 640, 200, 300
 ANCHOR_TOKENS = 12
@@ -365,7 +367,6 @@ def _cost_alone(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
 def run_all(args: argparse.Namespace) -> None:
     """Run what the protocol still asks for, as many runs at once as there are workers."""
     path = args.results / "runs.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     # The base's answers once, before there are workers to wait for them.
     Bench(args.data, args.device, args.batch_size, None)
@@ -379,8 +380,7 @@ def run_all(args: argparse.Namespace) -> None:
             print(f"{len(jobs)} runs: {names}", flush=True)
             for done in as_completed([pool.submit(_run, job) for job in jobs]):
                 run = done.result()
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(run) + "\n")
+                append_json_line(path, json.dumps(run))
                 print(describe(run), f"{time.monotonic() - started:.0f} s", flush=True)
                 if args.max_seconds and time.monotonic() - started > args.max_seconds:
                     print("time is up; run it again to go on")

@@ -31,11 +31,12 @@ The protocol, fixed before the first run:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from narrowtune.core.json_lines import read_json_lines
 
 GRID = {-2: 3e-6, -1: 1e-5, 0: 3e-5, 1: 1e-4, 2: 3e-4, 3: 1e-3, 4: 3e-3, 5: 1e-2}
 """Learning rates by exponent, half a decade apart."""
@@ -108,17 +109,12 @@ def job_of(arm: Arm, exponent: int, seed: int, stage: str = "grid") -> Job:
 
 
 def read_runs(path: Path) -> dict[Job, dict[str, Any]]:
-    """Return the finished runs; a line cut short by a kill is left out."""
+    """Return the finished runs; a last line cut short by a kill is left out."""
     runs = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                run = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(run["job"][1], bool):
-                raise SystemExit(f"{path} is of an older recipes.py: true stands for weight 4")
-            runs[Job(*run["job"])] = run
+    for _, run in read_json_lines(path, f"the runs in {path}"):
+        if isinstance(run["job"][1], bool):
+            raise SystemExit(f"{path} is of an older recipes.py: true stands for weight 4")
+        runs[Job(*run["job"])] = run
     return runs
 
 

@@ -5,11 +5,11 @@ Owns: the form of a result, and how the scores of items are kept: one pair of di
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from narrowtune.core.errors import UsageError
+from narrowtune.core.json_lines import append_json_line, read_json_lines
 from narrowtune.core.layers import LayerContributions
 from narrowtune.core.results import DriftResult, Role, TaskResult, Value
 
@@ -127,37 +127,26 @@ def unpack_scores(packed: str) -> list[float]:
 
 
 def append_result(path: Path, result: StageResult) -> None:
-    """Add a line; one that a kill cut short before is closed first, so that both can be told."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        size = file.seek(0, 2)
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(result.model_dump_json(exclude_none=True).encode() + b"\n")
+    """Add a line, in place of one that a kill cut short."""
+    append_json_line(path, result.model_dump_json(exclude_none=True))
 
 
 def read_results(path: Path) -> list[StageResult]:
     """Return the results in the file, the last one where a stage is there twice.
 
-    A line that a kill cut short is left out: its stage runs again.
+    A last line that a kill cut short is left out: its stage runs again.
 
     Raises:
-        UsageError: a whole line is none of this version's results.
+        UsageError: another line is none of this version's results.
     """
     found: dict[tuple[ChainKey, int], StageResult] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
+    asked = f"the results in {path}"
+    for number, values in read_json_lines(path, asked):
         try:
             result = StageResult.model_validate(values)
         except ValueError as error:
             raise UsageError(
-                asked=f"the results in {path}",
+                asked=asked,
                 found=f"line {number} is none of this version's results: {error}",
                 do="go on with the version that wrote them, or choose another output_dir",
             ) from None

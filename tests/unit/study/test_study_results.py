@@ -8,6 +8,7 @@ from narrowtune.study.formulas import forgetting_at, rank_correlation, score_cha
 from narrowtune.study.results import (
     BASE,
     ChainKey,
+    Shown,
     StageResult,
     TaskScores,
     append_result,
@@ -58,6 +59,26 @@ def test_results_come_back_and_a_cut_line_is_run_again(tmp_path):
     assert read_results(path) == [BEFORE, *STAGES]
     assert base_of(read_results(path)) == BEFORE
     assert by_chain(read_results(path)) == {KEY: STAGES}
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085"])
+def test_texts_with_other_marks_of_a_lines_end_lose_no_stage(tmp_path, mark):
+    path = tmp_path / "results.jsonl"
+    shown = [Shown(prompt="Say.", base=f"a{mark}b", tuned="c")]
+    told = STAGES[0].model_copy(update={"shown": shown})
+    for result in (BEFORE, told, STAGES[1]):
+        append_result(path, result)
+    assert read_results(path) == [BEFORE, told, STAGES[1]]
+
+
+def test_a_broken_line_that_is_not_the_last_is_an_error(tmp_path):
+    path = tmp_path / "results.jsonl"
+    for result in (BEFORE, *STAGES):
+        append_result(path, result)
+    first, second, third, _ = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([first, second[:-40], third, b""]))
+    with pytest.raises(UsageError, match=f"line 2 of {path} is not JSON"):
+        read_results(path)
 
 
 def test_a_stage_that_ran_twice_counts_once(tmp_path):
