@@ -17,6 +17,7 @@ from narrowtune.core.config import (
 from narrowtune.core.errors import UsageError
 from narrowtune.core.overrides import override
 from narrowtune.core.study_settings import StudySettings, load_study
+from narrowtune.core.yaml_files import parse_yaml
 
 _FLAGS = "the command line"
 
@@ -74,7 +75,7 @@ def _overrides(flags: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
                 do="write --set key=value, for example --set training.optim=adamw_torch",
             )
         try:
-            overrides[key] = yaml.safe_load(value)
+            overrides[key] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise UsageError(
                 asked=f"--set {pair}", found=str(error), do="write the value as YAML"

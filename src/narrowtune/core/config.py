@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from narrowtune.core.anchor_settings import AnchorSettings
@@ -29,6 +28,7 @@ from narrowtune.core.mistakes import describe_mistakes
 from narrowtune.core.overrides import override
 from narrowtune.core.recipes import get_recipe
 from narrowtune.core.training_settings import TrainingSettings
+from narrowtune.core.yaml_files import read_yaml
 
 Kind = TypeVar("Kind", bound=Settings)
 
@@ -337,52 +337,3 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
     """
     values = read_yaml(path, f"a run described by {path}")
     return parse_config(override(values, overrides or {}), str(path))
-
-
-class _OnceEach(yaml.SafeLoader):
-    """YAML in which a key is given once: of two lists to keep, the first must not vanish."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping.
-
-        Raises:
-            ConstructorError: a key is given twice.
-        """
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"the key {key.value} is given twice, in lines {seen[key.value]} and {line}",
-                    key.start_mark,
-                )
-            seen[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, asked: str) -> dict[str, Any]:
-    """Read a YAML file of keys and values.
-
-    Args:
-        path: of the file.
-        asked: what it is wanted for, for errors.
-
-    Raises:
-        UsageError: the file is missing, is not YAML, or holds something else.
-    """
-    do = "give a YAML file; examples/ has some to start from"
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceEach)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        found = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        if isinstance(error, (yaml.scanner.ScannerError, yaml.parser.ParserError)):
-            do = "put quotes round texts that have one of ? : # , [ ] { } in them; " + do
-        raise UsageError(asked=asked, found=found, do=do) from None
-    if not isinstance(values, dict):
-        found = f"{type(values).__name__} instead of keys and values"
-        raise UsageError(asked=asked, found=found, do=do)
-    return values

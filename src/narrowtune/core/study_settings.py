@@ -17,7 +17,6 @@ from narrowtune.core.config import (
     ModelSettings,
     TrainingSettings,
     parse_settings,
-    read_yaml,
 )
 from narrowtune.core.data_settings import (
     EVAL_BATCH_SIZE,
@@ -30,6 +29,7 @@ from narrowtune.core.data_settings import (
 from narrowtune.core.errors import UsageError
 from narrowtune.core.overrides import override
 from narrowtune.core.recipes import get_recipe
+from narrowtune.core.yaml_files import read_yaml
 
 
 class DistillationSettings(Settings):

@@ -16,6 +16,7 @@ from narrowtune.core.config import RunConfig, parse_config
 from narrowtune.core.errors import UsageError
 from narrowtune.core.results import DataSummary
 from narrowtune.core.run_folder import RunFolder, write_json, write_text
+from narrowtune.core.yaml_files import dump_yaml, parse_yaml
 from narrowtune.models.structure import recomputed_buffers
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def _acquire(lock: FileLock, folder: RunFolder) -> None:
 
 
 def _resolved(config: RunConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _check(folder: RunFolder, config: RunConfig, given: str | None, resume: bool) -> None:
@@ -133,7 +134,7 @@ def as_known_now(resolved: str) -> str:
         resolved: text of its resolved.yaml.
     """
     try:
-        return _resolved(parse_config(yaml.safe_load(resolved), "an earlier run"))
+        return _resolved(parse_config(parse_yaml(resolved), "an earlier run"))
     except (yaml.YAMLError, UsageError):
         return resolved
 
@@ -147,7 +148,7 @@ def is_held_to(resolved: str, config: RunConfig) -> bool:
         resolved: what the run was begun with, from `as_known_now`.
         config: the settings.
     """
-    before, now = yaml.safe_load(resolved), config.model_dump(mode="json")
+    before, now = parse_yaml(resolved), config.model_dump(mode="json")
     if isinstance(before, dict):
         before[_BATCH] = now[_BATCH]
     return bool(before == now)
@@ -158,7 +159,7 @@ def _is_a_run(folder: RunFolder) -> bool:
     if not folder.resolved.exists():
         return False
     try:
-        values = yaml.safe_load(folder.resolved.read_text(encoding="utf-8"))
+        values = parse_yaml(folder.resolved.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         return False
     return isinstance(values, dict) and values.keys() >= _ALWAYS
@@ -199,7 +200,7 @@ def check_batches(folder: RunFolder, model: nn.Module, config: RunConfig) -> Non
     Raises:
         UsageError: they do, and `eval_batch_size` is another than it was begun with.
     """
-    values = yaml.safe_load(folder.resolved.read_text(encoding="utf-8"))
+    values = parse_yaml(folder.resolved.read_text(encoding="utf-8"))
     before = values.get(_BATCH, config.eval_batch_size)
     if before != config.eval_batch_size and recomputed_buffers(model):
         raise UsageError(

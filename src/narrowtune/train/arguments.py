@@ -26,6 +26,9 @@ FSDP_OPTIONS = (
 """What may stand in `training.fsdp_config`: not what moves parts to the host, whose gradients the
 Trainer could not clip."""
 
+_TRIED_STEPS = 100
+"""Of a schedule, at least, where it has as many."""
+
 
 def accumulation_steps(global_batch_size: int, per_device: int, num_processes: int) -> int:
     """Return how many micro-batches make one optimiser step.
@@ -185,7 +188,7 @@ def training_arguments(
         _check_schedule(args, training.lr_scheduler_kwargs, max(1, steps))
         Trainer.get_optimizer_cls_and_kwargs(args)
     # transformers raises what it likes where a name, an option or a package is missing.
-    except (ValueError, TypeError, KeyError, ImportError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, ImportError) as error:
         raise UsageError(
             asked="these training settings",
             found=" ".join(str(error).split()) or type(error).__name__,
@@ -203,14 +206,23 @@ def training_arguments(
 
 
 def _check_schedule(args: TrainingArguments, options: dict[str, Any], steps: int) -> None:
-    """Make the schedule once, for nothing: a run makes it after the base was scored."""
-    get_scheduler(
+    """Go through the schedule once, for nothing: a run does so after the base was scored.
+
+    Raises:
+        ValueError: a rate that is no number; or whatever the schedule raises.
+    """
+    schedule = get_scheduler(
         args.lr_scheduler_type,
         optimizer=torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate),
         num_warmup_steps=int(args.warmup_steps),
         num_training_steps=steps,
         scheduler_specific_kwargs=dict(options),
     )
+    # Options may be read at some steps alone: those of a decay at its steps, an end at the last.
+    for step in (*range(1, steps, max(1, steps // _TRIED_STEPS)), steps):
+        for factor in getattr(schedule, "lr_lambdas", ()):
+            if not math.isfinite(found := factor(step)):
+                raise ValueError(f"the learning rate's schedule gives {found} at step {step}")
 
 
 def _fsdp_config(training: TrainingSettings) -> dict[str, Any] | None:

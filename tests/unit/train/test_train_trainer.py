@@ -630,6 +630,25 @@ def test_schedules_and_optimisers_that_can_not_be_made_are_told_at_once(tmp_path
     assert words in error.value.found
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        # Read in the decay alone, and at the last step alone.
+        ("warmup_stable_decay", {"num_decay_steps": 4, "min_lr_ratio": "1e-6"}, "'str'"),
+        ("warmup_stable_decay", {"num_decay_steps": 4, "min_lr_ratio": float("nan")}, "nan"),
+        ("polynomial", {"power": -1.0}, "negative power"),
+    ],
+)
+def test_a_schedule_is_gone_through_before_anything_runs(tmp_path, name, options, words):
+    config = _config(tmp_path)
+    given = {"lr_scheduler_type": name, "lr_scheduler_kwargs": options}
+    given |= {"max_steps": 1000, "warmup_ratio": 0.0}
+    changed = config.model_copy(update={"training": config.training.model_copy(update=given)})
+    with pytest.raises(UsageError) as error:
+        training_arguments(changed, num_samples=8, bf16=False, on_cpu=True, num_processes=1)
+    assert words in error.value.found
+
+
 def test_a_schedule_is_told_what_it_has_to_be(tmp_path):
     config = _config(tmp_path)
     given = {
