@@ -221,8 +221,12 @@ def _check_schedule(args: TrainingArguments, options: dict[str, Any], steps: int
     # Options may be read at some steps alone: those of a decay at its steps, an end at the last.
     for step in (*range(1, steps, max(1, steps // _TRIED_STEPS)), steps):
         for factor in getattr(schedule, "lr_lambdas", ()):
-            if not math.isfinite(found := factor(step)):
-                raise ValueError(f"the learning rate's schedule gives {found} at step {step}")
+            found = factor(step)
+            if not (isinstance(found, (int, float)) and math.isfinite(found)):
+                raise ValueError(
+                    f"lr_scheduler_kwargs {options}, by which the rate of step {step} is "
+                    f"{found!r} times learning_rate"
+                )
 
 
 def _fsdp_config(training: TrainingSettings) -> dict[str, Any] | None:

@@ -634,8 +634,12 @@ def test_schedules_and_optimisers_that_can_not_be_made_are_told_at_once(tmp_path
     ("name", "options", "words"),
     [
         # Read in the decay alone, and at the last step alone.
-        ("warmup_stable_decay", {"num_decay_steps": 4, "min_lr_ratio": "1e-6"}, "'str'"),
-        ("warmup_stable_decay", {"num_decay_steps": 4, "min_lr_ratio": float("nan")}, "nan"),
+        ("warmup_stable_decay", {"num_decay_steps": 4, "min_lr_ratio": "1e-6"}, "is '1e-6' times"),
+        (
+            "warmup_stable_decay",
+            {"num_decay_steps": 4, "min_lr_ratio": float("nan")},
+            "is nan times",
+        ),
         ("polynomial", {"power": -1.0}, "negative power"),
     ],
 )
