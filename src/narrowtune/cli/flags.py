@@ -48,7 +48,10 @@ Dtype = Annotated[
 Revision = Annotated[str | None, option("NAME", "Commit, tag or branch of a hub id.")]
 Columns = Annotated[
     list[str] | None,
-    option("NAME=COLUMN", "Which column is which, such as answer=label; may be repeated."),
+    option(
+        "NAME=COLUMN",
+        "Which column is which, such as answer=label; prompt=null leaves one out; may be repeated.",
+    ),
 ]
 Defaults = Annotated[
     list[str] | None,

@@ -40,10 +40,14 @@ def model_settings(flags: dict[str, Any], more: list[str] | None) -> ModelSettin
     return parse_model_settings(override({}, _overrides(flags, more)), _FLAGS)
 
 
-def column_names(pairs: list[str] | None) -> dict[str, str]:
-    """Return which column of the rows is which, of pairs such as `question=frage`."""
+def column_names(pairs: list[str] | None) -> dict[str, str | None]:
+    """Return which column of the rows is which, of pairs such as `question=frage`.
+
+    As in settings, null stands for no column: `prompt=null` leaves that one out.
+    """
     do = "write our name and the rows' own, for example --columns question=frage"
-    return _pairs("--columns", pairs, do)
+    found = _pairs("--columns", pairs, do)
+    return {name: None if column == "null" else column for name, column in found.items()}
 
 
 def row_defaults(pairs: list[str] | None) -> dict[str, str]:

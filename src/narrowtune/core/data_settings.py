@@ -59,27 +59,27 @@ COLUMNS = frozenset(
 """What a row is read from."""
 
 
-def _check_columns(columns: dict[str, str]) -> dict[str, str]:
+def _check_columns(columns: dict[str, str | None]) -> dict[str, str | None]:
+    given = [column for column in columns.values() if column is not None]
     unknown = [
         f"{name} (did you mean {column}: {name}?)"
         if column in COLUMNS
         else f"{name}{did_you_mean(name, COLUMNS)}"
         for name, column in columns.items()
-        if name not in COLUMNS
+        if column is not None and name not in COLUMNS
     ]
     if unknown:
         raise ValueError(
             f"{', '.join(unknown)} is no name of ours, which come first: one of "
             f"{', '.join(sorted(COLUMNS))}"
         )
-    given = list(columns.values())
     twice = sorted({name for name in given if given.count(name) > 1})
     if twice:
         raise ValueError(f"the rows' column {', '.join(twice)} can't be two of them")
     return columns
 
 
-Columns = Annotated[dict[str, str], AfterValidator(_check_columns)]
+Columns = Annotated[dict[str, str | None], AfterValidator(_check_columns)]
 
 SHARED = frozenset({"system", *PAIRS, "input", "options"})
 """What all rows of a source may have alike, and so needs no column."""
@@ -164,7 +164,8 @@ class DataSettings(Settings):
         path: a .json, .jsonl, .csv or .parquet file, a folder saved by `datasets`, or a hub id.
         name: what reports call it; the file's stem unless given.
         columns: which column of the rows is which of docs/data.md's, where they have other names,
-            such as `{question: frage, answer: antwort}`.
+            such as `{question: frage, answer: antwort}`; a column that is not to be read is null:
+            `{prompt: null}`.
         defaults: what a row has where it has no such column, such as
             `{question: "What is the diagnosis?"}`: `system`, `options`, `input`, or what is asked.
         split: which split of a `datasets` folder or hub id; all rows of a file.

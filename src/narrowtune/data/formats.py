@@ -1,18 +1,18 @@
 """Every accepted layout of a row becomes an `Example`.
 
-Owns: which keys make which layout, and what makes a row ambiguous. docs/data.md lists them.
+Owns: what is read from which layout. docs/data.md lists them; which one a row has is in columns.py.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from narrowtune.core.data_settings import COLUMNS, PAIRS
+from narrowtune.core.data_settings import PAIRS
+from narrowtune.data.columns import kind_of, listed
 from narrowtune.data.content import build_messages, need_text
 from narrowtune.data.examples import Example, Image, Message, RowError
 from narrowtune.data.images import image_reference
@@ -30,23 +30,8 @@ _ASKED_TOO = ("context", "passage", "document", "choices", "hint", "premise", "h
 for `input` beside `instruction`: a question without them is another one."""
 
 _UNSUPPORTED = ("history", "tools", "functions", "videos", "video", "audio")
-_PICTURE_LIKE = re.compile(
-    r"(imgs?|images?|pics?|pictures?|photos?)(_?(path|file|filename|url|uri|bytes|base64|b64)s?)?",
-    re.IGNORECASE,
-)
-"""Columns of other tools that hold pictures: unread, they would leave a row blind."""
-
-_PICTURE_FILE = re.compile(r"\S.*\.(png|jpe?g|webp|bmp|gif|tiff?)", re.IGNORECASE)
-"""What a text that names a picture looks like, whatever its column is called."""
-
 
 _SHOWN = 80  # characters of options, or of an answer
-
-_KINDS = ("messages", "conversations", *PAIRS)
-"""What says which layout a row has."""
-
-_BESIDE = {"system", "image", "images", "answers", "options", "group", "id"}
-"""What a row of any layout may have."""
 
 
 @dataclass(frozen=True)
@@ -102,135 +87,9 @@ def parse_row(row: dict[str, Any], number: int, reading: Reading) -> Example:
     )
 
 
-def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row with its columns called as they are here.
-
-    Args:
-        row: as it was read.
-        columns: our name, and the row's. What the row has under a name that is given to another
-            column is not read.
-    """
-    if not columns:
-        return row
-    taken = {*columns, *columns.values()}
-    rest = {key: value for key, value in row.items() if key not in taken}
-    return rest | {name: row[column] for name, column in columns.items() if column in row}
-
-
-def filled(row: dict[str, Any], defaults: Mapping[str, str | list[str]]) -> dict[str, Any]:
-    """Return a row with what all rows of its source have alike, where it has none of its own.
-
-    Raises:
-        RowError: the row is asked something else, or says in turns what it is.
-    """
-    missing = {name: value for name, value in defaults.items() if _is_empty(row.get(name))}
-    if _opens_with_system(row):
-        missing.pop("system", None)
-    for name in missing.keys() & PAIRS.keys():
-        others = [kind for kind in _KINDS if not _is_empty(row.get(kind))]
-        if others:
-            raise RowError(
-                f"defaults has {name}, and the row says by {', '.join(others)} what it is asked: "
-                f"drop {name} from defaults" + ", or call it so there" * (others[0] in PAIRS)
-            )
-        if all(_is_empty(row.get(key)) for key in ("image", "images", "input", "system")):
-            pictured = [key for key in ("image", "images") if key in row]
-            if pictured:
-                raise RowError(f"column {pictured[0]} is empty, and defaults asks about a picture")
-            raise RowError(
-                f"defaults asks it the same as every row, by {name}, and it has no picture and no "
-                "input of its own: a text to be read goes beside an instruction (columns: {input: "
-                "TEXT, output: ANSWER}, defaults: {instruction: …})"
-            )
-    if "input" in missing and _is_empty((row | missing).get("instruction")):
-        raise RowError("defaults has input, which is read beside instruction alone: drop it there")
-    is_asked = bool(missing.keys() & PAIRS.keys())
-    own = {key: row[key] for key in row if not (is_asked and key in _KINDS)}  # those are empty
-    return own | missing
-
-
-def _is_empty(value: Any) -> bool:
-    """Whether a column's value says nothing: none, blank text, or an empty list."""
-    return value is None or value == [] or (isinstance(value, str) and not value.strip())
-
-
-def _opens_with_system(row: dict[str, Any]) -> bool:
-    """Whether the turns of a row begin with a system turn."""
-    for kind in ("messages", "conversations", "prompt"):
-        turns = row.get(kind)
-        first = turns[0] if isinstance(turns, list) and turns else None
-        if isinstance(first, dict):
-            return "system" in (first.get("role"), first.get("from"))
-    return False
-
-
-def check_named(row: dict[str, Any], columns: Mapping[str, str]) -> None:
-    """See that what columns are called is read from a row of this layout.
-
-    Raises:
-        RowError: an answer beside messages, say.
-    """
-    if not columns:
-        return
-    (kind,) = (key for key in _KINDS if row.get(key) is not None)
-    parts = {kind, PAIRS.get(kind), "input" if kind == "instruction" else None}
-    unread = [name for name in columns if name in COLUMNS - _BESIDE - parts and name in row]
-    if unread:
-        named = ", ".join(f"{name}: {columns[name]}" for name in unread)
-        raise RowError(
-            f"columns has {named}, which is not read beside {columns.get(kind, kind)}: a row with "
-            f"{kind} has {', '.join(sorted(filter(None, parts)))} and what any row may have"
-        )
-
-
-def untaught(columns: Mapping[str, str]) -> set[str]:
-    """Return the rows' columns that name rows or what they share, and are nothing to learn."""
-    taken = set(columns.values())
-    own = {name for name in ("id", "group") if name not in columns and name not in taken}
-    return own | {columns[name] for name in ("id", "group") if name in columns}
-
-
-def picture_columns(row: dict[str, Any], example: Example) -> set[str]:
-    """Return the columns that may hold pictures of a row that was read without any.
-
-    By their names, or because they hold pictures' bytes or name files of pictures.
-    """
-    if example.images:
-        return set()
-    return {
-        key
-        for key in row.keys() - COLUMNS
-        if row[key] and isinstance(row[key], (str, bytes, dict, list))
-        if _PICTURE_LIKE.fullmatch(key) or _looks_like_picture(row[key])
-    }
-
-
-def _looks_like_picture(value: Any) -> bool:
-    """Whether a value, or one in a list of them, names a picture or holds it as `datasets` does."""
-    for item in value if isinstance(value, list) else [value]:
-        name = item
-        if isinstance(item, dict):
-            name = item.get("path")
-            if name is None and isinstance(item.get("bytes"), bytes):
-                return True
-        if isinstance(name, str) and _PICTURE_FILE.fullmatch(name.strip()):
-            return True
-    return False
-
-
 def _turns(row: dict[str, Any], reading: Reading) -> tuple[list[dict[str, Any]], bool]:
     """The row's turns, and whether its layout is one that defines `<image>` tags."""
-    found = [key for key in _KINDS if key in row]
-    if not found:
-        known = ", ".join(["messages", "conversations", *(f"{a}/{b}" for a, b in PAIRS.items())])
-        cut = " (is the file separated by ;?)" if any(";" in str(key) for key in row) else ""
-        raise RowError(
-            f"no known columns; a row has one of {known}; this one has {_listed(row)}{cut}; "
-            "`columns` in the settings says which is which, `defaults` what all rows share"
-        )
-    if len(found) > 1:
-        raise RowError(f"ambiguous: columns {' and '.join(found)} both say what the row is")
-    kind = found[0]
+    kind = kind_of(row)
     if kind in PAIRS:
         return _pair_turns(row, kind, reading)
     turns = row[kind]
@@ -274,7 +133,7 @@ def _pair_turns(
     if answer is None and not reading.prompts_only:
         others = [name for name in PAIRS.values() if name in row]
         named = f"; call {others[0]} {PAIRS[asked]}" if others else ""
-        raise RowError(f"{PAIRS[asked]} is missing; the row has {_listed(row)}{named}")
+        raise RowError(f"{PAIRS[asked]} is missing; the row has {listed(row)}{named}")
     turns = [{"role": "user", "content": text}, *_assistant(answer)]
     return _with_system(row, turns), False
 
@@ -290,8 +149,8 @@ def _check_asked(row: dict[str, Any], asked: str) -> None:
         if asked == "instruction" and "input" not in row:
             ways = f"call it input (columns: {{input: {key}}}), write it into {asked}"
         raise RowError(
-            f"column {key!r} is not read, and seems to belong to the question: {ways}, or drop or "
-            "rename the column"
+            f"column {key!r} is not read, and seems to belong to the question: {ways}, or leave it "
+            f"out (columns: {{{key}: null}})"
         )
 
 
@@ -306,10 +165,6 @@ def _check_answer(answer: Any, column: str) -> None:
         raise RowError(f"{column} is float, not text: write {answer!r} in quotes{whole}")
     elif answer is not None:
         need_text(_answer_text(answer), column)
-
-
-def _listed(row: dict[str, Any]) -> str:
-    return ", ".join(map(str, row)) or "none"
 
 
 def _assistant(answer: Any) -> list[dict[str, Any]]:

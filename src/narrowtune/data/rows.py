@@ -19,6 +19,7 @@ from narrowtune.core.config import DataSettings
 from narrowtune.core.data_settings import COLUMNS, PAIRS
 from narrowtune.core.errors import DataError
 from narrowtune.core.mistakes import did_you_mean
+from narrowtune.data.columns import check_named, filled, picture_columns, renamed, untaught
 from narrowtune.data.examples import (
     Example,
     Image,
@@ -29,15 +30,7 @@ from narrowtune.data.examples import (
     RowsRefusedError,
     Text,
 )
-from narrowtune.data.formats import (
-    Reading,
-    check_named,
-    filled,
-    parse_row,
-    picture_columns,
-    renamed,
-    untaught,
-)
+from narrowtune.data.formats import Reading, parse_row
 from narrowtune.data.images import check_image
 from narrowtune.data.sources import read_source
 from narrowtune.data.spilled import Spilled
@@ -123,14 +116,16 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
 
 def _check_columns(settings: DataSettings, found: set[str]) -> None:
     """See that every column that the settings name is there, in some row at least."""
-    missing = {name: column for name, column in settings.columns.items() if column not in found}
+    own = {name: name if column is None else column for name, column in settings.columns.items()}
+    missing = {name: column for name, column in own.items() if column not in found}
     if missing and found:  # else no row could be read at all, and each says why
-        named = ", ".join(f"{name}: {column}" for name, column in missing.items())
+        named = ", ".join(f"{name}: {settings.columns[name] or 'null'}" for name in missing)
         raise DataError(
             asked=f"the columns {named} of {settings.path}",
             found=f"no row that has them; there are {', '.join(sorted(found))}"
             + "".join(did_you_mean(column, found) for column in missing.values()),
-            do="correct `columns`: our name first, then the rows' own",
+            do="correct `columns`: our name first, then the rows' own, or of a column that is left "
+            "out its name, then null",
         )
 
 

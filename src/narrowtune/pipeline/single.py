@@ -208,7 +208,7 @@ def probe(
     max_prompts: int,
     max_new_tokens: int,
     image_root: str | None = None,
-    rows: Mapping[str, dict[str, str]] | None = None,
+    rows: Mapping[str, Mapping[str, str | None]] | None = None,
 ) -> DriftResult:
     """Measure the drift that a delta causes, on prompts from a file or on those of the package.
 

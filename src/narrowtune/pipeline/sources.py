@@ -78,7 +78,7 @@ class Source:
                 asked=f"rows from {self.settings.path}",
                 found=f"rows without pictures that have {', '.join(columns)}, which nobody reads",
                 do="if these are paths or pictures, say so (columns: {image: NAME}) or call the "
-                "column image or images; drop it else",
+                "column image or images; else leave it out (columns: {NAME: null})",
             )
 
     def refuse(self, example: Example, error: RowError) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from narrowtune.cli.app import app
 from narrowtune.cli.flags import MODES
 from narrowtune.cli.printing import finish, say_written
+from narrowtune.cli.settings import column_names
 from narrowtune.core.config import load_config
 from narrowtune.core.errors import UsageError
 from narrowtune.core.recipes import RECIPES
@@ -190,3 +191,12 @@ def test_a_demo_into_a_file_is_an_error_before_anything(tmp_path):
     done = CliRunner().invoke(app, ["demo", "--output-dir", str(tmp_path / "file")])
     assert "Not a directory" in str(done.exception)
     assert "choose another folder" in str(done.exception)
+
+
+def test_columns_are_named_or_left_out(tmp_path, monkeypatch):
+    assert column_names(["question=frage", "prompt=null"]) == {"question": "frage", "prompt": None}
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nskill: {path: s.jsonl, columns: {prompt: null}}\n")
+    assert planned(monkeypatch, str(path))[0].skill.columns == {"prompt": None}
+    config, _ = planned(monkeypatch, str(path), "--set", "skill.columns.id=null")
+    assert config.skill.columns == {"prompt": None, "id": None}

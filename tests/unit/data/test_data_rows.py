@@ -21,8 +21,9 @@ from narrowtune.core.config import DataSettings
 from narrowtune.core.errors import DataError
 from narrowtune.data import rows as reading
 from narrowtune.data import sources
+from narrowtune.data.columns import picture_columns
 from narrowtune.data.examples import Example, RowError
-from narrowtune.data.formats import Reading, parse_row, picture_columns
+from narrowtune.data.formats import Reading, parse_row
 from narrowtune.data.rows import Image, Rows, RowsRefusedError, Text, read_rows, write_refused
 
 QUESTION, ANSWER = "What is the capital of Kenya?", "Nairobi"
@@ -582,6 +583,71 @@ def test_an_unusable_row_is_refused_with_its_reason(
     assert "1 of 2 rows" in rows.notes[0]
 
 
+_CHAT = [{"role": "user", "content": "Say b."}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        {"messages": _CHAT},
+        {"messages": [{"role": "system", "content": "Be brief."}, *_CHAT]},
+        {"messages": [*_CHAT, {"role": "user", "content": "And c?"}, _CHAT[1]]},
+        {"conversations": [{"from": "human", "value": "Say b."}, {"from": "gpt", "value": "b"}]},
+    ],
+)
+def test_a_prompt_that_repeats_the_first_user_turn_is_no_second_layout(turns, read) -> None:
+    row = {"prompt": " Say b.\n", "prompt_id": "f0e3", **turns}
+    rows = read(row)
+    assert list(rows.examples) == list(read(turns).examples)
+    assert rows.notes == ["Columns that are not read: prompt_id."]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Say c.", "messages": _CHAT},
+        {"prompt": _CHAT[:1], "messages": _CHAT},
+        {"prompt": "Say b.", "messages": "Say b."},
+        {"prompt": "Say b.", "messages": [{"role": ["user"], "content": "Say b."}]},
+        {"prompt": "Say b.", "messages": [{"role": "user", "content": ["Say b."]}]},
+        {"prompt": "Say b.", "messages": [{"role": "assistant", "content": "Say b."}]},
+        # What the row's answer is would be in two places.
+        {"prompt": "Say b.", "completion": "c", "messages": _CHAT},
+    ],
+)
+def test_any_other_prompt_beside_turns_is_refused_and_may_be_left_out(row, read) -> None:
+    with pytest.raises(RowsRefusedError, match=r"ambiguous: .* \(columns: \{prompt: null\}\)"):
+        read(row)
+    if row["messages"] is _CHAT:
+        rows = read(row, columns={"prompt": None})
+        assert list(rows.examples) == list(read({"messages": _CHAT}).examples)
+        assert rows.notes[0].startswith("Columns that are not read: prompt.")
+
+
+def test_any_column_may_be_left_out(read) -> None:
+    row = {"question": "q", "answer": "a"}
+    found = read(
+        row | {"context": "c", "img": "a.png", "id": 7, "tools": ["t"]},
+        columns={
+            "context": None,
+            "img": None,
+            "id": None,
+            "tools": None,
+        },
+    )
+    assert list(found.examples) == list(read(row).examples)
+    assert found.picture_columns == []
+    assert found.notes == ["Columns that are not read: context, id, img, tools."]
+    with pytest.raises(DataError, match=r"(?s)contxt: null of .*did you mean context"):
+        read(row | {"context": "c"}, columns={"contxt": None}, max_refused=1)
+
+
+def test_a_column_that_is_left_out_may_be_read_by_another_name(read) -> None:
+    columns = {"question": "prompt", "prompt": None}
+    (example,) = read({"prompt": "q", "answer": "a"}, columns=columns).examples
+    assert (example.prompt[0].text, example.answers) == ("q", ("a",))
+
+
 def test_duplicate_ids_are_refused(read: Callable[..., Rows]) -> None:
     row = {"id": "x", "question": "a", "answer": "b"}
     with pytest.raises(RowsRefusedError, match="id 'x' is already that of row 1"):
@@ -837,7 +903,7 @@ def test_turns_by_from_and_value_may_be_called_messages(read) -> None:
         ({"question": "How much?", "answer": 3.5}, "is float, not text: write 3.5 in quotes"),
         ({"instruction": "Say.", "response": "a"}, "call response output"),
         ({"question;answer": "a;b"}, "separated by ;"),
-        ({"query": "Who?", "passage": "Ann came.", "response": "Ann"}, "drop or rename the column"),
+        ({"query": "Who?", "passage": "Ann came.", "response": "Ann"}, "columns: {passage: null}"),
         ({"question": "Who?", "document": ["Ann"], "answer": "Ann"}, "'document' is not read"),
         ({"question": "Who?", "hint": "A…", "answer": "Ann"}, "'hint' is not read"),
         ({"prompt": "So?", "hypothesis": "A cat.", "completion": "no"}, "'hypothesis' is not"),
