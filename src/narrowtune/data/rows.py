@@ -78,20 +78,20 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
     pictures: set[str] = set()
     unreadable: list[RefusedRow] = []
     unusable: list[RefusedRow] = []
-    seen: dict[str, int] = {}
+    ids = _Ids()
     shared: Counter[str] = Counter()
-    readable = _readable(settings, reading, unreadable, seen, columns, pictures, shared)
+    readable = _readable(settings, reading, unreadable, ids, columns, pictures, shared)
     # Taken as they are read: many rows, or the pictures in them, would fill the memory.
     parsed: Iterable[Example] = readable
     notes = []
     if settings.limit is not None:
         parsed = drawn = draw_examples(readable, settings.limit, seed)
-        if len(drawn) < len(seen):
-            notes.append(f"{len(drawn)} of {len(seen)} rows, drawn with seed {seed}.")
+        if len(drawn) < len(ids):
+            notes.append(f"{len(drawn)} of {len(ids)} rows, drawn with seed {seed}.")
     digest = hashlib.sha256()
     examples = Spilled(_digested(_with_pictures(parsed, settings.path, unusable), digest))
     refused = [*unreadable, *unusable]
-    num_rows = len(seen) + len(unreadable)
+    num_rows = len(ids) + len(unreadable)
     _check_columns(settings, columns)
     if len(refused) > settings.max_refused:
         raise RowsRefusedError(refused, settings.max_refused, num_rows)
@@ -103,7 +103,7 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         )
     if refused:
         notes.append(f"{len(refused)} of {num_rows} rows could not be used (rows_refused.jsonl).")
-    notes += _shared_notes(settings, shared, len(seen))
+    notes += [*ids.notes(), *_shared_notes(settings, shared, len(ids))]
     # A column is read by the name that it is given, or by its own where no other has that.
     own = COLUMNS - settings.columns.keys()
     unread = columns - own - set(settings.columns.values())
@@ -152,11 +152,48 @@ def _shared_notes(settings: DataSettings, shared: Counter[str], num_rows: int) -
     ]
 
 
+class _Ids:
+    """Sees that ids differ: answers before and after are paired by them, and rows left out.
+
+    Of rows with one id (a picture's, say) the first keeps it, and the others get a number: what
+    they are called then depends on their order, and on no row with another id.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+        self._num_renamed, self._first = 0, ""
+
+    def __len__(self) -> int:
+        """Return the number of ids so far."""
+        return len(self._last)
+
+    def unlike(self, id: str) -> str:
+        """Return an id that no row before has: `id`, or `id#2` and so on."""
+        number, name = self._last.get(id, 0), id
+        while name in self._last:
+            number += 1
+            name = f"{id}#{number}"
+        self._last |= {name: 1, id: number or 1}
+        if name != id:
+            self._num_renamed += 1
+            self._first = self._first or name
+        return name
+
+    def notes(self) -> list[str]:
+        """Say how many rows are not called what they call themselves."""
+        if not self._num_renamed:
+            return []
+        return [
+            f"{self._num_renamed} rows have the id of a row before them, and are called by it and "
+            f"a number, such as {self._first}."
+        ]
+
+
 def _readable(
     settings: DataSettings,
     reading: Reading,
     refused: list[RefusedRow],
-    seen: dict[str, int],
+    ids: _Ids,
     columns: set[str],
     pictures: set[str],
     shared: Counter[str],
@@ -165,7 +202,7 @@ def _readable(
 
     Args:
         refused: gets those that can't.
-        seen: gets each one's number by its id.
+        ids: sees that these differ.
         columns: gets the columns of all rows.
         pictures: gets those that nothing is read from and that may hold pictures.
         shared: gets how many rows have each of `settings.defaults`.
@@ -179,15 +216,13 @@ def _readable(
             values = filled(own, settings.defaults)
             example = parse_row(values, raw.number, reading)
             check_named(values, settings.columns)
-            if example.id in seen:
-                raise RowError(f"the id {example.id!r} is already that of row {seen[example.id]}")
         except RowError as error:
             refused.append(error.refused(settings.path, raw.number))
             continue
-        seen[example.id] = raw.number
         shared.update(name for name in settings.defaults if values.get(name) != own.get(name))
         pictures |= picture_columns(values, example)
-        yield example
+        name = ids.unlike(example.id)
+        yield example if name == example.id else replace(example, id=name)
 
 
 def write_refused(path: Path, rows: Iterable[RefusedRow]) -> None:

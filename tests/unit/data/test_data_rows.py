@@ -25,6 +25,7 @@ from narrowtune.data.columns import picture_columns
 from narrowtune.data.examples import Example, RowError
 from narrowtune.data.formats import Reading, parse_row
 from narrowtune.data.rows import Image, Rows, RowsRefusedError, Text, read_rows, write_refused
+from narrowtune.evaluate.tasks import make_task
 
 QUESTION, ANSWER = "What is the capital of Kenya?", "Nairobi"
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -648,10 +649,45 @@ def test_a_column_that_is_left_out_may_be_read_by_another_name(read) -> None:
     assert (example.prompt[0].text, example.answers) == ("q", ("a",))
 
 
-def test_duplicate_ids_are_refused(read: Callable[..., Rows]) -> None:
-    row = {"id": "x", "question": "a", "answer": "b"}
-    with pytest.raises(RowsRefusedError, match="id 'x' is already that of row 1"):
-        read(row, row)
+def test_rows_with_one_id_get_a_number_and_a_note_says_so(tmp_path, read) -> None:
+    def row(name: str) -> dict[str, str]:
+        return {"id": name, "question": "a", "answer": "b"}
+
+    # One calls itself what another would be called.
+    rows = read(*map(row, ["x", "y", "x", "x#3", "x", "x", "x#3", "y"]))
+    names = ["x", "y", "x#2", "x#3", "x#4", "x#5", "x#3#2", "y#2"]
+    assert [example.id for example in rows.examples] == names
+    assert rows.notes == [
+        "5 rows have the id of a row before them, and are called by it and a number, such as x#2."
+    ]
+    assert rows.num_rows == 8
+    # Rows with other ids, before or between, change nothing.
+    again = read(*map(row, ["z", "x", "z", "x"]))
+    assert [example.id for example in again.examples] == ["z", "x", "z#2", "x#2"]
+    assert read(row("x"), row("y")).notes == []
+    # Scored: every item is one of its own, and the same one each time.
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row('x'))}\n" * 3))
+    settings = DataSettings(path=str(tmp_path / "rows.jsonl"))
+    tasks = [make_task(settings, read_rows(settings).examples, "held_out") for _ in range(2)]
+    assert [example.id for example in tasks[0].examples] == ["x", "x#2", "x#3"]
+    assert tasks[0].sha256 == tasks[1].sha256
+
+
+def test_draws_and_pictures_of_rows_with_one_id(tmp_path, png, read) -> None:
+    """As in llava_instruct_150k, where ids are pictures'."""
+    rows = []
+    for name in ("red", "blue"):
+        (tmp_path / f"{name}.png").write_bytes(png(colour=name))
+        for number in range(3):
+            asked = {"from": "human", "value": f"<image>\n{number}?"}
+            said = [asked, {"from": "gpt", "value": "a"}]
+            rows.append({"id": name, "image": f"{name}.png", "conversations": said})
+    found = read(*rows)
+    assert len({example.id for example in found.examples}) == 6
+    assert len({example.group for example in found.examples}) == 2
+    drawn = [example.id for example in read(*rows, limit=3).examples]
+    assert len(drawn) == len(set(drawn)) == 3
+    assert drawn == [example.id for example in read(*rows, limit=3).examples]
 
 
 def test_options_must_hold_the_answer(read: Callable[..., Rows]) -> None:
@@ -754,8 +790,8 @@ def test_rows_that_a_limit_leaves_out_are_not_held(
     rows = read(*table, table[3], limit=4, max_refused=2)
     assert held.most <= 6
     assert rows.num_rows == 61
-    assert [row.row for row in rows.refused] == [8, 61]
-    assert "4 of 59 rows" in rows.notes[0]
+    assert [row.row for row in rows.refused] == [8]
+    assert "4 of 60 rows" in rows.notes[0]
     assert len(read(*table[:7], limit=7).notes) == 0
 
 
