@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from narrowtune.core.errors import DataError
@@ -93,6 +93,8 @@ class Example:
         options: what an answer is chosen from, if the row lists it.
         group: entity or picture that rows share; None if the row stands alone.
         row: 1-based number in the file.
+        is_told_by_system: whether its system turn holds what it is about, such as a document, so
+            that rows of its source which ask the same are told apart by it (contexts.py).
     """
 
     id: str
@@ -101,6 +103,7 @@ class Example:
     options: tuple[str, ...] = ()
     group: str | None = None
     row: int = 0
+    is_told_by_system: bool = False
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -115,13 +118,30 @@ class Example:
         return tuple(image for message in self.messages for image in message.images)
 
     @cached_property
-    def text_hash(self) -> str:
-        """SHA-256 of the prompt's text as `normalised` has it.
+    def asked_hash(self) -> str:
+        """SHA-256 of the prompt's text as `normalised` has it, whatever its system turn says.
 
         Pictures' hashes are mixed in: "What is this?" about two pictures is two prompts.
         """
-        parts = [normalised(self.prompt), *self.image_hashes]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return _hash(normalised(self.prompt), *self.image_hashes)
+
+    @property
+    def system(self) -> str:
+        """The text of its system turn; empty without one."""
+        opens = bool(self.messages) and self.messages[0].role == "system"
+        return self.messages[0].text if opens else ""
+
+    @cached_property
+    def system_hash(self) -> str:
+        """SHA-256 of its system turn's text, as `folded_hash` has it."""
+        return folded_hash(self.system)
+
+    @property
+    def text_hash(self) -> str:
+        """Which prompt it is: what is asked, and the system turn where that tells rows apart."""
+        if not self.is_told_by_system:
+            return self.asked_hash
+        return _hash(self.asked_hash, "system", self.system_hash)
 
     @property
     def cluster(self) -> str:
@@ -139,8 +159,21 @@ class Example:
 
 def normalised(prompt: Sequence[Message]) -> str:
     """Return a prompt's text without system turns after NFKC, case folding and one space."""
-    turns = [message.text for message in prompt if message.role != "system"]
-    return " ".join(unicodedata.normalize("NFKC", "\n".join(turns)).casefold().split())
+    return _folded("\n".join(message.text for message in prompt if message.role != "system"))
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+@lru_cache(maxsize=8)  # all rows of a source may have one system turn, and a long one
+def folded_hash(text: str) -> str:
+    """Return the SHA-256 of a text as `normalised` has it; nothing of an empty one."""
+    return _hash(_folded(text)) if text else ""
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _sha256(image: Image) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from narrowtune.core.data_settings import COLUMNS, PAIRS
 from narrowtune.core.errors import DataError
 from narrowtune.core.mistakes import did_you_mean
 from narrowtune.data.columns import check_named, filled, picture_columns, renamed, untaught
+from narrowtune.data.contexts import Contexts
 from narrowtune.data.examples import (
     Example,
     Image,
@@ -89,7 +90,9 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         if len(drawn) < len(ids):
             notes.append(f"{len(drawn)} of {len(ids)} rows, drawn with seed {seed}.")
     digest = hashlib.sha256()
-    examples = Spilled(_digested(_with_pictures(parsed, settings.path, unusable), digest))
+    contexts = Contexts()
+    usable = contexts.seen(_with_pictures(parsed, settings.path, unusable))
+    examples: Sequence[Example] = Spilled(_digested(usable, digest))
     refused = [*unreadable, *unusable]
     num_rows = len(ids) + len(unreadable)
     _check_columns(settings, columns)
@@ -103,7 +106,8 @@ def read_rows(settings: DataSettings, *, prompts_only: bool = False, seed: int =
         )
     if refused:
         notes.append(f"{len(refused)} of {num_rows} rows could not be used (rows_refused.jsonl).")
-    notes += [*ids.notes(), *_shared_notes(settings, shared, len(ids))]
+    examples, told = contexts.told(examples)
+    notes += [*ids.notes(), *_shared_notes(settings, shared, len(ids)), *told]
     # A column is read by the name that it is given, or by its own where no other has that.
     own = COLUMNS - settings.columns.keys()
     unread = columns - own - set(settings.columns.values())

@@ -122,7 +122,7 @@ def find_overlap(left: Iterable[Example], right: Iterable[Example]) -> list[Over
     """Return pairs with the same normalised prompt or the same picture, one per row of `left`.
 
     For rows with pictures the prompt counts together with its pictures: one question about two
-    pictures is no overlap, two questions about one picture are.
+    pictures is no overlap, two questions about one picture are. Of system turns see `Prompts`.
     """
     return find_overlaps(left, {"": right})[""]
 
@@ -141,19 +141,55 @@ def find_overlaps(
     return found
 
 
+class Prompts:
+    """The prompts of some rows, to find those of others among them.
+
+    Two rows ask the same with whatever system turns; but where these tell one of them apart
+    (`Example.is_told_by_system`), with the same one, or where the other has none.
+    """
+
+    def __init__(self, examples: Iterable[Example] = ()) -> None:
+        # Ids of the first row each; most rows have no system turn, and stand in the first alone.
+        self._bare: dict[str, str] = {}
+        self._framed: dict[str, str] = {}
+        self._told: dict[str, str] = {}
+        self._exact: dict[tuple[str, str], str] = {}
+        for example in examples:
+            self.add(example)
+
+    def add(self, example: Example) -> None:
+        """Take a row in."""
+        asked, system = example.asked_hash, example.system_hash
+        if not system:
+            self._bare.setdefault(asked, example.id)
+            return
+        (self._told if example.is_told_by_system else self._framed).setdefault(asked, example.id)
+        self._exact.setdefault((asked, system), example.id)
+
+    def find(self, example: Example) -> str | None:
+        """Return the id of a row with the same prompt, or None."""
+        asked, system = example.asked_hash, example.system_hash
+        found = [self._bare.get(asked), self._exact.get((asked, system))]
+        if not example.is_told_by_system:
+            found.append(self._framed.get(asked))
+        if not system:
+            found.append(self._told.get(asked))
+        return next((id for id in found if id is not None), None)
+
+
 class _Index:
-    """The ids of the first row that has a prompt, and of the first that has a picture."""
+    """The prompts of rows, and the ids of the first that has a picture."""
 
     def __init__(self, examples: Iterable[Example]) -> None:
-        self.by_text: dict[str, str] = {}
+        self.prompts = Prompts()
         self.by_image: dict[str, str] = {}
         for example in examples:
-            self.by_text.setdefault(example.text_hash, example.id)
+            self.prompts.add(example)
             for name in example.image_hashes:
                 self.by_image.setdefault(name, example.id)
 
     def find(self, example: Example) -> Overlap | None:
-        same = self.by_text.get(example.text_hash)
+        same = self.prompts.find(example)
         if same is not None:
             return Overlap(example.id, same, "prompt")
         pictures = (self.by_image.get(name) for name in example.image_hashes)

@@ -113,4 +113,5 @@ def _content(example: Example) -> list[object]:
         for message in example.prompt
     ]
     pictures = example.image_hashes
-    return [example.id, turns, pictures, example.answers, example.options, example.group]
+    told = ["told by system"] if example.is_told_by_system else []  # another cluster, then
+    return [example.id, turns, pictures, example.answers, example.options, example.group, *told]

@@ -15,7 +15,7 @@ from narrowtune.core.results import DataSummary
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded
 from narrowtune.data.examples import Example, RefusedRow, RowError, RowsRefusedError
-from narrowtune.data.splits import draw_key, find_overlap, split_examples
+from narrowtune.data.splits import Prompts, draw_key, find_overlap, split_examples
 from narrowtune.pipeline.prompts import ANCHOR_KEY, AnchorPrompts, unusable_pictures
 from narrowtune.pipeline.sources import Source
 
@@ -99,13 +99,13 @@ def read_held(
         DataError: the file of a skill can't be read, or is not the one that it was taught with.
     """
     found = AnchorPrompts([], [], [])
-    now = {example.text_hash for example in learned} if taught else set()
+    now = Prompts(learned if taught else ())
     for skill in taught:
         label = skill.settings.label
         source, rows = _learned(skill, refused)
         source.check_pictures(encoder)
         asked = {item.left for item in find_overlap(rows, measured)}
-        again = {row.id for row in rows if row.text_hash in now} - asked
+        again = {row.id for row in rows if now.find(row) is not None} - asked
         drawn, unusable = _draw(rows, asked | again, number, encoder, skill.seed)
         notes = [
             f"{count} rows that {label} was taught with {why}: the anchor does not hold them."

@@ -13,7 +13,7 @@ from torch import Tensor
 from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example, Message
-from narrowtune.data.splits import draw_examples
+from narrowtune.data.splits import Prompts, draw_examples
 from narrowtune.engine.features import FeatureStore
 from narrowtune.models.load import LoadedModel
 from narrowtune.models.swap import WeightSwap
@@ -119,8 +119,8 @@ class Anchors:
             features: what the model's tower made of pictures.
         """
         number = settings.earlier_skills
-        known = {example.text_hash for example in now} if taught and number else set()
-        allowed = ((row for row in rows if row.text_hash not in known) for rows in taught)
+        known = Prompts(now if taught and number else ())
+        allowed = ((row for row in rows if known.find(row) is None) for rows in taught)
         drawn = [each for rows in allowed for each in draw_examples(rows, number, seed)]
         if not drawn:
             return general
