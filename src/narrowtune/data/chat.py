@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -162,6 +163,12 @@ class ChatEncoder:
         if self._room.take(size):
             self._prompts[key] = encoded
         return encoded
+
+    def without_limit(self) -> ChatEncoder:
+        """Return the same for rows of any length."""
+        unlimited = copy(self)
+        unlimited._max_length = None
+        return unlimited
 
     def encode_answer(self, messages: Sequence[Message], answer: str) -> Encoded:
         """Encode messages followed by a given answer; only the answer is labelled.

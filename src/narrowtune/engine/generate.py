@@ -4,9 +4,8 @@ Owns: decoding settings, stopping, and the promise that an answer does not depen
 is marked. Arithmetic in a batch differs in the last bits from arithmetic alone, so a decision
 between two almost equally likely tokens may fall either way. The size of that difference is
 measured, every answer with a closer decision is decided again alone and unpadded, and one that is
-still as close is marked as a tie. In bf16 most of a batch are that close; where more than a few
-are, there, they stand and are marked: alone they would take as many times as long as there are
-rows, and be as close again.
+still as close is marked as a tie. In bf16 most are that close: where more than a few of a batch
+are, they stand and are marked, since alone they would take so many times as long.
 
 Whoever wants another compute dtype than the weights' calls these functions under
 `torch.autocast`. Shapes: B batch, T tokens, S steps, V vocabulary.
@@ -21,13 +20,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from narrowtune.core.errors import EvaluationError
 from narrowtune.data.collate import IGNORE_INDEX, Encoded, collate, padding_id
 from narrowtune.engine.batches import length_batches, spread_kin
 from narrowtune.engine.forward import evaluating, to_device
+from narrowtune.engine.modes import rounds_coarsely
 from narrowtune.engine.pictures import picture_shift, picture_tokens, set_picture_shift
 from narrowtune.engine.prefix import Prefix, picture_kin, share_pictures, share_prefix
 from narrowtune.engine.trie import TokenTrie
@@ -41,7 +41,6 @@ CHUNK_STEPS = 4
 
 MOST_AGAIN, SHARE_AGAIN = 4, 1 / 16
 """Answers of a batch that in bf16 are decided again alone: so many, or that share of it."""
-
 TIE_FACTOR = 2.0
 """How much larger than the measured noise a gap must be: the measurement is a small sample."""
 
@@ -128,6 +127,7 @@ def generate_greedy(
     if not prompts:
         return []
     decoder = _Decoder(loaded, stop_tokens(loaded, extra_stop_tokens), collect)
+    is_exact = not rounds_coarsely(loaded.model)
     with evaluating(loaded.model):
         prefix = share_prefix(loaded.model, prompts, max_new_tokens)
         if tolerance is None:
@@ -139,8 +139,7 @@ def generate_greedy(
             batch, among = [prompts[i] for i in indices], allowed and [allowed[i] for i in indices]
             found = decoder.decode(batch, max_new_tokens, prefix, allowed=among)
             close = sum(answer.min_margin <= tolerance for answer in found)
-            few = close <= max(MOST_AGAIN, SHARE_AGAIN * len(found))
-            again = few or not rounds_coarsely(loaded.model)
+            again = close <= max(MOST_AGAIN, SHARE_AGAIN * len(found)) or is_exact
             for index, answer in zip(indices, found, strict=True):
                 if answer.min_margin <= tolerance:
                     if again and (len(indices) > 1 or prefix is not None):
@@ -151,11 +150,6 @@ def generate_greedy(
             if progress is not None:
                 progress(len(indices))
     return [answers[i] for i in range(len(prompts))]
-
-
-def rounds_coarsely(model: nn.Module) -> bool:
-    """Whether it computes in fewer bits than fp32, so that an answer may depend on its batch."""
-    return any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
 
 
 def measure_noise(

@@ -1,4 +1,4 @@
-"""Training and evaluation mode of modules.
+"""How a model is held while it computes: its mode, and in how many bits.
 
 Owns: evaluation mode for a while.
 """
@@ -21,3 +21,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def rounds_coarsely(model: nn.Module) -> bool:
+    """Whether it computes in fewer bits than fp32, so that an answer may depend on its batch."""
+    return any(parameter.dtype.itemsize < 4 for parameter in model.parameters())

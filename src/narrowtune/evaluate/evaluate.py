@@ -22,12 +22,8 @@ from narrowtune.core.run_folder import write_text
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import PER_TOKEN_FEATURES, Encoded
 from narrowtune.data.examples import Example
-from narrowtune.engine.generate import (
-    generate_greedy,
-    measure_noise,
-    rounds_coarsely,
-    stop_tokens,
-)
+from narrowtune.engine.generate import generate_greedy, measure_noise, stop_tokens
+from narrowtune.engine.modes import rounds_coarsely
 from narrowtune.engine.options import OptionScores, option_logprobs
 from narrowtune.engine.trie import TokenTrie
 from narrowtune.evaluate.cache import ScoreCache

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -362,9 +361,8 @@ def _skill_group(
     question = [Message("user", (Text("?"),))]
     # Nothing reads these rows, so that they may be as long as they are: a template's own system
     # turn may be longer than that of the rows, which all fitted.
-    encoder = copy(encoder)
-    encoder._max_length = None
-    encoded = (encoder.encode_answer(question, answer) for answer in dict.fromkeys(skill_answers))
+    anyhow = encoder.without_limit()
+    encoded = (anyhow.encode_answer(question, answer) for answer in dict.fromkeys(skill_answers))
     labels = (label_positions(torch.tensor([row.labels]))[1].tolist() for row in encoded)
     return answer_group("skill_answers", labels, stop_tokens(loaded, encoder.stop_tokens))
 
