@@ -229,6 +229,8 @@ def show(values: dict[str, Any], unlike: bool) -> Table:
     """Return what was measured as a table."""
     title = "A picture of its own each row" if unlike else "Questions that share a picture"
     table = Table(title=f"{title}, sa_proj")
+    # Steps of unlike pictures differ by intent, most where rows are sorted by length.
+    typical = statistics.fmean if unlike else statistics.median
     columns = ("model", "rows a step", "questions", "arm", "samples/s", "shared is × as fast")
     for name in (*columns, "predicted", "token ratio"):
         table.add_column(name, justify="left" if name in ("model", "arm") else "right")
@@ -238,14 +240,14 @@ def show(values: dict[str, Any], unlike: bool) -> Table:
         for arm in UNLIKE_ARMS if unlike else ARMS:
             shared = [done[f"{case}|shared"] for done in values["rounds"]]
             mine = [done[f"{case}|{arm}"] for done in values["rounds"]]
-            middle = [statistics.median(one["seconds"]) for one in mine]
+            middle = [typical(one["seconds"]) for one in mine]
             ratios = [
-                statistics.median(one["seconds"]) / statistics.median(base["seconds"])
+                typical(one["seconds"]) / typical(base["seconds"])
                 for one, base in zip(mine, shared, strict=True)
             ]
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
             told = ["", ""]
-            if arm == "row by row" and not unlike:
+            if arm == "row by row":
                 told = [f"{plan['factor']:.2f}", f"{plan['tokens']:.2f}"]
             rate = f"{rows / statistics.median(middle):.2f}"
             table.add_row(model, str(rows), str(questions), arm, rate, spread, *told)
