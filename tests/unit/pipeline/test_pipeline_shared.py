@@ -64,7 +64,7 @@ def plain(inputs: Inputs) -> dict[str, Any]:
     made = {part.name: getattr(inputs, part.name) for part in fields(Inputs)}
     for name in ("rows", "validation"):
         made[name] = [(row.input_ids, row.labels) for row in made[name]]
-    made |= {name: list(getattr(inputs, name)) for name in ("learned", "kept_back")}
+    made |= {name: list(getattr(inputs, name)) for name in ("learned", "kept_back", "skill")}
     made["tasks"] = [replace(task, examples=list(task.examples)) for task in inputs.tasks]
     return made
 
