@@ -129,6 +129,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     learning = None if verdict is None else verdict.learning
     loss = None if verdict is None else verdict.forgetting
     none = "–"
+    near = None if drift is None else drift.about_skill
     held = None if training is None else anchor(training)
     pull = None if training is None else pulled(training)
     memory = None if training is None else training.peak_memory_bytes
@@ -138,6 +139,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("Budget, points lost", none if verdict is None else tick(verdict.budget)),
         ("KL(base‖tuned)", none if drift is None else small(drift.kl_base_tuned)),
         ("Same top-1", none if drift is None else percent(drift.top1_agreement)),
+        ("KL about the skill's pictures", none if near is None else small(near.kl_base_tuned)),
         ("Recipe", record.recipe),
         ("Anchor", held or none),
         ("Pulled back to the base", pull or none),

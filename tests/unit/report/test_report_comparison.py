@@ -12,7 +12,7 @@ from rich.console import Console
 
 from narrowtune.core.errors import ReportError
 from narrowtune.core.path_results import FastPath
-from narrowtune.core.results import Score, TaskResult
+from narrowtune.core.results import DriftTask, Score, TaskResult
 from narrowtune.core.run_folder import COMPARISON
 from narrowtune.report.build import build_report
 from narrowtune.report.comparison import build_comparison
@@ -64,6 +64,20 @@ def test_runs_without_both_estimates_have_no_chart(tmp_path):
     page = build_comparison([tmp_path / "a"], tmp_path / "out")
     assert "learning_vs_forgetting" not in (page.parent / "comparison.md").read_text("utf-8")
     assert not (page.parent / "plots").exists()
+
+
+def test_what_looks_like_the_skill_has_a_row(tmp_path):
+    record = write_run(tmp_path / "a", items=5, steps=2)
+    near = DriftTask(
+        name="about", num_prompts=9, num_tokens=40, kl_base_tuned=2.5, top1_agreement=0.4
+    )
+    drift = record.drift.model_copy(update={"about_skill": near})
+    changed = record.model_copy(update={"drift": drift})
+    (tmp_path / "a" / "record.json").write_text(changed.model_dump_json(), encoding="utf-8")
+    write_run(tmp_path / "b", items=5, steps=2)
+    page = build_comparison([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    text = (page.parent / "comparison.md").read_text("utf-8")
+    assert re.search(r"KL about the skill's pictures \| 2\.5\d* \| – \|", text)
 
 
 def test_nothing_to_compare(tmp_path):
