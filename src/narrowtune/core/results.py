@@ -186,6 +186,11 @@ class DriftResult(Value):
     seconds: float
     about_skill: DriftTask | None = None
 
+    @property
+    def sources(self) -> list[DriftTask]:
+        """All that was asked, what counts in no other figure too."""
+        return [*self.tasks, *([self.about_skill] if self.about_skill else [])]
+
 
 class TensorProof(Value):
     """What happened to one selected tensor.

@@ -18,6 +18,7 @@ from itertools import islice
 from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example, Image, Message, RowError, normalised
+from narrowtune.data.spilled import pick
 from narrowtune.data.splits import draw_key, find_overlap
 from narrowtune.pipeline.prompts import AnchorPrompts
 
@@ -66,9 +67,12 @@ def ask_of_skill_pictures(
             "something else than the skill",
             do="give anchor.prompts questions about pictures, or leave it out",
         )
-    showing = (skill[place] for place in pictures)
-    same = {overlap.left for overlap in find_overlap(showing, measured)}
-    free = [place for place in pictures if skill[place].id not in same] if same else pictures
+    # In the order of the rows: those beside memory are slow to be asked for in another.
+    places = sorted(pictures)
+    same = {overlap.left for overlap in find_overlap(pick(skill, places), measured)}
+    rows = zip(places, pick(skill, places), strict=True)
+    left_out = {place for place, row in rows if row.id in same} if same else set[int]()
+    free = [place for place in pictures if place not in left_out]
     found = AnchorPrompts([], [], [])
     unusable = 0
     for prompt in _pairs(skill, free, questions):
@@ -101,7 +105,7 @@ def probes_of_skill_pictures(
     *,
     asked: Iterable[Example],
     seed: int,
-) -> list[tuple[Message, ...]]:
+) -> AnchorPrompts:
     """Return up to so many such questions; none where no row or no prompt shows one picture.
 
     Args:
@@ -109,11 +113,18 @@ def probes_of_skill_pictures(
         skill: rows of the skill.
         number: of questions.
     """
+    found = AnchorPrompts([], [], [])
     pictures = _pictures(skill, seed)
     if not pictures:
-        return []
-    pairs = _pairs(skill, pictures, _questions(prompts, asked, seed))
-    return [prompt for prompt in islice(pairs, number) if _is_usable(prompt, encoder)]
+        return found
+    tried = list(islice(_pairs(skill, pictures, _questions(prompts, asked, seed)), number))
+    found.messages.extend(prompt for prompt in tried if _is_usable(prompt, encoder))
+    if unusable := len(tried) - len(found.messages):
+        found.notes.append(
+            f"{unusable} of {len(tried)} questions about the skill's pictures, on which drift is "
+            "measured, can't be encoded (max_length) and were left out."
+        )
+    return found
 
 
 def shows_pictures(rows: Iterable[Example]) -> bool:
@@ -168,7 +179,8 @@ def _pairs(
             pair = place, normalised(question)
             if pair not in asked:
                 asked.add(pair)
-                yield tuple(_showing(message, skill[place].images[0]) for message in question)
+                picture = skill[place].images[0]
+                yield tuple(_showing(message, picture) for message in question)
 
 
 def _showing(message: Message, picture: Image) -> Message:

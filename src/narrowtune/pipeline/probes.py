@@ -76,7 +76,7 @@ def read_drift_prompts(
         free = source.encode_prompts(source.examples[: next(shares)], encoder)
         found.summaries.append(source.summary("drift", len(free)))
         found.prompts += [(name, prompt) for prompt in free]
-    found.about_skill = probes_of_skill_pictures(
+    about = probes_of_skill_pictures(
         [example.messages for source in sources.values() for example in source.examples[:limit]],
         skill,
         min(limit, NUM_ABOUT_SKILL),
@@ -84,6 +84,8 @@ def read_drift_prompts(
         asked=asked,
         seed=seed,
     )
+    found.about_skill = about.messages
+    found.notes.extend(about.notes)
     for name, examples in kept.items():
         found.prompts += [(name, example.prompt) for example in examples[: next(shares)]]
     return found

@@ -39,7 +39,7 @@ _FREE, _FREE_PICTURES = "free prompts", "free prompts with pictures"
 
 @dataclass(frozen=True)
 class AnchorPrompts:
-    """What a run's anchor holds on to.
+    """What a run's anchor holds on to, or its drift probe asks.
 
     Attributes:
         messages: of every prompt.

@@ -292,8 +292,7 @@ def token_groups(drift: DriftResult) -> list[Dumbbell]:
 
 def drift_bars(drift: DriftResult) -> list[tuple[str, float, str, str, str]]:
     """Per task: name, bar length in percent of the largest, KL, agreement, prompts and tokens."""
-    tasks = [*drift.tasks, *([drift.about_skill] if drift.about_skill else [])]
-    most = max((task.kl_base_tuned for task in tasks), default=0.0) or 1.0
+    most = max((task.kl_base_tuned for task in drift.sources), default=0.0) or 1.0
     return [
         (
             task.name,
@@ -302,7 +301,7 @@ def drift_bars(drift: DriftResult) -> list[tuple[str, float, str, str, str]]:
             percent(task.top1_agreement),
             f"{task.num_prompts:,} / {task.num_tokens:,}",
         )
-        for task in sorted(tasks, key=lambda task: -task.kl_base_tuned)
+        for task in sorted(drift.sources, key=lambda task: -task.kl_base_tuned)
     ]
 
 

@@ -225,8 +225,7 @@ def _draw_training(steps: list[LoggedStep], folder: Path) -> str:
 
 
 def _draw_drift(drift: DriftResult, folder: Path) -> str:
-    apart = [drift.about_skill] if drift.about_skill else []
-    tasks = sorted([*drift.tasks, *apart], key=lambda task: task.kl_base_tuned)
+    tasks = sorted(drift.sources, key=lambda task: task.kl_base_tuned)
     groups = drift.token_groups[::-1]
     parts = [part for part, has in (("kl", tasks), ("groups", groups)) if has]
     if not parts:

@@ -6,6 +6,7 @@ those of skills that were taught before by the model that a stage begins with.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
@@ -20,6 +21,8 @@ from narrowtune.models.swap import WeightSwap
 from narrowtune.pipeline.crossed import ask_of_skill_pictures, shows_pictures
 from narrowtune.pipeline.stages import measuring
 from narrowtune.train.anchor import Anchor, build_anchor
+
+logger = logging.getLogger(__name__)
 
 
 def prompts_key(settings: AnchorSettings) -> str:
@@ -61,8 +64,7 @@ class Anchors:
         """
         key = prompts_key(settings)
         if key not in self._general:
-            with WeightSwap(self.loaded.model, self.base).base():
-                self._general[key] = self._build(self._prompts[key], settings, features)
+            self._general[key] = self._of_base(self._prompts[key], settings, features)
         return self._general[key]
 
     def about_skill(
@@ -95,8 +97,9 @@ class Anchors:
             measured=self._measured,
             seed=seed,
         )
-        with WeightSwap(self.loaded.model, self.base).base():
-            own = self._build(found.messages, settings, features)
+        if len(found.messages) < settings.skill_pictures:
+            logger.warning(found.notes[0])
+        own = self._of_base(found.messages, settings, features)
         return general.beside(own, in_turn=False)
 
     def with_taught(
@@ -126,6 +129,15 @@ class Anchors:
             return general
         own = self._build([example.prompt for example in drawn], settings, features)
         return general.beside(own)
+
+    def _of_base(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        settings: AnchorSettings,
+        features: FeatureStore | None,
+    ) -> Anchor:
+        with WeightSwap(self.loaded.model, self.base).base():
+            return self._build(prompts, settings, features)
 
     def _build(
         self,

@@ -458,6 +458,20 @@ def test_eyes_that_see_nothing_are_said_before_another_way_is_trained(
     assert not now.read, "rows are read by the first run, where nothing trains eyes"
 
 
+def test_pictures_that_are_not_there_are_said_before_another_way_is_trained(
+    tmp_path, taught, monkeypatch
+):
+    def read(shared, loaded, settings, refused_path, taught=()):
+        assert settings.anchor.skill_pictures, "others read their rows when they are run"
+        raise DataError("questions about pictures", "no picture", "leave it out")
+
+    monkeypatch.setattr(compare.Shared, "read", read)
+    ways = contenders(config(tmp_path), ["mlp", "mlp+pictures"], [])
+    with pytest.raises(DataError, match="no picture"):
+        run_comparison(config(tmp_path), ways, trial=False, console=say())
+    assert not taught
+
+
 def test_paths_of_one_way_are_checked_before_another_is_trained(tmp_path, taught, monkeypatch):
     def check(settings):
         if settings.anchor is not None:

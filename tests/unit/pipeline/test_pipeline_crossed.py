@@ -14,7 +14,7 @@ from narrowtune.core.errors import DataError
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example, Image, Message, Text
 from narrowtune.models.load import load_model
-from narrowtune.pipeline.crossed import ask_of_skill_pictures
+from narrowtune.pipeline.crossed import ask_of_skill_pictures, probes_of_skill_pictures
 from narrowtune.pipeline.inputs import make_encoder, read_inputs
 from narrowtune.pipeline.probes import read_drift_prompts
 
@@ -159,6 +159,15 @@ def test_a_run_asks_of_its_own_pictures(tiny, tmp_path):
         config, make_encoder(load_model(config.model, device="cpu"), config), with_skill=False
     )
     assert len(alone.anchor_prompts) == 2
+
+
+def test_questions_for_the_probe_that_do_not_fit_are_told(tiny):
+    loaded = load_model(str(tiny("qwen2_5_vl")), device="cpu")
+    short = ChatEncoder(loaded.tokenizer, loaded.processor, max_length=2)
+    found = probes_of_skill_pictures(PROMPTS, SKILL, 4, short, asked=SKILL, seed=0)
+    assert found.messages == []
+    assert "4 of 4 questions about the skill's pictures" in found.notes[0]
+    assert probes_of_skill_pictures(PROMPTS, [], 4, short, asked=SKILL, seed=0).notes == []
 
 
 def test_drift_is_probed_on_questions_about_the_skills_pictures(tiny, tmp_path):
