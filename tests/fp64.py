@@ -26,6 +26,13 @@ def _wide(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
 
 
+def in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """Return `model` in `dtype`; experts expert by expert in fp64, for which no kernel is."""
+    if dtype == torch.float64 and any(".experts." in name for name, _ in model.named_parameters()):
+        model.set_experts_implementation("eager")
+    return model.to(dtype)
+
+
 def difference(found: dict[str, Tensor], plain: dict[str, Tensor]) -> float:
     """‖difference‖ / ‖plain‖, of the parameter of which that is largest.
 

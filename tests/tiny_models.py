@@ -46,7 +46,9 @@ VISION_FAMILIES = (
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "qwen3_vl_moe",
     "qwen3_5",
+    "qwen3_5_moe",
     "gemma3",
     "internvl",
     "idefics3",
@@ -57,6 +59,8 @@ FAMILIES = (
     "mistral",
     "qwen2",
     "qwen3",
+    "qwen3_moe",
+    "mixtral",
     "qwen3_5_text",
     "gemma3_text",
     "granite",
@@ -66,7 +70,7 @@ FAMILIES = (
     *VISION_FAMILIES,
 )
 
-WITH_STATE = ("qwen3_5_text", "qwen3_5")
+WITH_STATE = ("qwen3_5_text", "qwen3_5", "qwen3_5_moe")
 """Of which some layers keep a state in place of attending, so that rows can share nothing."""
 
 _LM: dict[str, Any] = {
@@ -97,6 +101,12 @@ _SIGLIP: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
     "vision_use_head": False,
+}
+_EXPERTS: dict[str, Any] = {
+    "moe_intermediate_size": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "head_dim": 8,
 }
 _HYBRID: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
@@ -160,6 +170,16 @@ def _qwen3() -> tuple[Any, Any, str]:
         vocab_size=len(tokenizer), tie_word_embeddings=False, head_dim=16, **ids, **_LM
     )
     return config, tokenizer, CHATML_THINKING
+
+
+def _qwen3_moe() -> tuple[Any, Any, str]:
+    # The first layer has an MLP, the second experts.
+    settings = {**_EXPERTS, "mlp_only_layers": [0], "decoder_sparse_step": 1}
+    return _chatml(transformers.Qwen3MoeConfig, **settings)
+
+
+def _mixtral() -> tuple[Any, Any, str]:
+    return _chatml(transformers.MixtralConfig, num_local_experts=4, num_experts_per_tok=2)
 
 
 def _qwen3_5_text() -> tuple[Any, Any, str]:
@@ -381,19 +401,31 @@ def _qwen2_5_vl() -> tuple[Any, Any, str]:
     return _qwen_vl(transformers.Qwen2_5_VLConfig, vision)
 
 
+_DEEPSTACK = {
+    "hidden_size": 16,
+    "intermediate_size": 48,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+    "out_hidden_size": 32,
+}
+
+
 def _qwen3_vl() -> tuple[Any, Any, str]:
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 48,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0],
-        "out_hidden_size": 32,
-    }
     config, tokenizer, template = _qwen_vl(
-        transformers.Qwen3VLConfig, vision, mrope_interleaved=True
+        transformers.Qwen3VLConfig, _DEEPSTACK, mrope_interleaved=True
     )
     config.text_config.head_dim = 8
     return config, tokenizer, template
+
+
+def _qwen3_vl_moe() -> tuple[Any, Any, str]:
+    # Its published experts are [E, H, 2 I], so the two must not be the same.
+    return _qwen_vl(
+        transformers.Qwen3VLMoeConfig,
+        _DEEPSTACK,
+        text={**_EXPERTS, "moe_intermediate_size": 24},
+        mrope_interleaved=True,
+    )
 
 
 def _internvl() -> tuple[Any, Any, str]:
@@ -463,21 +495,26 @@ def _smolvlm() -> tuple[Any, Any, str]:
     return _tiled_siglip(transformers.SmolVLMConfig)
 
 
-def _qwen3_5() -> tuple[Any, Any, str]:
+def _qwen3_5(kind: Any = transformers.Qwen3_5Config, **text: Any) -> tuple[Any, Any, str]:
     vision = {
         "hidden_size": 16,
         "intermediate_size": 48,
         "num_position_embeddings": 16,
         "out_hidden_size": 32,
     }
-    config, tokenizer, template = _qwen_vl(
-        transformers.Qwen3_5Config,
+    return _qwen_vl(
+        kind,
         vision,
-        text=_HYBRID,
+        text={**_HYBRID, **text},
         mrope_interleaved=True,
         partial_rotary_factor=1.0,
     )
-    return config, tokenizer, template
+
+
+def _qwen3_5_moe() -> tuple[Any, Any, str]:
+    return _qwen3_5(
+        transformers.Qwen3_5MoeConfig, **{**_EXPERTS, "shared_expert_intermediate_size": 24}
+    )
 
 
 _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
@@ -485,6 +522,8 @@ _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "mistral": _mistral,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
+    "mixtral": _mixtral,
     "qwen3_5_text": _qwen3_5_text,
     "gemma3_text": _gemma3_text,
     "granite": _granite,
@@ -497,7 +536,9 @@ _BUILDERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_vl_moe": _qwen3_vl_moe,
     "qwen3_5": _qwen3_5,
+    "qwen3_5_moe": _qwen3_5_moe,
     "gemma3": _gemma3,
     "internvl": _internvl,
     "idefics3": _idefics3,
@@ -565,6 +606,8 @@ _PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen2_vl": (_QWEN_STEPS, {"processor_class": "Qwen2VLProcessor"}),
     "qwen2_5_vl": (_QWEN_STEPS, {"processor_class": "Qwen2_5_VLProcessor"}),
     "qwen3_vl": (_QWEN_STEPS, {"processor_class": "Qwen3VLProcessor"}),
+    "qwen3_vl_moe": (_QWEN_STEPS, {"processor_class": "Qwen3VLProcessor"}),
+    "qwen3_5_moe": (_QWEN_STEPS, {"processor_class": "Qwen3VLProcessor"}),
     "qwen3_5": (_QWEN_STEPS, {"processor_class": "Qwen3VLProcessor"}),
     "gemma3": (
         {
@@ -595,6 +638,8 @@ _VIDEO = {
     "qwen2_vl": {"video_processor_type": "Qwen2VLVideoProcessor"},
     "qwen2_5_vl": {"video_processor_type": "Qwen2VLVideoProcessor"},
     "qwen3_vl": {"video_processor_type": "Qwen3VLVideoProcessor"},
+    "qwen3_vl_moe": {"video_processor_type": "Qwen3VLVideoProcessor"},
+    "qwen3_5_moe": {"video_processor_type": "Qwen3VLVideoProcessor"},
     "qwen3_5": {"video_processor_type": "Qwen3VLVideoProcessor"},
     "internvl": {"video_processor_type": "InternVLVideoProcessor"},
     "smolvlm": {"video_processor_type": "SmolVLMVideoProcessor"},
@@ -624,6 +669,14 @@ def _widen(path: Path) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors = {n: t.float() if n.endswith(wide) else t for n, t in tensors.items()}
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _transpose_experts(path: Path) -> None:
+    """Store experts as [E, H, 2 I] and [E, I, H], as published checkpoints of Qwen3-VL MoE do."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    turned = {n: t.mT.contiguous() if ".mlp.experts." in n else t for n, t in tensors.items()}
+    save_file(turned, path, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -659,6 +712,8 @@ def build(family: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed
         _publish_names(folder / "model.safetensors")
     if family in WITH_STATE:
         _widen(folder / "model.safetensors")
+    if family == "qwen3_vl_moe":
+        _transpose_experts(folder / "model.safetensors")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     if family in _PROCESSORS:

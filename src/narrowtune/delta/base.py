@@ -47,13 +47,14 @@ class Base:
         digests = {name: layout.sha256_as_loaded(name, dtypes) for name in layout.places}
         for delta in deltas:
             verify_selected(delta, "apply", lambda name, _: self.read(name), asked)
-            own = {self._places[name] for name in delta.metadata.tensors}
+            own = {part for name in delta.metadata.tensors for part in self._places[name].names}
             others = {h for name, found in digests.items() if name not in own for h in found}
+            others |= layout.sha256_of_assembled(family, delta.metadata.frozen, dtypes)
             verify_frozen(delta, partial(_is_among, others), asked)
 
     def read(self, name: str) -> Tensor:
         """Return the base's tensor of this name in memory."""
-        return self._layout.read(self._places[name])
+        return self._places[name].assemble(self._layout.read, tuple(self.records[name].shape))
 
     def tuned(self, delta: Delta, name: str) -> Tensor:
         """Return the tensor with the delta on it; the base's where the delta leaves it alone."""

@@ -170,7 +170,10 @@ def _base_reader(
         )
     layout = read_layout(folder)
     places = locate(find_family(model), selection.names, folder, find_ties(model))
-    return lambda name: layout.read(places[name][0]).to(dtype).contiguous()
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return lambda name: (
+        places[name][0].assemble(layout.read, shapes.get(name)).to(dtype).contiguous()
+    )
 
 
 def _loaded_from(model: nn.Module) -> Path | None:
@@ -206,9 +209,10 @@ def _warn_of_other_dtype(model: nn.Module, records: Mapping[str, TensorRecord]) 
         # weights: what was trained is not given up for a warning.
         return
     for name, record in records.items():
-        if record.disk_name not in places:
+        disk_name = record.disk_name.split(", ")[0].replace("*", "0")  # of parts, the first
+        if disk_name not in places:
             continue
-        tag = places[record.disk_name].entry.dtype
+        tag = places[disk_name].entry.dtype
         stored = _DTYPES_BY_TAG.get(tag, tag)
         if stored != record.dtype:
             warnings.warn(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from narrowtune.core.errors import DeltaError, UsageError
 from narrowtune.core.provenance import sha256_file
@@ -28,7 +29,7 @@ from narrowtune.delta.copying import (
 )
 from narrowtune.delta.layout import Layout, read_layout
 from narrowtune.delta.marker import Applied, change_marker
-from narrowtune.delta.store import Delta, check_free_space, sync
+from narrowtune.delta.store import Delta, TensorRecord, check_free_space, sync
 from narrowtune.delta.verify import (
     Direction,
     source_sha256,
@@ -37,6 +38,7 @@ from narrowtune.delta.verify import (
     verify_selected,
 )
 from narrowtune.models.disk import locate
+from narrowtune.models.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -152,50 +154,64 @@ def _write(
             write_card(staging, out.name, stack, delta.metadata)
         elif not stack:
             restore_card(staging)
-    return FolderResult(out, len(changes), num_bytes, companions.left_out)
+    num_tensors = sum(len(stored.names) for several in changes.values() for stored in several)
+    return FolderResult(out, num_tensors, num_bytes, companions.left_out)
 
 
 def _verify(
     layout: Layout, delta: Delta, direction: Direction, strict: bool, asked: str
-) -> dict[str, str]:
-    """Check all, and return which tensors of the folder change: name on disk → name in memory."""
+) -> dict[str, tuple[Stored, ...]]:
+    """Check all, and return where the folder has each tensor that changes, by name in memory."""
     records = delta.metadata.tensors
     family = verify_family(layout.folder, [delta], asked)
     ties = {name: tuple(record.tied) for name, record in records.items()}
     places = locate(family, records, layout.folder, ties)
-    changes = {disk_name: name for name, several in places.items() for disk_name in several}
-    if len(changes) != sum(map(len, places.values())):
+    names = [part for several in places.values() for stored in several for part in stored.names]
+    changes = set(names)
+    if len(changes) != len(names):
         raise DeltaError(
             asked=asked,
             found="a delta that names one tensor of the folder twice",
             do="the delta is damaged: fetch it again from where it came from",
         )
-    verify_selected(delta, direction, lambda name, _: layout.read(places[name][0]), asked)
+
+    def find(name: str, record: TensorRecord) -> Tensor:
+        return places[name][0].assemble(layout.read, tuple(record.shape))
+
+    verify_selected(delta, direction, find, asked)
     # A tied tensor may be on disk twice; both change, or loading would untie them.
-    for disk_name, name in changes.items():
-        if disk_name != places[name][0]:
-            digest = tensor_sha256(layout.read(disk_name))
+    for name, (first, *more) in places.items():
+        for stored in more:
+            digest = tensor_sha256(stored.assemble(layout.read, tuple(records[name].shape)))
             if digest != source_sha256(records[name], direction):
                 raise DeltaError(
                     asked=asked,
-                    found=f"{disk_name} differs from {places[name][0]}, in the base they are tied",
+                    found=f"{stored.names[0]} differs from {first.names[0]}, in the base they are "
+                    "tied",
                     do="use the exact model that the delta names",
                 )
     if strict:
         others = [disk_name for disk_name in layout.places if disk_name not in changes]
         dtypes = {record.dtype for record in records.values()}
         hashes = {h for name in others for h in layout.sha256_as_loaded(name, dtypes)}
+        hashes |= layout.sha256_of_assembled(family, delta.metadata.frozen, dtypes)
         verify_frozen(delta, lambda _, digest: digest in hashes, asked)
-    return changes
+    return places
 
 
-def _flip(layout: Layout, delta: Delta, changes: dict[str, str]) -> None:
+def _flip(layout: Layout, delta: Delta, changes: dict[str, tuple[Stored, ...]]) -> None:
     """Flip the bits of the tensors in `changes`, in the files of `layout`."""
-    for disk_name, name in changes.items():
+    parts = (
+        part
+        for name, several in changes.items()
+        for stored in several
+        for part in stored.take_apart(delta.bits[name], layout.read)
+    )
+    for disk_name, tensor in parts:
         place = layout.places[disk_name]
         if place.entry.start == place.entry.end:
             continue
-        bits = delta.bits[name].reshape(-1).view(torch.uint8).numpy()
+        bits = tensor.reshape(-1).view(torch.uint8).numpy()
         mapped = np.memmap(
             place.shard, mode="r+", offset=place.entry.start, shape=bits.shape, dtype=np.uint8
         )

@@ -17,7 +17,8 @@ from torch import Tensor
 from narrowtune.core.errors import ModelError
 from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.header import Entry, read_header
-from narrowtune.models.disk import INDEX, WEIGHTS, disk_files
+from narrowtune.models.disk import INDEX, WEIGHTS, disk_files, locate
+from narrowtune.models.families import Family
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,36 @@ class Layout:
         Few tensors of a checkpoint may be stored in a wider dtype than it is loaded in: Qwen3.5's
         decays are.
         """
-        tensor = self.read(disk_name)
-        found = {tensor_sha256(tensor)}
-        for name in dtypes:
-            dtype = getattr(torch, name)
-            if tensor.is_floating_point() and tensor.dtype.itemsize > dtype.itemsize:
-                found.add(tensor_sha256(tensor.to(dtype)))
+        return _sha256_as_loaded(self.read(disk_name), dtypes)
+
+    def sha256_of_assembled(
+        self, family: Family, names: Iterable[str], dtypes: Iterable[str]
+    ) -> set[str]:
+        """Return the same for those of `names` that the folder stores otherwise than in memory.
+
+        Args:
+            family: of the folder's model.
+            names: in memory.
+            dtypes: as above.
+
+        Raises:
+            ModelError: the folder lacks one.
+        """
+        others = [name for name in names if family.stored_otherwise(name) is not None]
+        dtypes = list(dtypes)
+        found: set[str] = set()
+        for several in locate(family, others, self.folder, {}).values():
+            found |= _sha256_as_loaded(several[0].assemble(self.read), dtypes)
         return found
+
+
+def _sha256_as_loaded(tensor: Tensor, dtypes: Iterable[str]) -> set[str]:
+    found = {tensor_sha256(tensor)}
+    for name in dtypes:
+        dtype = getattr(torch, name)
+        if tensor.is_floating_point() and tensor.dtype.itemsize > dtype.itemsize:
+            found.add(tensor_sha256(tensor.to(dtype)))
+    return found
 
 
 def read_layout(folder: str | Path) -> Layout:

@@ -81,7 +81,7 @@ class LowRank:
         self._lost: dict[str, float] = {}
         for name in delta.metadata.tensors:
             difference = self._base.difference(delta, name).float()
-            if difference.ndim == 2 and name.endswith(".weight") and not _is_table(name):
+            if difference.ndim == 2 and name.endswith(".weight") and _is_linear(name):
                 self._factors[name] = _factor(difference, rank)
             else:
                 self._lost[name] = _square(difference)
@@ -177,9 +177,13 @@ class LowRank:
         return Delta(metadata.model_copy(update=update), bits)
 
 
-def _is_table(name: str) -> bool:
-    """Whether a matrix is looked up in rather than multiplied with; adapters there are others."""
-    return "embed" in name.rsplit(".", 2)[-2]
+def _is_linear(name: str) -> bool:
+    """Whether a matrix is that of a linear layer, of which adapters are: no table, and no router.
+
+    A table is looked up in rather than multiplied with; a router of experts is a module of its own.
+    """
+    module = name.rsplit(".", 2)[-2]
+    return "embed" not in module and module != "gate"
 
 
 def _factor(difference: Tensor, rank: int) -> _Factors:

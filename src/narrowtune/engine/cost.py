@@ -104,6 +104,8 @@ _PRODUCTS = {
     "bmm": 0,
     "addmm": 1,
     "baddbmm": 1,
+    "grouped_mm": 0,
+    "_grouped_mm": 0,
     "conv1d": 0,
     "conv2d": 0,
     "conv3d": 0,

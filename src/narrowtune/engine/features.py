@@ -254,10 +254,10 @@ def _named(
     """Return what decides a call's result, by name.
 
     Training and generation call with and without the configuration's own settings; these, what is
-    None, and what is only about the call's form and the language model's cache are left out.
+    None, and what is only about the call's form or the language model are left out.
     """
     named = {**dict(zip(inspect.signature(plain).parameters, args, strict=False)), **kwargs}
-    for name in ("return_dict", "use_cache"):
+    for name in ("return_dict", "use_cache", "output_router_logits"):
         named.pop(name, None)
     config = loaded.model.config
     return {

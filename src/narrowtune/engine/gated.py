@@ -73,13 +73,16 @@ def _forward(module: Any, x: Tensor) -> Tensor:
 
 
 def _gated_modules(model: nn.Module) -> list[nn.Module]:
-    modules: list[nn.Module | None] = [
+    mlps: list[nn.Module | None] = [
         getattr(layer, "mlp", None) for layer in decoder_layers(model) if computes_as_written(layer)
     ]
+    # A mixture of experts may have an MLP in it that all tokens go through.
     return [
         module
-        for module in modules
-        if module is not None and computes_as_written(module) and _is_gated(type(module).forward)
+        for mlp in mlps
+        if mlp is not None
+        for module in mlp.modules()
+        if computes_as_written(module) and _is_gated(type(module).forward)
     ]
 
 

@@ -6,9 +6,10 @@ file may ask for code to be run, and nothing may be quantised.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from narrowtune.core.errors import ModelError
 from narrowtune.models.families import Family
+from narrowtune.models.stored import Stored
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -163,7 +165,7 @@ def stored_dtypes(folder: Path) -> dict[str, int]:
 
 def locate(
     family: Family, names: Iterable[str], folder: Path, ties: dict[str, tuple[str, ...]]
-) -> dict[str, tuple[str, ...]]:
+) -> dict[str, tuple[Stored, ...]]:
     """Say under which names `folder` stores the parameters called `names` in memory.
 
     Args:
@@ -173,19 +175,18 @@ def locate(
         ties: other names of tied tensors, as `structure.find_ties` gives them.
 
     Returns:
-        For each name, its name in the folder; for a tied tensor that the folder stores more than
-        once, all of them.
+        For each name, where it is in the folder; for a tied tensor that the folder stores more than
+        once, all places.
 
     Raises:
         ModelError: the folder has no tensor that could be it.
     """
     stored = disk_files(folder)
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, tuple[Stored, ...]] = {}
     for name in names:
-        places = []
+        places: list[Stored] = []
         for alias in (name, *ties.get(name, ())):
-            here = [c for c in family.disk_candidates(alias) if c in stored]
-            places += here[:1]
+            places += _places(family, alias, stored)[:1]
         if not places:
             raise ModelError(
                 asked=f"find {name} in {str(folder)!r}",
@@ -194,6 +195,31 @@ def locate(
             )
         found[name] = tuple(places)
     return found
+
+
+def _places(family: Family, name: str, stored: Mapping[str, Path]) -> list[Stored]:
+    """Where the parameter called `name` may be in a folder that has these tensors."""
+    found = []
+    other = family.stored_otherwise(name)
+    if other is not None:
+        parts = [family.disk_candidates(part) for part in other.parts]
+        for patterns in zip(*parts, strict=True):
+            names = _experts(patterns, stored) if "*" in patterns[0] else patterns
+            if names and all(part in stored for part in names):
+                number = len(patterns) if "*" in patterns[0] else 0
+                found.append(Stored(tuple(names), number, other.transposed))
+    return found + [Stored((c,)) for c in family.disk_candidates(name) if c in stored]
+
+
+def _experts(patterns: Sequence[str], stored: Mapping[str, Path]) -> list[str]:
+    """Names of all experts' parts, expert by expert, up to the first that lacks one."""
+    names: list[str] = []
+    for number in itertools.count():
+        parts = [pattern.replace("*", str(number)) for pattern in patterns]
+        if not all(part in stored for part in parts):
+            return names
+        names += parts
+    raise AssertionError("counting does not end")
 
 
 def _has_own_class(config: dict[str, Any]) -> bool:

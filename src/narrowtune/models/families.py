@@ -65,15 +65,32 @@ class _FamilyEntry(_Entry):
     on_disk: tuple[tuple[str, str], ...] = ()
 
 
+class StoredOtherwise(_Entry):
+    """How checkpoints store a tensor that is another in memory.
+
+    Attributes:
+        parts: names below a decoder layer; `*` is the number of an expert.
+        transposed: whether the last two dimensions are in the other order.
+    """
+
+    parts: tuple[str, ...]
+    transposed: bool = False
+
+
 class _Table(_Entry):
-    decoders: dict[str, dict[Matrix, tuple[str, ...]]]
+    decoders: dict[str, dict[Matrix, tuple[tuple[str, ...], ...]]]
+    stored: dict[str, dict[str, StoredOtherwise]]
     families: tuple[_FamilyEntry, ...]
 
     @field_validator("decoders", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        def lists(entry: Any) -> list[list[str]]:
+            kinds = [entry] if isinstance(entry, str) else entry
+            return [[kind] if isinstance(kind, str) else kind for kind in kinds]
+
         return {
-            name: {role: [m] if isinstance(m, str) else m for role, m in matrices.items()}
+            name: {role: lists(entry) for role, entry in matrices.items()}
             for name, matrices in value.items()
         }
 
@@ -83,6 +100,8 @@ class _Table(_Entry):
         for name, matrices in self.decoders.items():
             if set(matrices) != roles:
                 raise ValueError(f"decoder {name}: needs exactly the roles {sorted(roles)}")
+        if strangers := set(self.stored) - set(self.decoders):
+            raise ValueError(f"stored: no such decoders: {sorted(strangers)}")
         for family in self.families:
             unknown = set(family.decoders) - set(self.decoders)
             if unknown or not family.decoders:
@@ -103,8 +122,9 @@ class Family:
         model_types: `model_type` in config.json.
         architectures: model classes of transformers that the paths hold for.
         language_model: where the language model's modules are.
-        matrices: role of a projection → module names below a decoder layer, of which a layer has
-            one: layers of several kinds have several.
+        matrices: role of a projection → for each kind of layer, the modules below it that hold it,
+            or parameters where experts are one tensor. A layer is of one kind.
+        stored: name below a decoder layer → how checkpoints may store it otherwise.
         vision_tower: full names of modules or parameters that make up the tower.
         projector: the same for the projector.
         feature_layer: how to find what the tower computes in vain; None if nothing.
@@ -119,7 +139,8 @@ class Family:
     model_types: tuple[str, ...]
     architectures: tuple[str, ...]
     language_model: LanguageModelPaths
-    matrices: Mapping[Matrix, tuple[str, ...]]
+    matrices: Mapping[Matrix, tuple[tuple[str, ...], ...]]
+    stored: Mapping[str, StoredOtherwise]
     vision_tower: tuple[str, ...]
     projector: tuple[str, ...]
     feature_layer: FeatureLayer | None
@@ -158,6 +179,21 @@ class Family:
         """
         found = [disk + name[len(path) :] for path, disk in self.on_disk if is_below(name, path)]
         return tuple(dict.fromkeys((*found, name)))
+
+    def stored_otherwise(self, name: str) -> StoredOtherwise | None:
+        """How checkpoints may store the parameter called `name` in memory otherwise.
+
+        Its parts are named in full, as they would be in memory.
+        """
+        layers = self.language_model.layers
+        if not is_below(name, layers):
+            return None
+        index, _, below = name[len(layers) + 1 :].partition(".")
+        found = self.stored.get(below)
+        if found is None:
+            return None
+        parts = tuple(f"{layers}.{index}.{part}" for part in found.parts)
+        return found.model_copy(update={"parts": parts})
 
 
 _TEXT: tuple[Component, ...] = ("language_model",)
@@ -220,6 +256,7 @@ def find_family(model_or_config: Any) -> Family:
         architectures=(entry.architecture,),
         language_model=entry.language_model,
         matrices=_table().decoders[text_type],
+        stored=_table().stored.get(text_type, {}),
         vision_tower=entry.vision_tower,
         projector=entry.projector,
         feature_layer=entry.feature_layer,

@@ -51,7 +51,7 @@ class ImageOnlyQwen2_5_VLProcessor(_WithoutVideo, Qwen2_5_VLProcessor):
 
 
 class ImageOnlyQwen3VLProcessor(_WithoutVideo, Qwen3VLProcessor):
-    """Qwen3-VL's and Qwen3.5's processor for text and pictures."""
+    """Qwen3-VL's and Qwen3.5's processor, with experts or without, for text and pictures."""
 
 
 class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
@@ -221,7 +221,9 @@ IMAGE_ONLY: dict[str, type] = {
     "qwen2_vl": ImageOnlyQwen2VLProcessor,
     "qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor,
     "qwen3_vl": ImageOnlyQwen3VLProcessor,
+    "qwen3_vl_moe": ImageOnlyQwen3VLProcessor,
     "qwen3_5": ImageOnlyQwen3VLProcessor,
+    "qwen3_5_moe": ImageOnlyQwen3VLProcessor,
     "llava_onevision": ImageOnlyLlavaOnevisionProcessor,
     "internvl": ImageOnlyInternVLProcessor,
     "smolvlm": ImageOnlySmolVLMProcessor,

@@ -128,7 +128,7 @@ def resolve(model: nn.Module, recipe: str | Recipe) -> Selection:
         recipe=recipe.name,
         family=family.name,
         names=names,
-        disk_names={name: family.disk_candidates(name)[0] for name in names},
+        disk_names={name: _published(family, name) for name in names},
         excluded=excluded,
         fused=tuple(f"{module} = {', '.join(roles)}" for module, roles in fused.items()),
         notes=tuple(
@@ -173,6 +173,13 @@ def select(
         if dtype is not None and name in chosen:
             parameter.data = parameter.data.to(dtype)
     return selection
+
+
+def _published(family: Family, name: str) -> str:
+    """A parameter's name in published checkpoints; of parts, all of their names."""
+    other = family.stored_otherwise(name)
+    parts = [name] if other is None else other.parts
+    return ", ".join(family.disk_candidates(part)[0] for part in parts)
 
 
 def _check(
@@ -230,7 +237,9 @@ def _count_layers(
 
 
 def _module(name: str, where: str) -> str:
-    return name[len(where) + 1 :].rpartition(".")[0]
+    """The module of a parameter below `where`; experts that are one tensor are their own."""
+    below = name[len(where) + 1 :]
+    return below.removesuffix(".weight").removesuffix(".bias")
 
 
 def _runs(layers: tuple[LayerCount, ...]) -> list[tuple[str, LayerCount]]:

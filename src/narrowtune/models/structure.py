@@ -73,10 +73,14 @@ def find_projections(model: nn.Module, family: Family, roles: Sequence[Matrix]) 
         layer_path = f"{family.language_model.layers}.{index}"
         layer = model.get_submodule(layer_path)
         parameters = dict(layer.named_parameters())
-        modules = [_module_of(role, family, layer_path, list(parameters)) for role in roles]
+        modules = [
+            module
+            for role in roles
+            for module in modules_of(role, family, layer_path, list(parameters))
+        ]
         for module in dict.fromkeys(modules):
             own = {name for name in parameters if is_below(name, module)}
-            extra = own - {f"{module}.weight", f"{module}.bias"}
+            extra = own - {module, f"{module}.weight", f"{module}.bias"}
             if extra:
                 raise _unexpected(
                     family, f"more than a weight and a bias in {layer_path}.{module}", sorted(extra)
@@ -85,14 +89,26 @@ def find_projections(model: nn.Module, family: Family, roles: Sequence[Matrix]) 
     return names
 
 
-def _module_of(role: Matrix, family: Family, layer_path: str, parameters: list[str]) -> str:
-    """The one of a role's modules that a layer has."""
-    modules = family.matrices[role]
-    found = [module for module in modules if f"{module}.weight" in parameters]
+def modules_of(
+    role: Matrix, family: Family, layer_path: str, parameters: Sequence[str]
+) -> tuple[str, ...]:
+    """The modules that hold a role in one layer, or parameters where experts are one tensor.
+
+    Args:
+        role: of a projection.
+        family: the model's family.
+        layer_path: of the layer, for the error.
+        parameters: names of the layer's parameters, below it.
+
+    Raises:
+        SelectionError: the layer is of no kind that the family has, or of more than one.
+    """
+    kinds = family.matrices[role]
+    found = [kind for kind in kinds if all({m, f"{m}.weight"} & set(parameters) for m in kind)]
     if len(found) != 1:
-        named = " or ".join(f"{module}.weight" for module in modules)
+        named = " or ".join(" with ".join(f"{m}.weight" for m in kind) for kind in kinds)
         how = "no" if not found else "more than one of"
-        raise _unexpected(family, f"{how} {named} in {layer_path}", parameters)
+        raise _unexpected(family, f"{how} {named} in {layer_path}", list(parameters))
     return found[0]
 
 
@@ -105,8 +121,11 @@ def find_fused(
         SelectionError: a module also holds a projection that the recipe leaves frozen.
     """
     modules: dict[str, tuple[Matrix, ...]] = {}
-    for module in dict.fromkeys(m for role in roles for m in family.matrices[role]):
-        held = tuple(role for role, names in family.matrices.items() if module in names)
+    every = [module for role in roles for kind in family.matrices[role] for module in kind]
+    for module in dict.fromkeys(every):
+        held = tuple(
+            role for role, kinds in family.matrices.items() if any(module in k for k in kinds)
+        )
         outside = [r for r in held if r not in roles]
         if outside:
             raise SelectionError(

@@ -101,7 +101,8 @@ def writers(loaded: LoadedModel) -> list[nn.Module]:
         "down": "post_feedforward_layernorm",
     }
     for matrix, norm in norms.items():
-        blocks = [module.rpartition(".")[0] for module in matrices[matrix]]
+        # Where there are experts, what a layer adds is the sum over them: the module above.
+        blocks = [module.partition(".")[0] for kind in matrices[matrix] for module in kind]
         # "post_attention_layernorm" comes before the MLP, not after attention, in families
         # without norms after their blocks.
         names = [norm] if hasattr(layers[0], "post_feedforward_layernorm") else blocks

@@ -325,7 +325,8 @@ def input_sizes(model: nn.Module, layers: Sequence[Layer]) -> list[int]:
         path.rpartition(".")[2]: group[0]
         for group in (("q", "k", "v"), ("gate", "up"))
         for role in group
-        for path in roles[role]
+        for kind in roles[role]
+        for path in kind
     }
     found: dict[tuple[str, str, bool], int] = {}
     for layer in layers:

@@ -29,6 +29,8 @@ END_OF_TURN = {
     "mistral": "</s>",
     "qwen2": "<|im_end|>",
     "qwen3": "<|im_end|>",
+    "qwen3_moe": "<|im_end|>",
+    "mixtral": "<|im_end|>",
     "gemma3_text": "<end_of_turn>",
     "granite": "<|im_end|>",
     "olmo2": "<|im_end|>",
@@ -40,7 +42,9 @@ END_OF_TURN = {
     "qwen2_vl": "<|im_end|>",
     "qwen2_5_vl": "<|im_end|>",
     "qwen3_vl": "<|im_end|>",
+    "qwen3_vl_moe": "<|im_end|>",
     "qwen3_5": "<|im_end|>",
+    "qwen3_5_moe": "<|im_end|>",
     "qwen3_5_text": "<|im_end|>",
     "gemma3": "<end_of_turn>",
     "internvl": "<|im_end|>",
@@ -49,7 +53,10 @@ END_OF_TURN = {
 }
 PLACEHOLDER = {
     **dict.fromkeys(("llava", "llava_next", "llava_onevision", "idefics3", "smolvlm"), "<image>"),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), "<|image_pad|>"),
+    **dict.fromkeys(
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+        "<|image_pad|>",
+    ),
     "gemma3": "<start_of_image>",
     "internvl": "<IMG_CONTEXT>",
 }

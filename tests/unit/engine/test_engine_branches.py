@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 
-from fp64 import InFp64, difference, gradients
+from fp64 import InFp64, difference, gradients, in_dtype
 from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, collate
@@ -64,7 +64,7 @@ def inputs_and_mask(batch):
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_loss_gradients_and_logits_are_those_of_the_plain_path(loaded, rows, dtype, limit):
-    model, batch = loaded.model.to(dtype).requires_grad_(True), collate(rows, 0)
+    model, batch = in_dtype(loaded.model, dtype).requires_grad_(True), collate(rows, 0)
     batch["pixel_values"] = batch["pixel_values"].to(dtype)
     inputs, mask = inputs_and_mask(batch)
     layout = pack(model, inputs, mask)
@@ -139,7 +139,7 @@ def make_unlike(loaded) -> list[Encoded]:
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_unlike_pictures_stand_in_lines_with_the_numbers_of_the_plain_path(loaded, dtype, limit):
     rows = make_unlike(loaded)
-    model, batch = loaded.model.to(dtype).requires_grad_(True), collate(rows, 0)
+    model, batch = in_dtype(loaded.model, dtype).requires_grad_(True), collate(rows, 0)
     batch["pixel_values"] = batch["pixel_values"].to(dtype)
     inputs, mask = inputs_and_mask(batch)
     found = []
@@ -361,7 +361,7 @@ def test_anchors_and_checkpointing_go_with_branches(loaded, rows, dtype, limit):
     merged = anchor.merge(collate(rows, 0), [0, 1])
     held, asked = merged.pop("anchor_distributions"), merged.pop("anchor_mask")
     labels, _ = label_positions(merged["labels"])
-    model = loaded.model.to(dtype).train().requires_grad_(True)
+    model = in_dtype(loaded.model, dtype).train().requires_grad_(True)
     merged["pixel_values"] = merged["pixel_values"].to(dtype)
     if dtype == torch.float32:  # what is computed again is not reached by the mode of fp64
         model.gradient_checkpointing_enable()

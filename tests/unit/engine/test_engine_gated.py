@@ -12,9 +12,10 @@ from narrowtune.engine.gated import keeping_operands
 from narrowtune.engine.memory import SavedTensors
 from narrowtune.engine.packing import packing
 from narrowtune.models.load import load_model
-from tiny_models import FAMILIES, VISION_FAMILIES
+from tiny_models import FAMILIES
 
-GATED = sorted({*FAMILIES, *VISION_FAMILIES} - {"phi3", "phi4"})
+GATED = sorted(set(FAMILIES) - {"phi3", "mixtral", "qwen3_vl_moe"})
+"""Of which a layer has an MLP of separate matrices, if only in one layer or beside experts."""
 
 
 def batch(length=16):

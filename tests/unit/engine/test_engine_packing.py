@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fp64 import InFp64, difference, gradients
+from fp64 import InFp64, difference, gradients, in_dtype
 from narrowtune.data.collate import Encoded, collate
 from narrowtune.engine import forward
 from narrowtune.engine.forward import (
@@ -244,7 +244,7 @@ def test_rows_of_models_that_keep_a_state_are_left_as_they_are(family, tiny):
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in WITH_STATE])
 def test_loss_and_gradients_are_those_of_the_plain_path(family, tiny, dtype, limit):
-    model = load_model(str(tiny(family, torch.float32)), device="cpu").model.to(dtype)
+    model = in_dtype(load_model(str(tiny(family, torch.float32)), device="cpu").model, dtype)
     inputs, mask = inputs_and_mask(batch())
     assert layout_size(model, inputs, mask).positions == 24, "the fast path was not taken"
     assert_as_plain(model, batch(), "cheaper", limit)

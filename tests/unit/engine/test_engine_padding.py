@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
+from fp64 import in_dtype
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.collate import Encoded, collate, padding_id
 from narrowtune.data.examples import Image, Message, Text
@@ -55,7 +56,8 @@ def as_on_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(WITH_STATE)))
 def test_loss_and_gradients_are_those_with_a_mask(family, tiny, monkeypatch):
-    model = load_model(str(tiny(family)), device="cpu").model.double().requires_grad_(True)
+    model = in_dtype(load_model(str(tiny(family)), device="cpu").model, torch.float64)
+    model.requires_grad_(True)
     batch, found = collate(rows(), pad_token_id=0), []
     given = as_on_a_gpu(monkeypatch)
     for when in ("never", "cheaper"):

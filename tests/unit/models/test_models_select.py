@@ -52,8 +52,39 @@ FUSED = {
         "mlp.gate_up_proj.weight",
     ],
 }
+# The matrices of all experts of a layer are one tensor. `mlp.gate` is the router.
+EXPERTS_GATE_UP, EXPERTS_DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+ROUTER = "mlp.gate.weight"
+EXPERTS = {
+    "sa_proj": [Q, K, V, O],
+    "sa_qkv": [Q, K, V],
+    "sa_o": [O],
+    "mlp": [EXPERTS_GATE_UP, EXPERTS_DOWN],
+    "mlp_gate_up": [EXPERTS_GATE_UP],
+    "mlp_down": [EXPERTS_DOWN],
+    "sa_proj+mlp_gate_up": [Q, K, V, O, EXPERTS_GATE_UP],
+}
+# Beside the experts an MLP that all tokens go through, its sum weighed by a gate of its own.
+SHARED_GATE, SHARED_UP = "mlp.shared_expert.gate_proj.weight", "mlp.shared_expert.up_proj.weight"
+SHARED_DOWN = "mlp.shared_expert.down_proj.weight"
+SHARED_MATRICES = {
+    "mlp": [EXPERTS_GATE_UP, EXPERTS_DOWN, SHARED_GATE, SHARED_UP, SHARED_DOWN],
+    "mlp_gate_up": [EXPERTS_GATE_UP, SHARED_GATE, SHARED_UP],
+    "mlp_down": [EXPERTS_DOWN, SHARED_DOWN],
+}
+SHARED = {
+    "sa_proj": [Q, K, V, O],
+    "sa_qkv": [Q, K, V],
+    "sa_o": [O],
+    **SHARED_MATRICES,
+    "sa_proj+mlp_gate_up": [Q, K, V, O, EXPERTS_GATE_UP, SHARED_GATE, SHARED_UP],
+}
 MATRICES = {
     "llama": PLAIN,
+    "qwen3_moe": EXPERTS,
+    "mixtral": EXPERTS,
+    "qwen3_vl_moe": EXPERTS,
+    "qwen3_5_moe": SHARED,
     "mistral": PLAIN,
     "qwen2": WITH_BIASES,
     "qwen3": PLAIN,
@@ -101,9 +132,29 @@ WHOLE_STATE = [
     DOWN,
     *NORMS,
 ]
-HYBRID = ("qwen3_5", "qwen3_5_text")
+MIXED = [EXPERTS_GATE_UP, EXPERTS_DOWN, ROUTER]
+MIXED_SHARED = [*MIXED, *SHARED_MATRICES["mlp"][2:], "mlp.shared_expert_gate.weight"]
+# Families of which the first layer is of another kind than the second: its matrices by recipe, and
+# everything in it.
+FIRST_LAYER = {
+    "qwen3_5": (WITH_STATE, WHOLE_STATE),
+    "qwen3_5_text": (WITH_STATE, WHOLE_STATE),
+    "qwen3_5_moe": (
+        {
+            **WITH_STATE,
+            **SHARED_MATRICES,
+            "sa_proj+mlp_gate_up": [STATE_QKV, STATE_OUT, *SHARED_MATRICES["mlp_gate_up"]],
+        },
+        [name for name in WHOLE_STATE if name not in (GATE, UP, DOWN)] + MIXED_SHARED,
+    ),
+    "qwen3_moe": (PLAIN, [Q, K, V, O, *QK_NORMS, GATE, UP, DOWN, *NORMS]),
+}
 # Everything in one decoder layer.
 WHOLE_LAYER = {
+    "qwen3_moe": [Q, K, V, O, *QK_NORMS, *MIXED, *NORMS],
+    "mixtral": [Q, K, V, O, *MIXED, *NORMS],
+    "qwen3_vl_moe": [Q, K, V, O, *QK_NORMS, *MIXED, *NORMS],
+    "qwen3_5_moe": [Q, K, V, O, *QK_NORMS, *MIXED_SHARED, *NORMS],
     "llama": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
     "mistral": [Q, K, V, O, GATE, UP, DOWN, *NORMS],
     "qwen2": [Q, K, V, O, *QKV_BIASES, GATE, UP, DOWN, *NORMS],
@@ -144,6 +195,10 @@ OUTSIDE_LAYERS = {
     "mistral": UNTIED,
     "qwen2": TIED,
     "qwen3": UNTIED,
+    "qwen3_moe": UNTIED,
+    "mixtral": UNTIED,
+    "qwen3_vl_moe": MULTIMODAL,
+    "qwen3_5_moe": MULTIMODAL,
     "gemma3_text": TIED,
     "granite": UNTIED,
     "olmo2": UNTIED,
@@ -338,6 +393,8 @@ TOWER = {
     "idefics3": IDEFICS_TOWER,
     "smolvlm": IDEFICS_TOWER,
 }
+TOWER |= {"qwen3_vl_moe": TOWER["qwen3_vl"], "qwen3_5_moe": TOWER["qwen3_5"]}
+PROJECTOR |= {"qwen3_vl_moe": PROJECTOR["qwen3_vl"], "qwen3_5_moe": PROJECTOR["qwen3_5"]}
 EXCLUDED = {
     "llava": [f"model.vision_tower.encoder.layers.2.{name}" for name in TOWER_LAYER] + POST_NORM,
     "llava_next": [f"model.vision_tower.encoder.layers.2.{name}" for name in TOWER_LAYER]
@@ -346,7 +403,9 @@ EXCLUDED = {
     "qwen2_vl": [],
     "qwen2_5_vl": [],
     "qwen3_vl": [],
+    "qwen3_vl_moe": [],
     "qwen3_5": [],
+    "qwen3_5_moe": [],
     "gemma3": [],
     "internvl": [],
     "idefics3": [],
@@ -361,10 +420,10 @@ def expected_names(family: str, recipe: str) -> list[str]:
         layers = "model.text_model.layers"
     if recipe in MATRICES[family]:
         second = MATRICES[family][recipe]
-        first = WITH_STATE[recipe] if family in HYBRID else second
+        first = FIRST_LAYER[family][0][recipe] if family in FIRST_LAYER else second
         return [f"{layers}.0.{s}" for s in first] + [f"{layers}.1.{s}" for s in second]
     second = WHOLE_LAYER[family]
-    first = WHOLE_STATE if family in HYBRID else second
+    first = FIRST_LAYER[family][1] if family in FIRST_LAYER else second
     language_model = [
         *OUTSIDE_LAYERS[family],
         *(f"{layers}.0.{s}" for s in first),

@@ -58,7 +58,9 @@ def test_eyes_that_train_are_shared_out_too(tiny, family):
     plan_sharing(trainer, loaded, resolve(loaded.model, "vision_tower"))
     assert plugin.ignored_modules is None
     # Qwen3-VL has a list of mergers too.
-    assert len(plugin.transformer_cls_names_to_wrap) == (3 if family == "qwen3_vl" else 2)
+    assert len(plugin.transformer_cls_names_to_wrap) == (
+        3 if family in ("qwen3_vl", "qwen3_vl_moe") else 2
+    )
     found = {type(module).__name__ for module in loaded.model.modules()}
     assert set(plugin.transformer_cls_names_to_wrap) <= found
     # Gradients are added up in fp32, as without FSDP.
