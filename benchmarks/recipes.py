@@ -164,6 +164,7 @@ class Bench:
                 )
         anchor = copy.copy(self._anchor)
         anchor.weight, anchor.projection = arm.weight, arm.projection
+        anchor.rows_per_step = arm.rows
         return anchor
 
     def fit(self, job: Job, max_steps: int = -1) -> Any:

@@ -42,6 +42,8 @@ def frozen_layers(
 ) -> dict[str, nn.Linear]:
     """Return the linear layers in decoder layers of which nothing trains, by path.
 
+    Experts of a mixture are none: they are one tensor, which no library here quantises.
+
     Raises:
         SelectionError: there is none.
     """
@@ -53,10 +55,14 @@ def frozen_layers(
         if is_below(path, root) and type(module) is nn.Linear and path not in trained
     }
     if not found:
+        names = [name for name, _ in loaded.model.named_parameters()]
+        mixture = any(loaded.family.stored_otherwise(name) for name in names)
         raise SelectionError(
             asked=f"training.quantize_frozen: {kind}, with the recipe {selection.recipe!r}",
-            found="no linear layer of the language model stays frozen",
-            do="leave quantize_frozen out, or choose a recipe that trains less, such as sa_proj",
+            found="no linear layer of the language model stays frozen"
+            + (", and experts are not quantised" if mixture else ""),
+            do="leave quantize_frozen out"
+            + ("" if mixture else ", or choose a recipe that trains less, such as sa_proj"),
         )
     return found
 

@@ -109,6 +109,34 @@ def test_flops_are_those_that_torch_executes(parts):
     assert counted.total == pytest.approx(executed.get_total_flops(), rel=1e-3)
 
 
+@pytest.mark.parametrize("trained", ["q_proj", "experts"])
+def test_of_experts_those_count_that_a_token_goes_through(trained):
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_SIZE,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+    )
+    model = train(transformers.MixtralForCausalLM(config), trained)
+    with packing("never"), CountFlops() as flops:
+        labelled_cross_entropy(model, batch())
+    chosen, router = 2 * (GATE_UP + DOWN), 5 * HIDDEN
+    forward = 2 * (ATTENTION + router + chosen) * TOKENS + 2 * HEAD * LABELS + SCORES / LAYERS
+    assert flops.forward == pytest.approx(forward, rel=1e-3)
+    # Before the experts nothing needs a gradient; their own inputs' of gate and up neither.
+    if trained == "experts":
+        backward = 2 * (chosen + 2 * DOWN) * TOKENS + 2 * HEAD * LABELS
+        assert flops.backward == pytest.approx(backward, rel=1e-3)
+    else:
+        assert flops.backward > 2 * chosen * TOKENS
+
+
 def test_convolutions_and_biased_products():
     model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Flatten(), nn.Linear(32, 5))
     x = torch.randn(2, 3, 8, 8)

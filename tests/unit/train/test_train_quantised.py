@@ -287,6 +287,16 @@ def test_a_recipe_that_leaves_nothing_frozen(tiny, tmp_path, by_hand, recipe):
         pass
 
 
+def test_experts_are_not_quantised(tiny, tmp_path, by_hand):
+    loaded = load_model(str(tiny("mixtral")), device="cpu")
+    selection = resolve(loaded.model, "sa_proj")
+    with (
+        pytest.raises(SelectionError, match="and experts are not quantised"),
+        quantised_frozen(loaded, selection, by_hand, tmp_path),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(("kind", "library"), engine.LIBRARIES.items())
 def test_a_missing_library_is_named_before_anything_is_loaded(tmp_path, monkeypatch, kind, library):
     monkeypatch.setitem(sys.modules, library, None)
