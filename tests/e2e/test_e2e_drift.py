@@ -10,6 +10,7 @@ from runs import write_run
 
 from narrowtune.core.config import load_config
 from narrowtune.core.errors import UsageError
+from narrowtune.pipeline import teach as pipeline
 from narrowtune.pipeline.teach import teach
 from narrowtune.train.trainer import NarrowTrainer
 
@@ -32,8 +33,20 @@ def _logged(folder):
     return [row for row in map(json.loads, lines) if "drift" in row]
 
 
-def test_drift_is_in_the_log_the_notes_and_the_plots(settings, tmp_path):
+def test_drift_is_in_the_log_the_notes_and_the_plots(settings, tmp_path, monkeypatch):
+    given = []
+
+    def forms_not_held(tasks, results, answers):
+        given.append(([t.name for t in tasks], [r.name for r in results], answers))
+        return ["No prompt is answered so."]
+
+    monkeypatch.setattr(pipeline, "forms_not_held", forms_not_held)
     record = teach(settings("run"))
+    [(tasks, results, answers)] = given
+    assert sorted(tasks) == sorted(results) == ["keep", "skill"]
+    assert len(answers) == 10, "of all prompts of the anchor"
+    assert all(isinstance(answer, str) for answer in answers)
+    assert "No prompt is answered so." in record.notes
     rows = _logged(tmp_path / "run")
     assert [row["step"] for row in rows] == [2, 4]
     assert all(row["drift"] > 0 and row["drift_seconds"] > 0 for row in rows)

@@ -1,11 +1,13 @@
 """What makes a run's numbers say less than they seem to, told before anything is trained.
 
 Owns: answers that are longer than what is decoded, pictures that nobody gave, an anchor that never
-sees one, kept tasks at which the base fails already, and a recipe for eyes that see nothing.
+sees one or is never answered as a kept task is, kept tasks at which the base fails already, and a
+recipe for eyes that see nothing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from narrowtune.core.config import RunConfig
@@ -14,6 +16,7 @@ from narrowtune.core.numbers import rounded_up
 from narrowtune.core.recipes import get_recipe
 from narrowtune.core.results import TaskResult
 from narrowtune.data.chat import ChatEncoder
+from narrowtune.evaluate.answer_forms import Form, form_of, usual_form
 from narrowtune.evaluate.answers import bare
 from narrowtune.evaluate.tasks import Task
 from narrowtune.evaluate.verdict import BLIND
@@ -22,6 +25,9 @@ from narrowtune.pipeline.inputs import Inputs
 
 _SAID_WHOLE = ("exact_match",)
 """Metrics by which an answer that is cut short can't be right."""
+
+_FEW = 0.02
+"""Share of an anchor's prompts up to which a form of answers is hardly among them."""
 
 
 def pitfalls(family: Family, inputs: Inputs, encoder: ChatEncoder) -> list[str]:
@@ -152,4 +158,31 @@ def nothing_to_lose(results: Sequence[TaskResult]) -> list[str]:
         "leave it out."
         for result in results
         if result.role == "held_out" and 100 * result.strict.mean <= BLIND
+    ]
+
+
+def forms_not_held(
+    tasks: Sequence[Task], results: Sequence[TaskResult], answers: Sequence[str]
+) -> list[str]:
+    """Name kept tasks whose form of answers hardly a prompt of the anchor has.
+
+    Args:
+        tasks: of a run.
+        results: of the base on them.
+        answers: of the base to the anchor's prompts.
+    """
+    generated = {task.name for task in tasks if task.mode == "generate"}
+    kept: dict[Form, list[str]] = {}
+    for result in results:
+        if result.role == "held_out" and result.name in generated:
+            form = usual_form([item.answer for item in result.items])
+            if form is not None:
+                kept.setdefault(form, []).append(result.name)
+    counts = Counter(map(form_of, answers))
+    return [
+        f"{', '.join(names)}: answered in the form of {form}, as {counts[form]} of the anchor's "
+        f"{len(answers)} prompts are. An anchor holds least what no prompt is answered in: give "
+        "anchor.prompts some of that form (docs/anchor.md)."
+        for form, names in kept.items()
+        if counts[form] <= _FEW * len(answers)
     ]

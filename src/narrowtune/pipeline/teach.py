@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,7 @@ from narrowtune.pipeline.ledger import check_state, enter, open_book, taught_bef
 from narrowtune.pipeline.pitfalls import (
     cannot_ship,
     check_eyes,
+    forms_not_held,
     nothing_to_lose,
     pitfalls,
     unused_rows,
@@ -56,12 +57,10 @@ from narrowtune.pipeline.stages import (
 )
 from narrowtune.pipeline.stopwatch import Stopwatch
 from narrowtune.pipeline.trained import extract_delta, keep, take_up
+from narrowtune.pipeline.watched import watch_drift, what_drift_was
 from narrowtune.report.build import build_report
-from narrowtune.report.text import percent, small
-from narrowtune.train.anchor import Anchor
 from narrowtune.train.arguments import num_repeated
 from narrowtune.train.callbacks import ProgressBar
-from narrowtune.train.drift_callback import DriftCallback
 from narrowtune.train.fit import fit
 from narrowtune.train.masters import copy_tensors
 from narrowtune.train.sharded import check_sharing
@@ -221,7 +220,12 @@ def _look_before(run: Run, num_processes: int) -> None:
         run.watch.warn(text)
     with run.watch.stage("evaluate the base"):
         run.before = _score(run, run.inputs.tasks, "before", combine_hashes(run.base_hashes))
-    for text in nothing_to_lose(run.before):
+    _tell(run, nothing_to_lose(run.before))
+
+
+def _tell(run: Run, texts: Iterable[str]) -> None:
+    """Say something now, and in the report."""
+    for text in texts:
         run.watch.warn(text)
         run.inputs.notes.append(text)
 
@@ -241,6 +245,9 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
                 book=run.book,
                 arithmetic=run.arithmetic,
             )
+        if anchor is not None:
+            answers = anchor.answers(run.loaded.tokenizer)
+            _tell(run, forms_not_held(run.inputs.tasks, run.before or [], answers))
     repeated = num_repeated(config.training, len(run.inputs.rows), state.num_processes)
     if repeated:
         run.inputs.notes.append(
@@ -262,12 +269,12 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
             validation=run.inputs.validation,
             anchor=anchor,
             callbacks=[progress],
-            drift=(watched := _watch_drift(run, anchor)),
+            drift=(watched := watch_drift(run, anchor)),
             resume=resume,
             features=run.features if again else None,
         )
     if watched is not None:
-        run.inputs.notes.append(_what_drift_was(watched))
+        run.inputs.notes.append(what_drift_was(watched))
     if watched is not None and watched.stopped is not None:
         run.watch.warn(f"Training stopped at step {watched.stopped}: drift over its budget.")
     first = run.fitted.summary.first_step
@@ -287,40 +294,6 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
     if resume and run.fitted.summary.resumed_from is None:
         run.inputs.notes.append("Resumed without a checkpoint: training began at its first step.")
     run.training_notes = run.inputs.notes[before:]
-
-
-def _watch_drift(run: Run, anchor: Anchor | None) -> DriftCallback | None:
-    """Return what measures drift while the run trains, if it is asked for."""
-    drift, prompts = run.config.drift, run.inputs.drift_prompts
-    if not drift.every:
-        return None
-    return DriftCallback(
-        [messages for _, messages in prompts],
-        every=drift.every,
-        budget=drift.budget,
-        action=drift.action,
-        anchor=anchor,
-        max_new_tokens=drift.max_new_tokens,
-        batch_size=run.config.eval_batch_size,
-        encoder=run.encoder,
-    )
-
-
-def _what_drift_was(watched: DriftCallback) -> str:
-    """Say what measuring took, and what was found last."""
-    text = (
-        f"Drift was measured {len(watched.readings)} times while training, "
-        f"{watched.seconds:.1f} s with the base's answers"
-    )
-    if watched.readings:
-        step, last = watched.readings[-1]
-        text += f"; at step {step} KL {small(last.kl)}"
-        if last.number_bias is not None and last.base_number_bias is not None:
-            base, bias = percent(last.base_number_bias), percent(last.number_bias)
-            text += f", number-token bias {bias} (the base's {base})"
-        if last.format_valid is not None:
-            text += f", {percent(last.format_valid)} of the answers begin in the base's form"
-    return text + "."
 
 
 def _look_after(run: Run) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from narrowtune.core.anchor_settings import AnchorSettings
 from narrowtune.core.errors import TrainingError
@@ -91,6 +92,11 @@ class Anchor:
         self.pad_token_id = pad_token_id
         self.seed = seed
         self.seconds = seconds
+
+    def answers(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Return what the base answered, as text; of long answers the beginning."""
+        ids = [[label for label in row.labels if label != IGNORE_INDEX] for row in self.encoded]
+        return [str(tokenizer.decode(each, skip_special_tokens=True)) for each in ids]
 
     def indices(self, step: int) -> list[int]:
         """Return the rows of optimiser step `step` (from 0).

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+from dataclasses import replace
 
 import PIL.Image
 import pytest
 
 from narrowtune.core.config import parse_config
 from narrowtune.core.errors import DataError
-from narrowtune.core.results import Score, TaskResult
+from narrowtune.core.results import ItemResult, Score, TaskResult
 from narrowtune.data.chat import ChatEncoder
 from narrowtune.data.examples import Example, Image, Message, Text
 from narrowtune.evaluate.tasks import Task
@@ -19,6 +20,7 @@ from narrowtune.pipeline.inputs import Inputs
 from narrowtune.pipeline.pitfalls import (
     cannot_ship,
     check_eyes,
+    forms_not_held,
     limits_too_short,
     nothing_to_lose,
     pitfalls,
@@ -159,6 +161,54 @@ def test_kept_tasks_at_which_the_base_fails_are_named(role, mean, told):
     found = nothing_to_lose([result])
     assert len(found) == told
     assert all("charts" in said and "before/charts.jsonl" in said for said in found)
+
+
+def answered(name, *answers, role="held_out"):
+    items = [
+        ItemResult(
+            id=str(number),
+            question="what?",
+            answer=answer,
+            reference=["a"],
+            strict=1.0,
+            lenient=1.0,
+            valid_format=True,
+        )
+        for number, answer in enumerate(answers)
+    ]
+    score = Score(mean=1.0, stderr=0.0)
+    return TaskResult(
+        name=name,
+        role=role,
+        metric="exact_match",
+        num_items=len(items),
+        num_groups=len(items),
+        num_ties=0,
+        strict=score,
+        lenient=score,
+        valid_format=1.0,
+        seconds=0.0,
+        items=items,
+    )
+
+
+def test_kept_forms_that_hardly_a_prompt_of_the_anchor_has_are_named():
+    tasks = [replace(task("a"), name=name) for name in ("gauges", "tallies", "names", "skill")]
+    tasks.append(replace(task("a", mode="options"), name="birds"))
+    results = [
+        answered("gauges", "7", "12", "a dozen"),
+        answered("tallies", "3", "4"),
+        answered("names", "cat", "dog", "5"),
+        answered("skill", "2:30", "4:15", role="target"),
+        answered("birds", "(A)", "(B)"),
+    ]
+    prompts = ["cat"] * 60 + ["A dog sits on a mat."] * 59
+    [said] = forms_not_held(tasks, results, [*prompts, "9"])
+    assert said.startswith("gauges, tallies: answered in the form of a number, as 1 of the")
+    assert "120 prompts" in said
+    assert forms_not_held(tasks, results, [*prompts[3:], "9", "4:15", "70 %", "1,200"]) == []
+    # Of no usual form: nothing to say.
+    assert forms_not_held(tasks, [answered("gauges", "7", "a dog", "(A)")], prompts) == []
 
 
 def run_with(**values):
