@@ -99,6 +99,7 @@ class Arm:
 ARMS: Mapping[str, Arm] = {
     "narrowtune sa_proj": Arm("sa_proj"),
     "narrowtune sa_proj, compiled": Arm("sa_proj", compiled=True),
+    "narrowtune sa_proj, checkpointed": Arm("sa_proj", checkpointed=True),
     "narrowtune mlp_gate_up": Arm("mlp_gate_up"),
     "narrowtune mlp_gate_up, checkpointed": Arm("mlp_gate_up", checkpointed=True),
     "narrowtune language_model, checkpointed": Arm("language_model", checkpointed=True),
