@@ -25,6 +25,9 @@ from narrowtune.models.structure import (
     show_names,
 )
 
+EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
+"""How names of tensors that hold all experts of a layer end."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -141,6 +144,7 @@ def resolve(model: nn.Module, recipe: str | Recipe) -> Selection:
                 for name in names
                 if name in ties
             ]
+            + _about_experts(names, sizes)
         ),
         num_parameters=sum(sizes[name] for name in names),
         components=_count_components(components, sizes, names, family),
@@ -173,6 +177,18 @@ def select(
         if dtype is not None and name in chosen:
             parameter.data = parameter.data.to(dtype)
     return selection
+
+
+def _about_experts(names: tuple[str, ...], sizes: Mapping[str, int]) -> list[str]:
+    """Say that all experts of a mixture train, where they do: few mean that."""
+    trained = sum(sizes[name] for name in names if name.endswith(EXPERTS))
+    if not trained:
+        return []
+    share = 100 * trained / sum(sizes.values())
+    return [
+        f"the experts of a mixture train, all of them, {share:.0f} % of the model: sa_proj alone "
+        "leaves them frozen"
+    ]
 
 
 def _published(family: Family, name: str) -> str:

@@ -473,6 +473,25 @@ def test_names_are_those_written_by_hand(load, family: str, recipe: str) -> None
     assert set(selection.excluded) == (set(EXCLUDED[family]) if in_tower else set())
 
 
+@pytest.mark.parametrize(
+    ("family", "recipe", "told"),
+    [
+        ("mixtral", "mlp_gate_up", True),
+        ("qwen3_5_moe", "language_model", True),
+        ("mixtral", "sa_proj", False),
+        ("qwen3", "mlp_gate_up", False),
+    ],
+)
+def test_training_all_experts_is_said(load, family: str, recipe: str, told: bool) -> None:
+    model = load(family)
+    notes = [note for note in resolve(model, recipe).notes if "experts of a mixture" in note]
+    assert len(notes) == told
+    if recipe == "mlp_gate_up" and told:
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        experts = sum(n for name, n in sizes.items() if name.endswith("experts.gate_up_proj"))
+        assert f"{100 * experts / sum(sizes.values()):.0f} % of the model" in notes[0]
+
+
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_no_tower_or_projector_tensor_under_a_language_model_recipe(load, family: str) -> None:
     model = load(family)
