@@ -25,6 +25,8 @@ from typing import Any
 from recipes_protocol import (
     ARMS,
     DECIDING,
+    EVERY_SEED,
+    FURTHER,
     GRID,
     HELD,
     SEEDS,
@@ -76,7 +78,7 @@ class Bench:
         self.encoder = make_encoder(self.loaded, self.config)
         self.pools = [
             read_rows(DataSettings(path=str(data / f"train_{seed}.jsonl"))).examples
-            for seed in SEEDS
+            for seed in EVERY_SEED
         ]
         skill = {key: settings["skill"][key] for key in ("metric", "max_new_tokens")}
 
@@ -220,6 +222,7 @@ class Bench:
         grid = job.stage == "grid"
         skill = self.validation if grid else self.test
         whole = job.stage in ("kept", "whole") or (job.stage == "result" and job.seed == 0)
+        whole |= job.stage == "further" and job.arm == FURTHER
         kept = self.kept if whole else self.deciding if job.arm in HELD and grid else self.some
         fitted = self.fit(job)
         after = self._score([skill, *kept])
@@ -321,6 +324,7 @@ def write_data(folder: Path) -> None:
         part = rows[start : start + NUM_TRAIN]
         (folder / f"train_{seed}.jsonl").write_text("".join(part), encoding="utf-8")
     Path(str(made.skill.test_path)).rename(folder / "test.jsonl")
+    _write_further_rows(folder, rows)
     settings = {
         "skill": made.skill.model_dump(mode="json"),
         "keep": [
@@ -333,6 +337,27 @@ def write_data(folder: Path) -> None:
         ],
     }
     (folder / "settings.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def _write_further_rows(folder: Path, known: Sequence[str]) -> None:
+    """Write rows for the seeds that came later, none of which asks what an earlier row asks.
+
+    Drawn anew: a larger first draw would have other rows throughout.
+    """
+    from narrowtune.demo.files import write_demo_data
+
+    lines = [*known, *(folder / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    groups = {json.loads(line)["group"] for line in lines}
+    further = EVERY_SEED[len(SEEDS) :]
+    with tempfile.TemporaryDirectory() as other:
+        wanted = 2 * NUM_TRAIN * len(further)
+        made = write_demo_data(Path(other), num_train=wanted, num_validation=0, num_test=1, seed=8)
+        drawn = Path(made.skill.path).read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [line for line in drawn if json.loads(line)["group"] not in groups]
+    for place, seed in enumerate(further):
+        part = rows[place * NUM_TRAIN : (place + 1) * NUM_TRAIN]
+        assert len(part) == NUM_TRAIN, "fewer rows than seeds need"
+        (folder / f"train_{seed}.jsonl").write_text("".join(part), encoding="utf-8")
 
 
 _BENCH: Bench | None = None

@@ -28,7 +28,9 @@ The protocol, fixed before the first run:
   chosen in single runs on these validation questions and 736 held-out items (docs/LOG.md), so they
   have no grid;
 - added later on 2026-11-30: sa_proj, the same with one row of the anchor a step in place of four,
-  which did better in one run on the same ("whole").
+  which did better in one run on the same ("whole"); and, once its three seeds were known, three
+  more of it and of language_model at its best rate, on rows of their own, so that differences have
+  intervals that say something ("further").
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ GRID = {-2: 3e-6, -1: 1e-5, 0: 3e-5, 1: 1e-4, 2: 3e-4, 3: 1e-3, 4: 3e-3, 5: 1e-2
 FIRST = (0, 1, 2)
 MOST_TRIALS = 7
 SEEDS = (0, 1, 2)
+EVERY_SEED = (*SEEDS, 3, 4, 5)
 MOST_LOST, DECIDING = 1.0, ("capitals", "continents", "elements")
 
 
@@ -96,6 +99,9 @@ PULLED = (
 )
 PULLED_AT = 4
 """Those that are, and have no grid; and the exponent of their rate."""
+
+FURTHER = PULLED[-1]
+"""The one that further seeds are trained of, and language_model beside it."""
 
 
 class Job(NamedTuple):
@@ -202,4 +208,7 @@ def next_jobs(runs: dict[Job, dict[str, Any]]) -> list[Job]:
         if exponent is not None and (job := job_of(arm, exponent, seed, stage)) not in runs
     ]
     pulled = [job_of(arm, PULLED_AT, seed, "whole") for arm in PULLED for seed in SEEDS]
+    for arm, exponent in ((FURTHER, PULLED_AT), (ARMS[0], best_exponent(ARMS[0], runs))):
+        further = EVERY_SEED[len(SEEDS) :] if exponent is not None else ()
+        pulled += [job_of(arm, exponent, seed, "further") for seed in further]
     return [job for job in pulled if job not in runs] + jobs

@@ -12,11 +12,13 @@ import numpy as np
 from recipes_protocol import (
     ARMS,
     DECIDING,
+    EVERY_SEED,
     GRID,
     HELD,
     PULLED,
     PULLED_AT,
     SEEDS,
+    WHOLE,
     Arm,
     Job,
     best_exponent,
@@ -27,6 +29,7 @@ from recipes_protocol import (
 )
 
 from narrowtune.evaluate.statistics import PairedTask, mean_loss
+from narrowtune.study.effects import Effect, Interval, Items, over_seeds
 from narrowtune.study.formulas import rank_correlation
 
 SHARES = (0.5, 0.75, 0.9)
@@ -160,6 +163,64 @@ def print_kept(runs: dict[Job, dict[str, Any]]) -> None:
             print("| " + " | ".join(cells) + " |")
 
 
+def print_over_seeds(runs: dict[Job, dict[str, Any]]) -> None:
+    """Print what arms that every seed of is scored on all items learned and lost, seeds a level.
+
+    Learned against language_model at its best rate, on the same test questions by seed.
+    """
+    best = best_exponent(ARMS[0], runs) or 0
+    asked = [
+        (seed, runs.get(job_of(ARMS[0], best, seed, "result" if seed in SEEDS else "further")))
+        for seed in EVERY_SEED
+    ]
+    base = {seed: run for seed, run in asked if run is not None}
+    print("\nOver all seeds, all held-out items; 95 % intervals of seeds and groups of items\n")
+    print("| recipe | learned | against language_model at its best | lost |\n|---|---|---|---|")
+    for arm in (*WHOLE, *PULLED):
+        exponent = PULLED_AT if arm in PULLED else best_exponent(arm, runs)
+        found = {
+            job.seed: run
+            for stage in ("result", "whole", "further")  # the second are on more items
+            for job, run in runs.items()
+            if (job.arm, job.stage, job.exponent) == (arm, stage, exponent)
+        }
+        if not set(SEEDS) <= set(found) <= set(base):
+            continue
+        gains = Effect({seed: _terms(run, lost=False) for seed, run in found.items()})
+        behind_it = [value(found[s], "learning") - value(base[s], "learning") for s in found]
+        losses = Effect({seed: _terms(run, lost=True) for seed, run in found.items()})
+        cells = [shown(gains.interval()), shown(over_seeds(behind_it)), shown(losses.interval())]
+        print(f"| {arm} | " + " | ".join(cells) + " |")
+
+
+def shown(found: Interval | None) -> str:
+    """Return a mean, its interval and every seed."""
+    assert found is not None
+    seeds = ", ".join(f"{value:.1f}" for value in found.seeds)
+    return f"{found.mean:.1f} ({found.low:.1f} to {found.high:.1f}) [{seeds}]"
+
+
+def _terms(run: dict[str, Any], *, lost: bool) -> dict[str, Items]:
+    """Return what a run gained of the skill, or lost of what is kept, points, by groups of items.
+
+    A group is one value, weighed by its items: those about one entity are right together.
+    """
+    kinds = list(run["items"])[1:] if lost else list(run["items"])[:1]
+    share = (-100 if lost else 100) / len(kinds)
+    terms = {}
+    for kind in kinds:
+        items = run["items"][kind]
+        change = np.array(items["after"], dtype=float) - np.array(items["before"], dtype=float)
+        names = [str(group or place) for place, group in enumerate(items["group"])]
+        groups = list(dict.fromkeys(names))
+        place = {name: number for number, name in enumerate(groups)}
+        sums = np.zeros(len(groups))
+        np.add.at(sums, [place[name] for name in names], change)
+        weighed = share * sums * len(groups) / len(change)
+        terms[kind] = Items(weighed, abs(share) * len(groups) / len(change))
+    return terms
+
+
 def behind(reference: dict[str, Any], run: dict[str, Any]) -> str:
     """Return how much less a run learned, with its one-sided 95 % bound.
 
@@ -237,6 +298,7 @@ def print_tables(results: Path) -> None:
     runs = read_runs(results / "runs.jsonl")
     print_frontiers({arm: frontier(runs, arm) for arm in ARMS})
     print_results(runs)
+    print_over_seeds(runs)
     print_kept(runs)
     print_tasks(runs)
     print_drift(runs)
