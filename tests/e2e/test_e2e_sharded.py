@@ -89,6 +89,8 @@ def test_shared_out_it_learns_what_one_process_learns(tiny, tmp_path):
     assert distance(model, tmp_path / "one", tmp_path / "two") <= 1e-4
     records = [record_of(tmp_path / name) for name in ("one", "two")]
     assert records[1]["training"]["num_processes"] == 2
+    owners = [record["training"]["step_owner"] for record in records]
+    assert owners == [None, "training.fsdp"], "what can't be advised"
     for name in ("num_steps", "num_samples", "num_tokens", "num_labels"):
         assert records[0]["training"][name] == records[1]["training"][name], name
     assert records[1]["proof"]["frozen_identical"]

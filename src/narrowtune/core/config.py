@@ -6,7 +6,6 @@ Key names follow `transformers.TrainingArguments` where that has the setting.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -32,9 +31,6 @@ from narrowtune.core.yaml_files import read_yaml
 
 Kind = TypeVar("Kind", bound=Settings)
 
-
-_OWN_STEPS = re.compile("lomo|schedule_free|layerwise")
-"""Optimisers that change weights otherwise than in their step."""
 
 DriftAction = Literal["stop", "lower_rate", "raise_anchor"]
 """What may be done where drift is over its budget while a model is trained."""
@@ -251,11 +247,11 @@ class RunConfig(ModelSettings):
             ("anchor.projection", projects),
             ("training.pull_to_base", self.training.pull_to_base > 0),
         ):
-            if asked and (self.training.deepspeed or self.training.fsdp):
-                mistakes.append(f"{name} can't be used with deepspeed or fsdp")
-            if asked and _OWN_STEPS.search(self.training.optim):
-                optim = self.training.optim
-                mistakes.append(f"{name} needs an optimiser that steps at once: {optim} does not")
+            if asked and (owner := self.training.step_owner):
+                mistakes.append(
+                    f"{name} can't be used with {owner}: it needs steps that one optimiser takes "
+                    "at once"
+                )
         if self.training.quantize_frozen and (self.training.deepspeed or self.training.fsdp):
             mistakes.append("training.quantize_frozen can't be used with deepspeed or fsdp")
         if self.training.deepspeed and (self.training.save_steps or self.training.eval_steps):

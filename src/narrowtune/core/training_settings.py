@@ -5,6 +5,7 @@ Key names follow `transformers.TrainingArguments` where that has the setting.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -13,6 +14,9 @@ from narrowtune.core.data_settings import Place, Settings
 
 Quantisation = Literal["int8", "nf4"]
 """How frozen layers may be held while training: 8 bits, or the 4 bits of NF4."""
+
+_OWN_STEPS = re.compile("lomo|schedule_free|layerwise")
+"""Optimisers that change weights otherwise than in their step."""
 
 
 class TrainingSettings(Settings):
@@ -107,3 +111,15 @@ class TrainingSettings(Settings):
     @classmethod
     def _one_tracker(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @property
+    def step_owner(self) -> str | None:
+        """The setting with which steps are not one optimiser's, taken at once; None without.
+
+        `anchor.projection` and `pull_to_base`, which change steps, are refused with it.
+        """
+        if self.fsdp:
+            return "training.fsdp"
+        if self.deepspeed:
+            return "training.deepspeed"
+        return f"training.optim: {self.optim}" if _OWN_STEPS.search(self.optim) else None

@@ -148,6 +148,8 @@ def _how_to_hold(record: RunRecord) -> str:
     hints = ["set anchor.projection to 10"] if projects and not training.anchor_projection else []
     if training.pull_to_base is None:
         hints.append("set training.pull_to_base to 2")
+    if training.step_owner is not None:
+        hints = [f"{' and '.join(hints)} (only without {training.step_owner})"]
     if _takes_over(record):
         hints.append("set anchor.skill_pictures to a fifth of the anchor's prompts")
     lost = [t for t in record.tasks if t.role == "held_out" and t.change.high < 0]

@@ -232,6 +232,7 @@ def fit(
         anchor_top_k=anchor.top_k if anchor else None,
         anchor_skill_pictures=config.anchor.skill_pictures or None if config.anchor else None,
         pull_to_base=config.training.pull_to_base or None,
+        step_owner=config.training.step_owner,
         anchor_seconds=anchor.seconds + (projected.seconds if projected else 0) if anchor else None,
         drift_seconds=drift.seconds if drift else None,
         resumed_from=checkpoint.name if checkpoint else None,

@@ -203,6 +203,18 @@ def test_over_budget_with_an_anchor_asks_for_prompts_in_the_forms_that_were_lost
         assert f"Instead, {hint} training.pull_to_base" in headline(held).next_step
 
 
+def test_what_a_shared_out_training_refuses_is_advised_without_it(tmp_path):
+    record = write_run(tmp_path, outcome="over_budget", items=40, steps=1)
+    update = {"anchor_weight": 1.0, "step_owner": "training.fsdp"}
+    shared = {"training": record.training.model_copy(update=update)}
+    both = "set anchor.projection to 10 and set training.pull_to_base to 2"
+    needed = "(only without training.fsdp)"
+    next_step = headline(record.model_copy(update=shared)).next_step
+    assert f"Instead, {both} {needed}, " in next_step
+    eyes = headline(record.model_copy(update={**shared, "recipe": "vision_tower"})).next_step
+    assert f"Instead, set training.pull_to_base to 2 {needed}, " in eyes
+
+
 def test_a_skill_that_takes_over_what_looks_like_it_is_told_how_to_hold_that(tmp_path):
     record = write_run(tmp_path, outcome="over_budget", items=40, steps=1)
     training = record.training.model_copy(update={"anchor_weight": 1.0})

@@ -253,9 +253,9 @@ def test_an_anchor_that_holds_nothing_is_refused():
     ("changes", "said"),
     [
         ({"drift": {"action": "raise_anchor"}}, "raise_anchor needs an anchor with a weight"),
-        ({"training": {"fsdp": True}}, "projection can't be used with deepspeed or fsdp"),
-        ({"training": {"deepspeed": "zero.json"}}, "projection can't be used with deepspeed"),
-        ({"training": {"optim": "adalomo"}}, "optimiser that steps at once: adalomo"),
+        ({"training": {"fsdp": True}}, "projection can't be used with training.fsdp"),
+        ({"training": {"deepspeed": "zero.json"}}, "projection can't be used with training.deep"),
+        ({"training": {"optim": "adalomo"}}, "used with training.optim: adalomo"),
     ],
 )
 def test_what_can_not_be_combined_is_refused(changes, said):

@@ -183,8 +183,9 @@ def test_under_another_trainer_the_base_is_what_the_training_finds(tmp_path):
 @pytest.mark.parametrize(
     ("training", "found"),
     [
-        ({"fsdp": True}, "can't be used with deepspeed or fsdp"),
-        ({"optim": "schedule_free_adamw"}, "steps at once: schedule_free_adamw does not"),
+        ({"fsdp": True}, "can't be used with training.fsdp"),
+        ({"deepspeed": "zero2.json"}, "can't be used with training.deepspeed"),
+        ({"optim": "schedule_free_adamw"}, "used with training.optim: schedule_free_adamw: it"),
     ],
 )
 def test_where_steps_are_not_the_optimisers_alone_it_is_refused(training, found):
