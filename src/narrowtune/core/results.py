@@ -317,6 +317,8 @@ class TrainingSummary(Value):
         energy_source: what measured it, or why there is no figure.
         anchor_skill_pictures: wanted questions of the anchor about the skill's own pictures.
         pull_to_base: e-folds of the pull back to the base, had all planned steps been taken.
+        pulled: those that the weights which it ended with got: fewer where drift stopped it, or
+            they are of an earlier step. None without a pull, and in records of earlier versions.
         step_owner: setting with which `anchor.projection` and the pull are refused; None without,
             and in records of earlier versions.
         compilation: compiled layers, in the last part; None unless `training.torch_compile`.
@@ -350,6 +352,7 @@ class TrainingSummary(Value):
     anchor_top_k: int | None = None
     anchor_skill_pictures: int | None = None
     pull_to_base: float | None = None
+    pulled: float | None = None
     step_owner: str | None = None
 
 

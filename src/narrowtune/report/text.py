@@ -147,7 +147,13 @@ def anchor(training: TrainingSummary) -> str | None:
 
 def pulled(training: TrainingSummary) -> str | None:
     """Return how far a run's weights were pulled back to the base's; None where they were not."""
-    return None if training.pull_to_base is None else f"{tick(training.pull_to_base)} e-folds"
+    asked, got = training.pull_to_base, training.pulled
+    if asked is None:
+        return None
+    told = f"{tick(asked)} e-folds"
+    if got is None or small(got) == small(asked):
+        return told
+    return f"{told} asked for, {small(got)} by the step that was kept"
 
 
 def moment(created: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -205,22 +206,27 @@ def training_arguments(
     return args
 
 
-def _check_schedule(args: TrainingArguments, options: dict[str, Any], steps: int) -> None:
-    """Go through the schedule once, for nothing: a run does so after the base was scored.
-
-    Raises:
-        ValueError: a rate that is no number; or whatever the schedule raises.
-    """
-    schedule = get_scheduler(
+def schedule(args: TrainingArguments, options: dict[str, Any], steps: int) -> LRScheduler:
+    """Return the schedule of a training of so many steps, for an optimiser of nothing."""
+    return get_scheduler(
         args.lr_scheduler_type,
         optimizer=torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate),
         num_warmup_steps=int(args.warmup_steps),
         num_training_steps=steps,
         scheduler_specific_kwargs=dict(options),
     )
+
+
+def _check_schedule(args: TrainingArguments, options: dict[str, Any], steps: int) -> None:
+    """Go through the schedule once, for nothing: a run does so after the base was scored.
+
+    Raises:
+        ValueError: a rate that is no number; or whatever the schedule raises.
+    """
+    planned = schedule(args, options, steps)
     # Options may be read at some steps alone: those of a decay at its steps, an end at the last.
     for step in (*range(1, steps, max(1, steps // _TRIED_STEPS)), steps):
-        for factor in getattr(schedule, "lr_lambdas", ()):
+        for factor in getattr(planned, "lr_lambdas", ()):
             found = factor(step)
             if not (isinstance(found, (int, float)) and math.isfinite(found)):
                 raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from narrowtune.models.load import LoadedModel
 from narrowtune.models.select import Selection
 from narrowtune.models.swap import WeightSwap
 from narrowtune.train.anchor import Anchor
-from narrowtune.train.arguments import planned_steps, training_arguments
+from narrowtune.train.arguments import planned_steps, schedule, training_arguments
 from narrowtune.train.callbacks import LogFile
 from narrowtune.train.checkpoint import find_checkpoint
 from narrowtune.train.distillation import Distillation
@@ -41,7 +42,7 @@ from narrowtune.train.masters import (
 from narrowtune.train.order import EpochOrder, PictureSampler
 from narrowtune.train.projected import ProjectedSteps, project_steps, projected_layers
 from narrowtune.train.proof import GradientWitness, prove, snapshot_frozen
-from narrowtune.train.pull import PullBack
+from narrowtune.train.pull import PullBack, shares_of_steps
 from narrowtune.train.quantised import is_quantised
 from narrowtune.train.selfcheck import check_first_step
 from narrowtune.train.sharded import (
@@ -232,6 +233,7 @@ def fit(
         anchor_top_k=anchor.top_k if anchor else None,
         anchor_skill_pictures=config.anchor.skill_pictures or None if config.anchor else None,
         pull_to_base=config.training.pull_to_base or None,
+        pulled=_pulled(trainer, config, steps),
         step_owner=config.training.step_owner,
         anchor_seconds=anchor.seconds + (projected.seconds if projected else 0) if anchor else None,
         drift_seconds=drift.seconds if drift else None,
@@ -299,6 +301,20 @@ def _train(
             drift.take_up(trainer.state)
     elif steps > 0:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _pulled(trainer: NarrowTrainer, config: RunConfig, steps: int) -> float | None:
+    """Return the e-folds by which the weights that stay were pulled back to the base's.
+
+    By the schedule: the callback knows nothing of steps where a checkpoint had none left to do.
+    """
+    training, state = config.training, trainer.state
+    if not training.pull_to_base or steps == 0:
+        return 0.0 if training.pull_to_base else None
+    best = state.best_global_step if training.load_best_model_at_end else None
+    planned = schedule(trainer.args, training.lr_scheduler_kwargs, steps)
+    taken = shares_of_steps(planned, steps)[: best or state.global_step]
+    return training.pull_to_base * math.fsum(taken)
 
 
 def _final_loss(logged: Sequence[Mapping[str, float]]) -> float | None:

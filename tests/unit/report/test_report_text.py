@@ -433,5 +433,15 @@ def test_how_hard_a_run_was_held_is_told(tmp_path):
     assert told(0.3, 10.0) == "weight 0.3, projection 10"
     assert told(0.3, 10.0, 2000) == "weight 0.3, top 2,000, projection 10"
     assert told(0.0, 3.0) == "projection 3"
-    assert text.pulled(training) is None
-    assert text.pulled(training.model_copy(update={"pull_to_base": 2.0})) == "2 e-folds"
+
+
+def test_what_a_pull_came_to_is_told_where_it_is_less_than_was_asked_for(tmp_path):
+    training = write_run(tmp_path, items=40, steps=1).training
+
+    def told(asked, got):
+        return text.pulled(training.model_copy(update={"pull_to_base": asked, "pulled": got}))
+
+    assert told(None, None) is None
+    assert told(2.0, None) == "2 e-folds", "a record of an earlier version"
+    assert told(2.0, 2.0000000000000004) == "2 e-folds"
+    assert told(2.0, 1.3149) == "2 e-folds asked for, 1.31 by the step that was kept"

@@ -41,6 +41,7 @@ from narrowtune.train.checkpoint import find_checkpoint, load_trainable
 from narrowtune.train.distributions import Distributions, kl_base_tuned
 from narrowtune.train.drift_callback import DriftCallback
 from narrowtune.train.fit import fit
+from narrowtune.train.pull import shares_of_steps
 from tiny_models import VISION_FAMILIES
 
 FLOAT32 = Arithmetic(compute_dtype="float32", threads=1)
@@ -704,6 +705,46 @@ def test_a_pull_to_the_base_holds_weights_near_it_and_goes_on_after_a_stop(tiny,
     assert moved(back) == 0
     resumed, _ = train("parts", pull_to_base=1.0, save_steps=3)
     assert all(torch.equal(resumed[n], pulled[n]) for n in base)
+
+
+def test_a_pull_is_recorded_as_far_as_it_got(tiny, tmp_path):
+    """As far as the step whose weights stay, by the schedule that the Trainer had."""
+
+    class End(TrainerCallback):
+        def on_step_end(self, args, state, control, lr_scheduler=None, **_):
+            self.shares = shares_of_steps(lr_scheduler, state.max_steps)
+            control.should_training_stop = state.global_step == 4
+
+    end = End()
+    pull = {"pull_to_base": 2.0, "max_steps": 8, "warmup_ratio": 0.3}
+
+    def pulled(folder, callbacks=(), **changes):
+        given = {**pull, **changes}
+        return _fit(tmp_path / folder, tiny("llama"), 64, callbacks=callbacks, **given)[1].summary
+
+    whole = pulled("whole", save_steps=8)
+    assert (whole.pull_to_base, whole.pulled) == (2.0, pytest.approx(2.0))
+    again = pulled("whole", save_steps=8, resume=True)
+    assert again.pulled == pytest.approx(2.0), "of a checkpoint that has no step left to do"
+    early = pulled("early", [end])
+    assert (early.num_steps, early.pull_to_base) == (4, 2.0)
+    assert early.pulled == pytest.approx(2.0 * sum(end.shares[:4]))
+    assert 0.5 < early.pulled < 1.5
+    assert pulled("none", max_steps=0).pulled == 0.0
+    assert pulled("plain", pull_to_base=0.0).pulled is None
+
+
+def test_weights_of_an_earlier_step_were_pulled_as_far_as_that(tiny, tmp_path):
+    loaded = load_model(str(tiny("llama")), device="cpu")
+    # With these weights every step makes the answer to validate on less likely.
+    rows, other = ([Encoded([5, 6, 7, n], [-100, -100, -100, n])] for n in (8, 10))
+    training = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "num_train_epochs": 4}
+    best = {"eval_steps": 1, "load_best_model_at_end": True, "pull_to_base": 2.0}
+    config = _config(tmp_path, **training, **best)
+    selection = resolve(loaded.model, "sa_proj")
+    fitted = fit(loaded, selection, rows * 8, config, arithmetic=FLOAT32, validation=other)
+    assert (fitted.summary.num_steps, fitted.summary.best_step) == (4, 1)
+    assert fitted.summary.pulled == pytest.approx(0.5)
 
 
 class _StopAt(TrainerCallback):
