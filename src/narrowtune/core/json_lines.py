@@ -13,7 +13,12 @@ from typing import Any
 from narrowtune.core.errors import UsageError
 
 
-def read_json_lines(path: Path, asked: str) -> Iterator[tuple[int, Any]]:
+def read_json_lines(
+    path: Path,
+    asked: str,
+    *,
+    without: str = "what the line stood for is made again where it is missing",
+) -> Iterator[tuple[int, Any]]:
     """Yield the number, from 1, and the value of each line that is not blank.
 
     A last line that a kill cut short, so that it has no end, is left out.
@@ -21,6 +26,7 @@ def read_json_lines(path: Path, asked: str) -> Iterator[tuple[int, Any]]:
     Args:
         path: of the file; one that is not there has no lines.
         asked: what it is wanted for, for errors.
+        without: what it means that a line is taken out, for errors.
 
     Raises:
         UsageError: another line is not JSON.
@@ -39,8 +45,7 @@ def read_json_lines(path: Path, asked: str) -> Iterator[tuple[int, Any]]:
             raise UsageError(
                 asked=asked,
                 found=f"line {number} of {path} is not JSON: {error}",
-                do="take that line out of the file, or put back a copy of it; what the line stood "
-                "for is made again where it is missing",
+                do=f"take that line out of the file, or put back a copy of it; {without}",
             ) from None
         yield number, value
 

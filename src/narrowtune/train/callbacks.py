@@ -18,13 +18,16 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from narrowtune.core.json_lines import read_json_lines
+
 
 class LogFile(TrainerCallback):
     """Appends one JSON line per logged step to `train.jsonl`.
 
     A resumed run continues the file: lines after the checkpoint it resumes from are dropped, so
-    that every step stands in it once. What another callback adds to the state's `log_history`
-    (drift) is written too, in the line of its step if that has one.
+    that every step stands in it once, and so is a last one that a kill cut short. What another
+    callback adds to the state's `log_history` (drift) is written too, in the line of its step if
+    that has one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,9 +43,7 @@ class LogFile(TrainerCallback):
         self._num_written = len(state.log_history)
         if not state.is_world_process_zero:
             return
-        goes_on = state.global_step > 0 and self.path.exists()
-        lines = self.path.read_text(encoding="utf-8").splitlines() if goes_on else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        rows = self._read() if state.global_step > 0 else []
         kept = [row for row in rows if row["step"] <= state.global_step]
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._before = kept[-1]["seconds"] if kept else 0.0
@@ -65,6 +66,11 @@ class LogFile(TrainerCallback):
     ) -> None:
         """Write what was added after the last step."""
         self._write(state)
+
+    def _read(self) -> list[dict[str, Any]]:
+        asked = f"to go on with the log in {self.path}"
+        without = "the log then lacks its step, and the training is the same"
+        return [row for _, row in read_json_lines(self.path, asked, without=without)]
 
     def _write(self, state: TrainerState) -> None:
         added = state.log_history[self._num_written :]
