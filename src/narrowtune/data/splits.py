@@ -83,14 +83,32 @@ def split_examples(
         numbers[chosen[index]].append(index)
     empty = [name for name, rows in numbers.items() if not rows and targets.get(name, 1)]
     if empty:
+        found = do = ""
+        if _ask_the_same_in_other_frames(examples):
+            found = "; and system turns by which rows that ask the same are not told apart"
+            do = (
+                "; where a system turn holds what a row is about, such as a document, write that "
+                "into the question"
+            )
         raise DataError(
             asked=f"{len(examples)} rows split with validation {validation} and test {test}",
             found=f"{len(clusters)} groups of rows that belong together (the same prompt, its "
             "pictures counted in, or a picture or a group in common), none left for "
-            + " and ".join(empty),
-            do="give more rows (or finer groups), or change the shares",
+            + " and ".join(empty)
+            + found,
+            do=f"give more rows (or finer groups), or change the shares{do}",
         )
     return {name: pick(examples, rows) for name, rows in numbers.items()}
+
+
+def _ask_the_same_in_other_frames(examples: Iterable[Example]) -> bool:
+    """Whether rows ask the same, each with a system turn of its own that does not count."""
+    systems: dict[str, str] = {}
+    return any(
+        systems.setdefault(example.asked_hash, example.system_hash) != example.system_hash
+        for example in examples
+        if example.system_hash and not example.is_told_by_system
+    )
 
 
 def _keys(example: Example) -> list[str]:

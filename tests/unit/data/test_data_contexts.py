@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from narrowtune.core.errors import DataError
 from narrowtune.data.examples import Example
 from narrowtune.data.rows import Rows
 from narrowtune.data.spilled import PIECE_BYTES, Spilled
@@ -73,6 +74,25 @@ def test_manners_of_answering_tell_nothing(read) -> None:
     # Each question in one manner, and some in two.
     mixed = [row for number, row in enumerate(table(MANNERS, QUESTIONS)) if number % 4 < 2]
     assert (clusters(found := read(*mixed)), told(found)) == (len(QUESTIONS), [])
+
+
+def test_a_split_that_system_turns_could_have_allowed_says_how(read) -> None:
+    documents = read(*table(DOCUMENTS[:2], TEMPLATES))
+    assert (clusters(documents), told(documents)) == (2, [])
+    with pytest.raises(DataError) as error:
+        split_examples(documents.examples, 0.2, 0.2, seed=0)
+    assert "system turns by which rows that ask the same" in error.value.found
+    assert "a document, write that into the question" in error.value.do
+    # What it advises to.
+    moved = [
+        {**row, "question": f"{row['system']} {row['question']}"}
+        for row in table(DOCUMENTS[:2], TEMPLATES)
+    ]
+    split_examples(read(*moved).examples, 0.2, 0.2, seed=0)
+    for rows in (table(DOCUMENTS[:1], TEMPLATES), table(DOCUMENTS[:2], TEMPLATES[:1])):
+        with pytest.raises(DataError) as error:
+            split_examples(read(*rows).examples, 0.2, 0.2, seed=0)
+        assert "system turn" not in str(error.value), "one for all, or that count"
 
 
 def test_more_system_turns_than_manners_are_contexts_whatever_else_they_are_asked(read) -> None:
