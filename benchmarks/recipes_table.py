@@ -14,7 +14,7 @@ from recipes_protocol import (
     DECIDING,
     EVERY_SEED,
     GRID,
-    HELD,
+    KEPT,
     PULLED,
     PULLED_AT,
     SEEDS,
@@ -142,7 +142,7 @@ def print_kept(runs: dict[Job, dict[str, Any]]) -> None:
         "| recipe | rate | seed | learning | behind language_model at its best | lost on others "
         "| items |\n|---|---|---|---|---|---|---|"
     )
-    for arm in HELD:
+    for arm in KEPT:
         exponent = holding_exponent(arm, runs)
         for seed in SEEDS:
             run = runs.get(job_of(arm, exponent or 0, seed, "kept"))
@@ -303,10 +303,7 @@ def print_tables(results: Path) -> None:
     print_tasks(runs)
     print_drift(runs)
     print_cost(results / "cost_cpu.json")
-    missing = next_jobs(runs)
-    print(f"\n{len(runs)} runs; the protocol asks for {len(missing)} more at least:")
-    print(
-        ", ".join(
-            f"{job.arm} {GRID[job.exponent]:g} seed {job.seed} {job.stage}" for job in missing
-        )
+    missing = ", ".join(
+        f"{job.arm} {GRID[job.exponent]:g} seed {job.seed} {job.stage}" for job in next_jobs(runs)
     )
+    print(f"\n{len(runs)} runs; the protocol asks next for {missing or 'nothing'}.")
