@@ -260,7 +260,9 @@ class _Sums:
                     return
             self._last = path, given
             self.twin[path] = path
-            chosen_NI = given[self.mask].to(torch.float64)
+            # An MLP beside experts is given its tokens in one line, [B T, I].
+            chosen_NI = given.unflatten(0, self.mask.shape) if given.ndim == 2 else given
+            chosen_NI = chosen_NI[self.mask].to(torch.float64)
             if self.layers[path].has_bias:
                 chosen_NI = nn.functional.pad(chosen_NI, (0, 1), value=1.0)
             if path in self.sums:

@@ -93,7 +93,7 @@ def _inputs(loaded, encoder, module: str) -> torch.Tensor:
         with torch.no_grad():
             loaded.model(**{k: v for k, v in batch.items() if k != "labels"})
         handle.remove()
-        found.append(seen[0][mask])
+        found.append(seen[0].reshape(*mask.shape, -1)[mask])
     return torch.cat(found).double()
 
 
@@ -106,11 +106,12 @@ def _inputs(loaded, encoder, module: str) -> torch.Tensor:
             for recipe in ("sa_proj", "mlp")
         ],
         ("qwen3_5_text", "full"),
+        ("qwen3_5_moe", "mlp"),  # beside its experts is an MLP
     ],
 )
 def test_matrices_are_the_inverse_of_what_layers_are_given(tiny, family, recipe):
     loaded = load_model(str(tiny(family)), device="cpu")
-    encoder = ChatEncoder(loaded.tokenizer)
+    encoder = ChatEncoder(loaded.tokenizer, loaded.processor)
     rows = _anchor(loaded, encoder).encoded
     layers = projected_layers(loaded.model, resolve(loaded.model, recipe).names)
     found = project_steps(
