@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from narrowtune.models.families import is_below
 from narrowtune.models.select import Selection
 
 _ROUTER_DEVIATION = 0.02
@@ -70,7 +71,9 @@ def expert_mixture(model: nn.Module, selection: Selection, seed: int) -> Iterato
         selection: of the recipe `mlp`.
         seed: of the routers.
     """
-    names = list(dict.fromkeys(name.rsplit(".", 2)[0] for name in selection.names))
+    found = dict.fromkeys(name.rsplit(".", 2)[0] for name in selection.names)
+    # An MLP inside of one, beside a mixture's experts, is copied with it.
+    names = [n for n in found if not any(is_below(n, other) for other in found if other != n)]
     generator = torch.Generator().manual_seed(seed)
     originals = {name: model.get_submodule(name) for name in names}
     for name, original in originals.items():
@@ -82,6 +85,7 @@ def expert_mixture(model: nn.Module, selection: Selection, seed: int) -> Iterato
             f"{name}.tuned.{inner}": f"{name}.{inner}"
             for name, original in originals.items()
             for inner, _ in original.named_parameters()
+            if f"{name}.{inner}" in selection.names  # not the router of experts that it has itself
         }
         routers = [f"{name}.router.{part}" for name in names for part in ("weight", "bias")]
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}

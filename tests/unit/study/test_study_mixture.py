@@ -37,6 +37,21 @@ def test_a_copy_like_its_original_is_the_base_whatever_the_router_says(model):
         assert torch.equal(model(IDS).logits, expected)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe"])
+def test_where_there_are_experts_what_trains_is_what_the_recipe_trains(tiny, family):
+    model = load_model(str(tiny(family))).model
+    selection = resolve(model, "mlp")
+    with expert_mixture(model, selection, 0) as mixed:
+        assert sorted(mixed.twins.values()) == sorted(selection.names)
+        inside = dict(model.named_parameters())
+        for name, parameter in inside.items():
+            parameter.requires_grad_(name in mixed.selection.names)
+        model(torch.arange(1, 60)[None]).logits.sum().backward()
+        assert all(inside[name].grad is not None for name in mixed.selection.names)
+        routers = len(mixed.selection.names) - len(mixed.twins)
+        assert routers == 2 * model.config.get_text_config().num_hidden_layers
+
+
 def resolve_names(parameters):
     return [name for name in parameters if ".mlp." in name]
 
