@@ -21,7 +21,7 @@ from narrowtune.core.errors import ModelError
 from narrowtune.data.collate import IGNORE_INDEX
 from narrowtune.engine.gated import keeping_operands
 from narrowtune.engine.last_layer import last_layer_at
-from narrowtune.engine.modes import evaluation_mode
+from narrowtune.engine.modes import evaluation_mode, without_router_logits
 from narrowtune.engine.packing import as_numbers, is_packing_allowed, pack, packing
 from narrowtune.engine.padding import without_mask
 from narrowtune.models.chunks import chunk_by_chunk
@@ -88,7 +88,7 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], mask: Tensor) -> Tenso
         inputs = without_mask(inner, inputs, mask.device.type)
     handle = head.register_forward_pre_hook(gather)
     try:
-        with _leaner(inner, mask):
+        with _leaner(inner, mask), without_router_logits(inner):
             logits_1NV = model(**inputs, use_cache=False).logits
     finally:
         handle.remove()

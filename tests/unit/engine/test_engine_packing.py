@@ -250,6 +250,14 @@ def test_loss_and_gradients_are_those_of_the_plain_path(family, tiny, dtype, lim
     assert_as_plain(model, batch(), "cheaper", limit)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_a_mixture_whose_settings_ask_for_a_loss_of_its_own_is_packed(family, tiny):
+    model = load_model(str(tiny(family, torch.float32)), device="cpu").model
+    model.config.output_router_logits = True
+    assert_as_plain(model, batch(), "cheaper", 1e-5)
+    assert model.config.output_router_logits
+
+
 def test_packing_error_sees_a_model_that_ignores_the_mask(llama, monkeypatch):
     assert packing_error(llama, batch()) < 1e-12
     forward = llama.forward
