@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from narrowtune.core.errors import ModelError
+from narrowtune.models.shortage import is_out_of_memory
+
 Read = Callable[[str], Tensor]
 """Returns the tensor of a name on disk."""
 
@@ -39,6 +42,9 @@ class Stored:
         Args:
             read: gives what is on disk.
             shape: in memory, where it is known. It tells whether what may be transposed is.
+
+        Raises:
+            ModelError: the parts are of unlike sizes.
         """
         if not self.num_parts:
             whole = read(self.names[0])
@@ -47,7 +53,16 @@ class Stored:
             return whole
         starts = range(0, len(self.names), self.num_parts)
         experts = (self.names[start : start + self.num_parts] for start in starts)
-        return torch.stack([torch.cat([read(name) for name in names]) for names in experts])
+        try:
+            return torch.stack([torch.cat([read(name) for name in names]) for names in experts])
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(
+                asked=f"put together {self.names[0]} … {self.names[-1]}",
+                found=f"parts that do not fit each other: {str(error).splitlines()[0]}",
+                do="fetch the checkpoint again",
+            ) from None
 
     def take_apart(self, tensor: Tensor, read: Read) -> Iterator[tuple[str, Tensor]]:
         """Yield what each tensor on disk has of `tensor`, which is as in memory, contiguous.
