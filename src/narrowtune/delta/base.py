@@ -26,6 +26,7 @@ class Base:
 
     Attributes:
         folder: the same.
+        family: of its model.
         records: the tensors that a delta changes, by name in memory.
 
     Raises:
@@ -39,7 +40,7 @@ class Base:
         for delta in deltas:
             self.records |= delta.metadata.tensors
         ties = {name: tuple(record.tied) for name, record in self.records.items()}
-        family = verify_family(self.folder, deltas, asked)
+        self.family = family = verify_family(self.folder, deltas, asked)
         found = locate(family, self.records, self.folder, ties)
         self._places = {name: several[0] for name, several in found.items()}
         dtypes = {record.dtype for record in self.records.values()}

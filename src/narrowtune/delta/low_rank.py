@@ -81,7 +81,9 @@ class LowRank:
         self._lost: dict[str, float] = {}
         for name in delta.metadata.tensors:
             difference = self._base.difference(delta, name).float()
-            if difference.ndim == 2 and name.endswith(".weight") and _is_linear(name):
+            linear = difference.ndim == 2 and name.endswith(".weight") and _is_linear(name)
+            # Beside MLPs of a mixture's layers without experts, peft would load none.
+            if linear and not self._base.family.is_in_place_of_experts(name):
                 self._factors[name] = _factor(difference, rank)
             else:
                 self._lost[name] = _square(difference)

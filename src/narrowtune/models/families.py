@@ -195,6 +195,18 @@ class Family:
         parts = tuple(f"{layers}.{index}.{part}" for part in found.parts)
         return found.model_copy(update={"parts": parts})
 
+    def is_in_place_of_experts(self, name: str) -> bool:
+        """Whether a layer without experts has the parameter where others have theirs.
+
+        peft takes adapters of such a one for adapters of experts.
+        """
+        layers = self.language_model.layers
+        if not is_below(name, layers):
+            return False
+        below = name[len(layers) + 1 :].partition(".")[2]
+        parts = (part for other in self.stored.values() for part in other.parts)
+        return any("*" in part and part.replace("experts.*.", "") == below for part in parts)
+
 
 _TEXT: tuple[Component, ...] = ("language_model",)
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from narrowtune.core.errors import SelectionError
 from narrowtune.core.extras import require
 from narrowtune.core.study_settings import LoraSettings
+from narrowtune.models.families import find_family
 from narrowtune.models.select import Selection
 
 
@@ -26,7 +27,8 @@ def low_rank(
     """Put adapters beside a selection's linear layers, and merge them at the end of the block.
 
     Inside, what is yielded selects the adapters' own matrices. Afterwards every parameter has its
-    name again; after an error, its value too.
+    name again; after an error, its value too. A mixture's experts get none, nor do the MLPs of its
+    layers without experts, beside which peft would put those of experts.
 
     Raises:
         UsageError: peft is not installed.
@@ -35,10 +37,13 @@ def low_rank(
     require("lora", "peft", asked="LoRA")
     from peft import LoraConfig, get_peft_model
 
+    family = find_family(model)
     layers = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and f"{name}.weight" in selection.names
+        if isinstance(module, nn.Linear)
+        and f"{name}.weight" in selection.names
+        and not family.is_in_place_of_experts(f"{name}.weight")
     ]
     if not layers:
         raise SelectionError(

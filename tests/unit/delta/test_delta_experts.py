@@ -6,10 +6,12 @@ import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from delta_cases import disturb, load, same_bits, weights
 from narrowtune.core.errors import DeltaError, ModelError
+from narrowtune.delta.apply import apply
 from narrowtune.delta.base import Base
 from narrowtune.delta.extract import extract
 from narrowtune.delta.folder import apply_to_folder, merge, undo_folder
@@ -109,12 +111,40 @@ def test_a_folder_that_lacks_an_experts_part_is_refused(make_case, tmp_path):
         apply_to_folder(other, case.path, tmp_path / "out")
 
 
+@pytest.mark.parametrize("recipe", ["mlp_gate_up", "sa_proj"])
+def test_parts_that_do_not_fit_each_other_are_refused(make_case, tmp_path, recipe):
+    case = make_case("qwen3_moe", torch.bfloat16, recipe)
+    other = tmp_path / "other"
+    shutil.copytree(case.folder, other)
+    tensors = load_file(other / "model.safetensors")
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    tensors[name] = tensors[name][:-1].contiguous()
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="do not fit each other"):
+        apply_to_folder(other, case.path, tmp_path / "out")
+
+
 def test_adapters_are_of_linear_layers_alone(make_case):
     case = make_case("qwen3_moe", torch.bfloat16, "language_model")
     kept = LowRank(case.folder, Delta.load(case.path), rank=4).kept()
     experts = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"}
     assert {f"model.layers.1.{name}" for name in experts} <= set(kept.left_out)
-    assert "model.layers.0.mlp.gate_proj.weight" in kept.by_tensor
+    assert "model.layers.0.self_attn.q_proj.weight" in kept.by_tensor
+    # peft would look for adapters of the layer without experts in the experts of others.
+    assert "model.layers.0.mlp.gate_proj.weight" in kept.left_out
     alone = make_case("mixtral", torch.bfloat16, "mlp_gate_up")
     with pytest.raises(DeltaError, match="no matrix of a linear layer"):
         LowRank(alone.folder, Delta.load(alone.path), rank=4)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe"])
+def test_an_adapter_of_a_mixture_is_what_peft_loads(make_case, tmp_path, family):
+    case = make_case(family, torch.float32, "language_model")
+    adapter = LowRank(case.folder, Delta.load(case.path), rank=4)
+    adapter.save(tmp_path / "adapter", "card")
+    expected = case.load()
+    apply(expected, adapter.as_delta())
+    loaded = PeftModel.from_pretrained(case.load(), tmp_path / "adapter").merge_and_unload()
+    expected = dict(expected.named_parameters())
+    for name, parameter in loaded.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], atol=1e-6, rtol=1e-5)

@@ -76,3 +76,18 @@ def test_a_selection_without_linear_layers_is_refused(model):
 def test_an_average_of_adapters_is_refused():
     with pytest.raises(ValueError, match="lora with wise_ft, density or pull"):
         ArmSettings(recipe="mlp", learning_rates=[1e-3], lora=LoraSettings(), wise_ft=0.5)
+
+
+def test_experts_have_no_adapters_nor_what_is_taken_for_them(tiny):
+    model = load_model(str(tiny("qwen3_moe"))).model
+    before, settings = state(model), LoraSettings(rank=2)
+    attention = {name.removesuffix(".weight") for name in resolve(model, "sa_proj").names}
+    with low_rank(model, resolve(model, "sa_proj+mlp_gate_up"), settings) as adapters:
+        beside = {name.partition(".lora_")[0] for name in adapters.names}
+        assert beside == attention
+    assert list(state(model)) == list(before)
+    with (
+        pytest.raises(SelectionError, match="no linear layer"),
+        low_rank(model, resolve(model, "mlp"), settings),
+    ):
+        pass
