@@ -34,6 +34,7 @@ from narrowtune.core.extras import require
 from narrowtune.models.alignment import align_weights
 from narrowtune.models.chunks import attend_to_chunks_together
 from narrowtune.models.disk import LEGACY_CONSTANTS, check_folder, stored_dtypes
+from narrowtune.models.experts import follow_autocast
 from narrowtune.models.families import Family, find_family
 from narrowtune.models.hub import find_folder
 from narrowtune.models.processors import IMAGE_ONLY, NEEDED, check_kwargs, leave_to_pictures
@@ -159,6 +160,7 @@ def load_model(
     model.to(_choose_device(device)).eval()  # type: ignore[arg-type]
     align_weights(model)
     attend_to_chunks_together(model)
+    follow_autocast(model)
     for note in notes:
         _warn_once(note)
     return LoadedModel(
