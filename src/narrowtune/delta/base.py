@@ -44,13 +44,11 @@ class Base:
         found = locate(family, self.records, self.folder, ties)
         self._places = {name: several[0] for name, several in found.items()}
         dtypes = {record.dtype for record in self.records.values()}
-        layout = self._layout
-        digests = {name: layout.sha256_as_loaded(name, dtypes) for name in layout.places}
         for delta in deltas:
             verify_selected(delta, "apply", lambda name, _: self.read(name), asked)
             own = {part for name in delta.metadata.tensors for part in self._places[name].names}
-            others = {h for name, found in digests.items() if name not in own for h in found}
-            others |= layout.sha256_of_assembled(family, delta.metadata.frozen, dtypes)
+            frozen = delta.metadata.frozen
+            others = self._layout.sha256_of_others(family, frozen, own, dtypes)
             verify_frozen(delta, partial(_is_among, others), asked)
 
     def read(self, name: str) -> Tensor:

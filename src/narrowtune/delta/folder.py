@@ -191,10 +191,8 @@ def _verify(
                     do="use the exact model that the delta names",
                 )
     if strict:
-        others = [disk_name for disk_name in layout.places if disk_name not in changes]
         dtypes = {record.dtype for record in records.values()}
-        hashes = {h for name in others for h in layout.sha256_as_loaded(name, dtypes)}
-        hashes |= layout.sha256_of_assembled(family, delta.metadata.frozen, dtypes)
+        hashes = layout.sha256_of_others(family, delta.metadata.frozen, changes, dtypes)
         verify_frozen(delta, lambda _, digest: digest in hashes, asked)
     return places
 

@@ -5,7 +5,7 @@ Reads headers only; nothing here imports transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from narrowtune.data.digest import tensor_sha256
 from narrowtune.delta.header import Entry, read_header
 from narrowtune.models.disk import INDEX, WEIGHTS, disk_files, locate
 from narrowtune.models.families import Family
+from narrowtune.models.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Layout:
     index: Path | None
     places: dict[str, Place]
     _open: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
+    _hashes: dict[Any, set[str]] = field(default_factory=dict, repr=False, compare=False)
 
     def read(self, disk_name: str) -> Tensor:
         """Return one tensor, on the CPU, mapped from its file."""
@@ -53,32 +55,34 @@ class Layout:
             self._open[shard] = safe_open(shard, framework="pt")
         return self._open[shard].get_tensor(disk_name)
 
-    def sha256_as_loaded(self, disk_name: str, dtypes: Iterable[str]) -> set[str]:
-        """Return a tensor's hash, and that of what it is in a model of one of `dtypes`.
-
-        Few tensors of a checkpoint may be stored in a wider dtype than it is loaded in: Qwen3.5's
-        decays are.
-        """
-        return _sha256_as_loaded(self.read(disk_name), dtypes)
-
-    def sha256_of_assembled(
-        self, family: Family, names: Iterable[str], dtypes: Iterable[str]
+    def sha256_of_others(
+        self, family: Family, frozen: Iterable[str], changed: Set[str], dtypes: Iterable[str]
     ) -> set[str]:
-        """Return the same for those of `names` that the folder stores otherwise than in memory.
+        """Return the hashes of all tensors but those in `changed`, as they are in memory.
+
+        Each as it is stored, and as it is in a model of one of `dtypes`: few tensors of a
+        checkpoint may be wider than they are loaded, Qwen3.5's decays are. Parts of a mixture's
+        experts count together, as the one tensor that they are in memory.
 
         Args:
             family: of the folder's model.
-            names: in memory.
-            dtypes: as above.
+            frozen: names in memory of what does not change.
+            changed: names on disk of what does.
+            dtypes: of the model.
 
         Raises:
-            ModelError: the folder lacks one.
+            ModelError: the folder lacks one of the frozen tensors, or a part of it.
         """
-        others = [name for name in names if family.stored_otherwise(name) is not None]
-        dtypes = list(dtypes)
+        others = [name for name in frozen if family.stored_otherwise(name) is not None]
+        whole = [several[0] for several in locate(family, others, self.folder, {}).values()]
+        parts = {part for stored in whole if stored.num_parts for part in stored.names}
+        whole += [Stored((name,)) for name in self.places if name not in changed | parts]
         found: set[str] = set()
-        for several in locate(family, others, self.folder, {}).values():
-            found |= _sha256_as_loaded(several[0].assemble(self.read), dtypes)
+        for stored in whole:
+            key = stored, frozenset(dtypes)
+            if key not in self._hashes:  # several deltas are checked against one base
+                self._hashes[key] = _sha256_as_loaded(stored.assemble(self.read), dtypes)
+            found |= self._hashes[key]
         return found
 
 
