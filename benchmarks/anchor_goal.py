@@ -68,7 +68,9 @@ three training seeds: learned is the mean of the skills, each after its own stag
 over the stages and after the last, and the last stage's is what there is of all skills. Rows are
 of a seed that decided nothing. *And earlier skills*: 64 prompts that each skill before was taught
 with, answered by the model that a stage begins with, get every other place among the anchor's rows;
-chosen on rows of `validation` once the others' results were known.
+chosen on rows of `validation` once the others' results were known. `--further-seeds` trains three
+more seeds of the last arm and of language_model at its best, asked for once the first three were
+known.
 """
 
 from __future__ import annotations
@@ -210,6 +212,11 @@ SEQUENCE_ARMS = {
         "mlp", [5.5e-3], projection=5.0, rows=1, pull=2.0, earlier=64
     ),
 }
+FURTHER_ARMS = {
+    REFERENCE: AT_BEST,
+    **{name: held for name, held in SEQUENCE_ARMS.items() if held.pull},
+}
+"""Of the five skills in a row, those that get more seeds, of the trainings alone."""
 NEAR_ARMS = {
     REFERENCE: AT_BEST,
     **CHOSEN,
@@ -458,20 +465,28 @@ def main() -> None:
     which.add_argument("--near", action="store_true", help="of kinds that look like the skills")
     which.add_argument("--each", action="store_true", help="each of five skills, alone")
     which.add_argument("--unseen", action="store_true", help="the same, of kinds of no other use")
+    parser.add_argument(
+        "--further-seeds", action="store_true", help="of --sequence: six of what came nearest"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
+    if given.further_seeds and not given.sequence:
+        parser.error("--further-seeds are of --sequence")
     names = ("fresh", "wider", "sequence", "closer", "unseen", "pulled", "each", "near")
     chosen = [name for name in names if getattr(given, name)]
     name = "-".join(["anchor-goal", *chosen])
     folder = given.output_dir or Path("runs") / name
+    asked = QUESTIONS[name]
+    if given.further_seeds:
+        asked = asked._replace(arms=FURTHER_ARMS, seeds=range(6))
     if not given.table:
         run_study(
-            make_settings(folder, QUESTIONS[name]),
+            make_settings(folder, asked),
             lambda result, left: print(f"{result.chain}; {left} left", flush=True),
             num_workers=given.workers,
         )
-    print_tables(folder, QUESTIONS[name])
+    print_tables(folder, asked)
 
 
 if __name__ == "__main__":
