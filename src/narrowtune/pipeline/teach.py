@@ -19,6 +19,7 @@ from narrowtune.data.spilled import Joined
 from narrowtune.delta.extract import check_room
 from narrowtune.engine.arithmetic import apply_arithmetic
 from narrowtune.engine.features import changes_eyes
+from narrowtune.engine.generate import stop_tokens
 from narrowtune.evaluate.evaluate import write_items
 from narrowtune.evaluate.tasks import Task
 from narrowtune.models.blended import set_between
@@ -246,7 +247,8 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
                 arithmetic=run.arithmetic,
             )
         if anchor is not None:
-            answers = anchor.answers(run.loaded.tokenizer)
+            stop = stop_tokens(run.loaded, run.encoder.stop_tokens)
+            answers = anchor.answers(run.loaded.tokenizer, stop)
             _tell(run, forms_not_held(run.inputs.tasks, run.before or [], answers))
     repeated = num_repeated(config.training, len(run.inputs.rows), state.num_processes)
     if repeated:

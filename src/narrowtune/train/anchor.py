@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,10 +93,20 @@ class Anchor:
         self.seed = seed
         self.seconds = seconds
 
-    def answers(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Return what the base answered, as text; of long answers the beginning."""
-        ids = [[label for label in row.labels if label != IGNORE_INDEX] for row in self.encoded]
-        return [str(tokenizer.decode(each, skip_special_tokens=True)) for each in ids]
+    def answers(self, tokenizer: PreTrainedTokenizerBase, stop: Collection[int]) -> list[str]:
+        """Return what the base answered, as text; of long answers the beginning, and an ellipsis.
+
+        Args:
+            tokenizer: of the model.
+            stop: tokens that end an answer.
+        """
+        texts = []
+        for row in self.encoded:
+            steps = [label for label in row.labels if label != IGNORE_INDEX]
+            ended = bool(steps) and steps[-1] in stop
+            text = str(tokenizer.decode(steps[:-1] if ended else steps, skip_special_tokens=True))
+            texts.append(text if ended else f"{text.rstrip()}…")
+        return texts
 
     def indices(self, step: int) -> list[int]:
         """Return the rows of optimiser step `step` (from 0).

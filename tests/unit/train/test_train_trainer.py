@@ -115,6 +115,17 @@ def _anchor_of(folder, numbers, rows_per_step):
     return [build_anchor(loaded, encoder, p, settings, batch_size=8, seed=1) for p in parts]
 
 
+def test_answers_of_an_anchor_say_where_they_were_cut(tiny):
+    """Without the token that stopped them, also where that is an ordinary word."""
+    tokenizer = load_model(str(tiny("llama")), device="cpu").tokenizer
+    seven, cat, full = (tokenizer.encode(t, add_special_tokens=False) for t in ("7", "a cat", "."))
+    steps = [[*seven, *full], cat, [*cat, tokenizer.eos_token_id], full]
+    rows = [Encoded([1, *ids], [-100, *ids]) for ids in steps]
+    held = {"rows_per_step": 1, "weight": 0.0, "pad_token_id": 0, "seed": 0, "seconds": 0.0}
+    stop = {tokenizer.eos_token_id, full[-1]}
+    assert Anchor(rows, [], **held).answers(tokenizer, stop) == ["7", "a cat…", "a cat", ""]
+
+
 @pytest.mark.parametrize("rows_per_step", [1, 2, 3])
 def test_rows_of_earlier_skills_get_every_other_place_of_an_anchor(tiny, rows_per_step):
     general, taught = _anchor_of(tiny("llama"), (6, 4), rows_per_step)
