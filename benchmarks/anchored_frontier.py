@@ -108,7 +108,7 @@ def smollm2() -> Iterator[Point]:
     for arm in dict.fromkeys(job.arm for job in runs):
         best = PULLED_AT if arm in PULLED else best_exponent(arm, runs)
         by_seed: dict[int, dict[str, Any]] = {}
-        for stage in ("result", "whole"):  # the latter is on more items
+        for stage in ("result", "whole", "further"):  # the second are on more items
             for job, run in runs.items():
                 if (job.arm, job.stage, job.exponent) == (arm, stage, best):
                     by_seed[job.seed] = run

@@ -182,9 +182,10 @@ def print_over_seeds(runs: dict[Job, dict[str, Any]]) -> None:
             job.seed: run
             for stage in ("result", "whole", "further")  # the second are on more items
             for job, run in runs.items()
-            if (job.arm, job.stage, job.exponent) == (arm, stage, exponent)
+            # A further seed of which language_model is still to be trained has to wait.
+            if (job.arm, job.stage, job.exponent) == (arm, stage, exponent) and job.seed in base
         }
-        if not set(SEEDS) <= set(found) <= set(base):
+        if not set(SEEDS) <= set(found):
             continue
         gains = Effect({seed: _terms(run, lost=False) for seed, run in found.items()})
         behind_it = [value(found[s], "learning") - value(base[s], "learning") for s in found]
