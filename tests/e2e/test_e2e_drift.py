@@ -36,7 +36,8 @@ def _logged(folder):
 def test_drift_is_in_the_log_the_notes_and_the_plots(settings, tmp_path, monkeypatch):
     given = []
 
-    def forms_not_held(tasks, results, answers):
+    def forms_not_held(tasks, results, answers, num_general):
+        assert num_general == 10
         given.append(([t.name for t in tasks], [r.name for r in results], answers))
         return ["No prompt is answered so."]
 

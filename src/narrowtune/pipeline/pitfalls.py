@@ -162,7 +162,10 @@ def nothing_to_lose(results: Sequence[TaskResult]) -> list[str]:
 
 
 def forms_not_held(
-    tasks: Sequence[Task], results: Sequence[TaskResult], answers: Sequence[str]
+    tasks: Sequence[Task],
+    results: Sequence[TaskResult],
+    answers: Sequence[str],
+    num_general: int | None = None,
 ) -> list[str]:
     """Name kept tasks whose form of answers hardly a prompt of the anchor has.
 
@@ -170,6 +173,8 @@ def forms_not_held(
         tasks: of a run.
         results: of the base on them.
         answers: of the base to the anchor's prompts.
+        num_general: the first of them, about anything; all unless given. Those after them, of
+            skills that were taught before, have every other place, however few they are.
     """
     generated = {task.name for task in tasks if task.mode == "generate"}
     kept: dict[Form, list[str]] = {}
@@ -178,11 +183,14 @@ def forms_not_held(
             form = usual_form([item.answer for item in result.items])
             if form is not None:
                 kept.setdefault(form, []).append(result.name)
-    counts = Counter(map(form_of, answers))
+    forms = [form_of(answer) for answer in answers]
+    counts = Counter(forms)
+    general = len(forms) if num_general is None else num_general
+    parts = forms[:general], forms[general:]
     return [
         f"{', '.join(names)}: answered in the form of {form}, as {counts[form]} of the anchor's "
         f"{len(answers)} prompts are. An anchor holds least what no prompt is answered in: give "
         "anchor.prompts some of that form (docs/anchor.md)."
         for form, names in kept.items()
-        if counts[form] <= _FEW * len(answers)
+        if all(part.count(form) <= _FEW * len(part) for part in parts)
     ]

@@ -249,7 +249,8 @@ def _train(run: Run, state: PartialState, console: Console, resume: bool) -> Non
         if anchor is not None:
             stop = stop_tokens(run.loaded, run.encoder.stop_tokens)
             answers = anchor.answers(run.loaded.tokenizer, stop)
-            _tell(run, forms_not_held(run.inputs.tasks, run.before or [], answers))
+            tasks, results = run.inputs.tasks, run.before or []
+            _tell(run, forms_not_held(tasks, results, answers, anchor.num_general))
     repeated = num_repeated(config.training, len(run.inputs.rows), state.num_processes)
     if repeated:
         run.inputs.notes.append(

@@ -207,6 +207,10 @@ def test_kept_forms_that_hardly_a_prompt_of_the_anchor_has_are_named():
     assert said.startswith("gauges, tallies: answered in the form of a number, as 1 of the")
     assert "120 prompts" in said
     assert forms_not_held(tasks, results, [*prompts[3:], "9", "4:15", "70 %", "1,200"]) == []
+    # Few prompts of an earlier skill, which have every other place of an anchor.
+    assert forms_not_held(tasks, results, [*prompts, "9"], num_general=len(prompts)) == []
+    assert forms_not_held(tasks, results, [*prompts, "cat"], num_general=len(prompts)) != []
+    assert forms_not_held(tasks, results, ["9", *prompts], num_general=1) == []
     # Of no usual form: nothing to say.
     assert forms_not_held(tasks, [answered("gauges", "7", "a dog", "(A)")], prompts) == []
 
