@@ -30,6 +30,7 @@ from narrowtune.models.fingerprint import fingerprint, tensor_hashes
 from narrowtune.models.load import load_model, load_reader, save_pretrained
 from narrowtune.models.processors import picture_settings
 from narrowtune.models.select import resolve
+from narrowtune.models.stored import Stored
 from narrowtune.models.structure import find_ties
 from narrowtune.train.masters import copy_tensors
 from tiny_models import FAMILIES, VISION_FAMILIES
@@ -168,7 +169,7 @@ def test_other_layouts_on_disk_are_found(tiny, copy) -> None:
     again = load_model(str(folder), device="cpu")
     assert fingerprint(again.model) == fingerprint(model)
     found = locate(again.family, in_memory, folder, {})
-    assert found == {name: (name,) for name in in_memory}
+    assert found == {name: (Stored((name,)),) for name in in_memory}
     with pytest.raises(ModelError, match="no tensor called"):
         locate(again.family, ["model.language_model.layers.7.mlp.up_proj.weight"], folder, {})
 
@@ -184,7 +185,8 @@ def test_a_tied_tensor_stored_twice_is_found_twice(copy) -> None:
     ties = find_ties(loaded.model)
     name = "model.embed_tokens.weight"
     assert ties == {name: ("lm_head.weight",)}
-    assert locate(loaded.family, [name], folder, ties) == {name: (name, "lm_head.weight")}
+    places = (Stored((name,)), Stored(("lm_head.weight",)))
+    assert locate(loaded.family, [name], folder, ties) == {name: places}
 
 
 @pytest.mark.parametrize("family", ["phi3", "llava", "qwen2_5_vl", "llava_onevision"])
@@ -572,7 +574,7 @@ def test_known_types_with_other_heads_or_language_models_are_unknown(copy) -> No
     with pytest.raises(UnknownFamilyError, match="language model of the model_type 'opt'"):
         find_family({"model_type": "llava", "text_config": {"model_type": "opt"}})
     # Published Qwen2.5-VL files have the language model's settings at the top.
-    assert find_family({"model_type": "qwen2_5_vl"}).matrices["q"] == ("self_attn.q_proj",)
+    assert find_family({"model_type": "qwen2_5_vl"}).matrices["q"] == (("self_attn.q_proj",),)
 
 
 def test_sources_that_are_not_there(monkeypatch) -> None:
