@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import counting_rows, environment, run_cli, write_rows, write_run
+from runs import compute_as, counting_rows, environment, run_cli, write_rows, write_run
 from safetensors.torch import load_file
 
 from narrowtune.delta.store import Delta
@@ -48,11 +48,14 @@ def test_killed_in_the_second_epoch_and_resumed_ends_in_the_same_delta(tiny, tmp
     whole = write_run(tmp_path, model, "whole", training=TRAINING)
     assert run_cli("teach", whole, cache=cache).returncode in (0, 3, 4)
     killed = write_run(tmp_path, model, "killed", training=TRAINING)
+    compute_as(tmp_path / "whole", tmp_path / "killed")
     _kill_at(killed, tmp_path / "killed/checkpoint-10", cache)
     assert not (tmp_path / "killed/record.json").exists()
     resumed = run_cli("teach", killed, "--resume", cache=cache)
     assert resumed.returncode in (0, 3, 4), resumed.stderr
     assert "checkpoint-" in (tmp_path / "killed/record.json").read_text()
+    measured = (tmp_path / "whole/arithmetic.json").read_bytes()
+    assert (tmp_path / "killed/arithmetic.json").read_bytes() == measured
     bits = (tmp_path / "whole/delta.safetensors").read_bytes()
     assert (tmp_path / "killed/delta.safetensors").read_bytes() == bits
     first, second = (
@@ -68,6 +71,7 @@ def test_a_checkpoint_cut_short_is_passed_over(tiny, tmp_path):
     whole = write_run(tmp_path, model, "whole", training=TRAINING)
     assert run_cli("teach", whole, cache=cache).returncode in (0, 3, 4)
     cut = write_run(tmp_path, model, "cut", training=TRAINING)
+    compute_as(tmp_path / "whole", tmp_path / "cut")
     _kill_at(cut, tmp_path / "cut/checkpoint-8", cache)
     newest = max(
         (tmp_path / "cut").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from runs import write_run
+from runs import compute_as, write_run
 
 from narrowtune.core.config import load_config
 from narrowtune.core.errors import TrainingError
@@ -73,6 +73,7 @@ def without_times(values):
 def test_a_run_goes_on_after_its_training(settings, tmp_path, monkeypatch, changes, where):
     whole = teach(settings("whole", **changes))
     config = settings("parts", **changes)
+    compute_as(tmp_path / "whole", tmp_path / "parts")
     stop_after_training(monkeypatch, config, where)
     folder = tmp_path / "parts"
     known = json.loads((folder / "trained.json").read_text())
