@@ -404,7 +404,7 @@ def _print_table(
             groups = [tuple(kind for kind in kinds if kind not in KEPT), KEPT]
             groups += [(kind,) for kind in groups[0]]
         groups += [APART] if set(APART) <= set(kinds) else [(kind,) for kind in kinds]
-        apart = [f"of {', '.join(group)} {line(_lost_of(losses, group))}" for group in groups]
+        apart = [f"of {', '.join(group)} {line(lost_of(losses, group))}" for group in groups]
         trained = [stage for chain in own.values() for stage in chain]
         seconds = sum(stage.seconds for stage in trained) / len(trained)
         at_end = Effect({seed: lost(base, chain[-1:]) for seed, chain in own.items()})
@@ -427,7 +427,7 @@ def _print_table(
         )
 
 
-def _lost_of(losses: Mapping[int, Terms], kinds: Sequence[str]) -> Interval:
+def lost_of(losses: Mapping[int, Terms], kinds: Sequence[str]) -> Interval:
     """Return what is lost of some of the kinds alone."""
     share = len(next(iter(losses.values()))) / len(kinds)  # each counts in the whole by 1 of all
     own = {}

@@ -15,20 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anchor_goal import told
+from anchor_goal import KEPT, lost_of, told
+from anchor_goal import QUESTIONS as ASKED
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
-from recipes_protocol import PULLED, PULLED_AT, Arm, best_exponent, read_runs
-from recipes_table import value
+from recipes_protocol import Arm, read_runs
+from recipes_table import by_seed, value
 
 from narrowtune.report import plotstyle as look
 from narrowtune.study.effects import Effect, learned, lost
 from narrowtune.study.results import base_of, by_chain, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
-QUESTIONS = ("anchor-goal", "anchor-goal-fresh", "anchor-goal-wider", "anchor-goal-pulled")
-UNSEEN = "anchor-goal-unseen"
-KEPT_ONLY = ("arrows", "tallies", "plumage", "gauges")
+QUESTIONS = ("anchor-goal", *(f"anchor-goal-{n}" for n in ("fresh", "wider", "pulled", "unseen")))
 
 GROUPS = {
     "the whole language model": ("#505b6b", "s"),
@@ -66,9 +65,7 @@ def group_of(*, whole: bool, weight: float | None, projection: float, pull: floa
 
 def small_model() -> Iterator[Point]:
     """Yield what was found of the small multimodal model taught clocks."""
-    from anchor_goal import QUESTIONS as ASKED
-
-    for name in (*QUESTIONS, UNSEEN):
+    for name in QUESTIONS:
         results = read_results(ROOT / "docs" / "results" / name / "results.jsonl")
         base = base_of(results)
         found: dict[tuple[str, float], dict[int, Any]] = {}
@@ -79,18 +76,8 @@ def small_model() -> Iterator[Point]:
             if held.like_kept:  # prompts of the very kinds that are kept: another question
                 continue
             losses = {seed: lost(base, stages) for seed, stages in own.items()}
-            if name == UNSEEN:
-                losses = {
-                    seed: {
-                        kind: terms
-                        for kind, terms in loss.items()
-                        if kind.removeprefix("lost ") not in KEPT_ONLY
-                    }
-                    for seed, loss in losses.items()
-                }
-            share = len(lost(base, next(iter(own.values())))) / len(next(iter(losses.values())))
             learnings = told(Effect({seed: learned(base, s) for seed, s in own.items()})).seeds
-            forgotten = [share * each for each in told(Effect(losses)).seeds]
+            forgotten = lost_of(losses, KEPT).seeds
             yield Point(
                 group_of(
                     whole=held.recipe == "language_model",
@@ -106,14 +93,9 @@ def smollm2() -> Iterator[Point]:
     """Yield what was found of SmolLM2 taught to count, at each arm's best rate."""
     runs = read_runs(ROOT / "benchmarks" / "results" / "recipes" / "runs.jsonl")
     for arm in dict.fromkeys(job.arm for job in runs):
-        best = PULLED_AT if arm in PULLED else best_exponent(arm, runs)
-        by_seed: dict[int, dict[str, Any]] = {}
-        for stage in ("result", "whole", "further"):  # the second are on more items
-            for job, run in runs.items():
-                if (job.arm, job.stage, job.exponent) == (arm, stage, best):
-                    by_seed[job.seed] = run
-        if by_seed:
-            seeds = ((value(r, "learning"), value(r, "forgetting")) for r in by_seed.values())
+        found = by_seed(runs, arm)
+        if found:
+            seeds = ((value(r, "learning"), value(r, "forgetting")) for r in found.values())
             yield Point(_group(arm), tuple(seeds))
 
 

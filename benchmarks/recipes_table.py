@@ -12,7 +12,6 @@ import numpy as np
 from recipes_protocol import (
     ARMS,
     DECIDING,
-    EVERY_SEED,
     GRID,
     KEPT,
     PULLED,
@@ -168,23 +167,12 @@ def print_over_seeds(runs: dict[Job, dict[str, Any]]) -> None:
 
     Learned against language_model at its best rate, on the same test questions by seed.
     """
-    best = best_exponent(ARMS[0], runs) or 0
-    asked = [
-        (seed, runs.get(job_of(ARMS[0], best, seed, "result" if seed in SEEDS else "further")))
-        for seed in EVERY_SEED
-    ]
-    base = {seed: run for seed, run in asked if run is not None}
+    base = by_seed(runs, ARMS[0])
     print("\nOver all seeds, all held-out items; 95 % intervals of seeds and groups of items\n")
     print("| recipe | learned | against language_model at its best | lost |\n|---|---|---|---|")
     for arm in (*WHOLE, *PULLED):
-        exponent = PULLED_AT if arm in PULLED else best_exponent(arm, runs)
-        found = {
-            job.seed: run
-            for stage in ("result", "whole", "further")  # the second are on more items
-            for job, run in runs.items()
-            # A further seed of which language_model is still to be trained has to wait.
-            if (job.arm, job.stage, job.exponent) == (arm, stage, exponent) and job.seed in base
-        }
+        # A further seed of which language_model is still to be trained has to wait.
+        found = {seed: run for seed, run in by_seed(runs, arm).items() if seed in base}
         if not set(SEEDS) <= set(found):
             continue
         gains = Effect({seed: _terms(run, lost=False) for seed, run in found.items()})
@@ -192,6 +180,17 @@ def print_over_seeds(runs: dict[Job, dict[str, Any]]) -> None:
         losses = Effect({seed: _terms(run, lost=True) for seed, run in found.items()})
         cells = [shown(gains.interval()), shown(over_seeds(behind_it)), shown(losses.interval())]
         print(f"| {arm} | " + " | ".join(cells) + " |")
+
+
+def by_seed(runs: dict[Job, dict[str, Any]], arm: Arm) -> dict[int, dict[str, Any]]:
+    """Return an arm's runs on test questions at its best rate, or the one that it was given."""
+    exponent = PULLED_AT if arm in PULLED else best_exponent(arm, runs)
+    return {
+        job.seed: run
+        for stage in ("result", "whole", "further")  # the second are on more items
+        for job, run in runs.items()
+        if (job.arm, job.stage, job.exponent) == (arm, stage, exponent)
+    }
 
 
 def shown(found: Interval | None) -> str:
